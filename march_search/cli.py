@@ -1,0 +1,61 @@
+"""The command line: parse, call one function, print rows. Tables go to stdout, progress and errors to stderr."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from march_search.errors import MarchSearchError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}. Try: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from march_search.commands import rank, solve, study
+
+    top = _Parser(prog="march-search", description="Which shape should this transformer have?")
+    top.add_argument("--version", action="store_true", help="print the version and stop")
+    verbs = top.add_subparsers(dest="verb", metavar="solve | study | rank", parser_class=_Parser)
+    for command in (solve, study, rank):
+        command.add(verbs)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (see `march_search.errors`; 130 and 143 after an interruption)."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.version:
+        from march_search import __version__
+
+        print(__version__)
+        return 0
+    if options.verb is None:
+        top.print_help()
+        return 2
+    return _guarded(options)
+
+
+def _guarded(options: Any) -> int:
+    """Runs the chosen command; what a person can mend becomes one line."""
+    try:
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except MarchSearchError as error:
+        print(f"march-search: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("march-search: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,64 @@
+"""What to say when no architecture meets a budget: the nearest on either side, and which way out there is."""
+
+from collections.abc import Callable
+
+from march_search.architecture import Architecture
+from march_search.budget import Budget
+from march_search.errors import EmptySetError
+from march_search.solver import FeasibleSet, solve, solve_band
+from march_search.space import SearchSpace
+
+
+def solve_or_explain(space: SearchSpace) -> FeasibleSet:
+    """`solve(space)`, refusing an empty set.
+
+    Raises:
+        EmptySetError: nothing is feasible; the message names the closest architectures and what to widen.
+        ConfigError: the space has no budget.
+    """
+    found = solve(space)
+    if not len(found):
+        raise EmptySetError(
+            f"No architecture of the space {space.name} has {found.budget}. {_way_out(space, found.budget)}"
+        )
+    return found
+
+
+def closest(space: SearchSpace, budget: Budget) -> list[Architecture]:
+    """The largest architecture below an unreachable `budget` and the smallest above it, as far as they exist."""
+    below = _first(space, budget, "-params", lambda near, far: (int(budget.low / far), int(budget.low / near)))
+    above = _first(space, budget, "params", lambda near, far: (int(budget.high * near), int(budget.high * far)))
+    return below + above
+
+
+def _first(
+    space: SearchSpace, budget: Budget, key: str, band: Callable[[float, float], tuple[int, int]]
+) -> list[Architecture]:
+    """The nearest member on one side, in bands that begin at the budget and grow fourfold in width."""
+    near, width = 1.0, 0.001
+    while True:
+        low, high = band(near, 1 + width)
+        if high < 1 or low > 10**15:
+            return []
+        found = solve_band(space, budget, low, high)
+        if len(found):
+            return list(found.top(1, key))
+        near, width = 1 + width, 4 * width
+
+
+def _way_out(space: SearchSpace, budget: Budget) -> str:
+    """The closest architectures, and which range to widen."""
+    sides = closest(space, budget)
+    if not sides:
+        return "No point of the grid keeps the rules: loosen a rule or widen an axis."
+    counts = [a.num_params if budget.count == "total" else a.num_params_non_embedding for a in sides]
+    named = " and ".join(
+        f"{a.name} at {budget.difference_percent(n):+.3g}%" for a, n in zip(sides, counts, strict=True)
+    )
+    if len(sides) == 2:
+        return f"Closest: {named}. Widen the tolerance, or give an axis more values."
+    end, verb = (
+        ("largest", "Raise the upper ends") if counts[0] < budget.parameters else ("smallest", "Lower the lower ends")
+    )
+    axes = [axis for axis in ("num_layers", "d_model", "d_ff") if axis in space.varying] or ["d_model"]
+    return f"The {end} it has: {named}. {verb} of {', '.join(axes)}, or change the budget."

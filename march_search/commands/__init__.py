@@ -1,0 +1,6 @@
+"""The commands: each module adds its options to the parser and prints what it finds."""
+
+from typing import Any
+
+Verbs = Any
+"""What `argparse`'s `add_subparsers` returns."""

@@ -1,0 +1,73 @@
+"""`march-search rank`: the architectures of a study in order."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from march_search.commands import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the command to the parser."""
+    rank = verbs.add_parser("rank", help="print the architectures of a study in order")
+    rank.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
+    rank.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    rank.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
+    rank.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the ranking."""
+    from march_search.evidence.ranking import other_rows, ranked_rows
+    from march_search.evidence.trials import read_study
+    from march_search.report import architectures, tables
+
+    study = read_study(options.study, Path(options.root))
+    rows, others = ranked_rows(study), other_rows(study)
+    if options.format == "json":
+        value = {"schema_version": 1, "study": study.name, "reference": study.reference}
+        value |= {"ranked": architectures.public(rows), "not_ranked": architectures.public(others)}
+        print(json.dumps(value, indent=1))
+    elif options.format == "csv":
+        first = ["rank", "name", "loss", "perplexity", "context_gain", "tokens", "tokens_per_second", "state", "reason"]
+        keys = list(dict.fromkeys([*first, *architectures.public([*rows, *others])[0]]))
+        sys.stdout.write(tables.csv_text(architectures.public([*rows, *others]), keys))
+    elif options.format == "markdown":
+        sys.stdout.write(tables.markdown_text([*rows, *others], architectures.RANK_COLUMNS))
+    else:
+        _print_tables(study, rows, others)
+    return 0
+
+
+def _print_tables(study: Any, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """The ranked table, and below it the trials that have no rank."""
+    from march_search.report import architectures, tables
+
+    out = tables.console()
+    narrow = out.width < tables.WIDE
+    title = f"{study.name}: {len(rows)} of {len(study.trials)} trials complete, ranked by validation loss"
+    out.print(tables.rich_table(rows, architectures.RANK_COLUMNS, title, out.width))
+    if others:
+        out.print(tables.rich_table(others, architectures.OTHER_COLUMNS, "not ranked", out.width))
+    for line in notes(study, narrow):
+        out.print(line, style="dim")
+
+
+def notes(study: Any, narrow: bool) -> list[str]:
+    """What a reader of the ranking has to know, a sentence a line."""
+    from march_search.report.architectures import NARROW_LEGEND
+
+    lines = [f"{NARROW_LEGEND}, gain context gain"] if narrow else []
+    lines.append(
+        "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
+    )
+    unigram = study.reference.get("target_unigram_nats")
+    if unigram is not None:
+        lines.append(f"A model that knows only token frequencies has a loss of {unigram:.3f} on these targets.")
+    if len({t.seed for t in study.trials}) == 1:
+        lines.append(
+            "One seed each: differences of the size of seed noise (0.005-0.010 nats in published runs) mean nothing."
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""`march-search study`: list the shipped studies, run one, or say what running it would do."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from march_search.commands import Verbs
+from march_search.config import StudyConfig
+from march_search.study.folders import DEFAULT_ROOT
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the command to the parser."""
+    study = verbs.add_parser("study", help="run a study, or list those that are shipped")
+    actions = study.add_subparsers(dest="action", metavar="list | run", required=True, parser_class=type(study))
+    listing = actions.add_parser("list", help="shipped studies, and those below the root")
+    listing.set_defaults(run=run_list)
+    running = actions.add_parser(
+        "run", help="train what a study asks for; the same command goes on after an interruption"
+    )
+    running.add_argument("study", metavar="STUDY", help="a TOML file, or the name of a shipped study")
+    running.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
+    running.set_defaults(run=run_study)
+    for parser in (listing, running):
+        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Prints shipped studies and started ones."""
+    from march_search.files import read_json
+    from march_search.report.tables import Column, console, rich_table
+    from march_search.settings import read_file
+    from march_search.shipped import shipped_folder, shipped_names
+
+    rows = []
+    for name in shipped_names("studies"):
+        table = read_file(shipped_folder("studies") / f"{name}.toml")
+        rows.append({"study": name, "trials": None, "description": table.get("description", "")})
+    for path in sorted(Path(options.root).glob("*/study.json")):
+        settings = (read_json(path) or {}).get("settings", {})
+        trials = len(list(path.parent.glob("trials/*/trial.json")))
+        rows.append({"study": str(path.parent), "trials": trials, "description": settings.get("description", "")})
+    columns = (
+        Column("study", "study", "study", left=True),
+        Column("trials", "trials started", "trials"),
+        Column("description", "what it asks", "what it asks", left=True),
+    )
+    out = console()
+    out.print(rich_table(rows, columns, "", out.width))
+    return 0
+
+
+def load(text: str) -> tuple[StudyConfig, str, Path]:
+    """The study of a file or a shipped name: its settings, its name, and the folder the file is in."""
+    from march_search.settings import build, read_file
+    from march_search.shipped import shipped_path
+
+    path = shipped_path("studies", text)
+    return build(StudyConfig, read_file(path), str(path)), path.stem, path.parent
+
+
+def run_study(options: argparse.Namespace) -> int:
+    """Runs a study, or prints its plan."""
+    from march_search.data import corpora
+    from march_search.errors import ConfigError
+    from march_search.report.tables import console
+    from march_search.study import candidates
+    from march_search.study.folders import StudyFolder
+    from march_search.study.plan import plan_rows
+
+    config, name, folder = load(options.study)
+    root = Path(options.root)
+    study_folder = StudyFolder.of(root, name)
+    try:
+        chosen = candidates.choose(config, folder)
+        rows_of = plan_rows(config, chosen, corpora.check(config.data, folder), study_folder.path)
+    except ConfigError as error:
+        raise ConfigError(f"{options.study}: {error}") from None
+    out = console(stderr=not options.dry_run)
+    _print_plan(out, name, rows_of)
+    if options.dry_run:
+        _print_candidates(out, chosen, config)
+        return 0
+    return _train(config, name, folder, root, study_folder, chosen)
+
+
+def _print_plan(out: Any, name: str, rows: list[tuple[str, str]]) -> None:
+    """The plan as two columns."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"study {name}", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
+    """The architectures a study would train."""
+    from march_search.report import architectures, tables
+
+    budget, data, rows = chosen.found.budget, config.data, []
+    for a in chosen.architectures:
+        flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
+        counted = a.num_params if budget.count == "total" else a.num_params_non_embedding
+        cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
+        rows.append(architectures.architecture_row(a) | cost)
+    title = f"{len(rows)} candidates, in order"
+    out.print(tables.rich_table(rows, architectures.SOLVE_COLUMNS, title, out.width))
+
+
+def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any) -> int:
+    """Prepares the data and runs the trials; the exit code says how it ended."""
+    from march_search.data.reference import unigram_nats
+    from march_search.data.store import Store, prepare
+    from march_search.files import make_folder, write_json
+    from march_search.study.candidates import with_seeds
+    from march_search.study.runner import StudyRun
+
+    make_folder(root)
+    study_folder.keep_settings(config)
+    print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
+    store = prepare(config.data, root, folder, tokens=config.training.tokens)
+    write_json(study_folder.path / "reference.json", unigram_nats(Store.open(store), config.data))
+    summary = StudyRun(config, study_folder, store, with_seeds(chosen, config)).run()
+    counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
+    print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
+    if summary.signum:
+        print(f"{name}: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 128 + summary.signum
+    return 1 if summary.failed else 0
+
+
+def _root_option(root: Path) -> str:
+    """The --root a person has to repeat."""
+    return "" if str(root) == DEFAULT_ROOT else f" --root {root}"

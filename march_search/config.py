@@ -1,0 +1,313 @@
+"""Study and trial settings: the tables of studies/*.toml, checked before anything starts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from march_search.errors import ConfigError
+from march_search.spans import SpanLengths, span_lengths
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`[data]`: which text, which tokenizer, and how examples are cut from it."""
+
+    corpus: str = "wikipedia-summaries"
+    """A corpus by name (`march-search data list`), a local file, folder or glob of .txt, .jsonl or .parquet, or
+    `hub:OWNER/NAME` for any data set of the Hugging Face hub."""
+    hub_config: str | None = None
+    """Configuration of a hub data set, where it has several."""
+    hub_split: str = "train"
+    """Split of a hub data set."""
+    hub_revision: str | None = None
+    """Pinned git revision of a hub data set; None takes the newest and records which."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    vocab_size: int = 32128
+    """Tokens of the byte-level BPE vocabulary, `</s>`, `<pad>` and the sentinels included."""
+    tokenizer_bytes: int = 50_000_000
+    """Bytes of text the tokenizer is trained on, from the first training documents."""
+    sequence_length: int = 512
+    """Tokens of text an example is made from, before corruption. The data budget counts these."""
+    noise_density: float = 0.15
+    """Share of an example's tokens that the target holds."""
+    mean_span_length: float = 3.0
+    """Mean tokens of a corrupted span."""
+    validation_fraction: float = 0.02
+    """Share of documents kept for validation, chosen by a hash of their text."""
+    validation_sequences: int = 512
+    """Examples of the fixed validation set."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        try:
+            lengths = self.lengths
+        except ValueError as error:
+            raise ConfigError(f"[data]: {error}.") from None
+        if lengths.spans > 100:
+            raise ConfigError(
+                f"[data]: {self.sequence_length} tokens make {lengths.spans} spans, more than the 100 sentinels: "
+                "shorten sequence_length or lengthen mean_span_length."
+            )
+        if self.vocab_size < 384:
+            raise ConfigError(
+                f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
+            )
+        if not 0 < self.validation_fraction < 0.5:
+            raise ConfigError(f"[data]: validation_fraction must lie in (0, 0.5), not {self.validation_fraction}.")
+        if self.validation_sequences < 2:
+            raise ConfigError("[data]: validation_sequences must be at least 2.")
+
+    @property
+    def lengths(self) -> SpanLengths:
+        """Input and target lengths of an example."""
+        return span_lengths(self.sequence_length, self.noise_density, self.mean_span_length)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """`[training]`: the recipe of every trial. The defaults are the 2023 study's."""
+
+    tokens: int = 1000 * 1_048_576
+    """Data budget of a trial, in tokens of text before corruption; a multiple of `global_batch_tokens`."""
+    global_batch_tokens: int = 1_048_576
+    """Tokens of one optimizer step over all devices; a multiple of the sequence length."""
+    micro_batch_sequences: int | None = None
+    """Examples a device takes at once; None for its whole share of the global batch."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    """Decay of AdamW's two moments."""
+    epsilon: float = 1e-8
+    """AdamW's denominator term."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only; norms and position tables have none."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: as it is, or down to `final_learning_rate` at the end of the data budget."""
+    final_learning_rate: float = 0.0
+    """Where `linear` and `cosine` end, as a fraction of the peak."""
+    warmup_tokens: int = 0
+    """Tokens over which the learning rate rises from 0."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 for none."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Type of weights and activations in the passes; the optimizer's own copies are fp32 in both."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed's ZeRO spreads over devices: 1 optimizer state, 2 gradients too, 3 weights too."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    init: str = "t5"
+    """Initialisation recipe, see `march_search.model`."""
+    evaluations: int = 10
+    """Evaluations, evenly spread in steps, the last at the end of the data budget."""
+    evaluate_at: tuple[int, ...] = ()
+    """Token counts to evaluate at instead, multiples of `global_batch_tokens`; the end is always added."""
+    checkpoints: int = 4
+    """Checkpoints, evenly spread; 0 for none, which makes an interrupted trial start again."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if self.tokens < 1 or self.global_batch_tokens < 1:
+            raise ConfigError("[training]: tokens and global_batch_tokens must be at least 1.")
+        if self.tokens % self.global_batch_tokens:
+            near = max(1, round(self.tokens / self.global_batch_tokens)) * self.global_batch_tokens
+            raise ConfigError(
+                f"[training]: tokens ({self.tokens:,}) must be a multiple of global_batch_tokens "
+                f"({self.global_batch_tokens:,}); the nearest is {near:_}."
+            )
+        if not (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)):
+            raise ConfigError(f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}.")
+        if not 0 < self.learning_rate < 10:
+            raise ConfigError(f"[training]: learning_rate must lie in (0, 10), not {self.learning_rate}.")
+        negative = [
+            name
+            for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate")
+            if getattr(self, name) < 0
+        ]
+        if negative or self.epsilon <= 0:
+            raise ConfigError(
+                f"[training]: {(negative or ['epsilon'])[0]} must not be negative (epsilon must be above 0)."
+            )
+        if self.evaluations < 1:
+            raise ConfigError("[training]: evaluations must be at least 1.")
+        for tokens in self.evaluate_at:
+            if not 0 < tokens <= self.tokens or tokens % self.global_batch_tokens:
+                raise ConfigError(
+                    f"[training]: evaluate_at holds {tokens:,}, which is no multiple of global_batch_tokens "
+                    f"({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
+                )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a whole trial."""
+        return self.tokens // self.global_batch_tokens
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Steps after which the model is evaluated, ascending, the last step included."""
+        if self.evaluate_at:
+            return tuple(sorted({*(t // self.global_batch_tokens for t in self.evaluate_at), self.steps}))
+        return spread(self.steps, self.evaluations)
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """Steps after which a checkpoint is written, ascending, the last step left out."""
+        return spread(self.steps, self.checkpoints + 1)[:-1] if self.checkpoints else ()
+
+
+def spread(steps: int, count: int) -> tuple[int, ...]:
+    """At most `count` different steps from 1 to `steps`, evenly apart, the last one `steps`."""
+    return tuple(sorted({max(1, round(steps * part / count)) for part in range(1, count + 1)}))
+
+
+@dataclass(frozen=True)
+class DevicesConfig:
+    """`[devices]`: what one trial runs on."""
+
+    kind: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes GPUs where torch finds any."""
+    ranks: int = 1
+    """Processes of a trial, one a GPU; on a CPU they share the cores."""
+    threads: int | None = None
+    """CPU threads of a rank; None divides the machine's cores."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if self.ranks < 1 or (self.threads is not None and self.threads < 1):
+            raise ConfigError("[devices]: ranks and threads must be at least 1.")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is cut: `sequences = ranks * accumulation * micro_batch` examples a step."""
+
+    sequences: int
+    """Examples of a global batch."""
+    ranks: int
+    """Processes."""
+    micro_batch: int
+    """Examples a process takes at once."""
+    accumulation: int
+    """Micro batches of a process in one step."""
+
+    @classmethod
+    def of(cls, training: TrainingConfig, data: DataConfig, ranks: int) -> "BatchPlan":
+        """The plan of these settings.
+
+        Raises:
+            ConfigError: a division leaves a remainder; the message says which values would not.
+        """
+        sequences, rest = divmod(training.global_batch_tokens, data.sequence_length)
+        if rest or not sequences:
+            near = max(1, round(training.global_batch_tokens / data.sequence_length)) * data.sequence_length
+            raise ConfigError(
+                f"[training]: global_batch_tokens ({training.global_batch_tokens:,}) must be a multiple of "
+                f"[data] sequence_length ({data.sequence_length}); the nearest is {near:_}."
+            )
+        if sequences % ranks:
+            raise ConfigError(f"[devices]: {sequences} sequences a step cannot be divided between {ranks} ranks.")
+        share = sequences // ranks
+        micro = training.micro_batch_sequences or share
+        if micro < 1 or share % micro:
+            fits = [m for m in range(1, share + 1) if share % m == 0]
+            near = min(fits, key=lambda m: abs(m - micro))
+            raise ConfigError(
+                f"[training]: micro_batch_sequences ({micro}) must divide the {share} sequences of a rank; the nearest "
+                f"that does is {near}."
+            )
+        return cls(sequences, ranks, micro, share // micro)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """`[search]`: which architectures are tried."""
+
+    trials: int = 8
+    """How many architectures."""
+    strategy: Literal["design", "sample", "all", "list"] = "design"
+    """`design`: spread over the feasible set; `sample`: uniform from it; `all` of it; `list`: only `architectures`."""
+    spread: tuple[str, ...] = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
+    """Axes over which a design spreads."""
+    seed: int = 0
+    """Seed of `design` and `sample`."""
+    architectures: tuple[str, ...] = ()
+    """Names that are tried first, on the budget or not; with `list`, the only ones."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds; every architecture is trained once with each."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("[search]: trials must be at least 1, and seeds a list of different numbers.")
+        if self.strategy == "list" and not self.architectures:
+            raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
+
+
+@dataclass(frozen=True)
+class PrunerConfig:
+    """`[pruner]`: when Optuna stops a trial early."""
+
+    kind: Literal["none", "median", "halving"] = "none"
+    """`median`: worse than the median of earlier trials at the same tokens. `halving`: successive halving."""
+    startup_trials: int = 4
+    """`median`: trials that run to their end before any is stopped."""
+    warmup_tokens: int = 0
+    """No trial is stopped before it has seen so many tokens."""
+    reduction_factor: int = 2
+    """`halving`: one in so many goes on at each rung."""
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if self.startup_trials < 0 or self.warmup_tokens < 0 or self.reduction_factor < 2:
+            raise ConfigError(
+                "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
+            )
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """One file of studies/: a question, the architectures that answer it, and how they are trained."""
+
+    space: str
+    """A shipped search space, or a TOML file beside the study's."""
+    description: str = ""
+    """One line, shown by `study list`."""
+    question: str = ""
+    """What the study asks."""
+    budget: str | None = None
+    """Parameter budget, if not the space's own."""
+    tolerance: str | None = None
+    """Tolerance, if not the space's own."""
+    storage: str | None = None
+    """An Optuna storage URL; None keeps a journal file in the study's folder."""
+    search: SearchConfig = SearchConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    devices: DevicesConfig = DevicesConfig()
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a global batch is cut."""
+        return BatchPlan.of(self.training, self.data, self.devices.ranks)
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """`trial.json`: all that one trial needs to know."""
+
+    architecture: str
+    """The architecture's name."""
+    store: str
+    """Folder of the prepared tokens, absolute or relative to the trial's folder."""
+    seed: int = 0
+    """Seeds initialisation and the order of the data."""
+    data: DataConfig = DataConfig()
+    training: TrainingConfig = TrainingConfig()
+    devices: DevicesConfig = DevicesConfig()
+    schema_version: Literal[1] = 1
+    """Version of this file's form."""
+
+    @property
+    def batch(self) -> BatchPlan:
+        """How a global batch is cut."""
+        return BatchPlan.of(self.training, self.data, self.devices.ranks)

@@ -1,0 +1,108 @@
+"""Rows of the Hugging Face hub, and of local files through the same call, as a stream of documents."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from march_search.config import DataConfig
+from march_search.data.files import file_sha256, one_line
+from march_search.errors import DataError
+
+_HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A data set of the Hugging Face hub, or a local folder laid out like one."""
+
+    name: str
+    hub_config: str | None
+    config: DataConfig
+    is_local: bool = False
+    is_stream: bool = True
+
+    def texts(self) -> Iterator[str]:
+        """The text column of every row, streamed."""
+        options = {"name": self.hub_config, "split": self.config.hub_split, "revision": self.config.hub_revision}
+        return stream(self.name, self.config, self.name, **options)
+
+    def identity(self) -> dict[str, Any]:
+        """Name, configuration, split, revision and column; for a local folder the hash of its files."""
+        place = {"config": self.hub_config, "split": self.config.hub_split, "column": self.config.text_column}
+        if self.is_local:
+            files = sorted(file for file in Path(self.name).rglob("*") if file.is_file())
+            digest = hashlib.sha256(
+                "".join(f"{f.relative_to(self.name)} {file_sha256(f)}\n" for f in files).encode()
+            ).hexdigest()
+            return {"kind": "hub folder", **place, "sha256": digest}
+        return {"kind": "hub", "name": self.name, **place, "revision": self.config.hub_revision}
+
+    def newest_revision(self) -> str | None:
+        """The git revision that reading would take now: the pinned one, or the hub's answer; None for a local folder.
+
+        Raises:
+            DataError: the hub cannot be reached or has no such data set.
+        """
+        if self.is_local or self.config.hub_revision:
+            return self.config.hub_revision
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().dataset_info(self.name).sha
+        except Exception as error:  # the hub's client raises errors of many libraries
+            raise _unreadable(self.name, error, _HUB_WAY_OUT) from None
+
+    def summary(self) -> str:
+        """Where it would come from."""
+        if self.is_local:
+            return f"the folder {self.name}, streamed"
+        at = f" at {self.config.hub_revision}" if self.config.hub_revision else ""
+        return (
+            f"streamed from the hub: {self.name} {self.hub_config or ''}".rstrip() + f"{at} (the network was not asked)"
+        )
+
+
+def stream(label: str, config: DataConfig, path: str, **options: Any) -> Iterator[str]:
+    """The text column of every row of `datasets.load_dataset(path, **options)`; null counts as empty."""
+    import datasets
+
+    column = config.text_column
+    try:
+        for row in datasets.load_dataset(path, streaming=True, **options):
+            if column not in row:
+                raise DataError(f'{label}: has no column "{column}"; set text_column to one of: {", ".join(row)}.')
+            if not isinstance(row[column], str | None):
+                raise DataError(f'{label}: column "{column}" holds {type(row[column]).__name__}, not text.')
+            yield row[column] or ""
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network alike
+        raise _unreadable(label, error, "Check the files." if "data_files" in options else _HUB_WAY_OUT) from None
+
+
+def _unreadable(label: str, error: Exception, way_out: str) -> DataError:
+    """One line about a data set that is missing, damaged or out of reach."""
+    return DataError(f"{label}: cannot be read ({one_line(error)}). {way_out}")
+
+
+@contextlib.contextmanager
+def caches(folder: Path) -> Iterator[None]:
+    """Keeps what `datasets` and the hub's client write inside `folder` while the context is open."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, a later fork prints no warning
+    places = [(datasets.config, "HF_DATASETS_CACHE"), (datasets.config, "HF_MODULES_CACHE")]
+    places += [(hub, "HF_HUB_CACHE"), (hub, "HF_ASSETS_CACHE"), (hub, "HF_XET_CACHE")]
+    before = [(module, name, getattr(module, name)) for module, name in places if hasattr(module, name)]
+    try:
+        for module, name, value in before:
+            setattr(module, name, type(value)(folder / name.split("_")[1].lower()))
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)

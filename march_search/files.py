@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all, and locks that die with their holder."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from march_search.errors import StorageError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that a reader sees the old file or the whole new one, also after a crash.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; an older file is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; None where the file is missing or is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def make_folder(path: Path) -> Path:
+    """`path` as a folder that can be written.
+
+    Raises:
+        StorageError: it cannot be made or written; the message says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}. Choose another folder with --root.") from None
+    return path
+
+
+@contextmanager
+def lock(path: Path, busy: str) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path` until the block or the process ends.
+
+    Raises:
+        StorageError: somebody else holds it; the message is `busy`.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(busy) from None
+        yield
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a torn last line is left out, a missing file is empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    lines = text.split("\n")[:-1]
+    return [value for value in map(_parse, lines) if isinstance(value, dict)]
+
+
+def _parse(line: str) -> Any:
+    """The JSON value of one line, None where it is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

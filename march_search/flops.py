@@ -1,0 +1,110 @@
+"""Floating-point operations of matrix products and attention, for one architecture or arrays of them.
+
+A multiply-add is two operations. Counted: every weight matrix at every position it is applied to, attention scores and
+their product with the values over the full rectangle (causal masks save nothing here), and the output layer over the
+vocabulary. Not counted: embedding look-ups, norms, softmax, activation functions, residual sums and the no-op key. The
+backward pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
+"""
+
+from typing import Any
+
+from march_search.parameters import Run, projections, stack_runs
+from march_search.spans import span_lengths
+
+
+def flops_per_token(
+    a: Any,
+    sequence_length: int = 512,
+    noise_density: float = 0.15,
+    mean_span_length: float = 3.0,
+    backward: bool = True,
+) -> Any:
+    """Operations per token of text.
+
+    A token is one token of the corpus before corruption, the unit of the data budget: an encoder-decoder reads
+    `sequence_length` of them as a shorter input and a target (`spans.span_lengths`), a decoder-only model as they are.
+
+    Args:
+        a: an `Architecture`, or an object with its fields as int64 arrays.
+        sequence_length: tokens of text an example is made from.
+        noise_density: share of them that span corruption moves to the target.
+        mean_span_length: mean tokens of a span.
+        backward: True counts forward and backward passes, False the forward pass alone.
+    """
+    if a.structure == "decoder-only":
+        forward = forward_flops(a, 0, sequence_length)
+    else:
+        lengths = span_lengths(sequence_length, noise_density, mean_span_length)
+        forward = forward_flops(a, lengths.input, lengths.target)
+    return forward * (3 if backward else 1) / sequence_length
+
+
+def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
+    """Operations of a forward pass over an example of `input_length` encoder and `target_length` decoder positions."""
+    total = 2 * target_length * a.vocab_size * a.d_model
+    kept = input_length
+    if a.structure != "decoder-only":
+        kept = reduced_length(input_length, a.length_reduction)
+        total = total + _encoder(a, input_length, kept)
+        depth = a.num_layers if a.num_decoder_layers is None else a.num_decoder_layers
+    else:
+        depth = a.num_layers
+    return total + _decoder(a, depth, input_length, kept, target_length)
+
+
+def reduced_length(length: int, fraction: float) -> int:
+    """Positions that are left when an encoder keeps `fraction` of `length`, at least one."""
+    return max(1, round(length * fraction))
+
+
+def _encoder(a: Any, length: int, kept: int) -> Any:
+    """Encoder: from the middle layer on `kept` positions, whose first layer still reads all keys."""
+    total, before = 0, True
+    for run in stack_runs(a, a.num_layers):
+        if not run.second_half:
+            total = total + run.applied * _layer(a, run, length, length)
+            continue
+        first = 1 if before else 0
+        total = total + first * _layer(a, run, kept, length) + (run.applied - first) * _layer(a, run, kept, kept)
+        before = False
+    return total + _moves(a, a.num_layers, length, kept)
+
+
+def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int) -> Any:
+    """Decoder of `length` positions over an encoder of `kept` output positions (0: none)."""
+    total, before = _moves(a, num_layers, length, length), True
+    for run in stack_runs(a, num_layers):
+        total = total + run.applied * _layer(a, run, length, length)
+        if not input_length:
+            continue
+        own_layer = a.cross_attention != "output"
+        full = run.applied if own_layer and not run.second_half else 0
+        if own_layer and run.second_half and before:
+            full, before = 1, False
+        total = (
+            total + full * _cross(a, run, length, input_length) + (run.applied - full) * _cross(a, run, length, kept)
+        )
+    return total
+
+
+def _layer(a: Any, run: Run, queries: int, keys: int) -> Any:
+    """Self-attention and feed-forward of one layer."""
+    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
+    attention = 4 * run.width * run.inner * (queries + keys) + 4 * queries * keys * run.inner
+    return attention + 2 * queries * matrices * run.width * a.d_ff
+
+
+def _cross(a: Any, run: Run, queries: int, keys: int) -> Any:
+    """Cross-attention of one layer."""
+    weights = {"output": a.d_model * run.inner, "layer": run.inner * run.inner, "layer-shared": 0}[a.cross_attention]
+    return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
+
+
+def _moves(a: Any, num_layers: int, length: int, kept: int) -> Any:
+    """Projections between residual widths; those after the middle layer see `kept` positions."""
+    if a.bottleneck == "none":
+        return 0
+    steps = projections(a, num_layers)
+    return sum(
+        2 * (length if index <= num_layers // 2 else kept) * (w != v) * (w * v) for index, (w, v) in enumerate(steps)
+    )

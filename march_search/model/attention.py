@@ -1,0 +1,185 @@
+"""Self-attention and cross-attention, with their matrices.
+
+Shape suffixes: B examples, L query positions, M key positions, S encoder positions, W residual width, H heads,
+K `d_kv`, X = H * K inner width, E width of the encoder's output; scores_BHLM.
+"""
+
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from march_search.model.init import Kinds
+from march_search.model.positions import Places, rotate
+from march_search.parameters import Run
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of one self-attention, each (B, S, H, K), before any rotary turn."""
+
+CPU_KEYS = 512
+"""Up to so many keys, attention on a CPU goes through plain matrix products instead of SDPA."""
+
+
+class Attention(nn.Module):
+    """What self-attention and cross-attention have in common: shape, output matrix, no-op key, the product itself."""
+
+    def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
+        """Attention of a layer of this shape, in a stack of `layers`."""
+        super().__init__()
+        self.heads, self.d_kv, self.inner = shape.heads, shape.d_kv, shape.inner
+        self.q_kind = "q_unscaled" if position == "relative" else "q"
+        self.scale = 1.0 if position == "relative" else shape.d_kv**-0.5
+        self.has_noop = noop_key != "none"
+        self.o = nn.Parameter(torch.empty(shape.width, shape.inner))
+        self.noop_key = nn.Parameter(torch.empty(shape.inner)) if noop_key == "learned" else None
+        self.sizes = {"width": shape.width, "inner": shape.inner, "d_kv": shape.d_kv, "layers": layers}
+
+    def kinds(self) -> Kinds:
+        """Its parameters, for `init`."""
+        yield "o", self.o, self.sizes
+        if self.noop_key is not None:
+            yield "noop_key", self.noop_key, self.sizes
+
+    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, places: Places | None) -> Tensor:
+        """Attention and output matrix: what the layer adds to the residual stream, (B, L, W)."""
+        if self.has_noop:
+            k_BMHK, v_BMHK = self._with_noop(k_BMHK, v_BMHK)
+        q_BHLK, k_BHMK, v_BHMK = q_BLHK.transpose(1, 2), k_BMHK.transpose(1, 2), v_BMHK.transpose(1, 2)
+        bias_HLM, causal = (places.bias_HLM, places.causal) if places else (None, False)
+        bias_HLM = None if bias_HLM is None else bias_HLM[: self.heads]
+        y_BHLK = scaled_attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, self.scale)
+        return F.linear(y_BHLK.transpose(1, 2).flatten(2), self.o)
+
+    def _with_noop(self, k_BMHK: Tensor, v_BMHK: Tensor) -> KeysValues:
+        """Keys and values with one more position at the end, whose value, and key unless it is learned, is 0."""
+        zero = (0, 0, 0, 0, 0, 1)
+        if self.noop_key is None:
+            return F.pad(k_BMHK, zero), F.pad(v_BMHK, zero)
+        noop_BMHK = self.noop_key.view(1, 1, self.heads, self.d_kv).expand(len(k_BMHK), -1, -1, -1)
+        return torch.cat((k_BMHK, noop_BMHK), 1), F.pad(v_BMHK, zero)
+
+    def _split(self, x_BLX: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """`parts` views (B, L, H, K) of one projection's output."""
+        return x_BLX.unflatten(-1, (parts, self.heads, self.d_kv)).unbind(2)
+
+
+class SelfAttention(Attention):
+    """Attention of a sequence to itself, with queries, keys and values from one matrix."""
+
+    def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
+        """The rows of `qkv` are queries, keys, values."""
+        super().__init__(shape, position, noop_key, layers)
+        self.qkv = nn.Parameter(torch.empty(3 * shape.inner, shape.width))
+
+    def kinds(self) -> Kinds:
+        """Its parameters, for `init`."""
+        yield self.q_kind, self.qkv[: self.inner], self.sizes
+        yield "kv", self.qkv[self.inner :], self.sizes
+        yield from super().kinds()
+
+    def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, places: Places) -> tuple[Tensor, KeysValues]:
+        """The addition to the residual stream, and keys and values before their rotary turn.
+
+        Args:
+            x_BLW: the normed stream.
+            long_BMW: where keys and values come from, if the queries were pooled and they are not.
+            places: positions of queries and keys.
+        """
+        if long_BMW is None:
+            q_BLHK, k_BMHK, v_BMHK = self._split(F.linear(x_BLW, self.qkv), 3)
+        else:
+            (q_BLHK,) = self._split(F.linear(x_BLW, self.qkv[: self.inner]), 1)
+            k_BMHK, v_BMHK = self._split(F.linear(long_BMW, self.qkv[self.inner :]), 2)
+        keys_values = k_BMHK, v_BMHK
+        if places.turn_L is not None and places.turn_M is not None:
+            q_BLHK, k_BMHK = rotate(q_BLHK, places.turn_L), rotate(k_BMHK, places.turn_M)
+        return self.attend(q_BLHK, k_BMHK, v_BMHK, places), keys_values
+
+
+class CrossAttention(Attention):
+    """Attention of the decoder to the encoder: to its output, or to the keys and values of one of its layers."""
+
+    def __init__(self, shape: Run, position: str, noop_key: str, layers: int, source: str, encoder_width: int) -> None:
+        """`source` is the architecture's `cross_attention`; `kv` holds keys' matrix and values' matrix, in this order."""
+        super().__init__(shape, position, noop_key, layers)
+        self.source = source
+        self.q = nn.Parameter(torch.empty(shape.inner, shape.width))
+        width = encoder_width if source == "output" else shape.inner
+        self.kv = None if source == "layer-shared" else nn.Parameter(torch.empty(2 * shape.inner, width))
+
+    def kinds(self) -> Kinds:
+        """Its parameters, for `init`."""
+        yield self.q_kind, self.q, self.sizes
+        if self.kv is not None:
+            yield "kv", self.kv, {"width": self.kv.shape[1]}
+        yield from super().kinds()
+
+    def forward(self, x_BLW: Tensor, memory: Tensor | KeysValues) -> Tensor:
+        """The addition to the residual stream; `memory` is the encoder's output, or a layer's keys and values."""
+        (q_BLHK,) = self._split(F.linear(x_BLW, self.q), 1)
+        k_BSHK, v_BSHK = self._keys_values(memory)
+        return self.attend(q_BLHK, k_BSHK, v_BSHK, None)
+
+    def _keys_values(self, memory: Tensor | KeysValues) -> tuple[Tensor, ...]:
+        if isinstance(memory, Tensor):
+            return self._split(F.linear(memory, cast(Tensor, self.kv)), 2)
+        if self.kv is None:
+            return memory
+        weights = self.kv.chunk(2)
+        return tuple(self._split(F.linear(x.flatten(2), w), 1)[0] for x, w in zip(memory, weights, strict=True))
+
+
+def scaled_attention(
+    q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """softmax(scale q k' + bias) v.
+
+    Through SDPA, which keeps no scores where its backend can avoid it; but on a CPU and up to `CPU_KEYS` keys through
+    plain products: there SDPA's backward pass takes up to nine times as long in bf16, and it has none at all for a
+    bias with a gradient that would not keep the scores.
+    """
+    if q_BHLK.device.type == "cpu" and k_BHMK.shape[2] <= CPU_KEYS:
+        return cast(Tensor, _CpuAttention.apply(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, scale))
+    bias_1HLM = None if bias_HLM is None else bias_HLM[None]
+    return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, bias_1HLM, is_causal=causal, scale=scale)
+
+
+class _CpuAttention(torch.autograd.Function):
+    """Attention for short sequences on a CPU; keeps the probabilities, in the inputs' dtype. Softmax is fp32 inside."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        q_NLK, k_NMK, v_NMK = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        scores_BHLM = _product(q_NLK, k_NMK.mT, scale).unflatten(0, q.shape[:2])
+        if bias_HLM is not None:
+            scores_BHLM += bias_HLM
+        if causal:
+            scores_BHLM += torch.full(scores_BHLM.shape[2:], -math.inf, dtype=q.dtype).triu_(1)
+        probs_NLM = torch.softmax(scores_BHLM, -1).flatten(0, 1)
+        ctx.save_for_backward(q_NLK, k_NMK, v_NMK, probs_NLM)
+        ctx.scale, ctx.bias_shape = scale, None if bias_HLM is None else bias_HLM.shape
+        return torch.bmm(probs_NLM, v_NMK).unflatten(0, q.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHLK: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_NLK, k_NMK, v_NMK, probs_NLM = ctx.saved_tensors
+        batch_heads, grad_NLK = grad_BHLK.shape[:2], grad_BHLK.flatten(0, 1)
+        grad_v_NMK = torch.bmm(probs_NLM.mT, grad_NLK)
+        grad_NLM = torch.bmm(grad_NLK, v_NMK.mT)
+        grad_NLM = torch._softmax_backward_data(grad_NLM, probs_NLM, -1, probs_NLM.dtype)
+        grad_q_NLK = _product(grad_NLM, k_NMK, ctx.scale)
+        grad_k_NMK = _product(grad_NLM.mT, q_NLK, ctx.scale)
+        grad_bias = None
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad_NLM.unflatten(0, batch_heads).sum(0).sum_to_size(ctx.bias_shape)
+        grads = (g.unflatten(0, batch_heads) for g in (grad_q_NLK, grad_k_NMK, grad_v_NMK))
+        return *grads, grad_bias, None, None
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale` a b, batched, without a pass of its own for the scale."""
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)

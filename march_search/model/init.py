@@ -1,0 +1,111 @@
+"""Initialisation recipes, as a table: weights are normal with mean 0 and this standard deviation, norms are 1.
+
+| parameter | `t5` | `normal-0.02` |
+| --- | --- | --- |
+| embedding, position_embedding, lm_head | 1 | 0.02 |
+| q of self- and cross-attention | relative: (width · d_kv)^-½; absolute, rotary: width^-½ | 0.02 |
+| k, v; those of `output` cross-attention | width^-½; d_model^-½ | 0.02 |
+| k, v of `layer` cross-attention (made from keys and values) | inner^-½ | 0.02 |
+| o of self- and cross-attention | inner^-½ | 0.02 · (2 · layers)^-½ |
+| wi (gate and up) | width^-½ | 0.02 |
+| wo | d_ff^-½ | 0.02 · (2 · layers)^-½ |
+| relative position bias | d_model^-½ | 0.02 |
+| projection of a bottleneck | (its input's width)^-½ | 0.02 |
+| learned no-op key | width^-½ (as k's rows; a key of a unit input) | 0.02 |
+| norm | the constant 1 | the constant 1 |
+
+Width is the layer's own residual width, inner its heads · d_kv, layers the depth of its stack.
+
+`t5`: mesh-tensorflow's, as Hugging Face's T5 has it (`T5PreTrainedModel._init_weights`, factor 1); q carries the
+1/sqrt(d_kv) that T5's attention leaves out (Raffel et al. 2020), unless the attention scales its scores itself.
+`normal-0.02`: Radford et al. 2019 (GPT-2), section 2.3, and its published code.
+"""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+from torch.nn.init import normal_, ones_
+
+from march_search.errors import ConfigError
+
+Sizes = dict[str, int]
+"""The numbers a formula may need: width, d_kv, inner, d_ff, layers …"""
+
+Kinds = Iterator[tuple[str, Tensor, Sizes]]
+"""What a module says of its parameters: kind, the parameter or a slice of it, sizes."""
+
+Recipe = dict[str, Callable[[Sizes], float]]
+
+
+def _constant(std: float) -> Callable[[Sizes], float]:
+    return lambda sizes: std
+
+
+def _residual(std: float) -> Callable[[Sizes], float]:
+    """Radford et al. 2019, section 2.3: a stack of n layers adds 2n such outputs to its residual stream."""
+    return lambda sizes: std * (2 * sizes["layers"]) ** -0.5
+
+
+def _fan_in(name: str) -> Callable[[Sizes], float]:
+    """One over the root of the number of inputs."""
+    return lambda sizes: sizes[name] ** -0.5
+
+
+RECIPES: dict[str, Recipe] = {
+    "t5": {
+        "embedding": _constant(1.0),
+        "position_embedding": _constant(1.0),
+        "lm_head": _constant(1.0),
+        "q": _fan_in("width"),
+        "q_unscaled": lambda sizes: (sizes["width"] * sizes["d_kv"]) ** -0.5,
+        "kv": _fan_in("width"),
+        "o": _fan_in("inner"),
+        "wi": _fan_in("width"),
+        "wo": _fan_in("d_ff"),
+        "relative_bias": _fan_in("d_model"),
+        "projection": _fan_in("width"),
+        "noop_key": _fan_in("width"),
+    },
+    "normal-0.02": {
+        **dict.fromkeys(
+            (
+                "embedding",
+                "position_embedding",
+                "lm_head",
+                "q",
+                "q_unscaled",
+                "kv",
+                "wi",
+                "relative_bias",
+                "projection",
+            ),
+            _constant(0.02),
+        ),
+        "noop_key": _constant(0.02),
+        "o": _residual(0.02),
+        "wo": _residual(0.02),
+    },
+}
+"""Standard deviation of each kind of weight, by recipe."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"init must be one of {', '.join(RECIPES)}, not {name!r}.")
+    return RECIPES[name]
+
+
+def initialise(model: nn.Module, recipe: Recipe) -> None:
+    """Draws every parameter of `model` once, in the order of its modules, from torch's global generator."""
+    for module in model.modules():
+        kinds: Callable[[], Kinds] | None = getattr(module, "kinds", None)
+        for kind, weight, sizes in kinds() if kinds else ():
+            if kind == "norm":
+                ones_(weight)
+            else:
+                normal_(weight, std=recipe[kind](sizes))

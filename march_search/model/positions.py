@@ -1,0 +1,88 @@
+"""Where a position is, as attention sees it: T5's relative bias, rotary turns, the causal mask, pooled positions.
+
+Shape suffixes: B examples, L query positions, M key positions, H heads, K `d_kv`, J = K / 2, W residual width,
+P positions after pooling; bias_HLM has M + 1 keys if there is a no-op key, whose column is 0.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from march_search.parameters import RELATIVE_BUCKETS
+
+MAX_DISTANCE = 128
+"""Distances from here on share the last bucket (Raffel et al. 2020, section 2.1)."""
+
+ROTARY_BASE = 10000.0
+"""Su et al. 2021, section 3.2.2."""
+
+
+class Places(NamedTuple):
+    """All that attention needs to know about positions; one for all layers that see the same positions."""
+
+    bias_HLM: Tensor | None
+    """Added to the scores, causal mask included; its first dimension may be 1."""
+    causal: bool
+    """Whether attention masks the future itself, without a bias."""
+    turn_L: tuple[Tensor, Tensor] | None
+    """Cosine and sine of the queries' rotary angles, each (L, 1, K)."""
+    turn_M: tuple[Tensor, Tensor] | None
+    """The same of the keys."""
+
+
+def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bool) -> Tensor:
+    """T5's bucket of each (query, key), int64 of shape (L, M): exact when near, logarithmic until `MAX_DISTANCE`.
+
+    `bidirectional` gives half of the buckets to keys behind the query; otherwise those count as distance 0.
+    """
+    ahead_LM = positions_M.round().long()[None, :] - positions_L.round().long()[:, None]
+    buckets = RELATIVE_BUCKETS // 2 if bidirectional else RELATIVE_BUCKETS
+    offset_LM = (ahead_LM > 0) * buckets if bidirectional else 0
+    distance_LM = ahead_LM.abs() if bidirectional else (-ahead_LM).clamp(min=0)
+    exact = buckets // 2
+    steps_LM = torch.log(distance_LM.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (buckets - exact)
+    far_LM = (exact + steps_LM.long()).clamp(max=buckets - 1)
+    return offset_LM + torch.where(distance_LM < exact, distance_LM, far_LM)
+
+
+def relative_bias(table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool) -> Tensor:
+    """Bias of shape (H, L, M), from a table of (buckets, H): -inf in the future if `causal`."""
+    buckets_LM = relative_buckets(positions_L, positions_M, bidirectional=not causal)
+    bias_HLM = F.embedding(buckets_LM, table).permute(2, 0, 1)
+    if causal:
+        bias_HLM = bias_HLM + causal_mask(positions_L, positions_M, bias_HLM.dtype)
+    return F.pad(bias_HLM, (0, 1)) if noop else bias_HLM.contiguous()
+
+
+def causal_mask(positions_L: Tensor, positions_M: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may look, -inf in its future: shape (1, L, M)."""
+    shape = (1, len(positions_L), len(positions_M))
+    return torch.full(shape, -math.inf, dtype=dtype, device=positions_L.device).triu_(1)
+
+
+def rotary_turn(positions_L: Tensor, d_kv: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles, each (L, 1, K): dimensions j and j + K/2 turn together."""
+    frequencies_J = ROTARY_BASE ** (torch.arange(0, d_kv, 2, device=positions_L.device).float() / -d_kv)
+    angles_LJ = positions_L.float()[:, None] * frequencies_J
+    cos_LJ, sin_LJ = angles_LJ.cos(), angles_LJ.sin()
+    return torch.cat((cos_LJ, cos_LJ), -1)[:, None].to(dtype), torch.cat((-sin_LJ, sin_LJ), -1)[:, None].to(dtype)
+
+
+def rotate(x_BLHK: Tensor, turn_L: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys, turned by their positions' angles (Su et al. 2021)."""
+    cos_LK, sin_LK = turn_L
+    swapped_BLHK = torch.cat(x_BLHK.chunk(2, -1)[::-1], -1)
+    return torch.addcmul(x_BLHK * cos_LK, swapped_BLHK, sin_LK)
+
+
+def pool(x_BLW: Tensor, kept: int) -> Tensor:
+    """`kept` means of neighbouring positions, in windows that may overlap by one (adaptive average pooling)."""
+    return F.adaptive_avg_pool1d(x_BLW.transpose(1, 2), kept).transpose(1, 2)
+
+
+def pool_positions(positions_L: Tensor, kept: int) -> Tensor:
+    """Mean position of each pooled window, float32."""
+    return F.adaptive_avg_pool1d(positions_L.float()[None, None], kept)[0, 0]

@@ -1,0 +1,244 @@
+"""The one closed formula for parameters: plain integers for one architecture, int64 arrays for millions at once.
+
+With V vocabulary, D `d_model`, F `d_ff`, I = `num_heads * d_kv`, m = 2 feed-forward matrices (3 if gated), and n layers
+in a stack without any of the special fields:
+
+    encoder layer   4·D·I (q, k, v, o)  +  m·D·F  +  2·D (RMSNorm weights)
+    decoder layer   4·D·I  +  cross  +  m·D·F  +  3·D
+    cross           4·D·I (`output`),  2·D·I + 2·I² (`layer`: k and v made again from encoder layer i's),
+                    2·D·I (`layer-shared`)
+    stack           + D (final RMSNorm)  +  32·heads (relative position bias, once per stack)
+    model           V·D once (twice if untied)  +  `max_length`·D (absolute positions, shared by both stacks)
+
+There are no biases (Raffel et al. 2020, section 2.1). Parameters are linear in F, which is what the solver inverts.
+What special fields add:
+
+    head_schedule   I differs by layer; the bias table has the heads of the stack's widest layer
+    share_layers    a set of layer weights counts once, its norms included
+    bottleneck      layer i works at width w_i; the stack walks D, w_0 … w_(n-1), D with a w·w' matrix at each change;
+                    keys and values of `output` cross-attention read the encoder's output, which is D wide again
+    noop_key        `learned` adds I scalars to every attention
+    length_reduction, gating function, rotary positions: nothing
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RELATIVE_BUCKETS = 32
+"""Buckets of T5's relative position bias."""
+
+EMBEDDING_GROUPS = ("embedding", "position_embedding", "lm_head")
+"""Groups that a non-embedding count leaves out (Kaplan et al. 2020, section 2.1)."""
+
+
+class Run(NamedTuple):
+    """Consecutive layers of one stack with equal shapes. Numbers are ints or broadcastable int64 arrays."""
+
+    applied: int
+    """Layers in the run, shared ones included."""
+    sets: int
+    """Sets of weights these layers own."""
+    second_half: bool
+    """Whether the run lies at or after the stack's middle layer."""
+    width: Any
+    """Residual width."""
+    heads: Any
+    """Attention heads."""
+    d_kv: Any
+    """Width of a head."""
+
+    @property
+    def inner(self) -> Any:
+        """Width of all heads together."""
+        return self.heads * self.d_kv
+
+
+def stack_runs(a: Any, num_layers: int) -> list[Run]:
+    """The layers of one stack of `a`, in order, equal neighbours together."""
+    share = num_layers if a.share_layers == "all" else a.share_layers
+    widths = layer_widths(a, num_layers)
+    varying = a.bottleneck in ("shrinking", "growing")
+    runs: dict[tuple[int, int], list[int]] = {}
+    for layer in range(num_layers):
+        count = runs.setdefault((_third(layer, num_layers), layer if varying else 0), [0, 0])
+        count[0] += 1
+        count[1] += layer % share == 0
+    return [
+        Run(applied, sets, third > 0, widths[layer], *_heads(a, third))
+        for (third, layer), (applied, sets) in runs.items()
+    ]
+
+
+def layer_shapes(a: Any, num_layers: int) -> list[Run]:
+    """One `Run` a layer, in order: what a model needs to build the stack."""
+    return [run._replace(applied=1, sets=1) for run in stack_runs(a, num_layers) for _ in range(run.applied)]
+
+
+def layer_widths(a: Any, num_layers: int) -> list[Any]:
+    """Residual width of each layer of a stack: `num_layers` ints or arrays."""
+    if a.bottleneck == "none":
+        return [a.d_model] * num_layers
+    if a.bottleneck == "flat" or num_layers == 1:
+        return [a.d_bottleneck] * num_layers
+    start, end = (a.d_model, a.d_bottleneck) if a.bottleneck == "shrinking" else (a.d_bottleneck, a.d_model)
+    steps = [layer / (num_layers - 1) for layer in range(num_layers)]
+    return [_on_grid(start ** (1.0 - step) * end**step) for step in steps]
+
+
+def projections(a: Any, num_layers: int) -> list[tuple[Any, Any]]:
+    """Pairs of widths between which the residual stream of a stack goes, in order; equal ones need no matrix."""
+    path = [a.d_model, *layer_widths(a, num_layers), a.d_model]
+    return list(pairwise(path))
+
+
+def param_groups(a: Any) -> dict[str, Any]:
+    """Parameters of `a` by group, in numbers of scalars, groups that are empty included.
+
+    Args:
+        a: an `Architecture`, or any object with its fields in which the numbers are int64 arrays that broadcast.
+    """
+    decoder_only = a.structure == "decoder-only"
+    groups = {"embedding": a.vocab_size * a.d_model}
+    groups["position_embedding"] = a.max_length * a.d_model * (a.position == "absolute")
+    if not decoder_only:
+        groups |= _stack_groups(a, "encoder", a.num_layers, cross=False)
+    depth = a.num_layers if decoder_only or a.num_decoder_layers is None else a.num_decoder_layers
+    groups |= _stack_groups(a, "decoder", depth, cross=not decoder_only)
+    groups["lm_head"] = a.vocab_size * a.d_model * (not a.tie_word_embeddings)
+    return groups
+
+
+def _stack_groups(a: Any, stack: str, num_layers: int, cross: bool) -> dict[str, Any]:
+    """Parameters of one stack by group."""
+    runs = stack_runs(a, num_layers)
+    noop = a.noop_key == "learned"
+    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
+    groups = {f"{stack}.attention": sum(r.sets * (4 * r.width + noop) * r.inner for r in runs)}
+    if cross:
+        groups[f"{stack}.cross_attention"] = sum(
+            r.sets * (2 * r.width * r.inner + _cross_keys_values(a, r) + noop * r.inner) for r in runs
+        )
+    groups[f"{stack}.feed_forward"] = sum(r.sets * matrices * r.width for r in runs) * a.d_ff
+    groups[f"{stack}.norm"] = sum(r.sets * (2 + cross) * r.width for r in runs) + a.d_model
+    if a.bottleneck != "none":
+        groups[f"{stack}.projection"] = sum((w != v) * (w * v) for w, v in projections(a, num_layers))
+    if a.position == "relative":
+        groups[f"{stack}.position_bias"] = RELATIVE_BUCKETS * most_heads(runs)
+    return groups
+
+
+def most_heads(runs: list[Run]) -> Any:
+    """Heads of the layer that has most: the width of the stack's position bias table."""
+    heads = runs[0].heads
+    for run in runs[1:]:
+        heads = np.maximum(heads, run.heads) if isinstance(run.heads, np.ndarray) else max(heads, run.heads)
+    return heads
+
+
+def _cross_keys_values(a: Any, run: Run) -> Any:
+    """Parameters with which cross-attention makes its keys and values."""
+    if a.cross_attention == "output":
+        return 2 * a.d_model * run.inner
+    return 2 * run.inner * run.inner if a.cross_attention == "layer" else 0
+
+
+def _third(layer: int, num_layers: int) -> int:
+    """0 in the first half of a stack, 1 for the middle layer of an odd one, 2 in the second half."""
+    if num_layers % 2 and layer == num_layers // 2:
+        return 1
+    return 0 if layer < num_layers // 2 else 2
+
+
+def _heads(a: Any, third: int) -> tuple[Any, Any]:
+    """(num_heads, d_kv) of a layer in that part of the stack."""
+    if a.head_schedule == "constant" or third == 1:
+        return a.num_heads, a.d_kv
+    many = (third == 0) == a.head_schedule.startswith("more-first")
+    if a.head_schedule.endswith("same-width"):
+        return (2 * a.num_heads, a.d_kv // 2) if many else (a.num_heads // 2, 2 * a.d_kv)
+    return (3 * a.num_heads // 2 if many else a.num_heads // 2), a.d_kv
+
+
+def _on_grid(width: Any) -> Any:
+    """The nearest multiple of 64. Exact halves cannot occur between two multiples of 64."""
+    rounded = (width + 32) // 64 * 64
+    return rounded.astype(np.int64) if isinstance(rounded, np.ndarray) else int(rounded)
+
+
+def refusals(a: Any) -> Iterator[tuple[Any, str]]:
+    """(is it so, why that cannot be built) for every combination of fields that is no transformer.
+
+    The first item is a bool, or a bool array where the fields are arrays; the sentence may name fields in braces.
+    """
+    decoder_only, shared = a.structure == "decoder-only", a.share_layers != 1
+    depths = [a.num_layers] if decoder_only else [a.num_layers, a.num_decoder_layers or a.num_layers]
+    yield (
+        decoder_only and a.num_decoder_layers is not None,
+        "a decoder-only model has no num_decoder_layers: use num_layers",
+    )
+    yield (
+        decoder_only and a.cross_attention != "output",
+        "a decoder-only model has no cross-attention: leave cross_attention at its default, not {cross_attention!r}",
+    )
+    yield (
+        decoder_only and a.length_reduction != 1.0,
+        "length_reduction shortens the encoder, and a decoder-only model has none",
+    )
+    yield (
+        a.cross_attention != "output" and len(set(depths)) > 1,
+        "cross_attention={cross_attention!r} pairs layer i with layer i: num_decoder_layers ({num_decoder_layers}) "
+        "must equal num_layers ({num_layers})",
+    )
+    yield (
+        shared and a.share_layers != "all" and a.share_layers > min(depths),
+        "share_layers={share_layers} is more than the layers of a stack: write 'all'",
+    )
+    scheduled = a.head_schedule != "constant"
+    yield scheduled & (a.num_heads % 2 == 1), "head_schedule={head_schedule!r} halves num_heads; {num_heads} is odd"
+    same_width = a.head_schedule.endswith("same-width")
+    yield same_width & (a.d_kv % 2 == 1), "head_schedule={head_schedule!r} halves d_kv, and {d_kv} is odd"
+    multiple = 4 if same_width else 2
+    yield (
+        (a.position == "rotary") & (a.d_kv % multiple != 0),
+        f"rotary positions turn pairs of dimensions: d_kv must be a multiple of {multiple}, not {{d_kv}}",
+    )
+    yield (
+        scheduled and shared and any(_group_spans_halves(n, a.share_layers) for n in depths),
+        "share_layers={share_layers!r} would share one set of weights between layers that head_schedule="
+        "{head_schedule!r} gives different heads",
+    )
+    yield from _bottleneck_refusals(a, shared)
+
+
+def _bottleneck_refusals(a: Any, shared: bool) -> Iterator[tuple[Any, str]]:
+    """The part of `refusals` about the residual width."""
+    if a.bottleneck == "none":
+        yield (
+            a.d_bottleneck is not None,
+            "d_bottleneck={d_bottleneck} needs a bottleneck kind: flat, shrinking or growing",
+        )
+        return
+    yield a.d_bottleneck is None, "bottleneck={bottleneck!r} needs d_bottleneck"
+    if a.d_bottleneck is None:
+        return
+    yield a.d_bottleneck >= a.d_model, "d_bottleneck ({d_bottleneck}) must be smaller than d_model ({d_model})"
+    if a.bottleneck != "flat":
+        off_grid = (a.d_bottleneck % 64 != 0) | (a.d_model % 64 != 0)
+        yield (
+            off_grid,
+            "bottleneck={bottleneck!r} needs multiples of 64: d_model is {d_model}, d_bottleneck {d_bottleneck}",
+        )
+        yield (
+            shared,
+            "share_layers={share_layers!r} needs layers of one width, and bottleneck={bottleneck!r} changes it",
+        )
+
+
+def _group_spans_halves(num_layers: int, share: Any) -> bool:
+    """Whether a group of layers that share weights covers two parts of the stack."""
+    size = num_layers if share == "all" else share
+    parts = [{_third(i, num_layers) for i in range(g, min(g + size, num_layers))} for g in range(0, num_layers, size)]
+    return any(len(part) > 1 for part in parts)

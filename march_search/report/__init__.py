@@ -1,0 +1,1 @@
+"""Rows become rich tables, JSON, CSV or Markdown."""

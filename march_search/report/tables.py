@@ -1,0 +1,122 @@
+"""Rows -> a rich table, CSV or Markdown. A row is a dict; a missing value stays missing, never 0."""
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Row = Mapping[str, Any]
+
+WIDE = 120
+"""Terminal columns from which the long headings are used."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a printed table."""
+
+    key: str
+    """Key of the row."""
+    heading: str
+    """Heading where there is room."""
+    short: str
+    """Heading on a narrow terminal."""
+    show: Callable[[Any], str] = str
+    """Text of a value."""
+    left: bool = False
+    """Text on the left; numbers stand on the right."""
+    wide_only: bool = False
+    """Left out on a narrow terminal."""
+
+    def text(self, row: Row) -> str:
+        """The cell's text; a dash for what is missing."""
+        value = row.get(self.key)
+        return "–" if value is None else self.show(value)
+
+
+def console(stderr: bool = False) -> "Console":
+    """A console for this stream: colours and width of a terminal; piped, plain text as wide as the table needs."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(file=stream, width=width, highlight=False)
+
+
+def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width: int, caption: str = "") -> "Table":
+    """A table that fits `width` terminal columns: short headings and fewer columns where it is narrow."""
+    from rich import box
+    from rich.table import Table
+
+    wide = width >= WIDE
+    table = Table(
+        title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
+        pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True, title_style="bold", caption_style="dim",
+    )  # fmt: skip
+    shown = [c for c in columns if wide or not c.wide_only]
+    for column in shown:
+        table.add_column(
+            column.heading if wide else column.short,
+            justify="left" if column.left else "right",
+            overflow="fold",
+            no_wrap=not column.left,
+        )
+    for row in rows:
+        table.add_row(*(column.text(row) for column in shown))
+    return table
+
+
+def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
+    """Comma-separated values with a heading line; missing values are empty."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, keys, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([{k: "" if row.get(k) is None else row[k] for k in keys} for row in rows])
+    return buffer.getvalue()
+
+
+def markdown_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """A Markdown table with long headings."""
+    lines = [_markdown_line(c.heading for c in columns), _markdown_line("---" if c.left else "---:" for c in columns)]
+    lines += [_markdown_line(c.text(row).replace("|", "\\|").replace("\n", " ") for c in columns) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_line(cells: Any) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def count(value: float) -> str:
+    """A whole number with separators: `222,903,552`."""
+    return f"{value:,.0f}"
+
+
+def percent(value: float) -> str:
+    """A signed percentage: `+1.32%`."""
+    return f"{value:+.2f}%"
+
+
+def si(value: float) -> str:
+    """Three digits and a letter: `1.05M`."""
+    for limit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit * 0.9995:
+            return f"{value / limit:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`48s`, `3m05s` or `2h07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,47 @@
+"""Finds the spaces and studies that travel with the package, and those in a person's own files."""
+
+from pathlib import Path
+from typing import Literal
+
+from march_search.errors import ConfigError
+from march_search.settings import nearest
+
+Kind = Literal["spaces", "studies"]
+
+
+def shipped_folder(kind: Kind) -> Path:
+    """The folder of shipped files: inside the installed package, or at the top of the source tree."""
+    package = Path(__file__).parent
+    installed = package / "shipped_files" / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+def shipped_names(kind: Kind) -> list[str]:
+    """Names of the shipped files, folders included: `cpu-demo`."""
+    folder = shipped_folder(kind)
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.toml"))
+
+
+def shipped_path(kind: Kind, name: str) -> Path:
+    """The file that `name` means: an existing file, else the shipped file of that name.
+
+    `studies/cpu-demo.toml` finds the shipped study even in a folder that has no `studies/`.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(name)
+    if path.suffix in (".toml", ".json") and path.is_file():
+        return path
+    known = shipped_names(kind)
+    word = name.removeprefix(f"{kind}/").removesuffix(".toml")
+    if word in known:
+        return shipped_folder(kind) / f"{word}.toml"
+    if path.suffix in (".toml", ".json"):
+        raise ConfigError(
+            f"{name}: there is no such file, and no such {_SINGULAR[kind]} is shipped. {nearest(word, known)}"
+        )
+    raise ConfigError(f'there is no {_SINGULAR[kind]} "{name}". {nearest(word, known)}')
+
+
+_SINGULAR: dict[str, str] = {"spaces": "space", "studies": "study"}

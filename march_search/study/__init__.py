@@ -1,0 +1,1 @@
+"""Studies: Optuna over the feasible set, one child process a trial."""

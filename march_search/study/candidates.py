@@ -1,0 +1,84 @@
+"""Which architectures a study tries, in order, checked against its data and its space."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from march_search.architecture import Architecture
+from march_search.closest import solve_or_explain
+from march_search.config import StudyConfig
+from march_search.design import design
+from march_search.errors import ConfigError
+from march_search.solver import FeasibleSet
+from march_search.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a study will train."""
+
+    found: FeasibleSet
+    """The feasible set they come from."""
+    architectures: tuple[Architecture, ...]
+    """All different, in the order in which they are tried."""
+
+    @property
+    def off_budget(self) -> tuple[Architecture, ...]:
+        """Listed architectures that are no members of the feasible set."""
+        return tuple(a for a in self.architectures if a not in self.found)
+
+
+def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
+    """The study's space with the study's budget; a TOML file is looked for beside the study's."""
+    beside = folder / config.space
+    space = SearchSpace.load(beside if beside.is_file() else config.space)
+    if config.budget is None and config.tolerance is None and space.budget is not None:
+        return space
+    return space.with_budget(config.budget, config.tolerance)
+
+
+def choose(config: StudyConfig, folder: Path) -> Candidates:
+    """The study's architectures: the listed ones, then those its strategy takes from the feasible set.
+
+    Raises:
+        EmptySetError: nothing is feasible.
+        ArchitectureError: a listed name cannot exist.
+        ConfigError: fewer are feasible than asked for, or an architecture does not fit the data.
+    """
+    search = config.search
+    found = solve_or_explain(load_space(config, folder))
+    listed = [Architecture.parse(name) for name in search.architectures]
+    if search.strategy == "list":
+        picked = []
+    elif search.strategy == "all":
+        picked = list(found)
+    elif search.strategy == "sample":
+        picked = list(found.sample(min(search.trials, len(found)), search.seed))
+    else:
+        picked = list(design(found, min(search.trials, len(found)), search.spread, search.seed))
+    chosen = list(dict.fromkeys(listed + picked))
+    if search.strategy in ("sample", "design"):
+        chosen = chosen[: max(search.trials, len(listed))]
+        if len(chosen) < search.trials:
+            raise ConfigError(
+                f"[search]: trials asks for {search.trials} architectures, and only {len(chosen)} are feasible."
+            )
+    for architecture in chosen:
+        _check_fit(architecture, config)
+    return Candidates(found, tuple(chosen))
+
+
+def _check_fit(a: Architecture, config: StudyConfig) -> None:
+    """Refuses an architecture that cannot read the study's examples."""
+    data = config.data
+    if a.vocab_size != data.vocab_size:
+        raise ConfigError(
+            f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}: they must be equal."
+        )
+    longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
+    if a.position == "absolute" and longest > a.max_length:
+        raise ConfigError(f"{a.name} has {a.max_length} positions, examples have {longest} tokens: shorten them.")
+
+
+def with_seeds(candidates: Candidates, config: StudyConfig) -> list[tuple[Architecture, int]]:
+    """Every trial of the study, in order: all architectures with the first seed, then with the next."""
+    return [(a, seed) for seed in config.search.seeds for a in candidates.architectures]

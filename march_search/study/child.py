@@ -1,0 +1,84 @@
+"""One trial's process: started, read, stopped."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from march_search.config import DevicesConfig
+from march_search.files import read_json
+
+STOP_SECONDS = 20
+"""How long a trial may take to save after it is asked to stop; then it is killed."""
+
+
+@dataclass
+class Child:
+    """A running trial."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+    _read: int = 0
+    _rest: bytes = b""
+
+    @classmethod
+    def start(cls, folder: Path, devices: DevicesConfig) -> "Child":
+        """Starts `python -m march_search.training` in a session of its own, its output in trial.log."""
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            environment.pop(name, None)
+        if devices.threads:
+            environment["OMP_NUM_THREADS"] = str(devices.threads)
+        with (folder / "trial.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "march_search.training", str(folder)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
+        return cls(folder, process)
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Metric lines written since the last call; a line still being written waits for the next."""
+        try:
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._read:  # a resumed trial cut its file back
+                    self._read, self._rest = 0, b""
+                file.seek(self._read)
+                data = file.read()
+        except OSError:
+            return []
+        self._read += len(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in whole if line.strip()]
+
+    def stop(self) -> None:
+        """Asks the trial to save and end, waits, and kills all its processes if it does not."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill()
+
+    def kill(self) -> None:
+        """Leaves no process of the trial behind."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def failure(self) -> str:
+        """Why the trial failed, in one line."""
+        told = read_json(self.folder / "failure.json")
+        if isinstance(told, dict) and told.get("reason"):
+            return str(told["reason"])
+        code = self.process.returncode
+        if code is not None and code < 0:
+            killed = signal.Signals(-code).name
+            hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
+            return f"the process was ended by {killed}{hint}."
+        return f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."

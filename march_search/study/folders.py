@@ -1,0 +1,85 @@
+"""Where a study lives on disk: `ROOT/STUDY/trials/NNNN-NAME-sSEED/`, prepared text in `ROOT/data/`."""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from march_search.config import StudyConfig, TrialConfig
+from march_search.errors import ConfigError
+from march_search.files import make_folder, read_json, write_json
+
+DEFAULT_ROOT = "runs"
+"""Folder that studies are kept in, below the current one."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """One study's files."""
+
+    path: Path
+    """The study's folder."""
+
+    @classmethod
+    def of(cls, root: Path, name: str) -> "StudyFolder":
+        """The folder of the study `name`.
+
+        Raises:
+            ConfigError: a name that is no plain file name.
+        """
+        if not _NAME.fullmatch(name) or name == "data":
+            raise ConfigError(
+                f"{name!r} cannot be a study's name: up to 80 letters, digits, '.', '_' and '-', beginning with a "
+                "letter or digit, and not 'data'."
+            )
+        return cls(root / name)
+
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials."""
+        return self.path / "trials"
+
+    def trial(self, number: int, architecture: str, seed: int) -> Path:
+        """Folder of one trial."""
+        return self.trials / f"{number:04d}-{architecture}-s{seed}"
+
+    def keep_settings(self, config: StudyConfig) -> None:
+        """Writes the study's settings at its first start; later checks that they are still the same.
+
+        Raises:
+            ConfigError: they changed; the message names the first key that differs.
+            StorageError: the folder cannot be written.
+        """
+        make_folder(self.trials)
+        settings = json.loads(json.dumps(asdict(config)))
+        kept = read_json(self.path / "study.json")
+        if kept is None:
+            write_json(self.path / "study.json", {"schema_version": 1, "settings": settings})
+        elif changed := _difference(kept.get("settings", {}), settings):
+            raise ConfigError(
+                f"{self.path.name} was started with other settings: {changed}. Give the file another name, use another "
+                f"--root, or delete {self.path}."
+            )
+
+    def write_trial(self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path) -> None:
+        """Makes a trial's folder with its trial.json."""
+        make_folder(folder)
+        relative = os.path.relpath(store.resolve(), folder.resolve())
+        trial = TrialConfig(architecture, relative, seed, config.data, config.training, config.devices)
+        write_json(folder / "trial.json", asdict(trial))
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str:
+    """The first key on which two tables of settings differ, in words; empty if none."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            ignored = key in ("description", "question", "storage")
+            found = "" if ignored else _difference(old.get(key), new.get(key), f"{where}{key}.")
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where.rstrip('.')} was {old!r} and is {new!r}"

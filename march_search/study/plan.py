@@ -1,0 +1,68 @@
+"""What a study would do, in rows of words: the dry run, and the head of a real one."""
+
+import os
+from pathlib import Path
+
+from march_search.budget import Budget
+from march_search.config import StudyConfig, TrainingConfig
+from march_search.report.tables import count, si
+from march_search.study.candidates import Candidates
+
+
+def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) -> list[tuple[str, str]]:
+    """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
+    training, data, batch = config.training, config.data, config.batch
+    lengths, budget = data.lengths, chosen.found.budget
+    trials = len(chosen.architectures) * len(config.search.seeds)
+    flops = sum(
+        a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length) for a in chosen.architectures
+    )
+    return [
+        ("question", config.question or "–"),
+        ("candidates", _candidates(config, chosen, budget)),
+        ("trials", f"{trials} = {len(chosen.architectures)} architectures × {len(config.search.seeds)} seeds"),
+        ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
+                   f"{si(training.tokens * trials)} in all"),
+        ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
+        ("batch", f"{batch.sequences} sequences × {data.sequence_length} tokens = {batch.ranks} ranks × "
+                  f"{batch.accumulation} accumulation × {batch.micro_batch} micro batch"),
+        ("example", f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
+                    f"({lengths.spans} spans, {lengths.noise} tokens of noise)"),
+        ("data", f"{corpus}; vocabulary {data.vocab_size:,}"),
+        ("recipe", _recipe(training)),
+        ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
+                        f"{len(training.checkpoint_steps)} checkpoints"),
+        ("pruner", config.pruner.kind),
+        ("devices", _devices(config)),
+        ("files", str(root)),
+    ]  # fmt: skip
+
+
+def _recipe(t: TrainingConfig) -> str:
+    """Optimizer and precision."""
+    return (
+        f"AdamW {t.learning_rate:g} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
+        f"weight decay {t.weight_decay:g}, clipping {t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}"
+    )
+
+
+def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
+    """Where the architectures come from."""
+    off = len(chosen.off_budget)
+    listed = f", {off} of them listed off the budget" if off else ""
+    return (
+        f"{len(chosen.architectures)} of {len(chosen.found):,} feasible for {budget} ({config.search.strategy}{listed})"
+    )
+
+
+def _devices(config: StudyConfig) -> str:
+    """Planned ranks, and what this machine has."""
+    devices = config.devices
+    kind = (
+        "GPUs"
+        if devices.kind == "cuda"
+        else "CPU processes"
+        if devices.kind == "cpu"
+        else "ranks on GPUs if there are any"
+    )
+    return f"{devices.ranks} {kind} a trial; this machine has {os.cpu_count()} CPU cores"

@@ -1,0 +1,73 @@
+"""What a person sees while a study runs: one live line a trial on a terminal, plain lines where stderr is piped."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from march_search.report.tables import console, duration, si
+
+
+class StudyProgress:
+    """Shows trials of one study on stderr: name, tokens done of the budget, loss, tokens/s, time left."""
+
+    def __init__(self, trials: int, tokens: int) -> None:
+        """Prepares the display of `trials` trials of `tokens` tokens each."""
+        self._trials, self._tokens = trials, tokens
+        self._out = console(stderr=True)
+        self._tasks: dict[int, TaskID] = {}
+        self._last: dict[int, dict[str, Any]] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"),
+            console=self._out, transient=True,
+        )  # fmt: skip
+        self._live = self._out.is_terminal
+
+    def __enter__(self) -> "StudyProgress":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self._out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def started(self, number: int, name: str, resumed: bool) -> None:
+        """A trial begins or goes on."""
+        self._last[number] = {}
+        label = f"trial {number + 1}/{self._trials} {name}"
+        if self._live:
+            self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
+        else:
+            self.say(f"{label}: {'goes on' if resumed else 'starts'}")
+
+    def line(self, number: int, line: dict[str, Any]) -> None:
+        """A metric line of a running trial."""
+        last = self._last[number] = self._last[number] | line | {f"{line['kind']}_loss": line["loss"]}
+        if self._live:
+            self._bars.update(self._tasks[number], completed=line["tokens"], text=self._text(last))
+        elif line["kind"] == "evaluation" and line["tokens"]:
+            self.say(f"trial {number + 1}/{self._trials} {self._text(last)}")
+
+    def ended(self, number: int, name: str, state: str, text: str) -> None:
+        """A trial is over."""
+        if number in self._tasks:
+            self._bars.remove_task(self._tasks.pop(number))
+        sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
+        self.say(f"{sign} trial {number + 1}/{self._trials} {name}: {state}; {text}")
+
+    def _text(self, last: dict[str, Any]) -> str:
+        """Tokens, loss, speed and time left of a running trial."""
+        parts = [f"{si(last['tokens'])}/{si(self._tokens)} tokens"]
+        if "evaluation_loss" in last:
+            parts.append(f"loss {last['evaluation_loss']:.3f}")
+        speed = last.get("tokens_per_second")
+        if speed:
+            parts += [f"{si(speed)} tokens/s", f"{duration((self._tokens - last['tokens']) / speed)} left"]
+        return ", ".join(parts)

@@ -1,0 +1,219 @@
+"""Runs a study: opens it, goes on with what was interrupted, starts what is left, records how each trial ended."""
+
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.trial import Trial, TrialState
+
+from march_search import outcome
+from march_search.architecture import CHOICES, Architecture
+from march_search.config import StudyConfig, TrialConfig
+from march_search.files import lock, read_json, write_json
+from march_search.settings import build
+from march_search.study import storage
+from march_search.study.child import Child
+from march_search.study.folders import StudyFolder
+from march_search.study.progress import StudyProgress
+
+POLL_SECONDS = 0.1
+
+CARD = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
+"""Fields that are always Optuna parameters; others are where they vary."""
+
+
+@dataclass
+class Running:
+    """A trial of Optuna and its process."""
+
+    trial: Trial
+    number: int
+    name: str
+    child: Child
+    reported: set[int] = field(default_factory=set)
+    """Token counts already told to Optuna."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a call of `run` ended."""
+
+    complete: int
+    pruned: int
+    failed: int
+    left: int
+    """Trials not yet at their end."""
+    signum: int
+    """The signal that ended it, 0 for none."""
+
+
+class StudyRun:
+    """One call of `march-search study run`; a class because a signal handler and a loop share its state."""
+
+    def __init__(
+        self, config: StudyConfig, folder: StudyFolder, store: Path, wanted: list[tuple[Architecture, int]]
+    ) -> None:
+        """A run of the study in `folder` that trains `wanted` on the tokens in `store`."""
+        self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
+        shapes = [asdict(a) for a, _ in wanted]
+        varying = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1 and all(s[f] is not None for s in shapes)]
+        self.axes = tuple(dict.fromkeys((*CARD, *varying)))
+        self.signum = 0
+
+    def run(self) -> Summary:
+        """Trains until nothing is left or a signal comes.
+
+        Raises:
+            StorageError: another process runs this study, or its storage cannot be opened.
+        """
+        name = self.folder.path.name
+        with lock(self.folder.path / "lock", f"{name} is being run by another process: wait for it, or stop it first."):
+            study = storage.open_study(
+                name, self.folder.path, self.config.storage, self.config.pruner, self.config.search.seed
+            )
+            self._enqueue(study)
+            with StudyProgress(len(self.wanted), self.config.training.tokens) as shown, self._signals():
+                self._loop(study, shown)
+            return self._summary(study)
+
+    def _enqueue(self, study: optuna.Study) -> None:
+        """Hands Optuna the trials it does not know yet."""
+        known = {(t.user_attrs.get("architecture"), t.user_attrs.get("seed")) for t in study.get_trials(deepcopy=False)}
+        for architecture, seed in self.wanted:
+            if (architecture.name, seed) not in known:
+                told = {"architecture": architecture.name, "seed": seed, "num_params": architecture.num_params}
+                study.enqueue_trial(self._params(architecture), user_attrs=told)
+
+    def _loop(self, study: optuna.Study, shown: StudyProgress) -> None:
+        """Takes trials one after the other."""
+        interrupted = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
+        for frozen in interrupted:
+            if not self.signum:
+                self._one(Trial(study, frozen._trial_id), study, shown, resumed=True)
+        for _ in range(waiting):
+            if not self.signum:
+                trial = study.ask()
+                self._suggest(trial)
+                self._one(trial, study, shown, resumed=False)
+
+    def _suggest(self, trial: Trial) -> None:
+        """Has Optuna record the architecture as one parameter a dimension."""
+        for axis, value in self._params(Architecture.parse(trial.user_attrs["architecture"])).items():
+            known = [getattr(a, axis) for a, _ in self.wanted]
+            if axis in CHOICES:
+                suggested = trial.suggest_categorical(axis, CHOICES[axis])
+            elif type(value) is int:
+                suggested = trial.suggest_int(axis, min(known), max(known))
+            else:
+                suggested = trial.suggest_categorical(axis, sorted(set(known), key=str))
+            assert suggested == value, f"Optuna changed the enqueued {axis} from {value} to {suggested}"
+
+    def _params(self, a: Architecture) -> dict[str, Any]:
+        """An architecture as Optuna's parameters."""
+        return {axis: getattr(a, axis) for axis in self.axes}
+
+    def _one(self, trial: Trial, study: optuna.Study, shown: StudyProgress, resumed: bool) -> None:
+        """Runs one trial to its end, its pruning, its failure or a signal."""
+        name, seed = trial.user_attrs["architecture"], trial.user_attrs["seed"]
+        folder = self.folder.trial(trial.number, name, seed)
+        if not (folder / "trial.json").is_file():
+            self.folder.write_trial(folder, self.config, name, seed, self.store)
+        ended = read_json(folder / "outcome.json")
+        if ended is None:
+            shown.started(trial.number, name, resumed)
+            running = Running(trial, trial.number, name, Child.start(folder, self.config.devices))
+            running.reported = set(study.trials[trial.number].intermediate_values)
+            ended = self._follow(running, shown)
+        if ended is None:
+            return  # interrupted: the trial stays RUNNING and goes on next time
+        write_json(folder / "outcome.json", ended)
+        self._tell(study, trial, ended)
+        shown.ended(trial.number, name, ended["state"], ended["text"])
+
+    def _follow(self, running: Running, shown: StudyProgress) -> dict[str, Any] | None:
+        """Reads a trial's metrics until it ends; its outcome, None after a signal."""
+        child = running.child
+        try:
+            while True:
+                ended = child.process.poll() is not None
+                for line in child.new_lines():
+                    shown.line(running.number, line)
+                    if self._should_prune(running, line):
+                        child.stop()
+                        tokens = line["tokens"]
+                        text = f"loss {line['loss']:.4f} after {tokens:,} tokens"
+                        return {"state": "pruned", "tokens": tokens, "loss": line["loss"], "text": text}
+                if ended:
+                    return self._ended(child)
+                if self.signum:
+                    child.stop()
+                    return self._ended(child) if child.process.returncode == 0 else None
+                time.sleep(POLL_SECONDS)
+        finally:
+            child.kill()
+
+    def _should_prune(self, running: Running, line: dict[str, Any]) -> bool:
+        """Tells Optuna an evaluation; whether the trial should stop there."""
+        tokens = line["tokens"]
+        if line["kind"] != "evaluation" or tokens == 0 or tokens >= self.config.training.tokens:
+            return False
+        if tokens not in running.reported:
+            running.trial.report(line["loss"], step=tokens)
+            running.reported.add(tokens)
+        return running.trial.should_prune()
+
+    def _ended(self, child: Child) -> dict[str, Any] | None:
+        """The outcome of a process that ended by itself."""
+        config = build(TrialConfig, read_json(child.folder / "trial.json"), str(child.folder / "trial.json"))
+        result = outcome.complete(child.folder, config)
+        if result is not None:
+            gain = result.get("context_gain")
+            text = f"loss {result['loss']:.4f}" + ("" if gain is None else f", context gain {gain:.3f}")
+            text += f", {result['tokens_per_second']:,.0f} tokens/s"
+            return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
+        if child.process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM) and self.signum:
+            return None
+        return {"state": "failed", "tokens": None, "loss": None, "text": child.failure()}
+
+    def _tell(self, study: optuna.Study, trial: Trial, ended: dict[str, Any]) -> None:
+        """Closes the trial in Optuna, which would take an infinite loss for a result."""
+        if ended["state"] == "complete" and math.isfinite(ended["loss"]):
+            study.tell(trial, ended["loss"])
+        elif ended["state"] == "pruned":
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr("reason", ended["text"])
+            study.tell(trial, state=TrialState.FAIL)
+
+    def _signals(self) -> "_Signals":
+        return _Signals(self)
+
+    def _summary(self, study: optuna.Study) -> Summary:
+        """Counts by state."""
+        states = [t.state for t in study.get_trials(deepcopy=False)]
+        complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        return Summary(complete, pruned, failed, len(states) - complete - pruned - failed, self.signum)
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into a note for the loop while a study runs."""
+
+    def __init__(self, run: StudyRun) -> None:
+        self._run, self._old = run, {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def __enter__(self) -> None:
+        for signum in self._old:
+            signal.signal(signum, self._note)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self._run.signum = self._run.signum or signum
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,76 @@
+"""`python -m march_search.training DIR [--ranks N]`: trains the trial in DIR to its end, or says why not.
+
+Exit codes: 0 complete; 1 failed, reason in failure.json; 2 trial.json cannot be meant; 130 and 143 interrupted after a
+checkpoint: the same command goes on from it.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from march_search import outcome
+from march_search.config import TrialConfig
+from march_search.errors import ConfigError, MarchSearchError
+from march_search.files import write_json
+from march_search.settings import build, read_file
+from march_search.training import ranks
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one trial; returns the exit code."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m march_search.training DIR   (DIR holds trial.json)", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0])
+    try:
+        return _run(folder)
+    except ranks.InterruptedTrialError as stop:
+        return stop.exit_code
+    except MarchSearchError as error:
+        return _failed(folder, str(error), error.exit_code)
+    except MemoryError:
+        return _failed(folder, "out of memory: make micro_batch_sequences smaller.", 1)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(folder, _in_words(error), 1)
+
+
+def _run(folder: Path) -> int:
+    """The trial, in this process or in one process a rank."""
+    config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
+    try:
+        plan = config.batch
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
+    if outcome.complete(folder, config) is not None:
+        print(f"{folder}: is complete already.", file=sys.stderr)
+        return 0
+    if plan.ranks > 1 and "RANK" not in os.environ:
+        return ranks.supervise(folder, plan.ranks)
+    from march_search.training.loop import train
+
+    train(folder, config)
+    return 0
+
+
+def _failed(folder: Path, reason: str, code: int) -> int:
+    """Says why, on stderr and beside the trial."""
+    print(f"march-search: {reason}", file=sys.stderr)
+    try:
+        write_json(folder / "failure.json", {"reason": reason, "exit_code": code})
+    except MarchSearchError:
+        print(f"march-search: {folder}: failure.json cannot be written.", file=sys.stderr)
+    return code
+
+
+def _in_words(error: Exception) -> str:
+    """An unexpected exception as one line."""
+    text = " ".join(str(error).split())[:300]
+    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return f"out of memory: make micro_batch_sequences smaller ({text})"
+    return f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Checkpoints of DeepSpeed, each sealed by a manifest of hashes written last; the last two are kept.
+
+DeepSpeed writes in place and pickles: a folder without a manifest, or with a file that differs from it, is never read.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from march_search.files import read_json, write_json
+from march_search.training.environment import Place
+
+KEEP = 2
+"""Checkpoints that are kept: the last one, and the one before in case it is damaged."""
+
+
+def save(engine: Any, folder: Path, step: int, place: Place) -> None:
+    """Writes the state after `step` steps and removes the oldest. All ranks call it together."""
+    tag = f"step-{step:09d}"
+    if place.is_first:
+        shutil.rmtree(folder / tag, ignore_errors=True)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    dist.barrier()
+    if place.is_first:
+        hashes = {str(f.relative_to(folder / tag)): _sha256(f) for f in _files(folder / tag)}
+        write_json(folder / tag / "manifest.json", {"step": step, "sha256": hashes})
+        for old in _tags(folder)[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+    dist.barrier()
+
+
+def load(engine: Any, folder: Path, place: Place) -> int:
+    """Brings `engine` to the newest whole checkpoint; its step, 0 where there is none. All ranks call it together."""
+    chosen: list[str | None] = [None]
+    if place.is_first and folder.is_dir():
+        whole = [tag for tag in _tags(folder) if _is_whole(tag)]
+        chosen[0] = whole[-1].name if whole else None
+        for tag in _tags(folder):
+            if tag not in whole:
+                shutil.rmtree(tag, ignore_errors=True)
+    dist.broadcast_object_list(chosen, src=0)
+    if chosen[0] is None:
+        return 0
+    _, state = engine.load_checkpoint(str(folder), tag=chosen[0])
+    return int(state["step"])
+
+
+def remove(folder: Path) -> None:
+    """Deletes all checkpoints of a trial that needs none any more."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tags(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _files(tag: Path) -> list[Path]:
+    """Files of one checkpoint, the manifest left out."""
+    return sorted(p for p in tag.rglob("*") if p.is_file() and p.name != "manifest.json")
+
+
+def _is_whole(tag: Path) -> bool:
+    """Whether every file of the manifest is there, unchanged, and nothing else is."""
+    manifest = read_json(tag / "manifest.json")
+    if not isinstance(manifest, dict):
+        return False
+    return bool(manifest.get("sha256") == {str(f.relative_to(tag)): _sha256(f) for f in _files(tag)})
+
+
+def _sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

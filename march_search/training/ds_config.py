@@ -1,0 +1,27 @@
+"""The DeepSpeed configuration of a trial, every key that touches numbers written out, none left to a default."""
+
+from typing import Any
+
+from march_search.config import BatchPlan, TrainingConfig
+
+
+def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
+    """Configuration for `deepspeed.initialize`; the optimizer and its schedule are handed over as objects.
+
+    `gradient_clipping` changed its default in DeepSpeed 0.19.2; a mistyped key would be ignored in silence.
+    """
+    bf16 = training.precision == "bf16"
+    return {
+        "train_batch_size": plan.sequences,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": training.gradient_clipping,
+        "prescale_gradients": False,
+        "bf16": {"enabled": bf16},
+        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {"stage": training.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }

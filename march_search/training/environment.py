@@ -1,0 +1,128 @@
+"""This process among its ranks: device, process group, DeepSpeed's traps, and what to record about the machine."""
+
+import collections
+import os
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+
+import torch
+import torch.distributed as dist
+
+from march_search.config import DevicesConfig
+from march_search.errors import TrialError
+
+GROUP_TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others before the trial fails."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a trial."""
+
+    rank: int
+    """Its number among all."""
+    world_size: int
+    """How many there are."""
+    device: torch.device
+    """Where it computes."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+
+def take_place(config: DevicesConfig) -> Place:
+    """Sets threads, device and process group of this process.
+
+    Alone, or under `ranks.supervise`, the group meets without a port; under a launcher of DeepSpeed or torch, which
+    sets MASTER_ADDR, it meets where that says.
+
+    Raises:
+        TrialError: the device is not there, or the number of ranks is not the one the trial was planned for.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if world_size != config.ranks:
+        raise TrialError(f"the trial is planned for {config.ranks} ranks, and {world_size} were started.")
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // local_size))
+    device = _device(config, local_rank)
+    _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo")
+    return Place(rank, world_size, device)
+
+
+def _device(config: DevicesConfig, local_rank: int) -> torch.device:
+    """The device of this rank."""
+    if config.kind == "cpu" or (config.kind == "auto" and not torch.cuda.is_available()):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise TrialError(
+            f"rank {local_rank} of this machine needs GPU {local_rank}, and torch finds {torch.cuda.device_count()}."
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(rank: int, world_size: int, backend: str) -> None:
+    """Makes the process group."""
+    told = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": int(os.environ.get("LOCAL_RANK", "0"))}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    meeting = os.environ.get("MARCH_SEARCH_MEETING")
+    if world_size == 1:
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+            timeout=GROUP_TIMEOUT,
+        )
+    elif meeting:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        store = dist.FileStore(meeting, world_size)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT)
+    else:
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        os.environ.setdefault(name, value)  # DeepSpeed asks for them, and uses the group that exists
+
+
+def quiet_deepspeed(device: torch.device) -> None:
+    """On a CPU, tells DeepSpeed that its compiled operations are not there: it would compile one, or fail to.
+
+    Uses an internal name of DeepSpeed 0.19; where that is gone nothing is changed.
+    """
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        deepspeed.ops.__dict__["__compatible_ops__"] = collections.defaultdict(bool)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: of the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe_machine(place: Place) -> dict[str, object]:
+    """Device, ranks and versions, for the result."""
+    gpu = place.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(place.device) if gpu else f"cpu ({platform.machine()})",
+        "ranks": place.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("march-search", "torch", "deepspeed", "numpy")},
+    }
+
+
+def leave() -> None:
+    """Ends the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,228 @@
+"""The trial itself: model, engine, steps, evaluations, checkpoints, result."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from march_search.architecture import Architecture
+from march_search.config import TrialConfig
+from march_search.data.batches import Batches, prefetch
+from march_search.data.store import Store
+from march_search.errors import ConfigError, TrialError
+from march_search.files import make_folder, write_json
+from march_search.model import build
+from march_search.training import checkpoints, environment, evaluation
+from march_search.training.ds_config import ds_config
+from march_search.training.environment import Place
+from march_search.training.metrics import MetricsFile
+from march_search.training.ranks import InterruptedTrialError, StopRequest, die_with_parent
+from march_search.training.schedule import schedule
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class _Trial:
+    """Everything the loop needs."""
+
+    folder: Path
+    config: TrialConfig
+    architecture: Architecture
+    place: Place
+    batches: Batches
+    validation: evaluation.Validation
+    engine: Any
+    stop: StopRequest
+    metrics: MetricsFile | None = None
+    step: int = 0
+    seconds: float = 0.0
+    """Spent in training steps, evaluations left out, since this process began."""
+    started_at: int = 0
+    """Step at which this process began."""
+
+
+def train(folder: Path, config: TrialConfig) -> None:
+    """Trains the trial in `folder` from its newest checkpoint to its data budget and writes result.json.
+
+    Raises:
+        InterruptedTrialError: SIGTERM or SIGINT came; a checkpoint is written.
+        ConfigError, DataError: architecture, store and settings do not fit together.
+        TrialError: the loss or the gradient is not finite.
+    """
+    die_with_parent()
+    stop = StopRequest()
+    architecture = Architecture.parse(config.architecture)
+    store = Store.open((folder / config.store).resolve())
+    if store.vocab_size != architecture.vocab_size:
+        raise ConfigError(
+            f"the architecture has a vocabulary of {architecture.vocab_size:,}, the tokens {store.vocab_size:,}."
+        )
+    place = environment.take_place(config.devices)
+    batches = Batches(store, config.data, config.seed)
+    validation = evaluation.Validation.of(batches)
+    trial = _Trial(folder, config, architecture, place, batches, validation, _engine(config, architecture, place), stop)
+    if place.is_first:
+        write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
+        make_folder(folder / "checkpoints")
+    trial.step = trial.started_at = checkpoints.load(trial.engine, folder / "checkpoints", place)
+    if place.is_first:
+        trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
+        (folder / "failure.json").unlink(missing_ok=True)
+    last = _steps(trial)
+    _finish(trial, last)
+    environment.leave()
+
+
+def _engine(config: TrialConfig, architecture: Architecture, place: Place) -> Any:
+    """The model under DeepSpeed, with AdamW and its schedule."""
+    environment.quiet_deepspeed(place.device)
+    import deepspeed
+
+    training = config.training
+    torch.manual_seed(config.seed)
+    model = build(architecture, init=training.init, checkpointing=training.activation_checkpointing)
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=training.learning_rate,
+        betas=(training.betas[0], training.betas[1]),
+        eps=training.epsilon,
+        fused=True,
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(training))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=rate,
+        config=ds_config(training, config.batch),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _steps(trial: _Trial) -> dict[str, float]:
+    """Takes every step that is left; returns the last evaluation."""
+    training = trial.config.training
+    evaluate_after, save_after = set(training.evaluation_steps), set(training.checkpoint_steps)
+    micro_batches = prefetch(_micro_batches(trial))
+    last: dict[str, float] = {}
+    if trial.step == 0:
+        _evaluate(trial)
+    while trial.step < training.steps:
+        _one_step(trial, micro_batches)
+        if trial.step in evaluate_after:
+            last = _evaluate(trial)
+        if trial.step in save_after:
+            checkpoints.save(trial.engine, trial.folder / "checkpoints", trial.step, trial.place)
+        _obey(trial)
+    micro_batches.close()
+    return last
+
+
+def _micro_batches(trial: _Trial) -> Iterator[Batch]:
+    """This rank's examples from the current step on, a micro batch at a time."""
+    plan, rank = trial.config.batch, trial.place.rank
+    share = plan.micro_batch * plan.accumulation
+    for step in range(trial.step, trial.config.training.steps):
+        first = step * plan.sequences + rank * share
+        for micro in range(plan.accumulation):
+            inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
+            yield torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
+    """One optimizer step over the global batch."""
+    began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
+    losses = []
+    for _ in range(plan.accumulation):
+        inputs, targets = next(micro_batches)
+        loss = engine(inputs.to(trial.place.device), targets.to(trial.place.device))
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.detach().float())
+    mean = torch.stack(losses).mean()
+    if trial.place.world_size > 1:
+        dist.all_reduce(mean)
+        mean /= trial.place.world_size
+    value, norm = float(mean), engine.get_global_grad_norm()
+    seconds = time.perf_counter() - began
+    trial.step += 1
+    trial.seconds += seconds
+    norm = None if norm is None else float(norm)
+    if not math.isfinite(value) or (norm is not None and not math.isfinite(norm)):
+        raise TrialError(
+            f"diverged at step {trial.step:,}: loss {value}, gradient norm {norm}. Lower the learning rate."
+        )
+    tokens = trial.config.training.global_batch_tokens
+    if trial.metrics:
+        trial.metrics.append(
+            "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
+            gradient_norm=norm, learning_rate=engine.get_lr()[0], tokens_per_second=round(tokens / seconds, 1),
+        )  # fmt: skip
+
+
+def _evaluate(trial: _Trial) -> dict[str, float]:
+    """Evaluates now and writes the line."""
+    began, training = time.perf_counter(), trial.config.training
+    paired = trial.architecture.structure == "encoder-decoder"
+    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place, paired)
+    if not math.isfinite(values["loss"]):
+        raise TrialError(f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate.")
+    if trial.metrics:
+        tokens = trial.step * training.global_batch_tokens
+        seconds = round(time.perf_counter() - began, 3)
+        trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, seconds=seconds)
+        trial.metrics.sync()
+    return values
+
+
+def _obey(trial: _Trial) -> None:
+    """After a signal: all ranks save together and end."""
+    signum = trial.stop.signum
+    if trial.place.world_size > 1:
+        asked = torch.tensor([signum], device=trial.place.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        signum = int(asked)
+    if signum and trial.step < trial.config.training.steps:
+        checkpoints.save(trial.engine, trial.folder / "checkpoints", trial.step, trial.place)
+        raise InterruptedTrialError(signum)
+
+
+def _finish(trial: _Trial, last: dict[str, float]) -> None:
+    """Writes the result, last of all files and whole."""
+    training, place = trial.config.training, trial.place
+    memory = torch.tensor([environment.peak_memory_bytes(place.device)], dtype=torch.int64, device=place.device)
+    if place.world_size > 1:
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    skipped = int(getattr(trial.engine, "skipped_steps", 0))
+    if skipped:
+        raise TrialError(f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not trained on.")
+    steps = trial.step - trial.started_at
+    if place.is_first:
+        write_json(
+            trial.folder / "result.json",
+            {
+                "schema_version": 1,
+                "state": "complete",
+                "architecture": trial.architecture.name,
+                "num_params": trial.architecture.num_params,
+                "seed": trial.config.seed,
+                "tokens": trial.step * training.global_batch_tokens,
+                "steps": trial.step,
+                "epochs": round(trial.batches.epochs(training.tokens), 4),
+                "perplexity": math.exp(min(last["loss"], 700.0)),
+                **last,
+                "tokens_per_second": round(steps * training.global_batch_tokens / trial.seconds, 1),
+                "train_seconds": round(trial.seconds, 2),
+                "peak_memory_bytes": int(memory),
+                "training": asdict(training),
+                **environment.describe_machine(place),
+            },
+        )

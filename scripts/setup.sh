@@ -1,0 +1,15 @@
+# Sourced by the other scripts: makes .venv if it is missing and installs march-search with the extras named in $1.
+set -eu
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  echo "march-search needs Python 3.11 or newer; '$python' is not. Name another one: PYTHON=/path/to/python bash $0" >&2
+  exit 2
+fi
+if [ ! -x .venv/bin/python ]; then
+  echo "making .venv ..." >&2
+  "$python" -m venv .venv
+fi
+echo "installing march-search[$1] (a minute or two the first time) ..." >&2
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$1]"

@@ -1,0 +1,35 @@
+"""Figures of other people's runs that tests compare with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from march_search import Architecture
+
+FOLDER = Path(__file__).parent / "reference"
+
+
+def march_runs() -> list[dict[str, Any]]:
+    """The 25 runs of the 2023 study: shape and exact parameters."""
+    return json.loads((FOLDER / "march-2023-shapes.json").read_text())["runs"]
+
+
+def march_architecture(run: dict[str, Any]) -> Architecture:
+    """A run's shape; its layers are counted over both stacks."""
+    return Architecture(
+        num_layers=run["num_layers"] // 2,
+        d_model=run["d_model"],
+        num_heads=run["num_heads"],
+        d_kv=run["d_kv"],
+        d_ff=run["d_ff"],
+        feed_forward_proj=run["act"],
+        vocab_size=30_000,
+        position="absolute",
+        max_length=1024,
+        cross_attention="layer" if run["cross_kv"] else "layer-shared",
+    )
+
+
+def t5_checkpoints() -> list[dict[str, Any]]:
+    """Public T5 checkpoints: shape and exact parameters."""
+    return json.loads((FOLDER / "t5-checkpoints.json").read_text())["checkpoints"]

@@ -1,0 +1,170 @@
+"""Architectures count exactly, are named reversibly, and refuse what cannot exist."""
+
+import string
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import march_architecture, march_runs, t5_checkpoints
+
+from march_search import Architecture
+from march_search.architecture import CHOICES
+from march_search.errors import ArchitectureError
+
+BASELINE_2023 = Architecture(vocab_size=30_000, position="absolute", cross_attention="layer")
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> Architecture:
+    """Any architecture that can exist, of at most 6 layers a stack."""
+    values = {name: draw(st.sampled_from(known)) for name, known in CHOICES.items()}
+    values |= {
+        "num_layers": draw(st.integers(1, 6)),
+        "num_decoder_layers": draw(st.none() | st.integers(1, 6)),
+        "d_model": 64 * draw(st.integers(2, 8)),
+        "num_heads": draw(st.integers(1, 12)),
+        "d_kv": draw(st.sampled_from([4, 16, 64])),
+        "d_ff": draw(st.integers(1, 500)),
+        "vocab_size": draw(st.integers(1, 999)),
+        "max_length": draw(st.sampled_from([512, 1024])),
+        "share_layers": draw(st.sampled_from([1, 2, 3, "all"])),
+        "d_bottleneck": draw(st.none() | st.just(64)),
+        "length_reduction": draw(st.sampled_from([1.0, 0.5, 0.25])),
+    }
+    try:
+        return Architecture(**values)
+    except ArchitectureError:
+        repaired = {"structure": "encoder-decoder", "head_schedule": "constant", "cross_attention": "output"}
+        if values["bottleneck"] != "none" and values["d_bottleneck"] is None:
+            repaired["d_bottleneck"] = 64
+        if values["bottleneck"] == "none":
+            repaired["d_bottleneck"] = None
+        depth = min(values["num_layers"], values["num_decoder_layers"] or 6)
+        if values["share_layers"] != "all" and (values["share_layers"] > depth or values["bottleneck"] != "none"):
+            repaired["share_layers"] = 1
+        if values["bottleneck"] != "none":
+            repaired["share_layers"] = 1
+        return Architecture(**values | repaired)
+
+
+def test_the_default_is_t5_base() -> None:
+    assert Architecture().num_params == 222_903_552
+    assert Architecture().name == "L12-D768-H12x64-F3072"
+
+
+@pytest.mark.parametrize("run", march_runs(), ids=lambda run: run["name"])
+def test_every_run_of_the_2023_study_is_counted_to_the_last_digit(run: dict) -> None:
+    assert march_architecture(run).num_params == run["num_params"]
+
+
+@pytest.mark.parametrize("checkpoint", t5_checkpoints(), ids=lambda checkpoint: checkpoint["name"])
+def test_every_t5_checkpoint_is_counted_to_the_last_digit(checkpoint: dict) -> None:
+    shape = {key: value for key, value in checkpoint.items() if key not in ("name", "num_params")}
+    assert Architecture(**shape).num_params == checkpoint["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_params"),
+    [
+        ("more-first", 225_593_856),
+        ("more-last", 225_593_856),
+        ("more-first-same-width", 222_054_912),
+        ("more-last-same-width", 222_054_912),
+    ],
+)
+def test_head_schedules_have_the_parameters_the_2023_logs_state(schedule: str, num_params: int) -> None:
+    assert replace(BASELINE_2023, head_schedule=schedule).num_params == num_params
+
+
+@given(architectures())
+def test_groups_sum_to_the_parameters_and_none_is_empty(a: Architecture) -> None:
+    assert sum(a.param_groups().values()) == a.num_params
+    assert min(a.param_groups().values()) > 0
+
+
+@given(architectures())
+def test_a_name_says_everything_and_is_safe_as_a_file_name(a: Architecture) -> None:
+    assert Architecture.parse(a.name) == a
+    assert set(a.name) <= set(string.ascii_letters + string.digits + "-+.")
+
+
+@given(architectures(), st.integers(1, 100))
+def test_parameters_are_linear_in_d_ff(a: Architecture, step: int) -> None:
+    counts = [replace(a, d_ff=a.d_ff + k * step).num_params for k in range(3)]
+    assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+
+
+@given(architectures())
+def test_untying_adds_one_embedding(a: Architecture) -> None:
+    tied, untied = (replace(a, tie_word_embeddings=tied).num_params for tied in (True, False))
+    assert untied - tied == a.vocab_size * a.d_model
+
+
+def test_sharing_all_layers_counts_one_layer() -> None:
+    one = Architecture(num_layers=1).num_params
+    assert Architecture(num_layers=12, share_layers="all").num_params == one
+
+
+def test_layer_shared_cross_attention_saves_two_square_matrices_a_layer() -> None:
+    shared = replace(BASELINE_2023, cross_attention="layer-shared")
+    assert BASELINE_2023.num_params - shared.num_params == 12 * 2 * 768**2
+
+
+def test_a_flat_bottleneck_adds_one_projection_down_and_one_up_in_each_stack() -> None:
+    flat = Architecture(bottleneck="flat", d_bottleneck=256).param_groups()
+    assert flat["encoder.projection"] == flat["decoder.projection"] == 2 * 768 * 256
+
+
+def test_a_shrinking_width_walks_on_multiples_of_64() -> None:
+    from march_search.parameters import layer_widths
+
+    assert layer_widths(Architecture(num_layers=3, bottleneck="shrinking", d_bottleneck=192), 3) == [768, 384, 192]
+    assert layer_widths(Architecture(num_layers=3, bottleneck="growing", d_bottleneck=192), 3) == [192, 384, 768]
+
+
+def test_a_learned_no_op_key_adds_one_key_to_every_attention() -> None:
+    assert Architecture(noop_key="learned").num_params - Architecture().num_params == (12 + 24) * 768
+
+
+def test_an_equal_decoder_depth_is_the_same_architecture() -> None:
+    assert Architecture(num_layers=6, num_decoder_layers=6) == Architecture(num_layers=6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0"),
+        ({"d_ff": 1.5}, "d_ff must be a whole number of at least 1, not 1.5"),
+        ({"feed_forward_proj": "geglu"}, "feed_forward_proj must be one of relu, gelu, silu, gated-relu"),
+        ({"num_decoder_layers": 6, "cross_attention": "layer"}, "num_decoder_layers \\(6\\) must equal num_layers"),
+        ({"structure": "decoder-only", "cross_attention": "layer"}, "a decoder-only model has no cross-attention"),
+        ({"head_schedule": "more-first", "num_heads": 3}, "halves num_heads; 3 is odd"),
+        ({"share_layers": 13}, "share_layers=13 is more than the layers of a stack"),
+        ({"share_layers": "all", "head_schedule": "more-last"}, "would share one set of weights"),
+        ({"bottleneck": "flat"}, "bottleneck='flat' needs d_bottleneck"),
+        ({"bottleneck": "flat", "d_bottleneck": 768}, "must be smaller than d_model"),
+        ({"bottleneck": "growing", "d_bottleneck": 100}, "needs multiples of 64"),
+        ({"length_reduction": 0.0}, "length_reduction must lie in"),
+        ({"position": "rotary", "d_kv": 5}, "d_kv must be a multiple of 2, not 5"),
+    ],
+)
+def test_what_cannot_exist_is_refused_in_one_line(fields: dict, message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message) as caught:
+        Architecture(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "t5", "L12-D768", "L12-D768-H12x64-F3072-swi", "L1-D2-H3x4-F5-abs-rope", "L0-D2-H3x4-F5"]
+)
+def test_a_text_that_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(ArchitectureError):
+        Architecture.parse(name)
+
+
+def test_flops_follow_the_weights_for_short_sequences() -> None:
+    a = Architecture(num_layers=2, d_model=512, d_ff=2048, vocab_size=512)
+    assert a.flops_per_token(64) == 3 * a.flops_per_token(64, backward=False)
+    weights = a.num_params - 2 * 32 * 12
+    assert 0.5 * 6 * weights < a.flops_per_token(64) < 6 * weights

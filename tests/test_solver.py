@@ -1,0 +1,204 @@
+"""The feasible set is complete and exact: compared with brute force on small random spaces."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from march_search import Architecture, SearchSpace, solve
+from march_search.architecture import CHOICES, DEFAULTS
+from march_search.closest import solve_or_explain
+from march_search.design import design
+from march_search.errors import ArchitectureError, ConfigError, EmptySetError
+from march_search.space import AXES
+
+T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
+RULES = ["num_heads * d_kv == d_model", "1 <= d_ff / d_model <= 4", "d_ff % 128 == 0 or num_layers > 1", "d_ff != 192"]
+
+
+def lists(values: list, most: int) -> st.SearchStrategy[list]:
+    """One to `most` different values."""
+    return st.lists(st.sampled_from(values), min_size=1, max_size=most, unique=True)
+
+
+@st.composite
+def space_tables(draw: st.DrawFn) -> dict:
+    """A small space with any of its axes switched on."""
+    axes: dict = {
+        "num_layers": draw(lists([1, 2, 3, 4], 3)),
+        "d_model": draw(lists([128, 192, 256], 2)),
+        "num_heads": draw(lists([1, 2, 3, 4], 3)),
+        "d_kv": draw(lists([32, 64], 2)),
+        "d_ff": draw(lists([64, 128, 192, 256, 512, 640], 5)),
+        "vocab_size": 500,
+    }
+    extra = {name: lists(list(known), 2) for name, known in CHOICES.items()} | {
+        "num_decoder_layers": lists([1, 2, 3], 2),
+        "share_layers": lists([1, 2, "all"], 2),
+        "d_bottleneck": lists([64, 128], 2),
+        "length_reduction": lists([1.0, 0.5], 2),
+    }
+    for axis in draw(st.lists(st.sampled_from(sorted(extra)), max_size=4, unique=True)):
+        axes[axis] = draw(extra[axis])
+    budget = {
+        "parameters": str(draw(st.integers(300_000, 2_000_000))),
+        "tolerance": draw(st.sampled_from(["5%", "30%"])),
+    }
+    budget["count"] = draw(st.sampled_from(["total", "non-embedding"]))
+    rules = draw(st.lists(st.sampled_from(RULES), max_size=2, unique=True))
+    return {"axes": axes, "budget": budget, "rules": rules}
+
+
+def brute_force(space: SearchSpace) -> set[Architecture]:
+    """Every feasible architecture, by building all of the grid."""
+    found = set()
+    for values in itertools.product(*(space.axes[axis] for axis in AXES)):
+        fields = dict(zip(AXES, values, strict=True))
+        if fields["bottleneck"] == "none":
+            fields["d_bottleneck"] = None
+        if fields["structure"] == "decoder-only":
+            fields["num_decoder_layers"] = None
+        try:
+            a = Architecture(**fields)
+        except ArchitectureError:
+            continue
+        count = a.num_params if space.budget.count == "total" else a.num_params_non_embedding
+        shown = fields | {"num_decoder_layers": a.decoder_layers, "d_bottleneck": a.d_bottleneck or a.d_model}
+        if space.budget.low <= count <= space.budget.high and all(eval(r.text, {}, shown) for r in space.rules):
+            found.add(a)
+    return found
+
+
+@given(space_tables())
+@settings(max_examples=150, deadline=None)
+def test_the_set_is_what_brute_force_finds(table: dict) -> None:
+    space = SearchSpace.from_table(table)
+    found, expected = solve(space), brute_force(space)
+    members = list(found)
+    assert len(members) == len(found) == len(expected)
+    assert set(members) == expected
+    assert all(a in found for a in members)
+
+
+def test_every_member_of_the_220m_space_is_on_the_grid_and_inside_the_band() -> None:
+    found = solve(SearchSpace.load("t5-220m"))
+    members = found.members()
+    assert len(found) > 10_000
+    assert ((members.counted >= found.budget.low) & (members.counted <= found.budget.high)).all()
+    assert (members.axis("d_ff") % 64 == 0).all()
+    assert (members.axis("num_heads") * members.axis("d_kv") % 64 == 0).all()
+    for a in found.sample(200, seed=1):
+        assert a in found
+        assert found.budget.low <= a.num_params <= found.budget.high
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("t5-220m", T5_BASE), ("t5-740m", T5_LARGE)])
+def test_the_shipped_spaces_hold_the_t5_models_they_are_named_for(name: str, architecture: Architecture) -> None:
+    found = solve(SearchSpace.load(name))
+    assert architecture in found
+    assert replace(architecture, d_ff=architecture.d_ff + 32) not in found
+
+
+def test_indexing_slicing_and_iteration_agree() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    members = list(found)
+    assert [found[i] for i in range(len(found))] == members
+    assert list(found[3:9]) == members[3:9]
+    assert list(found[::-7]) == members[::-7]
+    assert found[-1] == members[-1]
+    with pytest.raises(IndexError):
+        found[len(found)]
+
+
+def test_top_sorts_by_any_key() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    flops = [a.flops_per_token() for a in found.top(0, "flops")]
+    assert flops == sorted(flops)
+    assert len(flops) == len(found)
+    deepest = found.top(3, "-num_layers")
+    assert [a.num_layers for a in deepest] == sorted((a.num_layers for a in found), reverse=True)[:3]
+    nearest = found.top(1)[0]
+    distances = [abs(a.num_params - found.budget.parameters) for a in found]
+    assert abs(nearest.num_params - found.budget.parameters) == min(distances)
+
+
+def test_flops_of_columns_equal_flops_of_architectures() -> None:
+    picked = solve(SearchSpace.load("t5-220m")).sample(100, seed=3)
+    assert picked.members().flops_per_token().tolist() == [a.flops_per_token() for a in picked]
+
+
+def test_a_sample_repeats_with_its_seed_and_has_no_member_twice() -> None:
+    found = solve(SearchSpace.load("t5-220m"))
+    first = list(found.sample(500, seed=7))
+    assert first == list(found.sample(500, seed=7))
+    assert first != list(found.sample(500, seed=8))
+    assert len(set(first)) == 500
+    with pytest.raises(ConfigError, match="cannot sample"):
+        found.sample(len(found) + 1, seed=0)
+
+
+def test_samples_are_uniform() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    draws = np.concatenate([found.sample(5, seed).numbers() for seed in range(4000)])
+    counts = np.bincount(draws, minlength=len(found))
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+def test_a_design_is_spread_over_its_axes_and_each_beginning_is_a_design() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    axes = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
+    eight, four = (list(design(found, n, axes)) for n in (8, 4))
+    assert eight[:4] == four
+    assert len(set(eight)) == 8
+    for axis in axes:
+        assert len({getattr(a, axis) for a in eight}) > 1
+    with pytest.raises(ConfigError, match='Did you mean "d_model"'):
+        design(found, 3, ["d_mode"])
+
+
+def test_an_empty_set_names_the_closest_on_either_side() -> None:
+    space = SearchSpace.load("t5").with_budget("220M", "0.0001%")
+    narrowed = replace(
+        space, axes=space.axes | {"num_layers": (12,), "d_model": (768,), "d_kv": (64,), "num_heads": (12,)}
+    )
+    with pytest.raises(EmptySetError, match=r"Closest: L12-D768-\S+ at -\S+% and L12-D768-\S+ at \+\S+%\. Widen"):
+        solve_or_explain(narrowed)
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"), [("1M", "The smallest it has: L2-D256-"), ("900B", "The largest it has: L48-D4096-")]
+)
+def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> None:
+    with pytest.raises(EmptySetError, match=words):
+        solve_or_explain(SearchSpace.load("t5").with_budget(budget))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"axis": {}}, 'x.toml: unknown key "axis". Did you mean "axes"?'),
+        ({"axes": {"d_modle": 64}}, 'x.toml: unknown axis "d_modle". Did you mean "d_model"?'),
+        ({"axes": {"d_model": {"min": 64, "maximum": 128}}}, 'x.toml: unknown key "axes.d_model.maximum"'),
+        ({"axes": {"d_model": "wide"}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
+        ({"axes": {"d_model": {"min": 65, "max": 100, "multiple_of": 64}}}, 'x.toml: "axes.d_model" has no value'),
+        ({"axes": {"position": "rotery"}}, 'Did you mean "rotary"?'),
+        ({"rules": ["d_model = 3"]}, 'x.toml: the rule "d_model = 3" cannot be read'),
+        ({"rules": ["__import__('os')"]}, "x.toml: the rule"),
+        ({"rules": ["d_model * 2"]}, "is no condition"),
+        ({"rules": ["d_hid > 2"]}, 'speaks of "d_hid"'),
+        ({"budget": {"parameters": "many"}}, 'x.toml: "many" is no parameter budget'),
+    ],
+)
+def test_a_wrong_space_file_names_file_and_key(table: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=r"x\.toml") as caught:
+        SearchSpace.from_table(table, "x", "x.toml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_axes_are_all_fields_of_an_architecture() -> None:
+    assert sorted(AXES) == sorted(DEFAULTS)
