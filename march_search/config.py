@@ -92,7 +92,8 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     """Type of weights and activations in the passes; the optimizer's own copies are fp32 in both."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed's ZeRO spreads over devices: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """What DeepSpeed's ZeRO spreads over devices: 1 optimizer state, 2 gradients too, 3 weights too. bf16 takes at
+    least 1."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     init: str = "t5"

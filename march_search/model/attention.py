@@ -4,13 +4,13 @@ Shape suffixes: B examples, L query positions, M key positions, S encoder positi
 K `d_kv`, X = H * K inner width, E width of the encoder's output; scores_BHLM.
 """
 
-import math
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from march_search.model import cpu
 from march_search.model.init import Kinds
 from march_search.model.positions import Places, rotate
 from march_search.parameters import Run
@@ -18,8 +18,8 @@ from march_search.parameters import Run
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one self-attention, each (B, S, H, K), before any rotary turn."""
 
-CPU_KEYS = 512
-"""Up to so many keys, attention on a CPU goes through plain matrix products instead of SDPA."""
+CPU_KEYS = {"fp32": 64, "other": 512}
+"""Up to so many keys, attention on a CPU is faster as plain products than through SDPA (measured, torch 2.13)."""
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def _split(self, x_BLX: Tensor, parts: int) -> tuple[Tensor, ...]:
         """`parts` views (B, L, H, K) of one projection's output."""
-        return x_BLX.unflatten(-1, (parts, self.heads, self.d_kv)).unbind(2)
+        return x_BLX.view(*x_BLX.shape[:2], parts, self.heads, self.d_kv).unbind(2)
 
 
 class SelfAttention(Attention):
@@ -102,7 +102,7 @@ class CrossAttention(Attention):
     """Attention of the decoder to the encoder: to its output, or to the keys and values of one of its layers."""
 
     def __init__(self, shape: Run, position: str, noop_key: str, layers: int, source: str, encoder_width: int) -> None:
-        """`source` is the architecture's `cross_attention`; `kv` holds keys' matrix and values' matrix, in this order."""
+        """`source` is the architecture's `cross_attention`; `kv` holds the keys' matrix, then the values'."""
         super().__init__(shape, position, noop_key, layers)
         self.source = source
         self.q = nn.Parameter(torch.empty(shape.inner, shape.width))
@@ -136,50 +136,14 @@ def scaled_attention(
 ) -> Tensor:
     """softmax(scale q k' + bias) v.
 
-    Through SDPA, which keeps no scores where its backend can avoid it; but on a CPU and up to `CPU_KEYS` keys through
-    plain products: there SDPA's backward pass takes up to nine times as long in bf16, and it has none at all for a
-    bias with a gradient that would not keep the scores.
+    Through SDPA, which keeps no scores where its backend can avoid it; but on a CPU with short sequences through plain
+    products: there SDPA's backward pass takes 2 to 10 times as long in bf16, and for a bias with a gradient it keeps
+    the scores all the same.
     """
-    if q_BHLK.device.type == "cpu" and k_BHMK.shape[2] <= CPU_KEYS:
-        return cast(Tensor, _CpuAttention.apply(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, scale))
+    if q_BHLK.device.type == "cpu":
+        needs_scores = bias_HLM is not None and bias_HLM.requires_grad
+        short = CPU_KEYS["fp32" if q_BHLK.dtype == torch.float32 and not needs_scores else "other"]
+        if k_BHMK.shape[2] <= short:
+            return cast(Tensor, cpu.attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, scale))
     bias_1HLM = None if bias_HLM is None else bias_HLM[None]
     return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, bias_1HLM, is_causal=causal, scale=scale)
-
-
-class _CpuAttention(torch.autograd.Function):
-    """Attention for short sequences on a CPU; keeps the probabilities, in the inputs' dtype. Softmax is fp32 inside."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
-    ) -> Tensor:
-        q_NLK, k_NMK, v_NMK = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores_BHLM = _product(q_NLK, k_NMK.mT, scale).unflatten(0, q.shape[:2])
-        if bias_HLM is not None:
-            scores_BHLM += bias_HLM
-        if causal:
-            scores_BHLM += torch.full(scores_BHLM.shape[2:], -math.inf, dtype=q.dtype).triu_(1)
-        probs_NLM = torch.softmax(scores_BHLM, -1).flatten(0, 1)
-        ctx.save_for_backward(q_NLK, k_NMK, v_NMK, probs_NLM)
-        ctx.scale, ctx.bias_shape = scale, None if bias_HLM is None else bias_HLM.shape
-        return torch.bmm(probs_NLM, v_NMK).unflatten(0, q.shape[:2])
-
-    @staticmethod
-    def backward(ctx: Any, grad_BHLK: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q_NLK, k_NMK, v_NMK, probs_NLM = ctx.saved_tensors
-        batch_heads, grad_NLK = grad_BHLK.shape[:2], grad_BHLK.flatten(0, 1)
-        grad_v_NMK = torch.bmm(probs_NLM.mT, grad_NLK)
-        grad_NLM = torch.bmm(grad_NLK, v_NMK.mT)
-        grad_NLM = torch._softmax_backward_data(grad_NLM, probs_NLM, -1, probs_NLM.dtype)
-        grad_q_NLK = _product(grad_NLM, k_NMK, ctx.scale)
-        grad_k_NMK = _product(grad_NLM.mT, q_NLK, ctx.scale)
-        grad_bias = None
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad_NLM.unflatten(0, batch_heads).sum(0).sum_to_size(ctx.bias_shape)
-        grads = (g.unflatten(0, batch_heads) for g in (grad_q_NLK, grad_k_NMK, grad_v_NMK))
-        return *grads, grad_bias, None, None
-
-
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`scale` a b, batched, without a pass of its own for the scale."""
-    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)

@@ -8,7 +8,7 @@ Matrix products run in the dtype of the inputs; softmax, logarithm and the sum o
 Shape suffixes: N target tokens, C rows of a chunk, V vocabulary, D `d_model`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -23,7 +23,7 @@ def mean_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean cross-entropy in nats, a float32 scalar; its gradients are computed with it if anything needs one."""
     if not torch.is_grad_enabled():
         return token_losses(x_ND, weight_VD, targets_N).mean()
-    return cast(Tensor, _MeanLoss.apply(x_ND, weight_VD, targets_N))
+    return cast(Tensor, _MEAN_LOSS(x_ND, weight_VD, targets_N))
 
 
 @torch.no_grad()
@@ -65,6 +65,9 @@ class _MeanLoss(torch.autograd.Function):
         return total / len(x_ND)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_x_ND, grad_VD = ctx.saved_tensors
         return grad_x_ND * grad.to(grad_x_ND.dtype), grad_VD * grad.to(grad_VD.dtype), None
+
+
+_MEAN_LOSS: Callable[..., Any] = _MeanLoss.apply

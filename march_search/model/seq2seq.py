@@ -111,7 +111,7 @@ def build(architecture: Architecture, init: str = "t5", checkpointing: bool = Fa
 
     Args:
         architecture: its shape; the model has exactly `architecture.num_params` parameters.
-        init: a recipe of `march_search.model.RECIPES`. Draws from torch's global generator: call `torch.manual_seed` first.
+        init: a recipe of `march_search.model.RECIPES`, drawn from torch's global generator: `torch.manual_seed` first.
         checkpointing: compute each layer again in the backward pass instead of keeping its activations.
 
     Raises:

@@ -63,7 +63,7 @@ class Stack(nn.Module):
         """Allocates one `Layer` for each set of weights, and the projections between different widths."""
         super().__init__()
         self.architecture, self.is_decoder, self.checkpointing = a, is_decoder, checkpointing
-        share = num_layers if a.share_layers == "all" else cast(int, a.share_layers)
+        share = num_layers if a.share_layers == "all" else a.share_layers
         self.shapes = layer_shapes(a, num_layers)
         has_cross = is_decoder and a.structure == "encoder-decoder"
         self.uses = [i // share for i in range(num_layers)]
@@ -92,9 +92,10 @@ class Stack(nn.Module):
             if pools or (kept < length and i == middle + 1):
                 keys_M, queries_L = queries_L, pool_positions(queries_L, kept) if pools else queries_L
                 places.clear()
-            if shape.d_kv not in places:
-                places[shape.d_kv] = self._places(queries_L, keys_M, shape.d_kv, x_BLW.dtype)
-            arguments = (x_BLW, places[shape.d_kv], self._source(memory, i), kept if pools else None)
+            turning = shape.d_kv if self.architecture.position == "rotary" else 0
+            if turning not in places:
+                places[turning] = self._places(queries_L, keys_M, turning, x_BLW.dtype)
+            arguments = (x_BLW, places[turning], self._source(memory, i), kept if pools else None)
             x_BLW, own = self._apply_layer(self.layers[self.uses[i]], arguments)
             if self.keeps_keys_values:
                 keys_values.append(own)
@@ -120,13 +121,13 @@ class Stack(nn.Module):
         return memory.keys_values[layer]
 
     def _places(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> Places:
-        """Positions of queries and keys, for all layers whose heads are `d_kv` wide."""
+        """Positions of queries and keys, for all layers whose rotary heads are `d_kv` wide, if they are rotary."""
         noop = self.architecture.noop_key != "none"
-        bias_HLM, turns = None, (None, None)
+        bias_HLM, turn_L, turn_M = None, None, None
         if self.relative_bias is not None:
             bias_HLM = relative_bias(self.relative_bias, queries_L, keys_M, self.is_decoder, noop)
         elif self.is_decoder and noop:
             bias_HLM = F.pad(causal_mask(queries_L, keys_M, dtype), (0, 1))
         if self.architecture.position == "rotary":
-            turns = (rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype))
-        return Places(bias_HLM, self.is_decoder and bias_HLM is None, *turns)
+            turn_L, turn_M = rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype)
+        return Places(bias_HLM, self.is_decoder and bias_HLM is None, turn_L, turn_M)

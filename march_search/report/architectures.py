@@ -59,10 +59,10 @@ RANK_COLUMNS = (
     Column("rank", "rank", "#"),
     _NAME,
     *(replace(column, wide_only=True) for column in SHAPE_COLUMNS),
-    Column("num_params", "parameters", "params", count, wide_only=True),
+    Column("num_params", "parameters", "params", count),
     *_MEASURED,
     Column("seed", "seed", "seed", wide_only=True),
-    Column("state", "state", "state", left=True),
+    Column("state", "state", "state", left=True, wide_only=True),
 )
 
 OTHER_COLUMNS = (

@@ -56,6 +56,10 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width
     from rich.table import Table
 
     wide = width >= WIDE
+    tail = "" if wide else common_tail([str(row["name"]) for row in rows if "name" in row])
+    if tail:
+        rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
+        caption = f"{caption}\nevery name ends in {tail}".strip()
     table = Table(
         title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
         pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True, title_style="bold", caption_style="dim",
@@ -71,6 +75,18 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width
     for row in rows:
         table.add_row(*(column.text(row) for column in shown))
     return table
+
+
+def common_tail(names: Sequence[str]) -> str:
+    """The words that end every one of several architecture names, with their hyphens; the first four are never among them."""
+    if len(names) < 2:
+        return ""
+    tail: list[str] = []
+    for words in zip(*(name.split("-")[:3:-1] for name in names), strict=False):
+        if len(set(words)) > 1:
+            break
+        tail.insert(0, f"-{words[0]}")
+    return "".join(tail)
 
 
 def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from march_search.config import DevicesConfig
 from march_search.files import read_json
+
+TRAINING = (sys.executable, "-m", "march_search.training")
+"""The command that trains the trial in the folder named after it."""
 
 STOP_SECONDS = 20
 """How long a trial may take to save after it is asked to stop; then it is killed."""
@@ -28,8 +32,8 @@ class Child:
     _rest: bytes = b""
 
     @classmethod
-    def start(cls, folder: Path, devices: DevicesConfig) -> "Child":
-        """Starts `python -m march_search.training` in a session of its own, its output in trial.log."""
+    def start(cls, folder: Path, devices: DevicesConfig, command: Sequence[str]) -> "Child":
+        """Starts `command FOLDER` in a session of its own, its output in trial.log."""
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
@@ -37,7 +41,7 @@ class Child:
             environment["OMP_NUM_THREADS"] = str(devices.threads)
         with (folder / "trial.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "march_search.training", str(folder)],
+                [*command, str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
         return cls(folder, process)

@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from march_search.config import StudyConfig, TrialConfig
 from march_search.files import lock, read_json, write_json
 from march_search.settings import build
 from march_search.study import storage
-from march_search.study.child import Child
+from march_search.study.child import TRAINING, Child
 from march_search.study.folders import StudyFolder
 from march_search.study.progress import StudyProgress
 
@@ -56,10 +57,15 @@ class StudyRun:
     """One call of `march-search study run`; a class because a signal handler and a loop share its state."""
 
     def __init__(
-        self, config: StudyConfig, folder: StudyFolder, store: Path, wanted: list[tuple[Architecture, int]]
+        self,
+        config: StudyConfig,
+        folder: StudyFolder,
+        store: Path,
+        wanted: list[tuple[Architecture, int]],
+        command: Sequence[str] = TRAINING,
     ) -> None:
-        """A run of the study in `folder` that trains `wanted` on the tokens in `store`."""
-        self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
+        """A run of the study in `folder` that trains `wanted` on the tokens in `store`, each with `command FOLDER`."""
+        self.config, self.folder, self.store, self.wanted, self.command = config, folder, store, wanted, command
         shapes = [asdict(a) for a, _ in wanted]
         varying = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1 and all(s[f] is not None for s in shapes)]
         self.axes = tuple(dict.fromkeys((*CARD, *varying)))
@@ -127,7 +133,7 @@ class StudyRun:
         ended = read_json(folder / "outcome.json")
         if ended is None:
             shown.started(trial.number, name, resumed)
-            running = Running(trial, trial.number, name, Child.start(folder, self.config.devices))
+            running = Running(trial, trial.number, name, Child.start(folder, self.config.devices, self.command))
             running.reported = set(study.trials[trial.number].intermediate_values)
             ended = self._follow(running, shown)
         if ended is None:

@@ -8,7 +8,8 @@ from march_search.config import BatchPlan, TrainingConfig
 def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
     """Configuration for `deepspeed.initialize`; the optimizer and its schedule are handed over as objects.
 
-    `gradient_clipping` changed its default in DeepSpeed 0.19.2; a mistyped key would be ignored in silence.
+    bf16 needs ZeRO 1 or more, which on one device is the same arithmetic: at stage 0 DeepSpeed cannot accumulate bf16
+    gradients in fp32. `gradient_clipping` changed its default in DeepSpeed 0.19.2; a mistyped key would be ignored in silence.
     """
     bf16 = training.precision == "bf16"
     return {
@@ -20,7 +21,7 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
         "bf16": {"enabled": bf16},
         "fp16": {"enabled": False},
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": training.zero_stage},
+        "zero_optimization": {"stage": max(training.zero_stage, 1) if bf16 else training.zero_stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,

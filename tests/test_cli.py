@@ -1,0 +1,174 @@
+"""The command line: what it prints, how it fails, what it does not import."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from march_search.cli import main
+
+
+def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `march-search` in a process of its own."""
+    command = [sys.executable, "-m", "march_search", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False
+    )
+
+
+def test_solve_prints_a_ranked_table_with_its_tolerance() -> None:
+    ended = cli("solve", "--budget", "220M", "--top", "5")
+    assert ended.returncode == 0
+    assert "220,000,000 parameters ± 1.5%" in ended.stdout
+    for word in ("name", "layers", "d_model", "heads×d_kv", "d_ff", "GLU", "parameters", "difference", "FLOPs/token"):
+        assert word in ended.stdout
+    assert "\x1b" not in ended.stdout
+
+
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_a_table_fits_its_terminal(columns: str) -> None:
+    ended = cli("solve", "--budget", "740M", COLUMNS=columns)
+    assert max(len(line) for line in ended.stdout.splitlines()) <= int(columns)
+    names = [line.split()[0] for line in ended.stdout.splitlines() if line.strip().startswith("L") and "-D" in line]
+    assert len(names) == 20
+
+
+def test_solve_in_json_and_csv_holds_the_same_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "--budget", "t5-base", "--format", "json", "--top", "7"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema_version"] == 1
+    assert told["budget"] == {"parameters": 222_903_552, "tolerance": 0.015, "count": "total"}
+    assert main(["solve", "--budget", "t5-base", "--format", "csv", "--top", "7"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["name"] for row in rows] == [a["name"] for a in told["architectures"]]
+    assert [int(row["num_params"]) for row in rows] == [a["num_params"] for a in told["architectures"]]
+
+
+def test_solve_counts_filters_and_sorts(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["solve", "--budget", "220M", "--count"])
+    every = int(capsys.readouterr().out)
+    main(["solve", "--budget", "220M", "--count", "--where", "num_layers <= 6", "--where", "d_kv == 64"])
+    assert 0 < int(capsys.readouterr().out) < every
+    main(["solve", "--budget", "220M", "--sort", "num_heads", "--descending", "--top", "3", "--format", "json"])
+    heads = [a["num_heads"] for a in json.loads(capsys.readouterr().out)["architectures"]]
+    assert heads == sorted(heads, reverse=True)
+
+
+WRONG = [
+    (["solve", "--budget", "many"], 2, '"many" is no parameter budget'),
+    (["solve", "--budget", "1M"], 3, "No architecture of the space t5 has 1,000,000 parameters ± 1.5%"),
+    (["solve", "--budget", "220M", "--space", "t5-220"], 2, 'Did you mean "t5-220m"?'),
+    (["solve", "--budget", "220M", "--sort", "flop"], 2, 'Did you mean "flops"?'),
+    (["solve", "--budget", "220M", "--where", "heads > 3"], 2, 'speaks of "heads"'),
+    (["solve", "--budget", "220M", "--top", "-1"], 2, "must be a whole number of at least 0"),
+    (["solve"], 2, "states no budget: give one with --budget"),
+    (["slove"], 2, "invalid choice: 'slove'"),
+    (["rank", "nothing"], 4, "holds no study 'nothing'"),
+    (["study", "run", "cpu-dmo"], 2, 'there is no study "cpu-dmo". Did you mean "cpu-demo"?'),
+    (["study", "run", "missing.toml"], 2, "missing.toml: there is no such file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else None
+)
+def test_what_a_person_gets_wrong_is_one_line(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
+    extra = ["--root", str(tmp_path)] if arguments[0] in ("rank", "study") else []
+    ended = cli(*arguments, *extra)
+    assert ended.returncode == code
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stdout == ""
+
+
+STUDY = """space = "cpu-demo"
+[data]
+vocab_size = 2048
+sequence_length = 64
+{data}
+[training]
+tokens = 8192
+global_batch_tokens = 4096
+{training}
+[devices]
+kind = "cpu"
+"""
+
+
+@pytest.mark.parametrize(
+    ("data", "training", "code", "words"),
+    [
+        ("vocab_sise = 3", "", 2, 'unknown key "data.vocab_sise". Did you mean "vocab_size"?'),
+        ("", 'precision = "fp16"', 2, '"training.precision" cannot be "fp16". Did you mean "bf16"?'),
+        ("", "learning_rate = true", 2, '"training.learning_rate" must be a number, not True'),
+        (
+            "",
+            "micro_batch_sequences = 7",
+            2,
+            "micro_batch_sequences (7) must divide the 64 sequences of a rank; the nearest",
+        ),
+        ('corpus = "wikipedia-summary"', "", 5, 'Did you mean "wikipedia-summaries"?'),
+        ("", "[", 2, "is not valid TOML"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(
+    tmp_path: Path, data: str, training: str, code: int, words: str
+) -> None:
+    (tmp_path / "s.toml").write_text(STUDY.format(data=data, training=training))
+    ended = cli("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / "runs"))
+    assert ended.returncode == code
+    assert words in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(STUDY.format(data="", training=""))
+    (tmp_path / "file").write_text("in the way")
+    ended = cli("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / "file"))
+    assert ended.returncode == 4
+    assert f"{tmp_path / 'file'}: cannot be written" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m"])
+def test_every_shipped_study_can_be_planned_without_its_data_or_devices(study: str, tmp_path: Path) -> None:
+    ended = cli("study", "run", study, "--dry-run", "--root", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    for word in ("candidates", "tokens", "batch", "data", "devices", "accumulation", "L"):
+        assert word in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_t5_large_states_the_2023_recipe() -> None:
+    ended = cli("study", "run", "t5-740m", "--dry-run")
+    assert "1,048,576,000 a trial = 1,000 steps × 1,048,576" in ended.stdout
+    assert "AdamW 0.0001 constant, betas 0.9 0.95, weight decay 0.1" in ended.stdout
+    assert "L24-D1024-H16x64-F4096 " in ended.stdout
+
+
+def test_solve_imports_neither_torch_nor_optuna_nor_scipy() -> None:
+    code = (
+        "import sys; from march_search.cli import main; main(['solve', '--budget', '220M', '--top', '1']);"
+        "heavy = {'torch', 'optuna', 'scipy', 'datasets', 'tokenizers', 'deepspeed', 'pydantic', 'pandas'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{sys.executable} -m march_search solve --budget 740M --top 3000 --format csv | head -1"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith("num_layers,")
+    assert ended.stderr == ""
+
+
+def test_the_version_is_the_packages() -> None:
+    from march_search import __version__
+
+    assert cli("--version").stdout.strip() == __version__

@@ -1,0 +1,218 @@
+"""A study tries its architectures, records every end, and goes on where it was stopped. Trials are toys here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
+from march_search.errors import ConfigError, StorageError
+from march_search.evidence.ranking import other_rows, ranked_rows
+from march_search.evidence.trials import read_study
+from march_search.study import candidates, storage
+from march_search.study.folders import StudyFolder
+from march_search.study.runner import StudyRun, Summary
+
+TOY = (sys.executable, str(Path(__file__).parent / "toy_trial.py"))
+CONFIG = StudyConfig(
+    space="cpu-demo",
+    search=SearchConfig(trials=6),
+    data=DataConfig(vocab_size=2048, sequence_length=64),
+    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
+)
+
+
+def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
+    """Runs the study `name` below `root` with toy trials."""
+    folder = StudyFolder.of(root, name)
+    folder.keep_settings(config)
+    chosen = candidates.choose(config, root)
+    return StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
+
+
+def optuna_study(root: Path, name: str = "toy") -> optuna.Study:
+    """The study as Optuna has it."""
+    return storage.open_study(name, root / name, None, PrunerConfig(), 0)
+
+
+def test_study_then_rank(tmp_path: Path) -> None:
+    assert run(tmp_path) == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
+    rows = ranked_rows(read_study("toy", tmp_path))
+    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows)
+    assert [row["d_model"] for row in rows] == sorted((row["d_model"] for row in rows), reverse=True)
+    assert rows[0]["tokens"] == 4096
+    trials = optuna_study(tmp_path).trials
+    assert {t.state for t in trials} == {TrialState.COMPLETE}
+    for t in trials:
+        assert list(t.intermediate_values) == [1024, 2048, 3072]
+        assert {"num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj"} <= set(t.params)
+
+
+def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:
+    run(tmp_path)
+    folders = sorted((tmp_path / "toy" / "trials").iterdir())
+    times = [(f / "result.json").stat().st_mtime_ns for f in folders]
+    assert run(tmp_path).complete == 6
+    assert sorted((tmp_path / "toy" / "trials").iterdir()) == folders
+    assert [(f / "result.json").stat().st_mtime_ns for f in folders] == times
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "reason"),
+    [
+        ("TOY_FAIL", "the toy was told to fail."),
+        ("TOY_KILL", "ended by SIGKILL; the machine may have run out of memory"),
+        ("TOY_SILENT", "ended with code 0 and no result"),
+    ],
+)
+def test_a_failed_trial_is_a_result_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misbehaviour: str, reason: str
+) -> None:
+    victim = candidates.choose(CONFIG, tmp_path).architectures[2].name
+    monkeypatch.setenv(misbehaviour, victim)
+    assert run(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
+    study = read_study("toy", tmp_path)
+    [row] = other_rows(study)
+    assert (row["name"], row["state"], row["rank"]) == (victim, "failed", None)
+    assert reason in row["reason"]
+    assert victim not in [row["name"] for row in ranked_rows(study)]
+    [failed] = [t for t in optuna_study(tmp_path).trials if t.state == TrialState.FAIL]
+    assert reason in failed.user_attrs["reason"]
+
+
+def test_optuna_stops_what_is_worse_than_the_median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_SECONDS", "0.3")
+    names = [f"L{n}-D{d}-H4x32-F64-rope-V2048" for n, d in ((2, 160), (3, 160), (4, 160), (5, 64))]
+    search = SearchConfig(strategy="list", architectures=tuple(names))
+    config = replace(CONFIG, search=search, pruner=PrunerConfig(kind="median", startup_trials=3, warmup_tokens=2048))
+    assert run(tmp_path, config) == Summary(complete=3, pruned=1, failed=0, left=0, signum=0)
+    [row] = other_rows(read_study("toy", tmp_path))
+    assert (row["name"], row["state"], row["tokens"]) == (names[3], "pruned", 2048)
+
+
+def test_every_architecture_is_trained_with_every_seed(tmp_path: Path) -> None:
+    config = replace(CONFIG, search=SearchConfig(trials=2, seeds=(3, 4)))
+    assert run(tmp_path, config).complete == 4
+    seeds = [(t.architecture, t.seed) for t in read_study("toy", tmp_path).trials]
+    assert len(set(seeds)) == 4
+    assert {seed for _, seed in seeds} == {3, 4}
+
+
+def study_process(root: Path) -> "subprocess.Popen[bytes]":
+    """The study in a process of its own, half a second an evaluation."""
+    code = f"import test_study as t, pathlib; print(t.run(pathlib.Path({str(root)!r})))"
+    environment = os.environ | {"TOY_SECONDS": "0.5", "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_study_goes_on_and_loses_nothing(tmp_path: Path, signum: int) -> None:
+    process = study_process(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("toy/trials/*/result.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.7)  # into the third trial
+    process.send_signal(signum)
+    process.wait(timeout=30)
+    finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob("toy/trials/*/result.json")}
+    assert len(finished) >= 2
+    assert run(tmp_path) == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    trials = optuna_study(tmp_path).trials
+    assert [t.number for t in trials] == list(range(6))
+    assert len(list(tmp_path.glob("toy/trials/*"))) == 6
+
+
+def test_two_processes_never_run_one_study(tmp_path: Path) -> None:
+    process = study_process(tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("toy/trials/*/metrics.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(StorageError, match="toy is being run by another process"):
+            run(tmp_path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+
+
+def test_a_journal_torn_at_any_byte_opens_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
+    run(tmp_path)
+    journal = tmp_path / "toy" / storage.JOURNAL
+    whole = journal.read_bytes()
+    for cut in range(1, 120, 7):
+        journal.write_bytes(whole[:-cut])
+        study = optuna_study(tmp_path)
+        assert sum(t.state == TrialState.COMPLETE for t in study.trials) >= 4
+        study.enqueue_trial({"d_model": 64})
+        assert len(optuna_study(tmp_path).trials) == 7
+
+
+def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    run(tmp_path)
+    changed = replace(CONFIG, training=replace(CONFIG.training, learning_rate=0.5))
+    with pytest.raises(ConfigError, match=r"other settings: training\.learning_rate was 0\.0001 and is 0\.5"):
+        run(tmp_path, changed)
+
+
+def test_a_truncated_result_is_no_result(tmp_path: Path) -> None:
+    run(tmp_path)
+    result = next(tmp_path.glob("toy/trials/*/result.json"))
+    result.write_text(result.read_text()[:-5])
+    assert len(ranked_rows(read_study("toy", tmp_path))) == 5
+    assert (
+        other_rows(read_study("toy", tmp_path))[0]["reason"]
+        == "result.json is missing or does not reach the data budget."
+    )
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "data", "x" * 81, ".hidden", "nul\0", "é"])
+def test_a_study_name_never_leaves_the_root(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be a study's name"):
+        StudyFolder.of(tmp_path, name)
+
+
+def test_an_architecture_must_read_the_studys_tokens(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, \[data\] vocab_size is 4,096"):
+        candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
+
+
+def test_candidates_repeat_and_are_feasible(tmp_path: Path) -> None:
+    for strategy in ("design", "sample", "all"):
+        config = replace(CONFIG, search=SearchConfig(trials=5, strategy=strategy, seed=3))
+        first, second = candidates.choose(config, tmp_path), candidates.choose(config, tmp_path)
+        assert first.architectures == second.architectures
+        assert all(a in first.found for a in first.architectures)
+        assert len(first.architectures) == (len(first.found) if strategy == "all" else 5)
+
+
+def test_an_unreachable_storage_does_not_show_its_password(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        storage.open_study("x", tmp_path, "postgresql://me:canary@127.0.0.1:1/none", PrunerConfig(), 0)
+    assert "canary" not in str(caught.value)
+    assert "postgresql storage cannot be opened" in str(caught.value)
+
+
+def test_reports_of_a_study_are_the_same_numbers_in_every_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from march_search.cli import main
+
+    run(tmp_path)
+    assert main(["rank", "toy", "--root", str(tmp_path), "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["rank"] for row in told["ranked"]][0] == 1
+    best = told["ranked"][0]
+    for form in ("table", "csv", "markdown"):
+        assert main(["rank", "toy", "--root", str(tmp_path), "--format", form]) == 0
+        text = capsys.readouterr().out
+        assert best["name"] in text
+        assert f"{best['loss']:.3f}" in text

@@ -1,0 +1,212 @@
+"""A trial trains to its exact token budget, in one process or several, and goes on where it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY, TINY_TRAINING, lines, result, run_trial, start_trial
+
+from march_search import Architecture
+from march_search.config import BatchPlan, DataConfig, TrainingConfig
+from march_search.training.ds_config import ds_config
+from march_search.training.schedule import schedule
+
+MakeTrial = Callable[..., Path]
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
+    """Returns once the trial has written that step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        metrics = folder / "metrics.jsonl"
+        if metrics.is_file() and f'"train", "step": {step},' in metrics.read_text():
+            return
+        assert process.poll() is None, (folder / "trial.log").read_text()
+        time.sleep(0.002)
+    raise AssertionError("the trial does not get on")
+
+
+def alive(marker: str) -> list[str]:
+    """Processes whose command line holds `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if marker in command and state != "Z":
+                found.append(command)
+    return found
+
+
+def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
+    folder = straight
+    got = result(folder)
+    assert (got["tokens"], got["steps"], got["architecture"]) == (12 * 256, 12, TINY)
+    assert got["num_params"] == Architecture.parse(TINY).num_params
+    assert [line["tokens"] for line in lines(folder, "evaluation")] == [0, 1024, 2048, 3072]
+    assert [line["step"] for line in lines(folder, "train")] == list(range(1, 13))
+    assert got["loss"] == lines(folder, "evaluation")[-1]["loss"] < lines(folder, "evaluation")[0]["loss"] - 0.3
+    assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
+    assert {"torch", "deepspeed", "python"} <= set(got["versions"])
+    assert got["peak_memory_bytes"] > 10**8
+    assert json.loads((folder / "ds_config.json").read_text())["gradient_clipping"] == 1.0
+
+
+def test_a_complete_trial_is_not_trained_again(make_trial: MakeTrial) -> None:
+    folder = make_trial("one", tokens=256, checkpoints=0)
+    assert run_trial(folder).returncode == 0
+    before = (folder / "result.json").read_bytes()
+    ended = run_trial(folder)
+    assert ended.returncode == 0
+    assert "is complete already" in ended.stderr
+    assert (folder / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_ranks_have_the_loss_of_one_at_the_same_global_batch(
+    make_trial: MakeTrial, straight: Path, zero_stage: int
+) -> None:
+    two = make_trial("two", ranks=2, zero_stage=zero_stage)
+    ended = run_trial(two)
+    assert ended.returncode == 0, ended.stderr
+    assert result(two)["ranks"] == 2
+    assert result(two)["loss"] == pytest.approx(result(straight)["loss"], abs=1e-4)
+    assert result(two)["context_gain"] == pytest.approx(result(straight)["context_gain"], abs=1e-4)
+    for line_one, line_two in zip(lines(straight, "train"), lines(two, "train"), strict=True):
+        assert line_two["loss"] == pytest.approx(line_one["loss"], abs=1e-4)
+
+
+def test_accumulation_changes_nothing_but_the_memory(make_trial: MakeTrial, straight: Path) -> None:
+    cut = make_trial("cut", micro_batch_sequences=2)
+    assert run_trial(cut).returncode == 0
+    assert result(cut)["loss"] == pytest.approx(result(straight)["loss"], abs=1e-4)
+
+
+def test_bf16_trains_to_nearly_the_same_loss(make_trial: MakeTrial, straight: Path) -> None:
+    bf16 = make_trial("bf16", precision="bf16")
+    ended = run_trial(bf16)
+    assert ended.returncode == 0, ended.stderr
+    assert result(bf16)["tokens"] == 12 * 256
+    assert result(bf16)["loss"] == pytest.approx(result(straight)["loss"], abs=0.05)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, straight: Path, signum: int) -> None:
+    stopped = make_trial("stopped")
+    process = start_trial(stopped)
+    wait_for_step(stopped, 7, process)
+    process.send_signal(signum)
+    code = process.wait(timeout=30)
+    assert code == (-signum if signum == signal.SIGKILL else 128 + signum)
+    assert not (stopped / "result.json").exists()
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a line torn by the kill
+    assert run_trial(stopped).returncode == 0
+    for kind in ("train", "evaluation"):
+        assert lines(stopped, kind) == lines(straight, kind)
+    assert result(stopped)["loss"] == result(straight)["loss"]
+
+
+def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial) -> None:
+    straight, stopped = make_trial("straight", ranks=2), make_trial("stopped", ranks=2)
+    assert run_trial(straight).returncode == 0
+    process = start_trial(stopped)
+    wait_for_step(stopped, 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert alive(str(stopped)) == []
+    assert run_trial(stopped).returncode == 0
+    assert lines(stopped, "evaluation") == lines(straight, "evaluation")
+
+
+def test_killing_the_supervisor_leaves_no_rank_behind(make_trial: MakeTrial) -> None:
+    folder = make_trial("ranks", ranks=2, tokens=4000 * 256)
+    process = start_trial(folder)
+    wait_for_step(folder, 2, process)
+    assert len(alive(str(folder))) == 3
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while alive(str(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(str(folder)) == []
+
+
+def test_a_killed_rank_ends_the_trial(make_trial: MakeTrial) -> None:
+    folder = make_trial("ranks", ranks=2, tokens=4000 * 256)
+    process = start_trial(folder)
+    wait_for_step(folder, 2, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    assert process.wait(timeout=30) != 0
+    assert alive(str(folder)) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_trial: MakeTrial, straight: Path) -> None:
+    stopped = make_trial("stopped")
+    process = start_trial(stopped)
+    wait_for_step(stopped, 7, process)
+    process.kill()
+    process.wait()
+    newest = max(p for p in (stopped / "checkpoints").glob("step-*/manifest.json")).parent
+    weights = next(newest.glob("*model_states.pt"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    assert run_trial(stopped).returncode == 0
+    assert lines(stopped, "train") == lines(straight, "train")
+
+
+def test_a_diverging_trial_says_at_which_step(make_trial: MakeTrial) -> None:
+    folder = make_trial("wild", learning_rate=9.0, gradient_clipping=0.0, weight_decay=0.0, precision="bf16")
+    config = json.loads((folder / "trial.json").read_text())
+    config["architecture"] = "L6-D32-H2x16-F64-rope-V400"
+    config["training"] |= {"learning_rate": 9.9, "tokens": 256 * 400, "betas": [0.0, 0.0], "epsilon": 1e-30}
+    (folder / "trial.json").write_text(json.dumps(config))
+    ended = run_trial(folder)
+    assert ended.returncode == 1
+    assert "diverged at step" in json.loads((folder / "failure.json").read_text())["reason"]
+    assert not (folder / "result.json").exists()
+
+
+def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial) -> None:
+    folder = make_trial("odd")
+    config = json.loads((folder / "trial.json").read_text())
+    config["training"]["learning_rte"] = 1
+    (folder / "trial.json").write_text(json.dumps(config))
+    ended = run_trial(folder)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert 'unknown key "training.learning_rte". Did you mean "learning_rate"?' in ended.stderr
+
+
+def test_a_vocabulary_that_does_not_fit_the_store_is_refused(make_trial: MakeTrial) -> None:
+    ended = run_trial(make_trial("odd", architecture="L1-D32-H2x16-F64-rope-V500"))
+    assert ended.returncode == 2
+    assert "the architecture has a vocabulary of 500, the tokens 400." in ended.stderr
+
+
+def test_the_engine_is_told_every_number() -> None:
+    training = TrainingConfig(tokens=2**21, global_batch_tokens=2**20, micro_batch_sequences=32, zero_stage=2)
+    config = ds_config(training, BatchPlan.of(training, DataConfig(), ranks=8))
+    assert config["train_batch_size"] == 2048 == 32 * 8 * config["gradient_accumulation_steps"]
+    assert config["zero_optimization"]["stage"] == 2
+    assert config["bf16"] == {"enabled": True}
+
+
+def test_schedules_rise_and_fall_where_they_say() -> None:
+    recipe = {"tokens": 100 * 256, "global_batch_tokens": 256, "warmup_tokens": 10 * 256}
+    linear = schedule(TrainingConfig(**recipe, schedule="linear"))
+    assert [linear(0), linear(9), linear(10), linear(55), linear(100)] == [0.1, 1.0, 1.0, 0.5, 0.0]
+    cosine = schedule(TrainingConfig(**recipe, schedule="cosine", final_learning_rate=0.1))
+    assert cosine(55) == pytest.approx(0.55)
+    assert cosine(100) == pytest.approx(0.1)
+    assert schedule(TINY_TRAINING)(11) == 1.0
