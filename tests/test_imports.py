@@ -10,24 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "march_search"
 
 FLOORS = [
-    {"errors", "files", "spans"},
-    {"settings", "parameters", "flops", "naming"},
+    {"errors", "spans"},
+    {"files", "settings", "parameters"},
+    {"flops", "naming"},
     {"architecture", "budget", "rules", "shipped", "config"},
-    {"space", "outcome"},
-    {"solver", "selection", "closest", "design", "data", "model"},
-    {"report", "evidence", "study", "training"},
+    {"space", "outcome", "selection"},
+    {"solver"},
+    {"closest", "design", "data", "model", "report"},
+    {"evidence", "study", "training"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 ]
-MAY_SHARE_A_FLOOR = {
-    ("solver", "selection"),
-    ("selection", "solver"),
-    ("closest", "solver"),
-    ("design", "solver"),
-    ("design", "selection"),
-}
-MAY_SHARE_A_FLOOR |= {("settings", "naming"), ("flops", "parameters"), ("evidence", "report"), ("study", "report")}
 
 
 def rooms() -> dict[str, list[Path]]:
@@ -59,8 +53,7 @@ def test_a_room_imports_from_lower_floors_only(room: str) -> None:
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     for path in rooms()[room]:
         for other in imported_rooms(path) - {room}:
-            allowed = floor[other] < floor[room] or (room, other) in MAY_SHARE_A_FLOOR
-            assert allowed, f"{path.relative_to(PACKAGE)} imports {other}"
+            assert floor[other] < floor[room], f"{path.relative_to(PACKAGE)} imports {other}"
 
 
 def test_the_math_core_needs_numpy_alone() -> None:

@@ -209,7 +209,7 @@ def test_reports_of_a_study_are_the_same_numbers_in_every_format(
     run(tmp_path)
     assert main(["rank", "toy", "--root", str(tmp_path), "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [row["rank"] for row in told["ranked"]][0] == 1
+    assert told["ranked"][0]["rank"] == 1
     best = told["ranked"][0]
     for form in ("table", "csv", "markdown"):
         assert main(["rank", "toy", "--root", str(tmp_path), "--format", form]) == 0

@@ -78,7 +78,7 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width
 
 
 def common_tail(names: Sequence[str]) -> str:
-    """The words that end every one of several architecture names, with their hyphens; the first four are never among them."""
+    """The words after the shape with which every one of several architecture names ends, hyphens included."""
     if len(names) < 2:
         return ""
     tail: list[str] = []

@@ -72,11 +72,11 @@ def _check_fit(a: Architecture, config: StudyConfig) -> None:
     data = config.data
     if a.vocab_size != data.vocab_size:
         raise ConfigError(
-            f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}: they must be equal."
+            f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}; make them one."
         )
     longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
     if a.position == "absolute" and longest > a.max_length:
-        raise ConfigError(f"{a.name} has {a.max_length} positions, examples have {longest} tokens: shorten them.")
+        raise ConfigError(f"{a.name} has {a.max_length} positions, too few for examples of {longest} tokens.")
 
 
 def with_seeds(candidates: Candidates, config: StudyConfig) -> list[tuple[Architecture, int]]:

@@ -9,7 +9,8 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
     """Configuration for `deepspeed.initialize`; the optimizer and its schedule are handed over as objects.
 
     bf16 needs ZeRO 1 or more, which on one device is the same arithmetic: at stage 0 DeepSpeed cannot accumulate bf16
-    gradients in fp32. `gradient_clipping` changed its default in DeepSpeed 0.19.2; a mistyped key would be ignored in silence.
+    gradients in fp32. `gradient_clipping` changed its default in DeepSpeed 0.19.2, and a mistyped key would be ignored
+    in silence.
     """
     bf16 = training.precision == "bf16"
     return {
