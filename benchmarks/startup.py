@@ -1,6 +1,6 @@
 """Whole-process time of `march-search solve` against `python -c "import numpy"`, alternating, medians.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import statistics

@@ -41,8 +41,8 @@ class Architecture:
     """Width of one head's queries, keys and values."""
     d_ff: int = 3072
     """Width of the feed-forward layer; of each of its two halves if gated."""
-    structure: Literal["encoder-decoder", "decoder-only"] = "encoder-decoder"
-    """Two stacks, or one causal stack."""
+    structure: str = "encoder-decoder"
+    """`encoder-decoder`: two stacks. `decoder-only`: one causal stack."""
     num_decoder_layers: int | None = None
     """Layers of the decoder; None for as many as the encoder (an equal number is stored as None)."""
     vocab_size: int = 32128

@@ -170,11 +170,14 @@ class DevicesConfig:
     """Processes of a trial, one a GPU; on a CPU they share the cores."""
     threads: int | None = None
     """CPU threads of a rank; None divides the machine's cores."""
+    parallel_trials: int = 1
+    """Trials that run at the same time on this machine, each on ranks of its own. With more than one, which trials a
+    pruner stops depends on which is ahead; losses do not."""
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
-        if self.ranks < 1 or (self.threads is not None and self.threads < 1):
-            raise ConfigError("[devices]: ranks and threads must be at least 1.")
+        if min(self.ranks, self.parallel_trials, 1 if self.threads is None else self.threads) < 1:
+            raise ConfigError("[devices]: ranks, threads and parallel_trials must be at least 1.")
 
 
 @dataclass(frozen=True)

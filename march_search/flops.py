@@ -41,6 +41,8 @@ def flops_per_token(
 
 def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
     """Operations of a forward pass over an example of `input_length` encoder and `target_length` decoder positions."""
+    if a.structure == "decoder-only":
+        input_length = 0
     total = 2 * target_length * a.vocab_size * a.d_model
     kept = input_length
     if a.structure != "decoder-only":

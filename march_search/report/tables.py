@@ -56,7 +56,7 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width
     from rich.table import Table
 
     wide = width >= WIDE
-    tail = "" if wide else common_tail([str(row["name"]) for row in rows if "name" in row])
+    tail = common_tail([str(row["name"]) for row in rows if "name" in row])
     if tail:
         rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
         caption = f"{caption}\nevery name ends in {tail}".strip()

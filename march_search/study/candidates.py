@@ -70,6 +70,10 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
 def _check_fit(a: Architecture, config: StudyConfig) -> None:
     """Refuses an architecture that cannot read the study's examples."""
     data = config.data
+    if a.structure == "decoder-only":
+        raise ConfigError(
+            f"{a.name}: a decoder-only model cannot be trained yet: trials read span-corruption examples."
+        )
     if a.vocab_size != data.vocab_size:
         raise ConfigError(
             f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}; make them one."

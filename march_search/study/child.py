@@ -32,13 +32,13 @@ class Child:
     _rest: bytes = b""
 
     @classmethod
-    def start(cls, folder: Path, devices: DevicesConfig, command: Sequence[str]) -> "Child":
-        """Starts `command FOLDER` in a session of its own, its output in trial.log."""
+    def start(cls, folder: Path, devices: DevicesConfig, command: Sequence[str], slot: int = 0) -> "Child":
+        """Starts `command FOLDER` in a session of its own, its output in trial.log; `slot` chooses its GPUs."""
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
-        if devices.threads:
-            environment["OMP_NUM_THREADS"] = str(devices.threads)
+        if devices.kind != "cpu" and devices.parallel_trials > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = _gpus(devices.ranks, slot)
         with (folder / "trial.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(folder)],
@@ -60,10 +60,14 @@ class Child:
         *whole, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in whole if line.strip()]
 
-    def stop(self) -> None:
-        """Asks the trial to save and end, waits, and kills all its processes if it does not."""
+    def ask_to_stop(self) -> None:
+        """Asks the trial to save and end."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Asks the trial to save and end, waits, and kills all its processes if it does not."""
+        self.ask_to_stop()
         deadline = time.monotonic() + STOP_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -86,3 +90,10 @@ class Child:
             hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
             return f"the process was ended by {killed}{hint}."
         return f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."
+
+
+def _gpus(ranks: int, slot: int) -> str:
+    """The GPUs of a slot, out of those this process may use."""
+    mine = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    places = range(slot * ranks, (slot + 1) * ranks)
+    return ",".join(mine[p] if p < len(mine) else "none" for p in places) if mine else ",".join(map(str, places))

@@ -65,4 +65,5 @@ def _devices(config: StudyConfig) -> str:
         if devices.kind == "cpu"
         else "ranks on GPUs if there are any"
     )
-    return f"{devices.ranks} {kind} a trial; this machine has {os.cpu_count()} CPU cores"
+    together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
+    return f"{devices.ranks} {kind} a trial{together}; this machine has {os.cpu_count()} CPU cores"

@@ -52,7 +52,7 @@ class StudyProgress:
         last = self._last[number] = self._last[number] | line | {f"{line['kind']}_loss": line["loss"]}
         if self._live:
             self._bars.update(self._tasks[number], completed=line["tokens"], text=self._text(last))
-        elif line["kind"] == "evaluation" and line["tokens"]:
+        elif line["kind"] == "evaluation":
             self.say(f"trial {number + 1}/{self._trials} {self._text(last)}")
 
     def ended(self, number: int, name: str, state: str, text: str) -> None:

@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,10 +33,11 @@ class Running:
     """A trial of Optuna and its process."""
 
     trial: Trial
-    number: int
     name: str
     child: Child
-    reported: set[int] = field(default_factory=set)
+    slot: int
+    """Which share of the devices it has."""
+    reported: set[int]
     """Token counts already told to Optuna."""
 
 
@@ -96,17 +97,35 @@ class StudyRun:
                 study.enqueue_trial(self._params(architecture), user_attrs=told)
 
     def _loop(self, study: optuna.Study, shown: StudyProgress) -> None:
-        """Takes trials one after the other."""
-        interrupted = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
-        waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
-        for frozen in interrupted:
-            if not self.signum:
-                self._one(Trial(study, frozen._trial_id), study, shown, resumed=True)
-        for _ in range(waiting):
-            if not self.signum:
-                trial = study.ask()
-                self._suggest(trial)
-                self._one(trial, study, shown, resumed=False)
+        """Keeps `parallel_trials` trials going until none is left or a signal comes."""
+        running: list[Running] = []
+        todo = self._todo(study)
+        while True:
+            while len(running) < self.config.devices.parallel_trials and not self.signum:
+                trial = next(todo, None)
+                if trial is None:
+                    break
+                started = self._start(trial, study, shown, {r.slot for r in running})
+                running += [started] if started else []
+            if not running:
+                return
+            if self.signum:
+                for one in running:
+                    one.child.ask_to_stop()
+            for one in list(running):
+                if self._follow(one, study, shown):
+                    running.remove(one)
+            time.sleep(POLL_SECONDS)
+
+    def _todo(self, study: optuna.Study) -> Iterator[Trial]:
+        """Trials that an earlier run left open, then those that wait."""
+        for frozen in study.get_trials(deepcopy=False):
+            if frozen.state == TrialState.RUNNING:
+                yield Trial(study, frozen._trial_id)
+        while any(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
+            trial = study.ask()
+            self._suggest(trial)
+            yield trial
 
     def _suggest(self, trial: Trial) -> None:
         """Has Optuna record the architecture as one parameter a dimension."""
@@ -124,50 +143,50 @@ class StudyRun:
         """An architecture as Optuna's parameters."""
         return {axis: getattr(a, axis) for axis in self.axes}
 
-    def _one(self, trial: Trial, study: optuna.Study, shown: StudyProgress, resumed: bool) -> None:
-        """Runs one trial to its end, its pruning, its failure or a signal."""
+    def _start(self, trial: Trial, study: optuna.Study, shown: StudyProgress, taken: set[int]) -> Running | None:
+        """Starts a trial's process; None for a trial whose end was written down but not yet told to Optuna."""
         name, seed = trial.user_attrs["architecture"], trial.user_attrs["seed"]
         folder = self.folder.trial(trial.number, name, seed)
-        if not (folder / "trial.json").is_file():
+        resumed = (folder / "trial.json").is_file()
+        if not resumed:
             self.folder.write_trial(folder, self.config, name, seed, self.store)
         ended = read_json(folder / "outcome.json")
-        if ended is None:
-            shown.started(trial.number, name, resumed)
-            running = Running(trial, trial.number, name, Child.start(folder, self.config.devices, self.command))
-            running.reported = set(study.trials[trial.number].intermediate_values)
-            ended = self._follow(running, shown)
-        if ended is None:
-            return  # interrupted: the trial stays RUNNING and goes on next time
-        write_json(folder / "outcome.json", ended)
-        self._tell(study, trial, ended)
-        shown.ended(trial.number, name, ended["state"], ended["text"])
+        if ended is not None:
+            self._tell(study, trial, ended)
+            return None
+        slot = min(set(range(len(taken) + 1)) - taken)
+        child = Child.start(folder, self.config.devices, self.command, slot)
+        shown.started(trial.number, name, resumed)
+        return Running(trial, name, child, slot, set(study.trials[trial.number].intermediate_values))
 
-    def _follow(self, running: Running, shown: StudyProgress) -> dict[str, Any] | None:
-        """Reads a trial's metrics until it ends; its outcome, None after a signal."""
-        child = running.child
-        try:
-            while True:
-                ended = child.process.poll() is not None
-                for line in child.new_lines():
-                    shown.line(running.number, line)
-                    if self._should_prune(running, line):
-                        child.stop()
-                        tokens = line["tokens"]
-                        text = f"loss {line['loss']:.4f} after {tokens:,} tokens"
-                        return {"state": "pruned", "tokens": tokens, "loss": line["loss"], "text": text}
-                if ended:
-                    return self._ended(child)
-                if self.signum:
-                    child.stop()
-                    return self._ended(child) if child.process.returncode == 0 else None
-                time.sleep(POLL_SECONDS)
-        finally:
-            child.kill()
+    def _follow(self, one: Running, study: optuna.Study, shown: StudyProgress) -> bool:
+        """Reads what a trial has written; whether it is over, its end then recorded."""
+        stopped = one.child.process.poll() is not None
+        ended = self._read(one, shown)
+        if ended is None and not stopped:
+            return False
+        if ended is None:
+            ended = self._ended(one.child)
+        one.child.stop()
+        if ended is not None:  # else interrupted: the trial stays RUNNING and goes on next time
+            write_json(one.child.folder / "outcome.json", ended)
+            self._tell(study, one.trial, ended)
+            shown.ended(one.trial.number, one.name, ended["state"], ended["text"])
+        return True
+
+    def _read(self, one: Running, shown: StudyProgress) -> dict[str, Any] | None:
+        """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
+        for line in one.child.new_lines():
+            shown.line(one.trial.number, line)
+            if self._should_prune(one, line) and not self.signum:
+                text = f"loss {line['loss']:.4f} after {line['tokens']:,} tokens"
+                return {"state": "pruned", "tokens": line["tokens"], "loss": line["loss"], "text": text}
+        return None
 
     def _should_prune(self, running: Running, line: dict[str, Any]) -> bool:
         """Tells Optuna an evaluation; whether the trial should stop there."""
         tokens = line["tokens"]
-        if line["kind"] != "evaluation" or tokens == 0 or tokens >= self.config.training.tokens:
+        if line["kind"] != "evaluation" or tokens >= self.config.training.tokens:
             return False
         if tokens not in running.reported:
             running.trial.report(line["loss"], step=tokens)

@@ -50,7 +50,8 @@ def take_place(config: DevicesConfig) -> Place:
     if world_size != config.ranks:
         raise TrialError(f"the trial is planned for {config.ranks} ranks, and {world_size} were started.")
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // local_size))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.threads or max(1, cores // (local_size * config.parallel_trials)))
     device = _device(config, local_rank)
     _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo")
     return Place(rank, world_size, device)

@@ -113,8 +113,6 @@ def _steps(trial: _Trial) -> dict[str, float]:
     evaluate_after, save_after = set(training.evaluation_steps), set(training.checkpoint_steps)
     micro_batches = prefetch(_micro_batches(trial))
     last: dict[str, float] = {}
-    if trial.step == 0:
-        _evaluate(trial)
     while trial.step < training.steps:
         _one_step(trial, micro_batches)
         if trial.step in evaluate_after:
