@@ -115,6 +115,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def percent(value: float) -> str:
     """A signed percentage: `+1.32%`."""
     return f"{value:+.2f}%"

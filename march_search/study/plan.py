@@ -5,7 +5,7 @@ from pathlib import Path
 
 from march_search.budget import Budget
 from march_search.config import StudyConfig, TrainingConfig
-from march_search.report.tables import count, si
+from march_search.report.tables import count, plural, si
 from march_search.study.candidates import Candidates
 
 
@@ -20,11 +20,11 @@ def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) 
     return [
         ("question", config.question or "–"),
         ("candidates", _candidates(config, chosen, budget)),
-        ("trials", f"{trials} = {len(chosen.architectures)} architectures × {len(config.search.seeds)} seeds"),
+        ("trials", f"{trials} = {plural(len(chosen.architectures), 'architecture')} × {plural(len(config.search.seeds), 'seed')}"),
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
                    f"{si(training.tokens * trials)} in all"),
         ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
-        ("batch", f"{batch.sequences} sequences × {data.sequence_length} tokens = {batch.ranks} ranks × "
+        ("batch", f"{batch.sequences} sequences × {data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × "
                   f"{batch.accumulation} accumulation × {batch.micro_batch} micro batch"),
         ("example", f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
                     f"({lengths.spans} spans, {lengths.noise} tokens of noise)"),
@@ -65,5 +65,6 @@ def _devices(config: StudyConfig) -> str:
         if devices.kind == "cpu"
         else "ranks on GPUs if there are any"
     )
+    many = "" if devices.ranks == 1 else "es" if noun.endswith("s") else "s"
     together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
-    return f"{devices.ranks} {kind} a trial{together}; this machine has {os.cpu_count()} CPU cores"
+    return f"{devices.ranks} {noun}{many} a trial{together}; this machine has {os.cpu_count()} CPU cores"

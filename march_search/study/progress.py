@@ -5,22 +5,26 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from march_search.report.tables import console, duration, si
+from march_search.report.tables import WIDE, common_tail, console, duration, si
 
 
 class StudyProgress:
     """Shows trials of one study on stderr: name, tokens done of the budget, loss, tokens/s, time left."""
 
-    def __init__(self, trials: int, tokens: int) -> None:
-        """Prepares the display of `trials` trials of `tokens` tokens each."""
-        self._trials, self._tokens = trials, tokens
+    def __init__(self, names: list[str], tokens: int) -> None:
+        """Prepares the display of one trial for each of `names`, of `tokens` tokens each."""
+        self._trials, self._tokens, self._tail = len(names), tokens, common_tail(names)
         self._out = console(stderr=True)
+        self._wide = self._out.width >= WIDE
         self._tasks: dict[int, TaskID] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=18), TextColumn("{task.fields[text]}"),
-            console=self._out, transient=True,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            *([BarColumn(bar_width=18)] if self._wide else []),
+            TextColumn("{task.fields[text]}"),
+            console=self._out,
+            transient=True,
+        )
         self._live = self._out.is_terminal
 
     def __enter__(self) -> "StudyProgress":
@@ -41,11 +45,11 @@ class StudyProgress:
     def started(self, number: int, name: str, resumed: bool) -> None:
         """A trial begins or goes on."""
         self._last[number] = {}
-        label = f"trial {number + 1}/{self._trials} {name}"
+        label = f"{number + 1}/{self._trials} {name.removesuffix(self._tail)}"
         if self._live:
             self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
         else:
-            self.say(f"{label}: {'goes on' if resumed else 'starts'}")
+            self.say(f"trial {label}: {'goes on' if resumed else 'starts'}")
 
     def line(self, number: int, line: dict[str, Any]) -> None:
         """A metric line of a running trial."""
@@ -60,14 +64,15 @@ class StudyProgress:
         if number in self._tasks:
             self._bars.remove_task(self._tasks.pop(number))
         sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
-        self.say(f"{sign} trial {number + 1}/{self._trials} {name}: {state}; {text}")
+        self.say(f"{sign} {number + 1}/{self._trials} {name.removesuffix(self._tail)}: {state}; {text}")
 
     def _text(self, last: dict[str, Any]) -> str:
         """Tokens, loss, speed and time left of a running trial."""
-        parts = [f"{si(last['tokens'])}/{si(self._tokens)} tokens"]
+        parts = [f"{si(last['tokens'])}/{si(self._tokens)}" + " tokens" * self._wide]
         if "evaluation_loss" in last:
             parts.append(f"loss {last['evaluation_loss']:.3f}")
         speed = last.get("tokens_per_second")
         if speed:
-            parts += [f"{si(speed)} tokens/s", f"{duration((self._tokens - last['tokens']) / speed)} left"]
+            left = duration((self._tokens - last["tokens"]) / speed)
+            parts += [f"{si(speed)} tokens/s", f"{left} left"] if self._wide else [f"{si(speed)}/s", left]
         return ", ".join(parts)

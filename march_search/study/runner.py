@@ -84,7 +84,7 @@ class StudyRun:
                 name, self.folder.path, self.config.storage, self.config.pruner, self.config.search.seed
             )
             self._enqueue(study)
-            with StudyProgress(len(self.wanted), self.config.training.tokens) as shown, self._signals():
+            with StudyProgress([a.name for a, _ in self.wanted], self.config.training.tokens) as shown, self._signals():
                 self._loop(study, shown)
             return self._summary(study)
 
