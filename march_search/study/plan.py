@@ -20,7 +20,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) 
     return [
         ("question", config.question or "–"),
         ("candidates", _candidates(config, chosen, budget)),
-        ("trials", f"{trials} = {plural(len(chosen.architectures), 'architecture')} × {plural(len(config.search.seeds), 'seed')}"),
+        ("trials", f"{trials} = {shapes} × {plural(len(config.search.seeds), 'seed')}"),
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
                    f"{si(training.tokens * trials)} in all"),
         ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
