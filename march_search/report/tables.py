@@ -77,13 +77,17 @@ def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width
     return table
 
 
+_FEED_FORWARD = ("gelu", "silu", "reglu", "geglu", "swiglu")
+"""Words that stay in a name even where all rows share them: they are part of the shape."""
+
+
 def common_tail(names: Sequence[str]) -> str:
     """The words after the shape with which every one of several architecture names ends, hyphens included."""
     if len(names) < 2:
         return ""
     tail: list[str] = []
     for words in zip(*(name.split("-")[:3:-1] for name in names), strict=False):
-        if len(set(words)) > 1:
+        if len(set(words)) > 1 or words[0] in _FEED_FORWARD:
             break
         tail.insert(0, f"-{words[0]}")
     return "".join(tail)

@@ -17,6 +17,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) 
     flops = sum(
         a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length) for a in chosen.architectures
     )
+    shapes = plural(len(chosen.architectures), "architecture")
     return [
         ("question", config.question or "–"),
         ("candidates", _candidates(config, chosen, budget)),
@@ -58,13 +59,7 @@ def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
 def _devices(config: StudyConfig) -> str:
     """Planned ranks, and what this machine has."""
     devices = config.devices
-    kind = (
-        "GPUs"
-        if devices.kind == "cuda"
-        else "CPU processes"
-        if devices.kind == "cpu"
-        else "ranks on GPUs if there are any"
-    )
+    noun = {"cuda": "GPU", "cpu": "CPU process", "auto": "GPU or CPU process"}[devices.kind]
     many = "" if devices.ranks == 1 else "es" if noun.endswith("s") else "s"
     together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
     return f"{devices.ranks} {noun}{many} a trial{together}; this machine has {os.cpu_count()} CPU cores"
