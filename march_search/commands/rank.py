@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
+
+if TYPE_CHECKING:
+    from march_search.evidence.trials import StudyRecord
 
 
 def add(verbs: Verbs) -> None:
@@ -41,28 +44,23 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_tables(study: Any, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+def _print_tables(study: "StudyRecord", rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
     """The ranked table, and below it the trials that have no rank."""
     from march_search.report import architectures, tables
 
     out = tables.console()
-    narrow = out.width < tables.WIDE
     title = f"{study.name}: {len(rows)} of {len(study.trials)} trials complete, ranked by validation loss"
-    out.print(tables.rich_table(rows, architectures.RANK_COLUMNS, title, out.width))
+    legend = f"{architectures.NARROW_LEGEND}, gain context gain"
+    tables.print_table(out, rows, architectures.RANK_COLUMNS, title, notes(study), legend)
     if others:
-        out.print(tables.rich_table(others, architectures.OTHER_COLUMNS, "not ranked", out.width))
-    for line in notes(study, narrow):
-        out.print(line, style="dim")
+        tables.print_table(out, others, architectures.OTHER_COLUMNS, "not ranked")
 
 
-def notes(study: Any, narrow: bool) -> list[str]:
+def notes(study: "StudyRecord") -> list[str]:
     """What a reader of the ranking has to know, a sentence a line."""
-    from march_search.report.architectures import NARROW_LEGEND
-
-    lines = [f"{NARROW_LEGEND}, gain context gain"] if narrow else []
-    lines.append(
+    lines = [
         "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
-    )
+    ]
     unigram = study.reference.get("target_unigram_nats")
     if unigram is not None:
         lines.append(f"A model that knows only token frequencies has a loss of {unigram:.3f} on these targets.")

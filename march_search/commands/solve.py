@@ -83,15 +83,21 @@ def _print_solved(rows: list[dict[str, Any]], found: Any, options: argparse.Name
     elif options.format == "csv":
         sys.stdout.write(tables.csv_text(rows, list(columns.public(rows)[0])))
     else:
-        out = tables.console()
         verb = "architecture has" if len(found) == 1 else "architectures have"
         title = f"{len(found):,} {verb} {budget} (space {found.space.name})"
-        shown = f"{len(rows):,} shown, sorted by {options.sort}" + (
-            "; --top 0 shows all" if len(rows) < len(found) else ""
+        more = "; --top 0 shows all" if len(rows) < len(found) else ""
+        notes = [
+            f"{len(rows):,} shown, sorted by {options.sort}{more}.",
+            "FLOPs: forward and backward, per token of text, 512 tokens a sequence.",
+        ]
+        tables.print_table(
+            tables.console(),
+            rows,
+            columns.SOLVE_COLUMNS,
+            title,
+            notes,
+            f"{columns.NARROW_LEGEND}, diff from the budget",
         )
-        note = f"{shown}. FLOPs forward and backward, per token of text, 512 a sequence."
-        narrow = "" if out.width >= tables.WIDE else f"\n{columns.NARROW_LEGEND}"
-        out.print(tables.rich_table(rows, columns.SOLVE_COLUMNS, title, out.width, note + narrow))
 
 
 def _natural(text: str) -> int:

@@ -29,7 +29,7 @@ def add(verbs: Verbs) -> None:
 def run_list(options: argparse.Namespace) -> int:
     """Prints shipped studies and started ones."""
     from march_search.files import read_json
-    from march_search.report.tables import Column, console, rich_table
+    from march_search.report.tables import Column, console, print_table
     from march_search.settings import read_file
     from march_search.shipped import shipped_folder, shipped_names
 
@@ -46,8 +46,7 @@ def run_list(options: argparse.Namespace) -> int:
         Column("trials", "trials started", "trials"),
         Column("description", "what it asks", "what it asks", left=True),
     )
-    out = console()
-    out.print(rich_table(rows, columns, "", out.width))
+    print_table(console(), rows, columns, "")
     return 0
 
 
@@ -110,7 +109,7 @@ def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
         cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
         rows.append(architectures.architecture_row(a) | cost)
     title = f"{len(rows)} candidates, in order"
-    out.print(tables.rich_table(rows, architectures.SOLVE_COLUMNS, title, out.width))
+    tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
 
 
 def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any) -> int:

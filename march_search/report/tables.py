@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 WIDE = 120
-"""Terminal columns from which the long headings are used."""
+"""Terminal columns from which progress lines are written out."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,55 @@ def console(stderr: bool = False) -> "Console":
     return Console(file=stream, width=width, highlight=False)
 
 
-def rich_table(rows: Sequence[Row], columns: Sequence[Column], title: str, width: int, caption: str = "") -> "Table":
-    """A table that fits `width` terminal columns: short headings and fewer columns where it is narrow."""
-    from rich import box
-    from rich.table import Table
+def print_table(
+    out: "Console",
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    title: str,
+    notes: Sequence[str] = (),
+    legend: str = "",
+) -> None:
+    """Prints a table that fits the console: with long headings and all columns if they fit, else in short.
 
-    wide = width >= WIDE
+    Words that end every architecture's name are said once below the table instead of in each row.
+
+    Args:
+        out: where to print.
+        rows: what to print.
+        columns: how.
+        title: the line above.
+        notes: lines below.
+        legend: what the short headings mean; printed where they are used.
+    """
+    from rich.measure import Measurement
+
     tail = common_tail([str(row["name"]) for row in rows if "name" in row])
     if tail:
         rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
-        caption = f"{caption}\nevery name ends in {tail}".strip()
-    table = Table(
-        title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
-        pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True, title_style="bold", caption_style="dim",
-    )  # fmt: skip
+        notes = [f"every name ends in {tail}", *notes]
+    table = _table(rows, columns, wide=True)
+    if Measurement.get(out, out.options.update(width=10_000), table).maximum > out.width:
+        table = _table(rows, columns, wide=False)
+        notes = [legend, *notes] if legend else notes
+    if title:
+        out.print(title, style="bold", markup=False)
+    out.print(table)
+    for note in notes:
+        out.print(note, style="dim", markup=False)
+    if notes:
+        out.print()
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table":
+    """The table in one of its two widths."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True)
     shown = [c for c in columns if wide or not c.wide_only]
     for column in shown:
-        table.add_column(
-            column.heading if wide else column.short,
-            justify="left" if column.left else "right",
-            overflow="fold",
-            no_wrap=not column.left,
-        )
+        heading, side = column.heading if wide else column.short, "left" if column.left else "right"
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=not column.left)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(column.text(row) for column in shown))
     return table

@@ -180,7 +180,8 @@ class StudyRun:
             shown.line(one.trial.number, line)
             if self._should_prune(one, line) and not self.signum:
                 text = f"loss {line['loss']:.4f} after {line['tokens']:,} tokens"
-                return {"state": "pruned", "tokens": line["tokens"], "loss": line["loss"], "text": text}
+                reason = f"stopped by the {self.config.pruner.kind} pruner"
+                return {"state": "pruned", "tokens": line["tokens"], "loss": line["loss"], "text": text, "reason": reason}
         return None
 
     def _should_prune(self, running: Running, line: dict[str, Any]) -> bool:
