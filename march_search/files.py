@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
-    lines = text.split("\n")[:-1]
+    return parse_lines(text.split("\n")[:-1])
+
+
+def parse_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """The JSON tables in these lines; what is no whole table is left out."""
     return [value for value in map(_parse, lines) if isinstance(value, dict)]
 
 

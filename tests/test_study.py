@@ -33,8 +33,8 @@ CONFIG = StudyConfig(
 def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
     """Runs the study `name` below `root` with toy trials."""
     folder = StudyFolder.of(root, name)
-    folder.keep_settings(config)
     chosen = candidates.choose(config, root)
+    folder.keep_settings(config, chosen.architectures)
     return StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
 
 
@@ -161,6 +161,19 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> Non
     changed = replace(CONFIG, training=replace(CONFIG.training, learning_rate=0.5))
     with pytest.raises(ConfigError, match=r"other settings: training\.learning_rate was 0\.0001 and is 0\.5"):
         run(tmp_path, changed)
+
+
+def test_a_password_in_the_storages_url_is_not_written_down(tmp_path: Path) -> None:
+    config = replace(CONFIG, storage="postgresql://me:canary@127.0.0.1/x")
+    StudyFolder.of(tmp_path, "toy").keep_settings(config, [])
+    assert "canary" not in (tmp_path / "toy" / "study.json").read_text()
+
+
+def test_a_space_that_changed_is_noticed(tmp_path: Path) -> None:
+    run(tmp_path)
+    folder = StudyFolder.of(tmp_path, "toy")
+    with pytest.raises(ConfigError, match="other settings: architectures had 6 entries and has 3"):
+        folder.keep_settings(CONFIG, candidates.choose(CONFIG, tmp_path).architectures[:3])
 
 
 def test_a_truncated_result_is_no_result(tmp_path: Path) -> None:

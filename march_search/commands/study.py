@@ -121,7 +121,7 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.study.runner import StudyRun
 
     make_folder(root)
-    study_folder.keep_settings(config)
+    study_folder.keep_settings(config, chosen.architectures)
     print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
     store = prepare(config.data, root, folder, tokens=config.training.tokens)
     write_json(study_folder.path / "reference.json", unigram_nats(Store.open(store), config.data))

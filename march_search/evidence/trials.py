@@ -107,4 +107,6 @@ def _trial(path: Path) -> TrialRecord:
 
 def _reason(state: State, ended: dict[str, Any]) -> str:
     """Why a trial is not complete."""
-    return ended.get("reason") or ended.get("text") or ("interrupted or still running" if state == "unfinished" else state)
+    return (
+        ended.get("reason") or ended.get("text") or ("interrupted or still running" if state == "unfinished" else state)
+    )

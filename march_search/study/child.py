@@ -1,7 +1,6 @@
 """One trial's process: started, read, stopped."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DevicesConfig
-from march_search.files import read_json
+from march_search.files import parse_lines, read_json
 
 TRAINING = (sys.executable, "-m", "march_search.training")
 """The command that trains the trial in the folder named after it."""
+
+PARENT = "MARCH_SEARCH_PARENT"
+"""Environment variable that tells a process whose death is its own end too."""
 
 STOP_SECONDS = 20
 """How long a trial may take to save after it is asked to stop; then it is killed."""
@@ -30,11 +32,12 @@ class Child:
     process: "subprocess.Popen[bytes]"
     _read: int = 0
     _rest: bytes = b""
+    _deadline: float | None = None
 
     @classmethod
     def start(cls, folder: Path, devices: DevicesConfig, command: Sequence[str], slot: int = 0) -> "Child":
         """Starts `command FOLDER` in a session of its own, its output in trial.log; `slot` chooses its GPUs."""
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             environment.pop(name, None)
         if devices.kind != "cpu" and devices.parallel_trials > 1:
@@ -58,18 +61,22 @@ class Child:
             return []
         self._read += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in whole if line.strip()]
+        return parse_lines(line.decode(errors="replace") for line in whole)
 
-    def ask_to_stop(self) -> None:
-        """Asks the trial to save and end."""
-        if self.process.poll() is None:
+    def ask_to_stop(self, hurry: bool = False) -> None:
+        """Asks the trial, once, to save and end; kills it if it has not after `STOP_SECONDS`, or at once in a hurry."""
+        if self.process.poll() is not None:
+            return
+        if self._deadline is None:
+            self._deadline = time.monotonic() + STOP_SECONDS
             self.process.send_signal(signal.SIGTERM)
+        if hurry or time.monotonic() > self._deadline:
+            self.kill()
 
     def stop(self) -> None:
-        """Asks the trial to save and end, waits, and kills all its processes if it does not."""
-        self.ask_to_stop()
-        deadline = time.monotonic() + STOP_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
+        """Ends the trial: asks, waits, and leaves none of its processes behind."""
+        while self.process.poll() is None:
+            self.ask_to_stop()
             time.sleep(0.02)
         self.kill()
 

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
 from march_search.errors import ConfigError
 from march_search.files import make_folder, read_json, write_json
@@ -47,15 +49,18 @@ class StudyFolder:
         """Folder of one trial."""
         return self.trials / f"{number:04d}-{architecture}-s{seed}"
 
-    def keep_settings(self, config: StudyConfig) -> None:
-        """Writes the study's settings at its first start; later checks that they are still the same.
+    def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
+        """Writes the study's settings and architectures at its first start; later checks that they are still the same.
+
+        The storage's URL is left out: it may hold a password.
 
         Raises:
             ConfigError: they changed; the message names the first key that differs.
             StorageError: the folder cannot be written.
         """
         make_folder(self.trials)
-        settings = json.loads(json.dumps(asdict(config)))
+        settings = json.loads(json.dumps(asdict(config))) | {"architectures": [a.name for a in architectures]}
+        del settings["storage"]
         kept = read_json(self.path / "study.json")
         if kept is None:
             write_json(self.path / "study.json", {"schema_version": 1, "settings": settings})
@@ -77,9 +82,16 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     """The first key on which two tables of settings differ, in words; empty if none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            ignored = key in ("description", "question", "storage")
+            ignored = key in ("description", "question")
             found = "" if ignored else _difference(old.get(key), new.get(key), f"{where}{key}.")
             if found:
                 return found
         return ""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        changed = (
+            _difference(o, n, f"{where.rstrip('.')}[{i}].") for i, (o, n) in enumerate(zip(old, new, strict=True))
+        )
+        return next(filter(None, changed), "")
+    if isinstance(old, list) and isinstance(new, list):
+        return f"{where.rstrip('.')} had {len(old)} entries and has {len(new)}"
     return "" if old == new else f"{where.rstrip('.')} was {old!r} and is {new!r}"

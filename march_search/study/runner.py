@@ -70,7 +70,7 @@ class StudyRun:
         shapes = [asdict(a) for a, _ in wanted]
         varying = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1 and all(s[f] is not None for s in shapes)]
         self.axes = tuple(dict.fromkeys((*CARD, *varying)))
-        self.signum = 0
+        self.signum = self.signals = 0
 
     def run(self) -> Summary:
         """Trains until nothing is left or a signal comes.
@@ -111,7 +111,7 @@ class StudyRun:
                 return
             if self.signum:
                 for one in running:
-                    one.child.ask_to_stop()
+                    one.child.ask_to_stop(hurry=self.signals > 1)
             for one in list(running):
                 if self._follow(one, study, shown):
                     running.remove(one)
@@ -121,7 +121,9 @@ class StudyRun:
         """Trials that an earlier run left open, then those that wait."""
         for frozen in study.get_trials(deepcopy=False):
             if frozen.state == TrialState.RUNNING:
-                yield Trial(study, frozen._trial_id)
+                trial = Trial(study, frozen._trial_id)
+                self._suggest(trial)  # a kill may have come before all parameters were recorded
+                yield trial
         while any(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False)):
             trial = study.ask()
             self._suggest(trial)
@@ -181,7 +183,13 @@ class StudyRun:
             if self._should_prune(one, line) and not self.signum:
                 text = f"loss {line['loss']:.4f} after {line['tokens']:,} tokens"
                 reason = f"stopped by the {self.config.pruner.kind} pruner"
-                return {"state": "pruned", "tokens": line["tokens"], "loss": line["loss"], "text": text, "reason": reason}
+                return {
+                    "state": "pruned",
+                    "tokens": line["tokens"],
+                    "loss": line["loss"],
+                    "text": text,
+                    "reason": reason,
+                }
         return None
 
     def _should_prune(self, running: Running, line: dict[str, Any]) -> bool:
@@ -203,7 +211,7 @@ class StudyRun:
             text = f"loss {result['loss']:.4f}" + ("" if gain is None else f", context gain {gain:.3f}")
             text += f", {result['tokens_per_second']:,.0f} tokens/s"
             return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
-        if child.process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM) and self.signum:
+        if self.signum:
             return None
         return {"state": "failed", "tokens": None, "loss": None, "text": child.failure()}
 
@@ -239,6 +247,7 @@ class _Signals:
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self._run.signum = self._run.signum or signum
+        self._run.signals += 1
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._old.items():

@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m march_search.training DIR   (DIR holds trial.json)", file=sys.stderr)
         return 2
+    ranks.die_with_parent()  # before torch is loaded: that takes seconds
     folder = Path(arguments[0])
     # Idle OpenMP threads wait a moment and then sleep. By default they spin: beside one other busy process, two threads
     # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.

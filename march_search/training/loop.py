@@ -21,7 +21,7 @@ from march_search.training import checkpoints, environment, evaluation
 from march_search.training.ds_config import ds_config
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
-from march_search.training.ranks import InterruptedTrialError, StopRequest, die_with_parent
+from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.schedule import schedule
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -55,7 +55,6 @@ def train(folder: Path, config: TrialConfig) -> None:
         ConfigError, DataError: architecture, store and settings do not fit together.
         TrialError: the loss or the gradient is not finite.
     """
-    die_with_parent()
     stop = StopRequest()
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())

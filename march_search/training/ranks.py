@@ -23,12 +23,15 @@ class InterruptedTrialError(Exception):
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent dies, however that happens; elsewhere does nothing."""
-    if sys.platform != "linux":
+    """Asks Linux to kill this process when the one that MARCH_SEARCH_PARENT names dies, however that happens.
+
+    A trial started by hand has no such variable and outlives its shell. Elsewhere than on Linux nothing is done.
+    """
+    parent = os.environ.get("MARCH_SEARCH_PARENT")
+    if not parent or sys.platform != "linux":
         return
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died in between
+    if os.getppid() != int(parent):  # it died before we asked
         os._exit(1)
 
 
@@ -37,7 +40,6 @@ def supervise(folder: Path, ranks: int) -> int:
 
     The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on.
     """
-    die_with_parent()
     meeting = folder / f".rendezvous.{uuid.uuid4().hex}"
     processes = [_start(folder, rank, ranks, meeting) for rank in range(ranks)]
     asked: list[int] = []
@@ -68,6 +70,7 @@ def _start(folder: Path, rank: int, ranks: int, meeting: Path) -> "subprocess.Po
         "WORLD_SIZE": ranks,
         "LOCAL_WORLD_SIZE": ranks,
         "MARCH_SEARCH_MEETING": meeting,
+        "MARCH_SEARCH_PARENT": os.getpid(),
     }
     environment = os.environ | {name: str(value) for name, value in told.items()}
     return subprocess.Popen([sys.executable, "-m", "march_search.training", str(folder)], env=environment)
