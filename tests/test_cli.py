@@ -172,3 +172,23 @@ def test_the_version_is_the_packages() -> None:
     from march_search import __version__
 
     assert cli("--version").stdout.strip() == __version__
+
+
+def test_an_architecture_is_explained_group_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", "--explain", "L12-D768-H12x64-F3072", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sum(told["groups"].values()) == told["num_params"] == 222_903_552
+    assert main(["solve", "--explain", "L12-D768-H12x64-F3072"]) == 0
+    assert "222,903,552 parameters" in capsys.readouterr().out
+    assert main(["solve", "--explain", "T5"]) == 2
+    assert "is no architecture's name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--sample", "--design"])
+def test_samples_and_designs_repeat_with_their_seed(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def names(seed: str) -> list[str]:
+        assert main(["solve", "--budget", "220M", option, "9", "--seed", seed, "--format", "json"]) == 0
+        return [a["name"] for a in json.loads(capsys.readouterr().out)["architectures"]]
+
+    assert names("1") == names("1") != names("2")
+    assert len(set(names("1"))) == 9

@@ -4,9 +4,13 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
+
+if TYPE_CHECKING:
+    from march_search.selection import Selection
+    from march_search.solver import FeasibleSet
 
 
 def add(verbs: Verbs) -> None:
@@ -28,11 +32,24 @@ def add(verbs: Verbs) -> None:
     solve.add_argument("--descending", action="store_true", help="largest first")
     solve.add_argument("--format", choices=("table", "json", "csv"), default="table")
     solve.add_argument("--count", action="store_true", help="print only how many there are")
+    other = solve.add_mutually_exclusive_group()
+    other.add_argument(
+        "--sample", type=_natural, metavar="N", help="N of them, uniformly at random, instead of the top"
+    )
+    other.add_argument(
+        "--design", type=_natural, metavar="N", help="N of them, as different as possible, instead of the top"
+    )
+    other.add_argument("--explain", metavar="NAME", help="count one architecture group by group; needs no budget")
+    solve.add_argument(
+        "--seed", type=_natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
+    )
     solve.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the feasible set of a space, best first."""
+    """Prints the feasible set of a space, best first, or what was asked for instead."""
+    if options.explain is not None:
+        return _explain(options)
     from march_search.architecture import DEFAULTS
     from march_search.closest import solve_or_explain
     from march_search.errors import UsageError
@@ -50,11 +67,48 @@ def run(options: argparse.Namespace) -> int:
     if options.count:
         print(len(found))
         return 0
-    chosen = found.top(options.top, "-" * options.descending + options.sort)
+    chosen = _choose(found, options)
     rows = []
     for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True):
         rows.append(_solve_row(a, found.budget.difference_percent(number)))
     _print_solved(rows, found, options)
+    return 0
+
+
+def _choose(found: "FeasibleSet", options: argparse.Namespace) -> "Selection":
+    """The members to print."""
+    from march_search.design import design
+
+    if options.sample is not None:
+        return found.sample(options.sample, options.seed)
+    if options.design is not None:
+        return design(found, options.design, seed=options.seed)
+    return found.top(options.top, "-" * options.descending + options.sort)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Prints the parameters of one architecture by group."""
+    from march_search.architecture import Architecture
+    from march_search.report import tables
+
+    a = Architecture.parse(options.explain)
+    groups = a.param_groups()
+    rows = [
+        {"group": group, "parameters": count, "share_percent": round(100 * count / a.num_params, 3)}
+        for group, count in groups.items()
+    ]
+    if options.format == "json":
+        print(json.dumps({"schema_version": 1, "name": a.name, "num_params": a.num_params, "groups": groups}, indent=1))
+    elif options.format == "csv":
+        sys.stdout.write(tables.csv_text(rows, list(rows[0])))
+    else:
+        columns = (
+            tables.Column("group", "group", "group", left=True),
+            tables.Column("parameters", "parameters", "parameters", tables.count),
+            tables.Column("share_percent", "share", "share", "{:.1f}%".format),
+        )
+        counts = (f"{a.num_params:,} parameters, {a.num_params_non_embedding:,} of them non-embedding",)
+        tables.print_table(tables.console(), rows, columns, a.name, counts)
     return 0
 
 
@@ -86,8 +140,11 @@ def _print_solved(rows: list[dict[str, Any]], found: Any, options: argparse.Name
         verb = "architecture has" if len(found) == 1 else "architectures have"
         title = f"{len(found):,} {verb} {budget} (space {found.space.name})"
         more = "; --top 0 shows all" if len(rows) < len(found) else ""
+        order = f"sorted by {options.sort}{more}"
+        if options.sample is not None or options.design is not None:
+            order = f"{'a uniform sample' if options.sample is not None else 'a spread design'}, seed {options.seed}"
         notes = [
-            f"{len(rows):,} shown, sorted by {options.sort}{more}.",
+            f"{len(rows):,} shown, {order}.",
             "FLOPs: forward and backward, per token of text, 512 tokens a sequence.",
         ]
         tables.print_table(

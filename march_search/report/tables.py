@@ -60,7 +60,7 @@ def print_table(
 ) -> None:
     """Prints a table that fits the console: with long headings and all columns if they fit, else in short.
 
-    Words that end every architecture's name are said once below the table instead of in each row.
+    Where the room is short, words that end every architecture's name are said once, below.
 
     Args:
         out: where to print.
@@ -70,16 +70,14 @@ def print_table(
         notes: lines below.
         legend: what the short headings mean; printed where they are used.
     """
-    from rich.measure import Measurement
-
+    table, said = _table(rows, columns, wide=True), []
     tail = common_tail([str(row["name"]) for row in rows if "name" in row])
-    if tail:
+    if tail and not _fits(out, table):
         rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
-        notes = [f"every name ends in {tail}", *notes]
-    table = _table(rows, columns, wide=True)
-    if Measurement.get(out, out.options.update(width=10_000), table).maximum > out.width:
-        table = _table(rows, columns, wide=False)
-        notes = [legend, *notes] if legend else notes
+        table, said = _table(rows, columns, wide=True), [f"every name ends in {tail}"]
+    if not _fits(out, table):
+        table, said = _table(rows, columns, wide=False), [*([legend] if legend else []), *said]
+    notes = [*said, *notes]
     if title:
         out.print(title, style="bold", markup=False)
     out.print(table)
@@ -87,6 +85,13 @@ def print_table(
         out.print(note, style="dim", markup=False)
     if notes:
         out.print()
+
+
+def _fits(out: "Console", table: "Table") -> bool:
+    """Whether nothing of the table has to be folded."""
+    from rich.measure import Measurement
+
+    return Measurement.get(out, out.options.update(width=10_000), table).maximum <= out.width
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table":
