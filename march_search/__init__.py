@@ -1,5 +1,8 @@
 """Architecture search for transformers inside an exact parameter budget."""
 
+from importlib import import_module
+from typing import Any
+
 from march_search.architecture import Architecture
 from march_search.solver import FeasibleSet, solve
 from march_search.space import SearchSpace
@@ -7,8 +10,10 @@ from march_search.space import SearchSpace
 __all__ = ["Architecture", "FeasibleSet", "SearchSpace", "__version__", "solve"]
 
 
-def __getattr__(name: str) -> str:
-    """`__version__`, read from the installed package only when somebody asks."""
+def __getattr__(name: str) -> Any:
+    """What costs time and few need: `__version__`, and `model`, which loads torch."""
+    if name == "model":
+        return import_module("march_search.model")
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

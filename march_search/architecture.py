@@ -84,7 +84,7 @@ class Architecture:
             self._check_count("share_layers")
         if self.d_bottleneck is not None:
             self._check_count("d_bottleneck")
-        if not 1 / 1024 <= self.length_reduction <= 1:
+        if not isinstance(self.length_reduction, int | float) or not 1 / 1024 <= self.length_reduction <= 1:
             raise ArchitectureError(f"length_reduction must lie in [1/1024, 1], not {self.length_reduction!r}.")
         object.__setattr__(self, "length_reduction", float(self.length_reduction))
         if self.structure == "encoder-decoder" and self.num_decoder_layers == self.num_layers:

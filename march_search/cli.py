@@ -1,12 +1,13 @@
 """The command line: parse, call one function, print rows. Tables go to stdout, progress and errors to stderr."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from march_search.errors import MarchSearchError
+from march_search.errors import MarchSearchError, StorageError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (see `march_search.errors`; 130 and 143 after an interruption)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows a "?" rather than a traceback
     top = parser()
     options = top.parse_args(arguments)
     if options.version:
@@ -54,8 +58,13 @@ def _guarded(options: Any) -> int:
         print(f"march-search: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("march-search: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("march-search: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = error.filename or "the output"
+        print(f"march-search: {where}: {error.strerror or error}.", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return StorageError.exit_code

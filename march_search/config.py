@@ -1,7 +1,8 @@
 """Study and trial settings: the tables of studies/*.toml, checked before anything starts."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from march_search.errors import ConfigError
 from march_search.spans import SpanLengths, span_lengths
@@ -12,7 +13,7 @@ class DataConfig:
     """`[data]`: which text, which tokenizer, and how examples are cut from it."""
 
     corpus: str = "wikipedia-summaries"
-    """A corpus by name (`march-search data list`), a local file, folder or glob of .txt, .jsonl or .parquet, or
+    """A corpus by name (`data/corpora.py`), a local file, folder or glob of .txt, .jsonl or .parquet, or
     `hub:OWNER/NAME` for any data set of the Hugging Face hub."""
     hub_config: str | None = None
     """Configuration of a hub data set, where it has several."""
@@ -39,6 +40,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
+        _check_finite(self, "data")
+        if self.tokenizer_bytes < 1:
+            raise ConfigError("[data]: tokenizer_bytes must be at least 1.")
         try:
             lengths = self.lengths
         except ValueError as error:
@@ -96,7 +100,7 @@ class TrainingConfig:
     least 1."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
-    init: str = "t5"
+    init: Literal["t5", "normal-0.02"] = "t5"
     """Initialisation recipe, see `march_search.model`."""
     evaluations: int = 10
     """Evaluations, evenly spread in steps, the last at the end of the data budget."""
@@ -107,6 +111,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
+        _check_finite(self, "training")
         if self.tokens < 1 or self.global_batch_tokens < 1:
             raise ConfigError("[training]: tokens and global_batch_tokens must be at least 1.")
         if self.tokens % self.global_batch_tokens:
@@ -128,8 +133,10 @@ class TrainingConfig:
             raise ConfigError(
                 f"[training]: {(negative or ['epsilon'])[0]} must not be negative (epsilon must be above 0)."
             )
-        if self.evaluations < 1:
-            raise ConfigError("[training]: evaluations must be at least 1.")
+        if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
+            raise ConfigError("[training]: evaluations and micro_batch_sequences must be at least 1.")
+        if self.warmup_tokens > self.tokens or self.final_learning_rate > 1:
+            raise ConfigError("[training]: warmup_tokens must not exceed tokens, nor final_learning_rate 1.")
         for tokens in self.evaluate_at:
             if not 0 < tokens <= self.tokens or tokens % self.global_batch_tokens:
                 raise ConfigError(
@@ -157,7 +164,17 @@ class TrainingConfig:
 
 def spread(steps: int, count: int) -> tuple[int, ...]:
     """At most `count` different steps from 1 to `steps`, evenly apart, the last one `steps`."""
+    count = min(count, steps)
     return tuple(sorted({max(1, round(steps * part / count)) for part in range(1, count + 1)}))
+
+
+def _check_finite(settings: Any, table: str) -> None:
+    """Refuses a number that is infinite or no number."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"[{table}]: {field.name} must be a finite number, not {number}.")
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,7 @@ class BatchPlan:
             raise ConfigError(f"[devices]: {sequences} sequences a step cannot be divided between {ranks} ranks.")
         share = sequences // ranks
         micro = training.micro_batch_sequences or share
-        if micro < 1 or share % micro:
+        if share % micro:
             fits = [m for m in range(1, share + 1) if share % m == 0]
             near = min(fits, key=lambda m: abs(m - micro))
             raise ConfigError(
@@ -242,6 +259,8 @@ class SearchConfig:
         """Refuses settings that cannot be meant."""
         if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("[search]: trials must be at least 1, and seeds a list of different numbers.")
+        if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):
+            raise ConfigError("[search]: seed and seeds must lie in [0, 2^32).")
         if self.strategy == "list" and not self.architectures:
             raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
 

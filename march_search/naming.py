@@ -35,7 +35,9 @@ NUMBERS: dict[str, tuple[str, type]] = {
 }
 """Letters before a number."""
 
-_SHAPE = re.compile(r"L(\d+)(?:\+(\d+))?-D(\d+)-H(\d+)x(\d+)-F(\d+)((?:-[A-Za-z0-9.]+)*)", re.ASCII)
+_SHAPE = re.compile(
+    r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})((?:-[A-Za-z0-9.]{1,30})*)", re.ASCII
+)
 _BOTTLENECK = re.compile(r"B(flat|shrinking|growing)(\d+)", re.ASCII)
 _NUMBER = re.compile(r"([A-Z])([\d.]+)", re.ASCII)
 

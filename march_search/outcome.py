@@ -15,4 +15,5 @@ def complete(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
         return None
     loss = result.get("loss")
     whole = result.get("tokens") == config.training.tokens and result.get("seed") == config.seed
-    return result if whole and isinstance(loss, float) and math.isfinite(loss) else None
+    finite = isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss)
+    return result if whole and finite else None

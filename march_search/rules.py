@@ -72,7 +72,7 @@ class Rule:
     def holds(self, values: Mapping[str, Any]) -> Any:
         """Whether the rule holds: a bool, or a bool array where the values are arrays.
 
-        Numbers behave as NumPy's: dividing by zero makes a condition false instead of failing.
+        A division by zero makes a comparison false instead of failing.
 
         Raises:
             ConfigError: the rule compares or calculates with text as if it were a number.
@@ -90,6 +90,11 @@ def _allowed(node: ast.AST) -> bool:
         return isinstance(node.value, int | float | str)
     pieces = (ast.Name, ast.Load, ast.BinOp, ast.Compare, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub)
     return isinstance(node, pieces) or type(node) in _BINARY or type(node) in _COMPARE
+
+
+def _is_number(side: Any) -> Any:
+    """False where a division by zero left no number."""
+    return ~np.isnan(side) if getattr(side, "dtype", None) is not None and side.dtype.kind == "f" else True
 
 
 def _numpy(value: Any) -> Any:
@@ -110,7 +115,10 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             inner = _evaluate(node.operand, values)
             return np.logical_not(inner) if isinstance(node.op, ast.Not) else -inner
         case ast.BinOp():
-            return _BINARY[type(node.op)](_evaluate(node.left, values), _evaluate(node.right, values))
+            left, right = _evaluate(node.left, values), _evaluate(node.right, values)
+            if isinstance(node.op, ast.Div | ast.FloorDiv | ast.Mod) and not np.all(right):
+                right = np.where(right == 0, np.nan, right)
+            return _BINARY[type(node.op)](left, right)
         case ast.BoolOp():
             join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
             return join.reduce(np.broadcast_arrays(*(_evaluate(v, values) for v in node.values)))
@@ -118,6 +126,6 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             sides = [_evaluate(side, values) for side in (node.left, *node.comparators)]
             result: Any = True
             for op, left, right in zip(node.ops, sides, sides[1:], strict=False):
-                result = np.logical_and(result, _COMPARE[type(op)](left, right))
+                result = np.logical_and(result, _COMPARE[type(op)](left, right) & _is_number(left) & _is_number(right))
             return result
     raise AssertionError(f"unchecked rule: {ast.dump(node)}")

@@ -90,8 +90,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     elif origin is Literal:
         if value in args and any(type(value) is type(a) for a in args):
             return value
-        if isinstance(value, str):
-            options = [a for a in args if isinstance(a, str)]
+        options = [a for a in args if isinstance(a, str)]
+        if isinstance(value, str) and options:
             raise ConfigError(f'{source}: "{key}" cannot be "{value}". {nearest(value, options)}')
     elif origin is tuple and isinstance(value, list):
         return tuple(_convert(args[0], item, source, f"{key}[{i}]") for i, item in enumerate(value))

@@ -62,7 +62,7 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
     return FeasibleSet(space, budget, d_ff, tuple(outer), rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeasibleSet(Selection):
     """Every feasible architecture, ordered: axis by axis as in `space.AXES`, the last (`d_ff`) changing fastest.
 
@@ -117,6 +117,8 @@ class FeasibleSet(Selection):
         Raises:
             ConfigError: `n` is negative or more than the set holds.
         """
+        if seed < 0:
+            raise ConfigError(f"a seed is a whole number of at least 0, not {seed}.")
         if not 0 <= n <= len(self):
             raise ConfigError(f"cannot sample {n:,} different architectures: the feasible set holds {len(self):,}.")
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else self.numbers(0, 0)

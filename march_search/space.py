@@ -91,8 +91,8 @@ class SearchSpace:
         if old is None and parameters is None:
             raise ConfigError(f'the space "{self.name}" states no budget: give one with --budget, such as 220M.')
         budget = Budget.parse(
-            parameters or str(old and old.parameters),
-            tolerance or DEFAULT_TOLERANCE,
+            str(old and old.parameters) if parameters is None else parameters,
+            DEFAULT_TOLERANCE if tolerance is None else tolerance,
             count or (old.count if old else "total"),
         )
         if old is not None and tolerance is None:
@@ -169,15 +169,16 @@ def _values(axis: str, given: Any, source: str) -> tuple[Any, ...]:
         step = limits.multiple_of
         if step < 1 or limits.min < 1:
             raise ConfigError(f'{source}: "axes.{axis}": min and multiple_of must be at least 1.')
+        _check_value(axis, limits.max, source)
         values: tuple[Any, ...] = tuple(range(-(-limits.min // step) * step, limits.max + 1, step))
     else:
         values = tuple(given) if isinstance(given, list) else (given,)
     if not values:
         raise ConfigError(f'{source}: "axes.{axis}" has no value at all.')
-    if len(set(values)) < len(values):
-        raise ConfigError(f'{source}: "axes.{axis}" has a value twice.')
     for value in values:
         _check_value(axis, value, source)
+    if len(set(values)) < len(values):
+        raise ConfigError(f'{source}: "axes.{axis}" has a value twice.')
     return tuple(sorted(values)) if all(type(v) is int for v in values) else values
 
 

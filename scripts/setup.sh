@@ -7,9 +7,12 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
   echo "march-search needs Python 3.11 or newer; '$python' is not. Name another one: PYTHON=/path/to/python bash $0" >&2
   exit 2
 fi
-if [ ! -x .venv/bin/python ]; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   echo "making .venv ..." >&2
-  "$python" -m venv .venv
+  if ! "$python" -m venv --clear .venv; then
+    echo "march-search: '$python' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2
+    exit 2
+  fi
 fi
 echo "installing march-search[$1] (a minute or two the first time) ..." >&2
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$1]"
+PIP_CONSTRAINT=constraints.txt .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$1]"

@@ -98,3 +98,18 @@ def lines(folder: Path, kind: str) -> list[dict]:
         for line in every
         if line["kind"] == kind
     ]
+
+
+def alive(marker: str) -> list[str]:
+    """Processes whose command line holds `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if marker in command and state != "Z":
+                found.append(command)
+    return found

@@ -67,6 +67,12 @@ WRONG = [
     (["solve", "--budget", "220M", "--where", "heads > 3"], 2, 'speaks of "heads"'),
     (["solve", "--budget", "220M", "--top", "-1"], 2, "must be a whole number of at least 0"),
     (["solve"], 2, "states no budget: give one with --budget"),
+    (["solve", "--budget", ""], 2, '"" is no parameter budget'),
+    (["solve", "--budget", "220M", "--tolerance", ""], 2, '"" is no tolerance'),
+    (["solve", "--budget", "220M", "--where", "num_heads % 0 == 0"], 3, "No architecture"),
+    (["solve", "--budget", "220M", "--where", "d_model / 0 != 5"], 3, "No architecture"),
+    (["solve", "--budget", "220M", "--sample", "0"], 2, "must be a whole number of at least 1"),
+    (["solve", "--explain", "L" + "9" * 5000 + "-D1-H1x1-F1"], 2, "is no architecture's name"),
     (["slove"], 2, "invalid choice: 'slove'"),
     (["rank", "nothing"], 4, "holds no study 'nothing'"),
     (["study", "run", "cpu-dmo"], 2, 'there is no study "cpu-dmo". Did you mean "cpu-demo"?'),
@@ -113,6 +119,13 @@ kind = "cpu"
             "micro_batch_sequences (7) must divide the 64 sequences of a rank; the nearest",
         ),
         ('corpus = "wikipedia-summary"', "", 5, 'Did you mean "wikipedia-summaries"?'),
+        ("", 'init = "nonsense"', 2, '"training.init" cannot be "nonsense"'),
+        ("", "weight_decay = nan", 2, "weight_decay must be a finite number, not nan"),
+        ("mean_span_length = inf", "", 2, "mean_span_length must be a finite number, not inf"),
+        ("", "micro_batch_sequences = 0", 2, "micro_batch_sequences must be at least 1"),
+        ("", "warmup_tokens = 999999", 2, "warmup_tokens must not exceed tokens"),
+        ("", 'zero_stage = "1"', 2, '"training.zero_stage" must be one of 0, 1, 2, 3'),
+        ('corpus = "~nouser/x"', "", 5, "there is no such user"),
         ("", "[", 2, "is not valid TOML"),
     ],
 )
@@ -192,3 +205,27 @@ def test_samples_and_designs_repeat_with_their_seed(option: str, capsys: pytest.
 
     assert names("1") == names("1") != names("2")
     assert len(set(names("1"))) == 9
+
+
+def test_gpus_that_are_not_there_are_missed_before_any_text_is_fetched(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() >= 8:
+        pytest.skip("this machine has the GPUs")
+    ended = cli("study", "run", "t5-220m", "--root", str(tmp_path / "runs"))
+    assert ended.returncode == 2
+    assert "the study wants 8 GPUs and torch finds" in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    command = f"{sys.executable} -m march_search solve --budget 220M > /dev/full"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.returncode == 4
+    assert ended.stderr == "march-search: the output: No space left on device.\n"
+
+
+def test_a_terminal_without_unicode_still_gets_its_table() -> None:
+    ended = cli("solve", "--budget", "220M", "--top", "2", PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0
+    assert "L23-D512" in ended.stdout

@@ -185,6 +185,8 @@ def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> No
         ({"axes": {"d_model": {"min": 64, "maximum": 128}}}, 'x.toml: unknown key "axes.d_model.maximum"'),
         ({"axes": {"d_model": "wide"}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
         ({"axes": {"d_model": {"min": 65, "max": 100, "multiple_of": 64}}}, 'x.toml: "axes.d_model" has no value'),
+        ({"axes": {"d_model": [[64]]}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
+        ({"axes": {"d_model": {"min": 1, "max": 10**12}}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
         ({"axes": {"position": "rotery"}}, 'Did you mean "rotary"?'),
         ({"rules": ["d_model = 3"]}, 'x.toml: the rule "d_model = 3" cannot be read'),
         ({"rules": ["__import__('os')"]}, "x.toml: the rule"),

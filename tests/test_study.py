@@ -11,10 +11,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from conftest import alive
 from optuna.trial import TrialState
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.errors import ConfigError, StorageError
+from march_search.errors import ConfigError, DataError, StorageError
 from march_search.evidence.ranking import other_rows, ranked_rows
 from march_search.evidence.trials import read_study
 from march_search.study import candidates, storage
@@ -46,7 +47,8 @@ def optuna_study(root: Path, name: str = "toy") -> optuna.Study:
 def test_study_then_rank(tmp_path: Path) -> None:
     assert run(tmp_path) == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
     rows = ranked_rows(read_study("toy", tmp_path))
-    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows)
+    losses = [row["loss"] for row in rows]
+    assert losses == sorted(losses)
     assert [row["d_model"] for row in rows] == sorted((row["d_model"] for row in rows), reverse=True)
     assert rows[0]["tokens"] == 4096
     trials = optuna_study(tmp_path).trials
@@ -122,6 +124,10 @@ def test_an_interrupted_study_goes_on_and_loses_nothing(tmp_path: Path, signum: 
     time.sleep(0.7)  # into the third trial
     process.send_signal(signum)
     process.wait(timeout=30)
+    deadline = time.monotonic() + 5
+    while alive(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(str(tmp_path)) == []
     finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob("toy/trials/*/result.json")}
     assert len(finished) >= 2
     assert run(tmp_path) == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
@@ -154,6 +160,48 @@ def test_a_journal_torn_at_any_byte_opens_and_keeps_what_was_acknowledged(tmp_pa
         assert sum(t.state == TrialState.COMPLETE for t in study.trials) >= 4
         study.enqueue_trial({"d_model": 64})
         assert len(optuna_study(tmp_path).trials) == 7
+
+
+def test_a_lock_left_by_a_kill_does_not_hold_the_study_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(Path("runs"), replace(CONFIG, search=SearchConfig(trials=2)))
+    journal = Path("runs/toy") / storage.JOURNAL
+    Path(f"{journal}.lock").symlink_to(journal)
+    assert run(Path("runs"), replace(CONFIG, search=SearchConfig(trials=2))).complete == 2
+
+
+def test_a_trial_that_ended_before_it_was_looked_at_is_complete_not_pruned(tmp_path: Path) -> None:
+    names = tuple(f"L2-D{d}-H4x32-F64-rope-V2048" for d in (192, 160, 128, 64))
+    search = SearchConfig(strategy="list", architectures=names)
+    config = replace(CONFIG, search=search, pruner=PrunerConfig(kind="median", startup_trials=1))
+    assert run(tmp_path, config).pruned + run(tmp_path, config).complete == 4
+    for folder in (tmp_path / "toy" / "trials").iterdir():
+        if (folder / "result.json").exists():
+            assert json.loads((folder / "outcome.json").read_text())["state"] == "complete"
+
+
+def test_another_folder_cannot_take_a_study_of_the_same_storage(tmp_path: Path) -> None:
+    config = replace(CONFIG, search=SearchConfig(trials=2), storage=f"sqlite:///{tmp_path}/studies.db")
+    assert run(tmp_path / "a", config).complete == 2
+    assert run(tmp_path / "a", config).complete == 2
+    with pytest.raises(StorageError, match="already holds a study 'toy' that another folder started"):
+        run(tmp_path / "b", config)
+
+
+def test_a_text_that_changed_is_noticed(tmp_path: Path) -> None:
+    folder = StudyFolder.of(tmp_path, "toy")
+    folder.keep_settings(CONFIG, [])
+    folder.keep_store(tmp_path / "text-1")
+    folder.keep_store(tmp_path / "text-1")
+    with pytest.raises(DataError, match=r"the text has changed since toy started \(text-1 then, text-2 now\)"):
+        folder.keep_store(tmp_path / "text-2")
+
+
+def test_a_damaged_settings_file_is_not_written_over(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "toy" / "study.json").write_text("{")
+    with pytest.raises(StorageError, match="is damaged; restore it"):
+        run(tmp_path)
 
 
 def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_TRAINING, lines, result, run_trial, start_trial
+from conftest import TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
 
 from march_search import Architecture
 from march_search.config import BatchPlan, DataConfig, TrainingConfig
@@ -31,21 +31,6 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -
     raise AssertionError("the trial does not get on")
 
 
-def alive(marker: str) -> list[str]:
-    """Processes whose command line holds `marker`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            except OSError:
-                continue
-            if marker in command and state != "Z":
-                found.append(command)
-    return found
-
-
 def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     folder = straight
     got = result(folder)
@@ -57,6 +42,7 @@ def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert {"torch", "deepspeed", "python"} <= set(got["versions"])
     assert got["peak_memory_bytes"] > 10**8
+    assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "ds_config.json").read_text())["gradient_clipping"] == 1.0
 
 
@@ -148,6 +134,27 @@ def test_a_killed_rank_ends_the_trial(make_trial: MakeTrial) -> None:
     os.kill(int(children[1]), signal.SIGKILL)
     assert process.wait(timeout=30) != 0
     assert alive(str(folder)) == []
+    reason = json.loads((folder / "failure.json").read_text())["reason"]
+    assert reason == "rank 1 was ended by SIGKILL; the machine may have run out of memory."
+
+
+def test_two_processes_never_train_one_trial(make_trial: MakeTrial) -> None:
+    folder = make_trial("one", tokens=4000 * 256)
+    process = start_trial(folder)
+    wait_for_step(folder, 2, process)
+    ended = run_trial(folder)
+    process.kill()
+    process.wait()
+    assert ended.returncode == 4
+    assert "is being trained by another process" in ended.stderr
+
+
+def test_the_2023_baseline_trains_on_two_ranks_though_its_last_encoder_layer_is_hardly_read(
+    make_trial: MakeTrial,
+) -> None:
+    folder = make_trial("baseline", ranks=2, tokens=1024, zero_stage=1, architecture="L2-D32-H2x16-F64-abs-xlayer-V400")
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_trial: MakeTrial, straight: Path) -> None:

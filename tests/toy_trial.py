@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 from march_search import Architecture
+from march_search.training.ranks import die_with_parent
 
+die_with_parent()
 folder = Path(sys.argv[1])
 trial = json.loads((folder / "trial.json").read_text())
 name, tokens = trial["architecture"], trial["training"]["tokens"]

@@ -38,7 +38,9 @@ def run(options: argparse.Namespace) -> int:
         keys = list(dict.fromkeys([*first, *architectures.public([*rows, *others])[0]]))
         sys.stdout.write(tables.csv_text(architectures.public([*rows, *others]), keys))
     elif options.format == "markdown":
-        sys.stdout.write(tables.markdown_text([*rows, *others], architectures.RANK_COLUMNS))
+        sys.stdout.write(tables.markdown_text(rows, architectures.RANK_COLUMNS))
+        if others:
+            sys.stdout.write("\nNot ranked:\n\n" + tables.markdown_text(others, architectures.OTHER_COLUMNS))
     else:
         _print_tables(study, rows, others)
     return 0

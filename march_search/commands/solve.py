@@ -34,10 +34,10 @@ def add(verbs: Verbs) -> None:
     solve.add_argument("--count", action="store_true", help="print only how many there are")
     other = solve.add_mutually_exclusive_group()
     other.add_argument(
-        "--sample", type=_natural, metavar="N", help="N of them, uniformly at random, instead of the top"
+        "--sample", type=_positive, metavar="N", help="N of them, uniformly at random, instead of the top"
     )
     other.add_argument(
-        "--design", type=_natural, metavar="N", help="N of them, as different as possible, instead of the top"
+        "--design", type=_positive, metavar="N", help="N of them, as different as possible, instead of the top"
     )
     other.add_argument("--explain", metavar="NAME", help="count one architecture group by group; needs no budget")
     solve.add_argument(
@@ -155,6 +155,13 @@ def _print_solved(rows: list[dict[str, Any]], found: Any, options: argparse.Name
             notes,
             f"{columns.NARROW_LEGEND}, diff from the budget",
         )
+
+
+def _positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 1')
+    return int(text)
 
 
 def _natural(text: str) -> int:

@@ -38,7 +38,8 @@ def run_list(options: argparse.Namespace) -> int:
         table = read_file(shipped_folder("studies") / f"{name}.toml")
         rows.append({"study": name, "trials": None, "description": table.get("description", "")})
     for path in sorted(Path(options.root).glob("*/study.json")):
-        settings = (read_json(path) or {}).get("settings", {})
+        kept = read_json(path)
+        settings = kept.get("settings", {}) if isinstance(kept, dict) else {}
         trials = len(list(path.parent.glob("trials/*/trial.json")))
         rows.append({"study": str(path.parent), "trials": trials, "description": settings.get("description", "")})
     columns = (
@@ -62,7 +63,7 @@ def load(text: str) -> tuple[StudyConfig, str, Path]:
 def run_study(options: argparse.Namespace) -> int:
     """Runs a study, or prints its plan."""
     from march_search.data import corpora
-    from march_search.errors import ConfigError
+    from march_search.errors import MarchSearchError
     from march_search.report.tables import console
     from march_search.study import candidates
     from march_search.study.folders import StudyFolder
@@ -74,8 +75,8 @@ def run_study(options: argparse.Namespace) -> int:
     try:
         chosen = candidates.choose(config, folder)
         rows_of = plan_rows(config, chosen, corpora.check(config.data, folder), study_folder.path)
-    except ConfigError as error:
-        raise ConfigError(f"{options.study}: {error}") from None
+    except MarchSearchError as error:
+        raise type(error)(f"{options.study}: {error}") from None
     out = console(stderr=not options.dry_run)
     _print_plan(out, name, rows_of)
     if options.dry_run:
@@ -117,13 +118,16 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.data.reference import unigram_nats
     from march_search.data.store import Store, prepare
     from march_search.files import make_folder, write_json
+    from march_search.study import gpus
     from march_search.study.candidates import with_seeds
     from march_search.study.runner import StudyRun
 
+    gpus.require(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
     print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
     store = prepare(config.data, root, folder, tokens=config.training.tokens)
+    study_folder.keep_store(store)
     write_json(study_folder.path / "reference.json", unigram_nats(Store.open(store), config.data))
     summary = StudyRun(config, study_folder, store, with_seeds(chosen, config)).run()
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"

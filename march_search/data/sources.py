@@ -116,7 +116,10 @@ def embedded() -> Embedded:
 def local(name: str, config: DataConfig, base: Path) -> Local | None:
     """The files that a path or glob names, or None if there are none. A folder stands for every file below it."""
     found: Iterator[Path]
-    path = base.resolve() / Path(name).expanduser()
+    try:
+        path = base.resolve() / Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"{name}: there is no such user's home folder.") from None
     if path.is_dir():
         found = path.rglob("*")
     elif path.exists():

@@ -9,7 +9,10 @@ from march_search.report.architectures import architecture_row
 
 def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:
     """Complete trials, lowest loss first; equal losses share a rank."""
-    done = sorted((t for t in study.trials if t.state == "complete"), key=lambda t: (t.loss or math.inf, t.number))
+    done = sorted(
+        (t for t in study.trials if t.state == "complete"),
+        key=lambda t: (math.inf if t.loss is None else t.loss, t.number),
+    )
     rows = [_row(t) for t in done]
     for place, row in enumerate(rows):
         tied = place > 0 and row["loss"] == rows[place - 1]["loss"]

@@ -96,7 +96,7 @@ def _trial(path: Path) -> TrialRecord:
         seed=config.seed,
         state=state,
         tokens=int(source.get("tokens", 0)),
-        loss=loss if isinstance(loss, float) and math.isfinite(loss) else None,
+        loss=float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None,
         context_gain=source.get("context_gain"),
         tokens_per_second=source.get("tokens_per_second", sorted(speeds)[len(speeds) // 2] if speeds else None),
         reason="" if state == "complete" else _reason(state, ended),

@@ -1,6 +1,7 @@
 """One trial's process: started, read, stopped."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -20,8 +21,8 @@ TRAINING = (sys.executable, "-m", "march_search.training")
 PARENT = "MARCH_SEARCH_PARENT"
 """Environment variable that tells a process whose death is its own end too."""
 
-STOP_SECONDS = 20
-"""How long a trial may take to save after it is asked to stop; then it is killed."""
+STOP_SECONDS = 330
+"""How long a trial may take to save after it is asked to stop; then it is killed. Large models write for minutes."""
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Child:
             return []
         self._read += len(data)
         *whole, self._rest = (self._rest + data).split(b"\n")
-        return parse_lines(line.decode(errors="replace") for line in whole)
+        lines = parse_lines(line.decode(errors="replace") for line in whole)
+        return [line for line in lines if _is_metric(line)]
 
     def ask_to_stop(self, hurry: bool = False) -> None:
         """Asks the trial, once, to save and end; kills it if it has not after `STOP_SECONDS`, or at once in a hurry."""
@@ -72,13 +74,6 @@ class Child:
             self.process.send_signal(signal.SIGTERM)
         if hurry or time.monotonic() > self._deadline:
             self.kill()
-
-    def stop(self) -> None:
-        """Ends the trial: asks, waits, and leaves none of its processes behind."""
-        while self.process.poll() is None:
-            self.ask_to_stop()
-            time.sleep(0.02)
-        self.kill()
 
     def kill(self) -> None:
         """Leaves no process of the trial behind."""
@@ -97,6 +92,13 @@ class Child:
             hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
             return f"the process was ended by {killed}{hint}."
         return f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."
+
+
+def _is_metric(line: dict[str, Any]) -> bool:
+    """Whether a line says what a study needs: its kind, after how many tokens, and a finite loss."""
+    loss, tokens = line.get("loss"), line.get("tokens")
+    known = isinstance(line.get("kind"), str) and type(tokens) is int
+    return known and isinstance(loss, int | float) and math.isfinite(loss)
 
 
 def _gpus(ranks: int, slot: int) -> str:

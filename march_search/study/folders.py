@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from march_search.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
-from march_search.errors import ConfigError
+from march_search.errors import ConfigError, DataError, StorageError
 from march_search.files import make_folder, read_json, write_json
 
 DEFAULT_ROOT = "runs"
@@ -61,13 +62,37 @@ class StudyFolder:
         make_folder(self.trials)
         settings = json.loads(json.dumps(asdict(config))) | {"architectures": [a.name for a in architectures]}
         del settings["storage"]
-        kept = read_json(self.path / "study.json")
-        if kept is None:
-            write_json(self.path / "study.json", {"schema_version": 1, "settings": settings})
+        path = self.path / "study.json"
+        kept = read_json(path)
+        if kept is None and not path.exists():
+            write_json(path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
+        elif not isinstance(kept, dict):
+            raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
         elif changed := _difference(kept.get("settings", {}), settings):
             raise ConfigError(
                 f"{self.path.name} was started with other settings: {changed}. Give the file another name, use another "
                 f"--root, or delete {self.path}."
+            )
+
+    @property
+    def id(self) -> str:
+        """What ties this folder to its study in a storage that others use too."""
+        return str(read_json(self.path / "study.json")["id"])
+
+    def keep_store(self, store: Path) -> None:
+        """Remembers which prepared text the study reads; later checks that it is the same.
+
+        Raises:
+            DataError: the text changed since the study started.
+        """
+        path = self.path / "study.json"
+        kept = read_json(path)
+        if "store" not in kept:
+            write_json(path, kept | {"store": store.name})
+        elif kept["store"] != store.name:
+            raise DataError(
+                f"the text has changed since {self.path.name} started ({kept['store']} then, {store.name} now): bring "
+                "it back, or give the study's file another name."
             )
 
     def write_trial(self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path) -> None:

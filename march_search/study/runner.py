@@ -1,6 +1,7 @@
 """Runs a study: opens it, goes on with what was interrupted, starts what is left, records how each trial ended."""
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -80,9 +81,11 @@ class StudyRun:
         """
         name = self.folder.path.name
         with lock(self.folder.path / "lock", f"{name} is being run by another process: wait for it, or stop it first."):
+            storage.release_stale_lock(self.folder.path)
             study = storage.open_study(
                 name, self.folder.path, self.config.storage, self.config.pruner, self.config.search.seed
             )
+            storage.bind(study, self.folder.id)
             self._enqueue(study)
             with StudyProgress([a.name for a, _ in self.wanted], self.config.training.tokens) as shown, self._signals():
                 self._loop(study, shown)
@@ -100,22 +103,27 @@ class StudyRun:
         """Keeps `parallel_trials` trials going until none is left or a signal comes."""
         running: list[Running] = []
         todo = self._todo(study)
-        while True:
-            while len(running) < self.config.devices.parallel_trials and not self.signum:
-                trial = next(todo, None)
-                if trial is None:
-                    break
-                started = self._start(trial, study, shown, {r.slot for r in running})
-                running += [started] if started else []
-            if not running:
-                return
-            if self.signum:
-                for one in running:
-                    one.child.ask_to_stop(hurry=self.signals > 1)
-            for one in list(running):
-                if self._follow(one, study, shown):
-                    running.remove(one)
-            time.sleep(POLL_SECONDS)
+        try:
+            while self._fill(running, todo, study, shown):
+                for one in list(running):
+                    if self.signum:
+                        one.child.ask_to_stop(hurry=self.signals > 1)
+                    if self._follow(one, study, shown):
+                        running.remove(one)
+                time.sleep(POLL_SECONDS)
+        finally:
+            for one in running:
+                one.child.kill()
+
+    def _fill(self, running: list[Running], todo: Iterator[Trial], study: optuna.Study, shown: StudyProgress) -> bool:
+        """Starts trials while there is room; whether any is running."""
+        while len(running) < self.config.devices.parallel_trials and not self.signum:
+            trial = next(todo, None)
+            if trial is None:
+                break
+            started = self._start(trial, study, shown, {r.slot for r in running})
+            running += [started] if started else []
+        return bool(running)
 
     def _todo(self, study: optuna.Study) -> Iterator[Trial]:
         """Trials that an earlier run left open, then those that wait."""
@@ -135,7 +143,7 @@ class StudyRun:
             known = [getattr(a, axis) for a, _ in self.wanted]
             if axis in CHOICES:
                 suggested = trial.suggest_categorical(axis, CHOICES[axis])
-            elif type(value) is int:
+            elif all(type(k) is int for k in known):
                 suggested = trial.suggest_int(axis, min(known), max(known))
             else:
                 suggested = trial.suggest_categorical(axis, sorted(set(known), key=str))
@@ -167,9 +175,10 @@ class StudyRun:
         ended = self._read(one, shown)
         if ended is None and not stopped:
             return False
-        if ended is None:
-            ended = self._ended(one.child)
-        one.child.stop()
+        one.child.kill()
+        ended = self._complete(one.child) or ended or self._failed(one.child)  # a result wins over the pruner
+        if ended is not None and ended["state"] != "failed":
+            shutil.rmtree(one.child.folder / "checkpoints", ignore_errors=True)
         if ended is not None:  # else interrupted: the trial stays RUNNING and goes on next time
             write_json(one.child.folder / "outcome.json", ended)
             self._tell(study, one.trial, ended)
@@ -200,18 +209,22 @@ class StudyRun:
         if tokens not in running.reported:
             running.trial.report(line["loss"], step=tokens)
             running.reported.add(tokens)
-        return running.trial.should_prune()
+        return tokens == max(running.reported) and running.trial.should_prune()  # it judges the newest report
 
-    def _ended(self, child: Child) -> dict[str, Any] | None:
-        """The outcome of a process that ended by itself."""
+    def _complete(self, child: Child) -> dict[str, Any] | None:
+        """The outcome of a process that reached its data budget; None for any other."""
         config = build(TrialConfig, read_json(child.folder / "trial.json"), str(child.folder / "trial.json"))
         result = outcome.complete(child.folder, config)
-        if result is not None:
-            gain = result.get("context_gain")
-            text = f"loss {result['loss']:.4f}" + ("" if gain is None else f", context gain {gain:.3f}")
-            text += f", {result['tokens_per_second']:,.0f} tokens/s"
-            return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
-        if self.signum:
+        if result is None:
+            return None
+        gain, speed = result.get("context_gain"), result.get("tokens_per_second")
+        text = f"loss {result['loss']:.4f}" + ("" if gain is None else f", context gain {gain:.3f}")
+        text += "" if speed is None else f", {speed:,.0f} tokens/s"
+        return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
+
+    def _failed(self, child: Child) -> dict[str, Any] | None:
+        """The outcome of a process that ended without a result; None if it, or this study, was asked to stop."""
+        if self.signum or child.process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM):
             return None
         return {"state": "failed", "tokens": None, "loss": None, "text": child.failure()}
 

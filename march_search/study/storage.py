@@ -24,7 +24,7 @@ def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, s
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage: Any = url or _journal(folder / JOURNAL)
+        storage: Any = url or _journal((folder / JOURNAL).resolve())
         return optuna.create_study(
             study_name=name,
             storage=storage,
@@ -38,6 +38,28 @@ def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, s
         raise StorageError(
             f"the {where} cannot be opened ({type(error).__name__}): check that it exists and is writable."
         ) from None
+
+
+def release_stale_lock(folder: Path) -> None:
+    """Removes the journal's lock that a killed run left. The caller holds the study's lock, so nobody else has this."""
+    for stale in folder.glob(f"{JOURNAL}.lock*"):
+        stale.unlink(missing_ok=True)
+
+
+def bind(study: optuna.Study, folder_id: str) -> None:
+    """Ties the Optuna study to one folder.
+
+    Raises:
+        StorageError: it belongs to another: its trials, and those still running there, are not this folder's.
+    """
+    owner = study.user_attrs.get("folder_id")
+    if owner is None and not study.get_trials(deepcopy=False):
+        study.set_user_attr("folder_id", folder_id)
+    elif owner != folder_id:
+        raise StorageError(
+            f"the storage already holds a study {study.study_name!r} that another folder started: go on there, or give "
+            "the study's file another name."
+        )
 
 
 def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:

@@ -12,7 +12,7 @@ from pathlib import Path
 from march_search import outcome
 from march_search.config import TrialConfig
 from march_search.errors import ConfigError, MarchSearchError
-from march_search.files import write_json
+from march_search.files import lock, write_json
 from march_search.settings import build, read_file
 from march_search.training import ranks
 
@@ -50,8 +50,15 @@ def _run(folder: Path) -> int:
     if outcome.complete(folder, config) is not None:
         print(f"{folder}: is complete already.", file=sys.stderr)
         return 0
-    if plan.ranks > 1 and "RANK" not in os.environ:
-        return ranks.supervise(folder, plan.ranks)
+    if "RANK" in os.environ:
+        return _train(folder, config)
+    with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
+        (folder / "failure.json").unlink(missing_ok=True)
+        return ranks.supervise(folder, plan.ranks) if plan.ranks > 1 else _train(folder, config)
+
+
+def _train(folder: Path, config: TrialConfig) -> int:
+    """The trial, in this process."""
     from march_search.training.loop import train
 
     train(folder, config)
@@ -59,10 +66,11 @@ def _run(folder: Path) -> int:
 
 
 def _failed(folder: Path, reason: str, code: int) -> int:
-    """Says why, on stderr and beside the trial."""
+    """Says why, on stderr and beside the trial; one of several ranks in a file of its own."""
+    name = f"failure.rank{os.environ['RANK']}.json" if os.environ.get("WORLD_SIZE", "1") != "1" else "failure.json"
     print(f"march-search: {reason}", file=sys.stderr)
     try:
-        write_json(folder / "failure.json", {"reason": reason, "exit_code": code})
+        write_json(folder / name, {"reason": reason, "exit_code": code})
     except MarchSearchError:
         print(f"march-search: {folder}: failure.json cannot be written.", file=sys.stderr)
     return code

@@ -17,24 +17,24 @@ KEEP = 2
 """Checkpoints that are kept: the last one, and the one before in case it is damaged."""
 
 
-def save(engine: Any, folder: Path, step: int, place: Place) -> None:
-    """Writes the state after `step` steps and removes the oldest. All ranks call it together."""
-    tag = f"step-{step:09d}"
+def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None:
+    """Writes the engine and `state`, which holds its `step`, and removes the oldest. All ranks call it together."""
+    tag = f"step-{state['step']:09d}"
     if place.is_first:
         shutil.rmtree(folder / tag, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
     dist.barrier()
     if place.is_first:
         hashes = {str(f.relative_to(folder / tag)): _sha256(f) for f in _files(folder / tag)}
-        write_json(folder / tag / "manifest.json", {"step": step, "sha256": hashes})
+        write_json(folder / tag / "manifest.json", {"step": state["step"], "sha256": hashes})
         for old in _tags(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
 
 
-def load(engine: Any, folder: Path, place: Place) -> int:
-    """Brings `engine` to the newest whole checkpoint; its step, 0 where there is none. All ranks call it together."""
+def load(engine: Any, folder: Path, place: Place) -> tuple[int, float]:
+    """Brings `engine` to the newest whole checkpoint; its step and seconds, or zeros. All ranks call it together."""
     chosen: list[str | None] = [None]
     if place.is_first and folder.is_dir():
         whole = [tag for tag in _tags(folder) if _is_whole(tag)]
@@ -44,9 +44,9 @@ def load(engine: Any, folder: Path, place: Place) -> int:
                 shutil.rmtree(tag, ignore_errors=True)
     dist.broadcast_object_list(chosen, src=0)
     if chosen[0] is None:
-        return 0
+        return 0, 0.0
     _, state = engine.load_checkpoint(str(folder), tag=chosen[0])
-    return int(state["step"])
+    return int(state["step"]), float(state["seconds"])
 
 
 def remove(folder: Path) -> None:

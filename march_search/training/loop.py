@@ -42,9 +42,7 @@ class _Trial:
     metrics: MetricsFile | None = None
     step: int = 0
     seconds: float = 0.0
-    """Spent in training steps, evaluations left out, since this process began."""
-    started_at: int = 0
-    """Step at which this process began."""
+    """Spent in training steps, evaluations left out, earlier processes included."""
 
 
 def train(folder: Path, config: TrialConfig) -> None:
@@ -69,10 +67,9 @@ def train(folder: Path, config: TrialConfig) -> None:
     if place.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
-    trial.step = trial.started_at = checkpoints.load(trial.engine, folder / "checkpoints", place)
+    trial.step, trial.seconds = checkpoints.load(trial.engine, folder / "checkpoints", place)
     if place.is_first:
         trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
-        (folder / "failure.json").unlink(missing_ok=True)
     last = _steps(trial)
     _finish(trial, last)
     environment.leave()
@@ -117,7 +114,7 @@ def _steps(trial: _Trial) -> dict[str, float]:
         if trial.step in evaluate_after:
             last = _evaluate(trial)
         if trial.step in save_after:
-            checkpoints.save(trial.engine, trial.folder / "checkpoints", trial.step, trial.place)
+            _save(trial)
         _obey(trial)
     micro_batches.close()
     return last
@@ -180,6 +177,12 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     return values
 
 
+def _save(trial: _Trial) -> None:
+    """Writes a checkpoint now."""
+    state = {"step": trial.step, "seconds": trial.seconds}
+    checkpoints.save(trial.engine, trial.folder / "checkpoints", state, trial.place)
+
+
 def _obey(trial: _Trial) -> None:
     """After a signal: all ranks save together and end."""
     signum = trial.stop.signum
@@ -188,12 +191,12 @@ def _obey(trial: _Trial) -> None:
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         signum = int(asked)
     if signum and trial.step < trial.config.training.steps:
-        checkpoints.save(trial.engine, trial.folder / "checkpoints", trial.step, trial.place)
+        _save(trial)
         raise InterruptedTrialError(signum)
 
 
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
-    """Writes the result, last of all files and whole."""
+    """Writes the result, last of all files and whole; checkpoints are of no use after it."""
     training, place = trial.config.training, trial.place
     memory = torch.tensor([environment.peak_memory_bytes(place.device)], dtype=torch.int64, device=place.device)
     if place.world_size > 1:
@@ -201,7 +204,6 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
         raise TrialError(f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not trained on.")
-    steps = trial.step - trial.started_at
     if place.is_first:
         write_json(
             trial.folder / "result.json",
@@ -216,10 +218,11 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                 "epochs": round(trial.batches.epochs(training.tokens), 4),
                 "perplexity": math.exp(min(last["loss"], 700.0)),
                 **last,
-                "tokens_per_second": round(steps * training.global_batch_tokens / trial.seconds, 1),
+                "tokens_per_second": round(training.tokens / trial.seconds, 1),
                 "train_seconds": round(trial.seconds, 2),
                 "peak_memory_bytes": int(memory),
                 "training": asdict(training),
                 **environment.describe_machine(place),
             },
         )
+        checkpoints.remove(trial.folder / "checkpoints")

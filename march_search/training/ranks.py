@@ -1,6 +1,7 @@
 """Several ranks of one trial on one machine: started together, stopped together, none left behind."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -10,8 +11,13 @@ import uuid
 from pathlib import Path
 from types import FrameType
 
+from march_search.files import read_json, write_json
+
 GRACE_SECONDS = 10
-"""How long a rank may take to save and end after it is asked to."""
+"""How long the other ranks may take to end after one has failed."""
+
+SAVE_SECONDS = 300
+"""How long all ranks may take to save and end after a signal: the step they are in, and a checkpoint."""
 
 
 class InterruptedTrialError(Exception):
@@ -41,6 +47,8 @@ def supervise(folder: Path, ranks: int) -> int:
     The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on.
     """
     meeting = folder / f".rendezvous.{uuid.uuid4().hex}"
+    for old in folder.glob("failure*.json"):
+        old.unlink()
     processes = [_start(folder, rank, ranks, meeting) for rank in range(ranks)]
     asked: list[int] = []
 
@@ -53,7 +61,7 @@ def supervise(folder: Path, ranks: int) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
     try:
-        return _wait(processes, asked)
+        return _wait(folder, processes, asked)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -76,29 +84,35 @@ def _start(folder: Path, rank: int, ranks: int, meeting: Path) -> "subprocess.Po
     return subprocess.Popen([sys.executable, "-m", "march_search.training", str(folder)], env=environment)
 
 
-def _wait(processes: "list[subprocess.Popen[bytes]]", asked: list[int]) -> int:
-    """Waits for all ranks; after the first failure, or `GRACE_SECONDS` after a signal, for no more than that."""
-    deadline = None
-    while any(process.poll() is None for process in processes):
-        failed = [process for process in processes if process.poll()]
-        if (failed or asked) and deadline is None:
-            deadline = time.monotonic() + GRACE_SECONDS
-            for process in processes if failed and not asked else []:
+def _wait(folder: Path, processes: "list[subprocess.Popen[bytes]]", asked: list[int]) -> int:
+    """Waits for all ranks; after a signal for `SAVE_SECONDS` more, after the first failure for `GRACE_SECONDS`."""
+    deadline, first_failed = math.inf, None
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
+        if asked and deadline == math.inf:
+            deadline = time.monotonic() + SAVE_SECONDS
+        elif failed is not None and first_failed is None and not asked:
+            first_failed, deadline = failed, time.monotonic() + GRACE_SECONDS
+            for process in processes:
                 process.terminate()
-        if deadline is not None and time.monotonic() > deadline:
-            break
         time.sleep(0.05)
     if asked:
         return 128 + asked[0]
-    codes = [process.poll() for process in processes]
-    bad = [code for code in codes if code not in (0, None, 143, -signal.SIGTERM)] or [code for code in codes if code]
-    if not bad and None in codes:
-        return 1
-    return _exit_code(bad[0]) if bad else 0
+    if first_failed is None:
+        first_failed = next((rank for rank, process in enumerate(processes) if process.poll() != 0), None)
+    return 0 if first_failed is None else _explain(folder, first_failed, processes[first_failed].poll())
 
 
-def _exit_code(code: int | None) -> int:
-    """A shell's exit code: 128 + n for a process that signal n ended."""
+def _explain(folder: Path, rank: int, code: int | None) -> int:
+    """Writes failure.json for the rank that failed first, whose failure the others only repeat; its exit code."""
+    told = read_json(folder / f"failure.rank{rank}.json")
+    if not isinstance(told, dict):
+        by = (
+            f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+        )
+        hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
+        told = {"reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
+    write_json(folder / "failure.json", told)
     return 1 if code is None else 128 - code if code < 0 else code
 
 
