@@ -36,9 +36,9 @@ def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY_TRAINING = TrainingConfig(
-    tokens=12 * 256, global_batch_tokens=256, learning_rate=1e-2, precision="fp32", evaluations=3, checkpoints=3
+    tokens=48 * 256, global_batch_tokens=256, learning_rate=1e-2, precision="fp32", evaluations=3, checkpoints=3
 )
-"""Twelve steps of eight sequences, checkpoints after steps 3, 6 and 9."""
+"""48 steps of eight sequences, checkpoints after steps 12, 24 and 36."""
 
 
 @pytest.fixture

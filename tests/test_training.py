@@ -34,10 +34,10 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -
 def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     folder = straight
     got = result(folder)
-    assert (got["tokens"], got["steps"], got["architecture"]) == (12 * 256, 12, TINY)
+    assert (got["tokens"], got["steps"], got["architecture"]) == (48 * 256, 48, TINY)
     assert got["num_params"] == Architecture.parse(TINY).num_params
-    assert [line["tokens"] for line in lines(folder, "evaluation")] == [1024, 2048, 3072]
-    assert [line["step"] for line in lines(folder, "train")] == list(range(1, 13))
+    assert [line["tokens"] for line in lines(folder, "evaluation")] == [4096, 8192, 12288]
+    assert [line["step"] for line in lines(folder, "train")] == list(range(1, 49))
     assert got["loss"] == lines(folder, "evaluation")[-1]["loss"] < lines(folder, "train")[0]["loss"] - 0.3
     assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert {"torch", "deepspeed", "python"} <= set(got["versions"])
@@ -80,7 +80,7 @@ def test_bf16_trains_to_nearly_the_same_loss(make_trial: MakeTrial, straight: Pa
     bf16 = make_trial("bf16", precision="bf16")
     ended = run_trial(bf16)
     assert ended.returncode == 0, ended.stderr
-    assert result(bf16)["tokens"] == 12 * 256
+    assert result(bf16)["tokens"] == 48 * 256
     assert result(bf16)["loss"] == pytest.approx(result(straight)["loss"], abs=0.05)
 
 
@@ -88,7 +88,7 @@ def test_bf16_trains_to_nearly_the_same_loss(make_trial: MakeTrial, straight: Pa
 def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, straight: Path, signum: int) -> None:
     stopped = make_trial("stopped")
     process = start_trial(stopped)
-    wait_for_step(stopped, 7, process)
+    wait_for_step(stopped, 14, process)
     process.send_signal(signum)
     code = process.wait(timeout=30)
     assert code == (-signum if signum == signal.SIGKILL else 128 + signum)
@@ -105,7 +105,7 @@ def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial) -> No
     straight, stopped = make_trial("straight", ranks=2), make_trial("stopped", ranks=2)
     assert run_trial(straight).returncode == 0
     process = start_trial(stopped)
-    wait_for_step(stopped, 4, process)
+    wait_for_step(stopped, 14, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert alive(str(stopped)) == []
@@ -160,7 +160,7 @@ def test_the_2023_baseline_trains_on_two_ranks_though_its_last_encoder_layer_is_
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_trial: MakeTrial, straight: Path) -> None:
     stopped = make_trial("stopped")
     process = start_trial(stopped)
-    wait_for_step(stopped, 7, process)
+    wait_for_step(stopped, 14, process)
     process.kill()
     process.wait()
     newest = max(p for p in (stopped / "checkpoints").glob("step-*/manifest.json")).parent

@@ -135,7 +135,7 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     if summary.signum:
         print(f"{name}: interrupted; the same command goes on from here.", file=sys.stderr)
         return 128 + summary.signum
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.left else 0
 
 
 def _root_option(root: Path) -> str:

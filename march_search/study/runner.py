@@ -104,7 +104,11 @@ class StudyRun:
         running: list[Running] = []
         todo = self._todo(study)
         try:
+            told = False
             while self._fill(running, todo, study, shown):
+                if self.signum and not told:
+                    shown.say("stopping: the trials save their state; a second Ctrl-C stops them at once")
+                    told = True
                 for one in list(running):
                     if self.signum:
                         one.child.ask_to_stop(hurry=self.signals > 1)
