@@ -70,8 +70,8 @@ class StudyFolder:
             raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
         elif changed := _difference(kept.get("settings", {}), settings):
             raise ConfigError(
-                f"{self.path.name} was started with other settings: {changed}. Give the file another name, use another "
-                f"--root, or delete {self.path}."
+                f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "
+                "another --root."
             )
 
     @property
