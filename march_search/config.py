@@ -84,7 +84,8 @@ class TrainingConfig:
     epsilon: float = 1e-8
     """AdamW's denominator term."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices only; norms and position tables have none."""
+    """Decoupled weight decay, on matrices only; norms, no-op keys and position tables have
+    none."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: as it is, or down to `final_learning_rate` at the end of the data budget."""
     final_learning_rate: float = 0.0

@@ -55,15 +55,15 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def lock(path: Path, busy: str) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` until the block or the process ends.
+def lock(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Holds an exclusive lock on the file `path` until the block or the process ends; without `busy`, waits for it.
 
     Raises:
         StorageError: somebody else holds it; the message is `busy`.
     """
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except OSError:
             raise StorageError(busy) from None
         yield

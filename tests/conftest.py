@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -33,6 +33,17 @@ def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from march_search.data.store import prepare
 
     return prepare(replace(DATA, corpus=str(corpus)), tmp_path_factory.mktemp("root"), corpus, tokens=1)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Products as small as the tests' only wait for a second thread, without end where the machine is busy."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 TINY_TRAINING = TrainingConfig(

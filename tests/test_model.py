@@ -15,13 +15,7 @@ from march_search.model import RECIPES, build
 TINY = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 16, "d_ff": 96, "vocab_size": 50, "max_length": 64}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small only wait for a second thread, without end where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_architectures(count: int) -> list[Architecture]:

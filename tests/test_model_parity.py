@@ -15,13 +15,7 @@ INPUTS = torch.randint(2, 97, (3, 150), generator=GENERATOR)  # beyond the last 
 TARGETS = torch.randint(2, 97, (3, 20), generator=GENERATOR)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small only wait for a second thread, without end where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -42,13 +42,7 @@ TARGETS = torch.randint(2, 50, (4, 9), generator=GENERATOR)
 every_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small only wait for a second thread, without end where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def built(system: str, **more):

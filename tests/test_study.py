@@ -36,6 +36,7 @@ def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
     folder = StudyFolder.of(root, name)
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
+    folder.keep_store(root / "store")
     return StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
 
 
@@ -222,6 +223,15 @@ def test_a_space_that_changed_is_noticed(tmp_path: Path) -> None:
     folder = StudyFolder.of(tmp_path, "toy")
     with pytest.raises(ConfigError, match="other settings: architectures had 6 entries and has 3"):
         folder.keep_settings(CONFIG, candidates.choose(CONFIG, tmp_path).architectures[:3])
+
+
+def test_settings_that_failed_before_any_trial_can_be_mended(tmp_path: Path) -> None:
+    folder = StudyFolder.of(tmp_path, "toy")
+    folder.keep_settings(CONFIG, [])
+    first = folder.id
+    folder.keep_settings(replace(CONFIG, data=replace(CONFIG.data, validation_sequences=8)), [])
+    assert folder.id == first
+    assert run(tmp_path).complete == 6
 
 
 def test_a_truncated_result_is_no_result(tmp_path: Path) -> None:

@@ -217,3 +217,17 @@ def test_schedules_rise_and_fall_where_they_say() -> None:
     assert cosine(55) == pytest.approx(0.55)
     assert cosine(100) == pytest.approx(0.1)
     assert schedule(TINY_TRAINING)(11) == 1.0
+
+
+def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
+    from march_search.model import build
+    from march_search.training.loop import weight_decay_groups
+
+    a = Architecture.parse("L1-D32-H2x16-F64-abs-noop-V400")
+    for architecture in (a, Architecture.parse("L1-D32-H2x16-F64-V400")):
+        model = build(architecture)
+        names = {id(p): name for name, p in model.named_parameters()}
+        decayed, others = ({names[id(p)] for p in group} for group in weight_decay_groups(model))
+        assert len(decayed) + len(others) == len(names)
+        assert "embedding" in decayed
+        assert not any("norm" in name or "bias" in name or "position" in name for name in decayed)

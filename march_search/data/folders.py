@@ -1,20 +1,10 @@
-"""Folders that appear whole or not at all, written by one process at a time."""
+"""Folders that appear whole or not at all."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of one store, waiting for it; the system drops it when the process dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ import numpy as np
 from march_search.config import DataConfig
 from march_search.data import corpora
 from march_search.data.files import file_sha256
-from march_search.data.folders import lock, replacing, sync
+from march_search.data.folders import replacing, sync
 from march_search.errors import DataError, StorageError
+from march_search.files import lock
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "validation"]
@@ -143,7 +144,8 @@ def prepare(config: DataConfig, root: Path, base: Path, *, tokens: int, progress
     folder = root / "data" / f"{slug}-{key[:12]}"
     try:
         if not folder.is_dir():
-            with lock(folder), replacing(folder) as partial:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with lock(folder.parent / f".{folder.name}.lock"), replacing(folder) as partial:
                 if partial:
                     index = _fill(partial, config, base, wanted, progress)
                     _finish(partial, {"schema_version": SCHEMA_VERSION, "data": settings} | index)

@@ -51,7 +51,7 @@ class StudyFolder:
         return self.trials / f"{number:04d}-{architecture}-s{seed}"
 
     def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
-        """Writes the study's settings and architectures at its first start; later checks that they are still the same.
+        """Writes the study's settings and architectures; once its text is prepared, checks that they are the same.
 
         The storage's URL is left out: it may hold a password.
 
@@ -68,6 +68,8 @@ class StudyFolder:
             write_json(path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
         elif not isinstance(kept, dict):
             raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
+        elif "store" not in kept:  # the first start failed before any trial: the settings were mended
+            write_json(path, kept | {"settings": settings})
         elif changed := _difference(kept.get("settings", {}), settings):
             raise ConfigError(
                 f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "

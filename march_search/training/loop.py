@@ -83,8 +83,7 @@ def _engine(config: TrialConfig, architecture: Architecture, place: Place) -> An
     training = config.training
     torch.manual_seed(config.seed)
     model = build(architecture, init=training.init, checkpointing=training.activation_checkpointing)
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    decayed, others = weight_decay_groups(model)
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=training.learning_rate,
@@ -101,6 +100,15 @@ def _engine(config: TrialConfig, architecture: Architecture, place: Place) -> An
         dist_init_required=False,
     )
     return engine
+
+
+def weight_decay_groups(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Parameters with weight decay: matrices; and without: norms, no-op keys, position tables."""
+    groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        is_table = name.endswith(("position_embedding", "relative_bias"))
+        groups[parameter.ndim < 2 or is_table].append(parameter)
+    return groups
 
 
 def _steps(trial: _Trial) -> dict[str, float]:
