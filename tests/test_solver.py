@@ -12,7 +12,6 @@ from scipy import stats
 from march_search import Architecture, SearchSpace, solve
 from march_search.architecture import CHOICES, DEFAULTS
 from march_search.closest import solve_or_explain
-from march_search.design import design
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError
 from march_search.space import AXES
 
@@ -151,13 +150,13 @@ def test_samples_are_uniform() -> None:
 def test_a_design_is_spread_over_its_axes_and_each_beginning_is_a_design() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     axes = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
-    eight, four = (list(design(found, n, axes)) for n in (8, 4))
+    eight, four = (list(found.design(n, axes)) for n in (8, 4))
     assert eight[:4] == four
     assert len(set(eight)) == 8
     for axis in axes:
         assert len({getattr(a, axis) for a in eight}) > 1
     with pytest.raises(ConfigError, match='Did you mean "d_model"'):
-        design(found, 3, ["d_mode"])
+        found.design(3, ["d_mode"])
 
 
 def test_an_empty_set_names_the_closest_on_either_side() -> None:
@@ -167,6 +166,22 @@ def test_an_empty_set_names_the_closest_on_either_side() -> None:
     )
     with pytest.raises(EmptySetError, match=r"Closest: L12-D768-\S+ at -\S+% and L12-D768-\S+ at \+\S+%\. Widen"):
         solve_or_explain(narrowed)
+
+
+def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_to_go() -> None:
+    axes = {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_kv": 64}
+    table = {
+        "axes": axes | {"d_ff": {"min": 64, "max": 2048, "multiple_of": 64}},
+        "budget": {"parameters": "220M", "tolerance": "0.5%"},
+    }
+    space = SearchSpace.from_table(table)
+    with pytest.raises(EmptySetError) as caught:
+        solve_or_explain(space)
+    assert "The largest it has: L12-D768-H12x64-F2048 at -" in str(caught.value)
+    assert "d_ff up to 3,008" in str(caught.value)
+    for axis, value in (("d_ff", 3008), ("d_ff", 2944)):
+        wider = replace(space, axes=space.axes | {axis: (*space.axes[axis], value)})
+        assert len(solve(wider)) == (value == 3008)
 
 
 @pytest.mark.parametrize(
