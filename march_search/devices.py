@@ -34,6 +34,8 @@ class Device:
     """Seconds for each layer and token besides its matrix products: elementwise work, launches."""
     score_seconds: float = 0.0
     """Seconds for each attention score, one query and key of one head, where scores go through memory."""
+    keeps_scores: bool = False
+    """Whether attention keeps its scores for the backward pass, as it does here on a CPU."""
     basis: str = ""
     """Where the speeds come from, one clause."""
     count: int = 1
@@ -56,9 +58,9 @@ GPUS = (
         bf16_flops=111.1e12,
         fp32_flops=27.8e12,
         utilisation=0.5,
-        layer_seconds=9.1e-7,
-        score_seconds=5.0e-11,
-        basis="calibrated on 25 runs of 2023 on 8 A5000; families left out of the fit: median error 14%",
+        layer_seconds=9.3e-7,
+        score_seconds=4.2e-11,
+        basis="calibrated on 25 recorded runs of 2023; families left out of the fit: median error 14%",
     ),
     Device("A100", 80 * 10**9, 312e12, 19.5e12, ASSUMED_UTILISATION, basis=_ASSUMED),
     Device("H100", 80 * 10**9, 989e12, 67e12, ASSUMED_UTILISATION, basis=_ASSUMED),
@@ -89,6 +91,7 @@ def this_cpu() -> Device:
         fp32_flops=measure(torch.float32),
         utilisation=CPU_UTILISATION,
         layer_seconds=CPU_LAYER_SECONDS,
+        keeps_scores=True,
         basis=f"matrix products measured now, {CPU_UTILISATION:.0%} of them reached",
     )
 

@@ -100,8 +100,8 @@ class Members:
                 target = architecture.decoder_layers
             if values.dtype.kind == "i" and not isinstance(target, bool):
                 total += (np.log2(np.maximum(values, 1)) - np.log2(target or 1)) ** 2
-            else:
-                total += values != target
+            else:  # NumPy has no array of numbers and words: both are words there
+                total += values != (str(target) if values.dtype.kind == "U" else target)
         return np.sqrt(total)
 
     def _by_combination(self) -> Iterator[tuple[Ints, Combination]]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from march_search import parameters
-from march_search.cost import Setup, positions
+from march_search.cost import Setup, positions, scores_per_token
 from march_search.parameters import Run
 
 BUCKET_ELEMENTS = 50_000_000
@@ -58,7 +58,7 @@ def memory_bytes(a: Any, setup: Setup) -> Any:
 
 
 def activation_bytes(a: Any, setup: Setup) -> Any:
-    """Bytes that autograd keeps of one micro batch of `march_search.model` on a GPU, where SDPA keeps no scores.
+    """Bytes that autograd keeps of one micro batch of `march_search.model`; SDPA keeps no scores on a GPU.
 
     A position of a layer of width W, with all heads I wide and H heads, keeps: the two inputs of a norm, 2 W, at each
     of two sublayers (three in a decoder); queries, keys, values and the result, 4 I, again 2 I if rotary; H fp32
@@ -83,6 +83,8 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
         else:
             total = total + sum(run.applied * size for run, size in layers)
         total = total + 3 * a.d_model * (kept if encoder else length) * width
+    if setup.device.keeps_scores:
+        total = total + scores_per_token(a, setup) * setup.sequence_length * width
     return setup.micro_batch * total + a.vocab_size * a.d_model * width
 
 
