@@ -1,10 +1,11 @@
-"""One choice of a space's outer axes, with the grid of the others: where `d_ff` is feasible, found by division.
+"""The grid of a space and where on it `d_ff` is feasible, found by division.
 
-Parameters are linear in `d_ff`: `count = constant + slope * d_ff`. So the other axes of the mesh are laid out as int64
-arrays, and for each point the feasible values of `d_ff` are one run of neighbours, cut only by rules that speak of it.
+Parameters are linear in `d_ff`: `count = constant + slope * d_ff`. So five axes are laid out as a mesh of int64 arrays,
+and for each point the feasible values of `d_ff` are one run of neighbours, cut only by rules that speak of it. The
+other axes are walked: a `Family` is one value for each of them but the depths, a `Combination` one for each.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,13 +19,13 @@ from march_search.space import AXES, SearchSpace
 Ints = NDArray[np.int64]
 
 MESH = ("vocab_size", "d_model", "num_heads", "d_kv", "d_bottleneck")
-"""Axes that are laid out as arrays; those before them in `AXES` are walked one combination at a time."""
+"""Axes that are laid out as arrays."""
 
-OUTER = tuple(axis for axis in AXES if axis not in MESH and axis != "d_ff")
-"""Axes that are walked; the two depths are the last of them."""
+DEPTHS = ("num_layers", "num_decoder_layers")
+"""Axes that are walked within a family."""
 
-Line = tuple[Any, Any]
-"""Constant and slope of a count that is linear in `d_ff`: ints or arrays."""
+OTHERS = tuple(axis for axis in AXES if axis not in (*MESH, *DEPTHS, "d_ff"))
+"""Axes that are walked outside."""
 
 
 class Runs(NamedTuple):
@@ -51,119 +52,143 @@ class Runs(NamedTuple):
         return Runs(*columns)
 
 
+class Mesh:
+    """The mesh of a space, with a bottleneck's width or without."""
+
+    def __init__(self, space: SearchSpace, has_bottleneck: bool) -> None:
+        """Takes its axes from the space."""
+        narrow: tuple[Any, ...] = space.axes["d_bottleneck"] if has_bottleneck else (None,)
+        self.axes = [narrow if axis == "d_bottleneck" else space.axes[axis] for axis in MESH]
+        self.shape = tuple(len(values) for values in self.axes)
+        self.arrays = [None if v == (None,) else np.array(v, dtype=np.int64) for v in self.axes]
+
+    def open(self) -> dict[str, Any]:
+        """Each axis along a dimension of its own, so that together they broadcast to the mesh; None stays None."""
+        sides = [[-1 if i == place else 1 for i in range(len(MESH))] for place in range(len(MESH))]
+        arrays = zip(MESH, self.arrays, sides, strict=True)
+        return {axis: None if array is None else array.reshape(side) for axis, array, side in arrays}
+
+    def values(self, points: Ints) -> dict[str, Any]:
+        """The axes' values at these points, each (n,) or None."""
+        places = zip(MESH, self.arrays, np.unravel_index(points, self.shape), strict=True)
+        return {axis: None if array is None else array[place] for axis, array, place in places}
+
+    def point(self, values: Mapping[str, Any]) -> int:
+        """The point with these values; each must be on its axis."""
+        places = [axis.index(values[name]) for name, axis in zip(MESH, self.axes, strict=True)]
+        return int(np.ravel_multi_index(places, self.shape))
+
+
+class Family:
+    """One value for each axis of `OTHERS`, and the points of the mesh where rules allow it, whatever the depths."""
+
+    def __init__(self, space: SearchSpace, mesh: Mesh, others: Mapping[str, Any]) -> None:
+        """Applies the rules that speak neither of depths nor of `d_ff`."""
+        self.others, self.mesh, self.rules = others, mesh, space.rules
+        self.first_decoder_depth = space.axes["num_decoder_layers"][0]
+        self.d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
+        gaps = set(np.diff(self.d_ff).tolist())
+        self.step = gaps.pop() if len(gaps) == 1 else 0
+        self.shape = SimpleNamespace(**others, **mesh.open(), d_ff=1)
+        self.allowed = np.broadcast_to(self.keep(self.shape, lambda names: not names & {*DEPTHS, "d_ff"}), mesh.shape)
+        self.points = np.flatnonzero(self.allowed)
+        self.is_cut = 4 * len(self.points) < self.allowed.size
+        if self.is_cut:  # few points are left: leave the others out of all arithmetic
+            self.shape = SimpleNamespace(**others, **mesh.values(self.points), d_ff=1)
+        self._stacks: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def keep(self, shape: SimpleNamespace, wanted: Callable[[frozenset[str]], Any]) -> Any:
+        """Where the rules hold whose names are `wanted`: a bool or a bool array."""
+        values = vars(shape)
+        narrow = values["d_model"] if values["d_bottleneck"] is None else values["d_bottleneck"]
+        values = values | {"d_bottleneck": narrow}
+        result: Any = np.True_
+        for rule in self.rules:
+            if wanted(rule.names) and result.any():
+                result = result & rule.holds(values)
+        return result
+
+    def flat(self, values: Any) -> NDArray[Any]:
+        """(n,) one value for each point, from what was calculated with `shape`."""
+        if self.is_cut:
+            return np.broadcast_to(values, self.points.shape)
+        spread = np.broadcast_to(values, self.mesh.shape)
+        return spread.reshape(-1) if len(self.points) == spread.size else spread[self.allowed]
+
+    def line(self, shape: SimpleNamespace, budget: Budget) -> tuple[Ints, Ints]:
+        """(n,) constant and slope over `d_ff` of the counted parameters; sums of stacks are kept by depth."""
+        constant: Any = sum(parameters.embedding_groups(shape).values()) if budget.count == "total" else 0
+        slope: Any = 0
+        for stack in parameters.stacks(shape):
+            if stack not in self._stacks:
+                groups = parameters.stack_groups(shape, *stack)
+                rise = groups.pop(f"{stack[0]}.feed_forward")
+                self._stacks[stack] = sum(groups.values()), rise
+            constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
+        return self.flat(constant), self.flat(slope)
+
+    def places(self, bounds: Ints) -> Ints:
+        """Index of the first `d_ff` that is not below each bound."""
+        if self.step:
+            return np.asarray(np.clip(-((self.d_ff[0] - bounds) // self.step), 0, len(self.d_ff)), dtype=np.int64)
+        return np.asarray(np.searchsorted(self.d_ff, bounds, side="left"), dtype=np.int64)
+
+
 class Combination:
-    """One value for each outer axis."""
+    """One member of a family: one value for each axis that is not on the mesh, but `d_ff`."""
 
-    def __init__(self, space: SearchSpace, outer: Mapping[str, Any]) -> None:
-        """Takes the mesh axes from the space; `outer` has a value for each axis of `OUTER`."""
-        decoder_only = outer["structure"] == "decoder-only"
-        self.is_real = not decoder_only or outer["num_decoder_layers"] == space.axes["num_decoder_layers"][0]
+    def __init__(self, family: Family, depths: Sequence[Any]) -> None:
+        """Sets the depths, in the order of `DEPTHS`."""
+        decoder_only = family.others["structure"] == "decoder-only"
+        self.is_real = not decoder_only or depths[1] == family.first_decoder_depth
         """False for a repetition: a decoder-only model has one depth."""
-        self.rules = space.rules
-        self.outer = {**outer, "num_decoder_layers": None} if decoder_only else dict(outer)
-        self.depth: int = self.outer["num_decoder_layers"] or outer["num_layers"]
-        narrow: tuple[Any, ...] = (None,) if outer["bottleneck"] == "none" else space.axes["d_bottleneck"]
-        self.mesh_axes = [narrow if axis == "d_bottleneck" else space.axes[axis] for axis in MESH]
-        self.mesh_shape = tuple(len(values) for values in self.mesh_axes)
-        self.mesh_arrays = [None if v == (None,) else np.array(v, dtype=np.int64) for v in self.mesh_axes]
+        self.family, self.mesh = family, family.mesh
+        self.outer = {
+            **family.others,
+            "num_layers": depths[0],
+            "num_decoder_layers": None if decoder_only else depths[1],
+        }
+        self.depth: int = self.outer["num_decoder_layers"] or depths[0]
 
-    def shape(self, mesh: list[Any]) -> SimpleNamespace:
-        """All fields but `d_ff`, those of the mesh as arrays."""
-        return SimpleNamespace(**self.outer, **dict(zip(MESH, mesh, strict=True)))
+    def shape(self, points: Ints) -> SimpleNamespace:
+        """All fields but `d_ff` at these points, those of the mesh as (n,) arrays."""
+        return SimpleNamespace(**self.outer, **self.mesh.values(points))
 
-    def mesh_values(self, mesh: Ints) -> list[Any]:
-        """The mesh axes' values at these mesh indices, each (n,) or None."""
-        index = np.unravel_index(mesh, self.mesh_shape)
-        return [None if axis is None else axis[i] for axis, i in zip(self.mesh_arrays, index, strict=True)]
-
-    def mesh_index(self, values: Mapping[str, Any]) -> int:
-        """Index of the point with these values; each must be on its axis."""
-        places = [axis.index(values[name]) for name, axis in zip(MESH, self.mesh_axes, strict=True)]
-        return int(np.ravel_multi_index(places, self.mesh_shape))
-
-    def runs(self, budget: Budget, low: int, high: int, d_ff: Ints, stacks: dict[Any, Line]) -> Runs:
-        """The runs of `d_ff` with `low` to `high` parameters.
-
-        Args:
-            budget: how parameters are counted.
-            low: fewest.
-            high: most.
-            d_ff: values of that axis, ascending.
-            stacks: sums over the whole mesh by stack and depth, kept between combinations that differ in depth only.
-        """
-        shape = self.shape(list(_open_mesh(self.mesh_arrays)))
-        allowed = np.broadcast_to(self._allowed(shape), self.mesh_shape)
-        mesh = np.flatnonzero(allowed)
-        if not len(mesh):
-            return Runs(*(mesh,) * 5)
-        if 4 * len(mesh) < allowed.size:  # few points are left: leave the others out of the arithmetic
-            shape, stacks = self.shape(self.mesh_values(mesh)), {}
-            constant, slope = np.broadcast_arrays(*_line(shape, budget, stacks), mesh)[:2]
-        else:
-            lines = np.broadcast_arrays(*_line(shape, budget, stacks), allowed)[:2]
-            constant, slope = (line.reshape(-1) if len(mesh) == allowed.size else line[allowed] for line in lines)
-        near = np.flatnonzero((constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high))
-        constant, slope = constant[near], slope[near]
-        first = _places(d_ff, -((constant - low) // slope))
-        length = _places(d_ff, (high - constant) // slope + 1) - first
-        runs = Runs(mesh[near], first, length, constant, slope)
-        return self._split_by_rules(runs if length.all() else runs.pick(length > 0), d_ff)
+    def runs(self, budget: Budget, low: int, high: int) -> Runs:
+        """The runs of `d_ff` with `low` to `high` parameters, counted as `budget` says."""
+        family, d_ff = self.family, self.family.d_ff
+        shape = SimpleNamespace(**(vars(family.shape) | self.outer))
+        allowed = self._allowed(shape)
+        if not len(family.points) or not np.any(allowed):
+            return Runs(*(family.points[:0],) * 5)
+        constant, slope = family.line(shape, budget)
+        near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high)
+        rows = np.flatnonzero(near & family.flat(allowed))
+        constant, slope = constant[rows], slope[rows]
+        first = family.places(-((constant - low) // slope))
+        length = family.places((high - constant) // slope + 1) - first
+        runs = Runs(family.points[rows], first, length, constant, slope)
+        return self._split_by_rules(runs if length.all() else runs.pick(length > 0))
 
     def _allowed(self, shape: SimpleNamespace) -> Any:
-        """Where on the mesh an architecture exists and all rules without `d_ff` hold: a bool or a bool array."""
+        """Where an architecture exists and the rules about depths hold: a bool or a bool array over the shape."""
         allowed: Any = np.True_
         for refused, _ in parameters.refusals(shape):
-            allowed = allowed & np.logical_not(refused)
-        values = self._rule_values(vars(shape))
-        for rule in self.rules:
-            if "d_ff" not in rule.names and allowed.any():
-                allowed = allowed & rule.holds(values)
-        return allowed
+            if np.any(refused):
+                allowed = allowed & np.logical_not(refused)
+        shape = SimpleNamespace(**(vars(shape) | {"num_decoder_layers": self.depth}))
+        return allowed & self.family.keep(shape, lambda names: names & {*DEPTHS} and "d_ff" not in names)
 
-    def _rule_values(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Values as rules see them: no None."""
-        narrow = values["d_model"] if values["d_bottleneck"] is None else values["d_bottleneck"]
-        return values | {"num_decoder_layers": self.depth, "d_bottleneck": narrow}
-
-    def _split_by_rules(self, runs: Runs, d_ff: Ints) -> Runs:
+    def _split_by_rules(self, runs: Runs) -> Runs:
         """`runs` cut into those in which the rules about `d_ff` hold."""
-        rules = [rule for rule in self.rules if "d_ff" in rule.names]
-        if not rules or not len(runs.mesh):
+        if not len(runs.mesh) or not any("d_ff" in rule.names for rule in self.family.rules):
             return runs
         owner = np.repeat(np.arange(len(runs.mesh)), runs.length)
         place = np.arange(len(owner)) - (np.cumsum(runs.length) - runs.length - runs.first)[owner]
-        values = self._rule_values(vars(self.shape(self.mesh_values(runs.mesh[owner]))) | {"d_ff": d_ff[place]})
-        keep = np.logical_and.reduce([np.broadcast_to(rule.holds(values), owner.shape) for rule in rules])
+        shape = self.shape(runs.mesh[owner])
+        shape.d_ff, shape.num_decoder_layers = self.family.d_ff[place], self.depth
+        keep = np.broadcast_to(self.family.keep(shape, lambda names: "d_ff" in names), owner.shape)
         owner, place = owner[keep], place[keep]
         starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(place, prepend=-2) != 1))
         cut = runs.pick(owner[starts])
         return cut._replace(first=place[starts], length=np.diff(starts, append=len(owner)))
-
-
-def _open_mesh(arrays: list[Any]) -> Iterator[Any]:
-    """Each array along its own dimension, so that together they broadcast to the mesh; None stays None."""
-    for place, array in enumerate(arrays):
-        yield None if array is None else array.reshape([-1 if i == place else 1 for i in range(len(arrays))])
-
-
-def _line(shape: SimpleNamespace, budget: Budget, stacks: dict[Any, Line]) -> Line:
-    """Counted parameters as a line over `d_ff`; looks stacks up in `stacks`, and keeps them there."""
-    shape.d_ff = 1
-    constant: Any = sum(parameters.embedding_groups(shape).values()) if budget.count == "total" else 0
-    slope: Any = 0
-    for stack, num_layers in parameters.stacks(shape):
-        if (stack, num_layers) not in stacks:
-            groups = parameters.stack_groups(shape, stack, num_layers)
-            rise = groups.pop(f"{stack}.feed_forward")
-            stacks[stack, num_layers] = sum(groups.values()), rise
-        own, rise = stacks[stack, num_layers]
-        constant, slope = constant + own, slope + rise
-    return constant, slope
-
-
-def _places(values: Ints, bounds: Ints) -> Ints:
-    """Index of the first of the ascending `values` that is not below each bound."""
-    step = int(values[1] - values[0]) if len(values) > 1 else 1
-    if np.all(np.diff(values) == step):
-        return np.asarray(np.clip(-((values[0] - bounds) // step), 0, len(values)), dtype=np.int64)
-    return np.asarray(np.searchsorted(values, bounds, side="left"), dtype=np.int64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from march_search import cost, flops, memory, parameters
 from march_search.architecture import Architecture
 from march_search.errors import UsageError
-from march_search.grid import MESH, OUTER, Combination, Ints
+from march_search.grid import MESH, Combination, Ints, Mesh
 from march_search.settings import nearest
 from march_search.space import AXES
 
@@ -47,16 +47,16 @@ class Members:
         """(n,) values of one axis; `num_decoder_layers` as the real number of layers, `d_bottleneck` 0 for none."""
         if name == "d_ff":
             return self.d_ff
-        if name in OUTER:
-            return np.array(
-                [c.depth if name == "num_decoder_layers" else c.outer[name] for c in self.found.combinations]
-            )[self.combination]
-        place = MESH.index(name)
-        result = np.zeros(len(self), dtype=np.int64)
-        for chosen, combination in self._by_combination():
-            values = np.array([v or 0 for v in combination.mesh_axes[place]], dtype=np.int64)
-            result[chosen] = values[np.unravel_index(self.mesh[chosen], combination.mesh_shape)[place]]
-        return result
+        combinations = self.found.combinations
+        if name not in MESH:
+            values = [c.depth if name == "num_decoder_layers" else c.outer[name] for c in combinations]
+            return np.array(values)[self.combination]
+        meshes: dict[int, Mesh] = {id(c.mesh): c.mesh for c in combinations}
+        columns = [_on_mesh(mesh, name, self.mesh) for mesh in meshes.values()]
+        if len(columns) < 2:
+            return columns[0] if columns else np.zeros(0, dtype=np.int64)
+        own = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
+        return np.choose(own, columns)
 
     def measure(self, name: str, setup: cost.Setup) -> NDArray[Any]:
         """(n,) numbers to order by: one of `MEASURES`, or an axis, where values that are no numbers are numbered.
@@ -83,7 +83,7 @@ class Members:
         """(n,) values of a function of shapes whose numbers may be arrays."""
         result = np.zeros(len(self))
         for chosen, combination in self._by_combination():
-            shape = combination.shape(combination.mesh_values(self.mesh[chosen]))
+            shape = combination.shape(self.mesh[chosen])
             shape.d_ff = self.d_ff[chosen]
             result[chosen] = function(shape)
         return result
@@ -114,9 +114,18 @@ class Members:
     def architecture(self, place: int = 0) -> Architecture:
         """The member at one place."""
         combination = self.found.combinations[self.combination[place]]
-        index = np.unravel_index(int(self.mesh[place]), combination.mesh_shape)
-        mesh = {axis: combination.mesh_axes[i][int(index[i])] for i, axis in enumerate(MESH)}
+        index = np.unravel_index(int(self.mesh[place]), combination.mesh.shape)
+        mesh = {axis: values[int(i)] for axis, values, i in zip(MESH, combination.mesh.axes, index, strict=True)}
         return Architecture(**combination.outer, **mesh, d_ff=int(self.d_ff[place]))
+
+
+def _on_mesh(mesh: Mesh, name: str, points: Ints) -> Ints:
+    """(n,) values of one axis of a mesh; points beyond the mesh, which are another's, have any value."""
+    place = MESH.index(name)
+    if len(mesh.axes[place]) == 1:
+        return np.full(len(points), mesh.axes[place][0] or 0, dtype=np.int64)
+    behind = int(np.prod(mesh.shape[place + 1 :]))
+    return np.array(mesh.axes[place], dtype=np.int64)[points // behind % mesh.shape[place]]
 
 
 def _depth(shape: Any, _: cost.Setup) -> int:

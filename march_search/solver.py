@@ -17,7 +17,7 @@ from march_search.architecture import Architecture
 from march_search.budget import Budget
 from march_search.cost import Setup
 from march_search.errors import ConfigError, EmptySetError
-from march_search.grid import OUTER, Combination, Ints, Line, Runs
+from march_search.grid import DEPTHS, OTHERS, Combination, Family, Ints, Mesh, Runs
 from march_search.members import Members
 from march_search.selection import Selection
 from march_search.space import SearchSpace
@@ -40,18 +40,20 @@ def solve(space: SearchSpace) -> "FeasibleSet":
 def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "FeasibleSet":
     """All architectures of `space` with `low` to `high` parameters, counted as `budget` says, both ends included."""
     low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
-    d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
+    meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
     combinations: list[Combination] = []
     parts: list[Runs] = []
-    for others in product(*(space.axes[axis] for axis in OUTER[:-2])):
-        stacks: dict[Any, Line] = {}
-        for depths in product(*(space.axes[axis] for axis in OUTER[-2:])):
-            combination = Combination(space, dict(zip(OUTER, others + depths, strict=True)))
+    for values in product(*(space.axes[axis] for axis in OTHERS)):
+        others = dict(zip(OTHERS, values, strict=True))
+        family = Family(space, meshes[others["bottleneck"] != "none"], others)
+        for depths in product(*(space.axes[axis] for axis in DEPTHS)):
+            combination = Combination(family, depths)
             if combination.is_real:
-                runs = combination.runs(budget, low, high, d_ff, stacks)
+                runs = combination.runs(budget, low, high)
                 if len(runs.mesh):
                     combinations.append(combination)
                     parts.append(runs.narrow())
+    d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
     return FeasibleSet(space, budget, d_ff, tuple(combinations), *_joined(parts))
 
 
@@ -128,10 +130,9 @@ class FeasibleSet(Selection):
 
     def _number(self, a: Architecture) -> int:
         """The number of `a`, which is a member."""
-        outer = {axis: getattr(a, axis) for axis in OUTER} | {"num_decoder_layers": a.decoder_layers}
-        combination = self._outer_index[tuple(outer.values())]
+        combination = self._outer_index[*(getattr(a, axis) for axis in OTHERS), a.num_layers, a.decoder_layers]
         rows = slice(self.starts[combination], [*self.starts, len(self.runs.mesh)][combination + 1])
-        mesh = self.combinations[combination].mesh_index(vars(a))
+        mesh = self.combinations[combination].mesh.point(vars(a))
         place = int(np.searchsorted(self.d_ff, a.d_ff))
         key = self.runs.mesh[rows].astype(np.int64) * len(self.d_ff) + self.runs.first[rows]
         run = int(rows.start + np.searchsorted(key, mesh * len(self.d_ff) + place, side="right") - 1)
@@ -140,10 +141,8 @@ class FeasibleSet(Selection):
     @cached_property
     def _outer_index(self) -> dict[tuple[Any, ...], int]:
         """Which combination has these outer values, with the real number of decoder layers."""
-        return {
-            tuple((c.outer | {"num_decoder_layers": c.depth}).values()): place
-            for place, c in enumerate(self.combinations)
-        }
+        combinations = enumerate(self.combinations)
+        return {(*c.family.others.values(), c.outer["num_layers"], c.depth): place for place, c in combinations}
 
     def sample(self, n: int, seed: int) -> Selection:
         """`n` different members, uniformly at random: every subset is equally likely. Same seed, same sample.
