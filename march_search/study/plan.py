@@ -11,7 +11,7 @@ from march_search.study.candidates import Candidates
 
 def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) -> list[tuple[str, str]]:
     """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
-    training, data, batch = config.training, config.data, config.batch
+    training, data = config.training, config.data
     lengths, budget = data.lengths, chosen.found.budget
     trials = len(chosen.architectures) * len(config.search.seeds)
     flops = sum(
