@@ -9,7 +9,7 @@ Shape suffixes: B examples, R raw tokens, I input tokens, T target tokens, S spa
 import numpy as np
 from numpy.typing import NDArray
 
-from march_search.data.ids import EOS, SENTINELS
+from march_search.data.ids import Special
 from march_search.spans import SpanLengths
 
 Tokens = NDArray[np.int64]
@@ -18,12 +18,16 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def corrupt(
-    tokens_BR: NDArray[np.integer], example_ids_B: NDArray[np.integer], seed: int, lengths: SpanLengths, vocab_size: int
+    tokens_BR: NDArray[np.integer],
+    example_ids_B: NDArray[np.integer],
+    seed: int,
+    lengths: SpanLengths,
+    special: Special,
 ) -> tuple[Tokens, Tokens]:
     """Inputs and targets of T5's denoising task.
 
-    The input is the text with span k replaced by sentinel k, then `</s>`; the target is sentinel k and the tokens of
-    span k, for each k, then `</s>`. The text begins with a kept segment and ends with a span; each way of cutting the
+    The input is the text with span k replaced by sentinel k, then the end; the target is sentinel k and the tokens of
+    span k, for each k, then the end. The text begins with a kept segment and ends with a span; each way of cutting the
     noise into spans, and the rest into segments, is equally likely.
 
     Returns:
@@ -42,18 +46,19 @@ def corrupt(
     edges_BR[rows_B1, kept_end_BS + noise_end_BS] = -1
     is_noise_BR = edges_BR[:, :R].cumsum(1, dtype=np.int8).astype(bool)
 
-    sentinels_S = vocab_size - 1 - order_S
-    inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_end_BS + order_S, sentinels_S, lengths.input)
-    targets_BT = _lay(tokens_BR[is_noise_BR], noise_end_BS - noise_BS + order_S, sentinels_S, lengths.target)
+    sentinels_S = special.first_sentinel + special.step * order_S
+    inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_end_BS + order_S, sentinels_S, lengths.input, special.eos)
+    targets_BT = _lay(
+        tokens_BR[is_noise_BR], noise_end_BS - noise_BS + order_S, sentinels_S, lengths.target, special.eos
+    )
     return inputs_BI, targets_BT
 
 
-def restore(inputs_I: NDArray[np.integer], targets_T: NDArray[np.integer], vocab_size: int) -> Tokens:
+def restore(inputs_I: NDArray[np.integer], targets_T: NDArray[np.integer], special: Special) -> Tokens:
     """The text that one example was made from: each sentinel of the input gives way to its span of the target."""
     input_I, target_T = np.asarray(inputs_I[:-1], np.int64), np.asarray(targets_T[:-1], np.int64)
-    first = vocab_size - SENTINELS
-    kept = np.split(input_I, np.flatnonzero(input_I >= first))
-    taken = np.split(target_T, np.flatnonzero(target_T >= first))[1:]
+    kept = np.split(input_I, np.flatnonzero(special.is_sentinel(input_I)))
+    taken = np.split(target_T, np.flatnonzero(special.is_sentinel(target_T)))[1:]
     pieces = [kept[0]]
     for span, segment in zip(taken, kept[1:], strict=True):
         assert span[0] == segment[0], "a target that belongs to another input"
@@ -62,9 +67,13 @@ def restore(inputs_I: NDArray[np.integer], targets_T: NDArray[np.integer], vocab
 
 
 def _lay(
-    words: NDArray[np.integer], sentinel_places_BS: NDArray[np.integer], sentinels_S: NDArray[np.integer], length: int
+    words: NDArray[np.integer],
+    sentinel_places_BS: NDArray[np.integer],
+    sentinels_S: NDArray[np.integer],
+    length: int,
+    eos: int,
 ) -> Tokens:
-    """Rows of `length`: sentinels at their places, `</s>` at the end, the words in order everywhere else."""
+    """Rows of `length`: sentinels at their places, `eos` at the end, the words in order everywhere else."""
     B = len(sentinel_places_BS)
     laid_BL = np.empty((B, length), np.int64)
     is_word_BL = np.ones((B, length), bool)
@@ -72,7 +81,7 @@ def _lay(
     np.put_along_axis(is_word_BL, sentinel_places_BS, False, axis=1)
     laid_BL[is_word_BL] = words
     np.put_along_axis(laid_BL, sentinel_places_BS, np.broadcast_to(sentinels_S, sentinel_places_BS.shape), axis=1)
-    laid_BL[:, -1] = EOS
+    laid_BL[:, -1] = eos
     return laid_BL
 
 
