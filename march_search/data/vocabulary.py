@@ -65,7 +65,7 @@ def check(config: DataConfig, base: Path) -> str:
         size = _loaded(config.tokenizer, config, base).get_vocab_size()
         return f"{told}, {size:,} of them {config.tokenizer}'s"
     if config.tokenizer_corpus is not None:
-        told += f", trained on {corpora.check(_trained_on(config), base)}"
+        told += f", tokenizer trained on {corpora.check(_trained_on(config), base)}"
     return told + (", every digit a token" if config.split_digits else "")
 
 
