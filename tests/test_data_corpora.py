@@ -144,6 +144,12 @@ def test_a_preset_is_checked_without_the_network(name, tmp_path):
     )
 
 
+@pytest.mark.parametrize("corpus", ["wikimedia/wikipedia", "hub:wikimedia/wikipedia"])
+def test_a_preset_may_be_given_by_its_name_on_the_hub(corpus, tmp_path):
+    line = corpora.check(DataConfig(corpus=corpus), tmp_path)
+    assert line == f"{corpus}: streamed from the hub: wikimedia/wikipedia 20231101.en (the network was not asked)"
+
+
 def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     import huggingface_hub
 

@@ -1,15 +1,16 @@
 """Span corruption: nothing is lost, lengths are fixed, every slice of a batch is the same, every cut equally likely."""
 
 from collections import Counter
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from march_search.data.corruption import _compositions, _keys, corrupt, restore
+from march_search.data.corruption import corrupt, restore
 from march_search.data.ids import EOS, Special, trained
-from march_search.spans import span_lengths
+from march_search.spans import SpanLengths, span_lengths
 
 VOCAB = 500
 SPECIAL = trained(VOCAB)
@@ -93,20 +94,17 @@ def test_another_seed_or_number_makes_other_spans(seed, example):
     assert not np.array_equal(first[0], other[0])
 
 
-@pytest.mark.parametrize(("total", "parts"), [(7, 3), (6, 2), (9, 8), (8, 4)])
-def test_every_cut_is_equally_likely(total, parts):
-    from math import comb
-
-    draws = 30_000
-    cuts_BS = _compositions(_keys(np.arange(draws), 5), total, parts, 1)
-    assert np.all(cuts_BS.sum(1) == total)
-    assert cuts_BS.min() >= 1
-    seen = Counter(map(tuple, cuts_BS.tolist()))
-    cells = comb(total - 1, parts - 1)
-    assert len(seen) == cells
-    expected = draws / cells
-    chi2 = sum((count - expected) ** 2 / expected for count in seen.values())
-    assert chi2 < cells - 1 + 5 * (2 * cells) ** 0.5
+@pytest.mark.parametrize(("noise", "kept", "spans"), [(7, 5, 3), (6, 9, 2), (9, 8, 8), (4, 8, 4)])
+def test_every_cut_is_equally_likely(noise, kept, spans):
+    draws, lengths = 30_000, SpanLengths(noise, spans, kept + spans + 1, noise + spans + 1)
+    sides = corrupt(np.full((draws, noise + kept), 10), np.arange(draws), 5, lengths, SPECIAL)
+    for side, total in zip(sides, (kept, noise), strict=True):
+        seen = Counter(map(tuple, side.tolist()))
+        cells = comb(total - 1, spans - 1)
+        assert len(seen) == cells
+        expected = draws / cells
+        chi2 = sum((count - expected) ** 2 / expected for count in seen.values())
+        assert chi2 < cells - 1 + 5 * (2 * cells) ** 0.5
 
 
 def test_noise_falls_on_the_middle_of_the_text_evenly():

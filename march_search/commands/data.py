@@ -172,6 +172,6 @@ def run_fetch(options: argparse.Namespace) -> int:
         for name, package in packages.PACKAGES.items()
     ]
     headings = ("text", "here", "client", "size", "licence", "description")
-    columns = [Column(key, key, key, left=True) for key in headings]
+    columns = [Column(key, key, key, left=True, wide_only=key == "description") for key in headings]
     print_table(console(), rows, columns, "march-search data fetch NAME")
     return 0

@@ -61,11 +61,11 @@ def _print_tables(study: "StudyRecord", rows: list[dict[str, Any]], others: list
 def notes(study: "StudyRecord") -> list[str]:
     """What a reader of the ranking has to know, a sentence a line."""
     is_text = study.trials[0].architecture.structure == "decoder-only"
-    lines = [
-        "loss: nats per token of text; there is no input apart from it, and so no context gain."
-        if is_text
-        else "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
-    ]
+    lines = ["loss: nats per token of text; there is no input apart from it, and so no context gain."]
+    if not is_text:
+        lines = [
+            "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
+        ]
     key, where = ("text", "this text") if is_text else ("target", "these targets")
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:

@@ -3,7 +3,8 @@
 An example's spans depend on its seed and its number alone, through a counter-based hash: every slice of a batch, cut on
 any rank or machine, is corrupted alike.
 
-Shape suffixes: B examples, R raw tokens, I input tokens, T target tokens, S spans, P places for a divider.
+Shape suffixes: B examples, R raw tokens, I input tokens, T target tokens, S spans, E = S + 1 their ends, P places for a
+divider.
 """
 
 import numpy as np
@@ -35,22 +36,21 @@ def corrupt(
     """
     B, R = tokens_BR.shape
     noise, spans = lengths.noise, lengths.spans
-    keys_B = _keys(example_ids_B, seed)
-    noise_BS = _compositions(keys_B, noise, spans, first_counter=1)
-    kept_BS = _compositions(keys_B, R - noise, spans, first_counter=1 + noise)
-    noise_end_BS, kept_end_BS = noise_BS.cumsum(1), kept_BS.cumsum(1)
+    counters_P = np.arange(1, R, dtype=np.uint64) * np.uint64(_GOLDEN)
+    hashes_BP = (_mix(_keys(example_ids_B, seed)[:, None] + counters_P) >> np.uint64(32)).astype(np.uint32)
+    noise_BE = _cumulated_cuts(hashes_BP[:, : noise - 1], noise, spans)
+    kept_BE = _cumulated_cuts(hashes_BP[:, noise:], R - noise, spans)
 
-    rows_B1, order_S = np.arange(B)[:, None], np.arange(spans)
-    edges_BR = np.zeros((B, R + 1), np.int8)  # +1 where a span starts, -1 where it has ended
-    edges_BR[rows_B1, kept_end_BS + noise_end_BS - noise_BS] = 1
-    edges_BR[rows_B1, kept_end_BS + noise_end_BS] = -1
-    is_noise_BR = edges_BR[:, :R].cumsum(1, dtype=np.int8).astype(bool)
+    order_S = np.arange(spans)
+    edges = np.zeros(B * (R + 1), np.int8)  # +1 where a span starts, -1 where it has ended
+    starts_B1 = np.arange(B)[:, None] * (R + 1)
+    edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, :-1]] = 1
+    edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, 1:]] = -1
+    is_noise_BR = edges.reshape(B, R + 1)[:, :R].cumsum(1, dtype=np.int8).astype(bool)
 
     sentinels_S = special.first_sentinel + special.step * order_S
-    inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_end_BS + order_S, sentinels_S, lengths.input, special.eos)
-    targets_BT = _lay(
-        tokens_BR[is_noise_BR], noise_end_BS - noise_BS + order_S, sentinels_S, lengths.target, special.eos
-    )
+    inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_BE[:, 1:] + order_S, sentinels_S, lengths.input, special.eos)
+    targets_BT = _lay(tokens_BR[is_noise_BR], noise_BE[:, :-1] + order_S, sentinels_S, lengths.target, special.eos)
     return inputs_BI, targets_BT
 
 
@@ -75,30 +75,33 @@ def _lay(
 ) -> Tokens:
     """Rows of `length`: sentinels at their places, `eos` at the end, the words in order everywhere else."""
     B = len(sentinel_places_BS)
-    laid_BL = np.empty((B, length), np.int64)
-    is_word_BL = np.ones((B, length), bool)
-    is_word_BL[:, -1] = False
-    np.put_along_axis(is_word_BL, sentinel_places_BS, False, axis=1)
-    laid_BL[is_word_BL] = words
-    np.put_along_axis(laid_BL, sentinel_places_BS, np.broadcast_to(sentinels_S, sentinel_places_BS.shape), axis=1)
-    laid_BL[:, -1] = eos
-    return laid_BL
+    places_BS = sentinel_places_BS + np.arange(B)[:, None] * length  # in all rows, one behind the other
+    is_word = np.ones(B * length, bool)
+    is_word[places_BS] = False
+    is_word[length - 1 :: length] = False
+    laid = np.empty(B * length, np.int64)
+    laid[is_word] = words
+    laid[places_BS] = sentinels_S
+    laid[length - 1 :: length] = eos
+    return laid.reshape(B, length)
 
 
-def _compositions(keys_B: NDArray[np.uint64], total: int, parts: int, first_counter: int) -> NDArray[np.int64]:
-    """For each key, `total` as an ordered sum of `parts` numbers above 0, each such sum equally likely.
+def _cumulated_cuts(hashes_BP: NDArray[np.uint32], total: int, parts: int) -> NDArray[np.int64]:
+    """For each row, `total` cut into `parts` numbers above 0, each such cut equally likely; 0 and their running sums.
 
     The `parts - 1` dividers stand at those of the `total - 1` places whose hashes are smallest. The low bits of a hash
-    are the place itself, so that no two are equal and the result does not depend on how a library sorts.
+    are the place itself, so that no two are equal and the result does not depend on how a library sorts; the other
+    bits, 23 for 512 places, are random.
     """
-    places_P = np.arange(total - 1, dtype=np.uint64)
-    bits = np.uint64((1 << total.bit_length()) - 1)
-    hashes_BP = _mix(keys_B[:, None] + (places_P + np.uint64(first_counter)) * np.uint64(_GOLDEN))
-    hashes_BP = (hashes_BP & ~bits) | places_P
+    bits = np.uint32((1 << total.bit_length()) - 1)
+    hashes_BP = (hashes_BP & ~bits) | np.arange(total - 1, dtype=np.uint32)
     if 1 < parts < total:
         hashes_BP = np.partition(hashes_BP, parts - 2, axis=1)
-    dividers_BS = np.sort(hashes_BP[:, : parts - 1] & bits, axis=1).astype(np.int64) + 1
-    return np.diff(dividers_BS, axis=1, prepend=0, append=total)
+    sums_BE = np.empty((len(hashes_BP), parts + 1), np.int64)
+    sums_BE[:, 0], sums_BE[:, -1] = 0, total
+    sums_BE[:, 1:-1] = np.sort(hashes_BP[:, : parts - 1] & bits, axis=1)
+    sums_BE[:, 1:-1] += 1
+    return sums_BE
 
 
 def _keys(example_ids_B: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:

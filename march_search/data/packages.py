@@ -122,8 +122,8 @@ def fetched(name: str) -> Fetched:
 
 _COMMANDS: dict[Client, Callable[[Package], list[str]]] = {
     "pip": lambda p: [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
-        *("--only-binary", ":all:", f"{p.name}=={p.version}"),
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"),
+        *("--no-deps", "--only-binary", ":all:", f"{p.name}=={p.version}"),
     ],
     "npm": lambda p: ["npm", "pack", "--silent", "--ignore-scripts", f"{p.name}@{p.version}"],
     "apt-get": lambda p: ["apt-get", "download", "--quiet", f"{p.name}={p.version}"],
@@ -173,7 +173,7 @@ def download(package: Package, folder: Path) -> Path:
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     files = [path for path in folder.iterdir() if path.is_file()]
     if ended.returncode or len(files) != 1:
-        said = [line for line in ended.stderr.strip().splitlines() if "rror" in line or line.startswith("E:")]
+        said = [line for line in ended.stderr.strip().splitlines() if "error" in line.lower() or line.startswith("E:")]
         hint = " Once as root: apt-get update." if package.client == "apt-get" else ""
         raise DataError(
             f"{label}: {package.client} cannot download it ({(said or ['no reason given'])[-1].rstrip('.')}).{hint}"
