@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from test_data_corpora import write_hub_folder
 
 from march_search.config import DataConfig
 from march_search.data import corpora, preparation, shards, tokenise, tokenizer, vocabulary, writer
-from march_search.data.ids import EOS
+from march_search.data.ids import EOS, trained
 from march_search.data.preparation import prepare
 from march_search.data.store import Store
 from march_search.errors import DataError, StorageError
@@ -402,6 +404,42 @@ def test_a_killed_writer_is_never_read_and_goes_on_with_its_shard(base):
     assert int(wrote) == len(Store.open(Path(folder)).shards) - 2
     assert contents(Path(folder)) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
     assert not list(base.glob("root/data/.*.partial"))
+
+
+def test_memory_does_not_grow_with_the_text(folder, base, monkeypatch):
+    """Peak memory of Python's own objects and of numpy; `benchmarks/data.py` measures whole processes."""
+    peaks = []
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 1 << 15)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 17)
+    text = " ".join(write_texts() * 3)
+    config = dataclasses.replace(CONFIG, corpus="many", tokenizer=str(folder / "tokenizer.json"))
+    for count in (20, 200):
+        for number in range(count):
+            (base / "many").mkdir(exist_ok=True)
+            (base / "many" / f"{number}.txt").write_text(f"{number} {text}")
+        tracemalloc.start()
+        made = prepare(config, base / f"root{count}", base, tokens=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert Store.open(made).index["splits"]["train"]["text_bytes"] > 2 * peaks[0]
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_reading_runs_only_a_little_ahead_of_writing(folder, monkeypatch):
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 100)
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield f"{number} " + "x" * 98
+
+    bpe = tokenizer.load(folder / "tokenizer.json")
+    encoder = tokenise.Encoder(bpe, trained(400), np.dtype("<u2"), 0.2)
+    with contextlib.closing(tokenise.tokenise(endless(), encoder, workers=2)) as documents:
+        for number, document in enumerate(itertools.islice(documents, 50)):
+            assert bpe.decode(document.ids.tolist()).startswith(f"{number} ")
+            assert len(read) <= number + 8
 
 
 def test_opening_a_store_imports_numpy_alone(folder):

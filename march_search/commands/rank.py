@@ -64,7 +64,8 @@ def notes(study: "StudyRecord") -> list[str]:
     lines = ["loss: nats per token of text; there is no input apart from it, and so no context gain."]
     if not is_text:
         lines = [
-            "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
+            "loss: nats per target token. "
+            "gain: loss with another document's input minus loss; 0: the input is not used."
         ]
     key, where = ("text", "this text") if is_text else ("target", "these targets")
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
