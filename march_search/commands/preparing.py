@@ -62,7 +62,7 @@ class _Shown:
         self._bars = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=out, transient=True)
         self._live, self._began = out.is_terminal, 0.0
         self._last, self._first_tokens = 0.0, 0
-        self._task = self._bars.add_task("reading", total=None)
+        self._task = self._bars.add_task("reading; a new tokenizer is trained first", total=None)
 
     def __enter__(self) -> "_Shown":
         if self._live:

@@ -85,7 +85,7 @@ class Store:
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             version = index["schema_version"]
         except FileNotFoundError:
-            raise DataError(f"{folder}: is no token store: it has no index.json.") from None
+            raise DataError(f"{folder}: is no token store: it has no index.json; {MEND}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: index.json cannot be read ({error}); {MEND}.") from None
         if version != SCHEMA_VERSION:
