@@ -169,6 +169,11 @@ def si(value: float) -> str:
     return f"{value:.3g}"
 
 
+def gigabytes(value: float) -> str:
+    """Bytes in GB, three digits: `7.02 GB`."""
+    return f"{value / 1e9:.3g} GB"
+
+
 def duration(seconds: float) -> str:
     """`48s`, `3m05s` or `2h07m`."""
     whole = round(seconds)
