@@ -90,7 +90,7 @@ def trial(store: Store, root: Path) -> None:
         folder = root / name
         folder.mkdir()
         training = TrainingConfig(
-            tokens=40 * 16384, global_batch_tokens=16384, precision="fp32", evaluations=1, checkpoints=0
+            tokens=20 * 16384, global_batch_tokens=16384, precision="fp32", evaluations=1, checkpoints=0
         )
         config = TrialConfig(
             name, os.path.relpath(store.folder, folder), 0, DATA, training, DevicesConfig("cpu", threads=1)

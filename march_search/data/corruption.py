@@ -46,7 +46,7 @@ def corrupt(
     starts_B1 = np.arange(B)[:, None] * (R + 1)
     edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, :-1]] = 1
     edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, 1:]] = -1
-    is_noise_BR = edges.reshape(B, R + 1)[:, :R].cumsum(1, dtype=np.int8).astype(bool)
+    is_noise_BR = edges.cumsum(dtype=np.int8).view(bool).reshape(B, R + 1)[:, :R]  # a row's edges add up to 0
 
     sentinels_S = special.first_sentinel + special.step * order_S
     inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_BE[:, 1:] + order_S, sentinels_S, lengths.input, special.eos)
@@ -112,6 +112,9 @@ def _keys(example_ids_B: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64-bit numbers."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
