@@ -344,6 +344,29 @@ def test_an_error_in_the_text_leaves_no_store(base):
     assert not list((base / "root" / "data").glob("texts*"))
 
 
+def test_a_stream_that_broke_goes_on_with_its_shard(tmp_path, monkeypatch):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(300)])
+    config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=5_000)
+    whole = prepare(config, tmp_path / "root", tmp_path, tokens=9000)
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 500)
+
+    def breaking(*arguments, read=writer.documents):
+        yield from itertools.islice(read(*arguments), 100)
+        raise DataError("the connection broke.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "documents", breaking)
+        with pytest.raises(DataError, match=r"the connection broke\."):
+            prepare(config, tmp_path / "other", tmp_path, tokens=9000)
+    (partial,) = (tmp_path / "other" / "data").glob(".*.partial")
+    kept = len(list(partial.glob("shard-*.json")))
+    assert kept >= 2
+    made: list[int] = []
+    monkeypatch.setattr(shards, "write", lambda *a, write=shards.write: made.append(a[1]) or write(*a))
+    assert contents(prepare(config, tmp_path / "other", tmp_path, tokens=9000)) == contents(whole)
+    assert made[0] == kept
+
+
 @contextlib.contextmanager
 def preparing(base: Path, before: str = "pass") -> Iterator[subprocess.Popen]:
     """A process of its own that prepares CONFIG and prints the folder and how many shards it wrote."""

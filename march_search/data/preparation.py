@@ -14,7 +14,7 @@ from march_search.data import corpora, shards, vocabulary
 from march_search.data.files import file_sha256
 from march_search.data.folders import discard, replacing
 from march_search.data.store import SCHEMA_VERSION, Store
-from march_search.data.writer import Progress, Writing, rewrite, write, write_tokenizer
+from march_search.data.writer import REPAIR, Progress, Writing, rewrite, write, write_tokenizer
 from march_search.errors import DataError, StorageError
 from march_search.files import lock, read_json, write_json
 
@@ -132,8 +132,9 @@ def _fill(folder: Path, job: Writing) -> None:
         pinned = _pinned(folder, job)
         index = write(folder, pinned)
         source = corpora.describe(pinned.config, pinned.base)
-    except DataError:  # the text has to be changed, and is another one then
-        discard(folder)
+    except DataError:
+        if job.wanted is None:  # local text has to be changed, and is another one then; a stream may come back
+            discard(folder)
         raise
     told = {"schema_version": SCHEMA_VERSION, "data": _settings(job), "source": source}
     tokenizer = {"tokenizer_file_sha256": file_sha256(folder / "tokenizer.json")}
@@ -162,6 +163,8 @@ def _mend(folder: Path, job: Writing) -> list[str]:
     Raises:
         DataError: the text makes other tokens than it did.
     """
+    for left in folder.glob(f"{REPAIR}*"):  # by a repair that was killed
+        discard(left)
     try:
         store = Store.read(folder)
     except DataError:

@@ -45,9 +45,8 @@ class Encoder:
 
     def batch(self, texts: list[str]) -> list[Document]:
         """Documents in order; a text that spells a special token of a loaded vocabulary loses it there."""
-        cut = [pieces(text) for text in texts]
         if len(texts) == 1:
-            parts = [self._encode([piece])[0] for piece in cut[0]]
+            parts = [self._encode([piece])[0] for piece in pieces(texts[0])]
             return [self._document(texts[0], np.concatenate(parts))]
         return [self._document(*pair) for pair in zip(texts, self._encode(texts), strict=True)]
 

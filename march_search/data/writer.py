@@ -24,6 +24,9 @@ from march_search.files import write_json
 Progress = Callable[[int, int, int | None], None]
 """Is told training tokens and text bytes that are written, and how many tokens are wanted (None: the whole text)."""
 
+REPAIR = ".repair-"
+"""How folders begin, inside a store, in which broken shards are written again."""
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -124,7 +127,7 @@ def rewrite(folder: Path, job: Writing, index: dict[str, Any], numbers: list[int
         first = sum(map(shards.documents, index["shards"][:number]))
         count = shards.documents(index["shards"][number])
         with (
-            tempfile.TemporaryDirectory(prefix=".repair-", dir=folder) as made_in,
+            tempfile.TemporaryDirectory(prefix=REPAIR, dir=folder) as made_in,
             closing(job.documents(first)) as found,
         ):
             made = shards.write(Path(made_in), number, itertools.islice(found, count), lambda *_: None)
