@@ -153,6 +153,9 @@ def test_too_little_validation_text_says_what_to_change(base):
     with pytest.raises(DataError, match=r"the validation split holds 1,\d+ tokens") as caught:
         prepare(dataclasses.replace(CONFIG, validation_sequences=100), base / "root", base, tokens=0)
     assert "raise validation_fraction to about 0." in str(caught.value)
+    longer = dataclasses.replace(CONFIG, sequence_length=1000, mean_span_length=9)
+    with pytest.raises(DataError, match=r"give more text or shorten sequence_length\.$"):
+        prepare(longer, base / "root", base, tokens=0)
 
 
 MEND = "mend it: march-search data prepare STUDY --repair."

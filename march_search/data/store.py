@@ -173,10 +173,11 @@ class Store:
             raise DataError(f"{self.folder}: {train:,} training tokens make no sequence of {config.sequence_length:,}.")
         wanted = config.validation_sequences * config.sequence_length
         if held < wanted:
-            fraction = wanted / (train + held) * 1.1
+            fraction, fits = wanted / (train + held) * 1.1, held // config.sequence_length
             raise DataError(
                 f"{config.corpus}: the validation split holds {held:,} tokens, but validation_sequences "
                 f"{config.validation_sequences:,} x sequence_length {config.sequence_length:,} is {wanted:,}: "
                 + (f"raise validation_fraction to about {fraction:.2g}, " if fraction < 0.5 else "")
-                + f"lower validation_sequences to {held // config.sequence_length:,} or shorten sequence_length."
+                + (f"lower validation_sequences to {fits:,} or " if fits > 1 else "give more text or ")
+                + "shorten sequence_length."
             )
