@@ -87,7 +87,7 @@ class TrainingConfig:
     global_batch_tokens: int = 1_048_576
     """Tokens of one optimizer step over all devices; a multiple of the sequence length."""
     micro_batch_sequences: int | None = None
-    """Examples a device takes at once; None for its whole share of the global batch."""
+    """Examples a device takes at once; None for as many as its memory is expected to hold. Halved where it does not."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     betas: tuple[float, ...] = (0.9, 0.95)

@@ -4,19 +4,24 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
 
-from march_search import Architecture
-from march_search.config import BatchPlan, DataConfig, TrainingConfig
+from march_search import Architecture, outcome
+from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
+from march_search.settings import build
 from march_search.training.ds_config import ds_config
 from march_search.training.schedule import schedule
 
 MakeTrial = Callable[..., Path]
+BROAD = "L2-D64-H4x16-F256-geglu-rope-V400"
+"""Its activations are what takes memory."""
 
 
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
@@ -135,7 +140,7 @@ def test_a_killed_rank_ends_the_trial(make_trial: MakeTrial) -> None:
     assert process.wait(timeout=30) != 0
     assert alive(str(folder)) == []
     reason = json.loads((folder / "failure.json").read_text())["reason"]
-    assert reason == "rank 1 was ended by SIGKILL; the machine may have run out of memory."
+    assert reason.startswith("rank 1 was ended by SIGKILL: ")
 
 
 def test_two_processes_never_train_one_trial(make_trial: MakeTrial) -> None:
@@ -180,8 +185,78 @@ def test_a_diverging_trial_says_at_which_step(make_trial: MakeTrial) -> None:
     (folder / "trial.json").write_text(json.dumps(config))
     ended = run_trial(folder)
     assert ended.returncode == 1
-    assert "diverged at step" in json.loads((folder / "failure.json").read_text())["reason"]
+    told = json.loads((folder / "failure.json").read_text())
+    assert told["state"] == "diverged"
+    assert "diverged at step" in told["reason"]
     assert not (folder / "result.json").exists()
+
+
+def run_with_memory(folder: Path, gigabytes: float) -> subprocess.CompletedProcess[str]:
+    """Trains to the end in processes that get so much memory each."""
+    code = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, ({int(gigabytes * 2**30)},) * 2);"
+        "runpy.run_module('march_search.training', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(("ranks", "gigabytes"), [(1, 1.5), (2, 1.0)])
+def test_out_of_memory_halves_the_micro_batch_and_trains_the_same_tokens(
+    make_trial: MakeTrial, ranks: int, gigabytes: float
+) -> None:
+    batch = {"tokens": 4096 * 32, "global_batch_tokens": 4096 * 32, "checkpoints": 0, "evaluations": 1}
+    whole = make_trial("whole", architecture=BROAD, micro_batch_sequences=256, **batch)
+    assert run_trial(whole).returncode == 0
+    tight = make_trial("tight", architecture=BROAD, ranks=ranks, micro_batch_sequences=4096 // ranks, **batch)
+    ended = run_with_memory(tight, gigabytes)
+    assert ended.returncode == 0, ended.stderr
+    assert "out of memory: starting again with half the micro batch." in ended.stderr
+    got, kept = result(tight), json.loads((tight / "micro_batch.json").read_text())
+    assert got["micro_batch_halvings"] == kept["halvings"] >= 1
+    assert got["training"]["micro_batch_sequences"] == kept["micro_batch"] == 4096 // ranks >> kept["halvings"]
+    assert got["tokens"] == result(whole)["tokens"]
+    assert got["loss"] == pytest.approx(result(whole)["loss"], abs=1e-5)
+    assert not (tight / "failure.json").exists()
+
+
+def test_a_model_that_fits_at_no_micro_batch_is_infeasible(make_trial: MakeTrial) -> None:
+    huge = "L1-D512-H2x16-F131072-rope-V400"
+    folder = make_trial("huge", architecture=huge, tokens=256, micro_batch_sequences=2, checkpoints=0)
+    ended = run_with_memory(folder, 1.0)
+    assert ended.returncode == 1
+    told = json.loads((folder / "failure.json").read_text())
+    assert (told["state"], told["halvings"]) == ("infeasible_memory", 1)
+    assert told["reason"].startswith("out of memory: ")
+
+
+def test_the_first_micro_batch_is_what_the_memory_is_expected_to_hold(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from march_search.training import fitting
+    from march_search.training.environment import Place
+
+    config = build(TrialConfig, json.loads((make_trial("one", architecture=BROAD) / "trial.json").read_text()), "")
+    config = replace(config, training=replace(config.training, tokens=4096 * 32, global_batch_tokens=4096 * 32))
+    place, found = Place(0, 1, torch.device("cpu")), []
+    for free in (2**22, 2**28, 2**29, 2**36):
+        monkeypatch.setattr(fitting, "_free_bytes", lambda *_, free=free: free)
+        found.append(fitting._predicted(config, place))
+    assert found[0] == 1 < found[1] < found[2] < found[3] == 4096
+    assert all(4096 % micro == 0 for micro in found)
+
+
+def test_who_killed_a_rank_is_read_from_the_kernels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = tmp_path / "vmstat"
+    monkeypatch.setattr(outcome, "_KERNEL_COUNTS", counts)
+    assert outcome.killed(outcome.memory_kills()) == "the machine may have run out of memory"
+    counts.write_text("nr_free_pages 5\noom_kill 3\n")
+    before = outcome.memory_kills()
+    assert "somebody sent it" in outcome.killed(before)
+    counts.write_text("nr_free_pages 5\noom_kill 4\n")
+    assert "the machine ran out of memory and Linux chose it" in outcome.killed(before)
 
 
 def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial) -> None:

@@ -12,7 +12,7 @@ from march_search.files import read_json, read_lines
 from march_search.outcome import complete
 from march_search.settings import build, nearest
 
-State = Literal["complete", "pruned", "failed", "unfinished"]
+State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "unfinished"]
 
 
 @dataclass(frozen=True)

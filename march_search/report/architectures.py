@@ -18,11 +18,11 @@ GLU_NAMES = {"gated-relu": "ReGLU", "gated-gelu": "GEGLU", "gated-silu": "SwiGLU
 _NAME = Column("name", "name", "name", left=True)
 
 SHAPE_COLUMNS = (
-    Column("layers", "layers", "L"),
-    Column("d_model", "d_model", "D"),
-    Column("heads", "heads×d_kv", "H×kv"),
-    Column("d_ff", "d_ff", "F"),
-    Column("glu", "GLU", "GLU", left=True),
+    Column("layers", "layers", "L", in_name=True),
+    Column("d_model", "d_model", "D", in_name=True),
+    Column("heads", "heads×d_kv", "H×kv", in_name=True),
+    Column("d_ff", "d_ff", "F", in_name=True),
+    Column("glu", "GLU", "GLU", left=True, in_name=True),
 )
 
 _COUNTS = (

@@ -11,7 +11,7 @@ from march_search.study.candidates import Candidates
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
     """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
-    training, data, batch = config.training, config.data, config.batch
+    training, data = config.training, config.data
     budget = chosen.found.budget
     trials = len(chosen.architectures) * len(config.search.seeds)
     flops = sum(
@@ -25,8 +25,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
                    f"{si(training.tokens * trials)} in all"),
         ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
-        ("batch", f"{batch.sequences} sequences × {data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × "
-                  f"{batch.accumulation} accumulation × {batch.micro_batch} micro batch"),
+        ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("data", text),
         ("recipe", _recipe(training)),
@@ -36,6 +35,15 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip
+
+
+def _batch(config: StudyConfig) -> str:
+    """How a global batch is cut."""
+    batch, told = config.batch, config.training.micro_batch_sequences
+    cut = f"{batch.accumulation} accumulation × {told} micro batch"
+    if told is None:
+        cut = f"{batch.micro_batch} sequences, in micro batches that fit the memory"
+    return f"{batch.sequences} sequences × {config.data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × {cut}"
 
 
 def _example(data: DataConfig, chosen: Candidates) -> str:

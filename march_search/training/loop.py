@@ -14,10 +14,10 @@ from march_search.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
-from march_search.errors import ConfigError, TrialError
+from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
-from march_search.training import checkpoints, environment, evaluation
+from march_search.training import checkpoints, environment, evaluation, fitting
 from march_search.training.ds_config import ds_config
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
@@ -62,6 +62,7 @@ def train(folder: Path, config: TrialConfig) -> None:
             f"the architecture has a vocabulary of {architecture.vocab_size:,}, the tokens {store.vocab_size:,}."
         )
     place = environment.take_place(config.devices)
+    config = fitting.fitted(folder, config, place)
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     trial = _Trial(folder, config, architecture, place, batches, validation, _engine(config, architecture, place), stop)
@@ -163,7 +164,7 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     trial.seconds += seconds
     norm = None if norm is None else float(norm)
     if not math.isfinite(value) or (norm is not None and not math.isfinite(norm)):
-        raise TrialError(
+        raise DivergedError(
             f"diverged at step {trial.step:,}: loss {value}, gradient norm {norm}. Lower the learning rate."
         )
     tokens = trial.config.training.global_batch_tokens
@@ -180,7 +181,9 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     began, training = time.perf_counter(), trial.config.training
     values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
     if not math.isfinite(values["loss"]):
-        raise TrialError(f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate.")
+        raise DivergedError(
+            f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
+        )
     if trial.metrics:
         tokens = trial.step * training.global_batch_tokens
         seconds = round(time.perf_counter() - began, 3)
@@ -233,6 +236,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                 "tokens_per_second": round(training.tokens / trial.seconds, 1),
                 "train_seconds": round(trial.seconds, 2),
                 "peak_memory_bytes": int(memory),
+                "micro_batch_halvings": fitting.halvings(trial.folder),
                 "training": asdict(training),
                 **environment.describe_machine(place),
             },
