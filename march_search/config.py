@@ -24,9 +24,16 @@ class DataConfig:
     text_column: str = "text"
     """Column that holds the text."""
     vocab_size: int = 32128
-    """Tokens of the byte-level BPE vocabulary, `</s>`, `<pad>` and the sentinels included."""
+    """Tokens of the vocabulary, special ones included; the architectures'. A loaded tokenizer may have fewer, up to the
+    next multiple of 128: T5's has 32,100 for 32,128."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or the folder of a T5 tokenizer; None trains byte-level BPE."""
+    tokenizer_corpus: str | None = None
+    """Corpus to train the tokenizer on, written like `corpus`; None for `corpus` itself."""
     tokenizer_bytes: int = 50_000_000
     """Bytes of text the tokenizer is trained on, from the first training documents."""
+    split_digits: bool = False
+    """Train the tokenizer with every digit as a token of its own."""
     sequence_length: int = 512
     """Tokens of text an example is made from, before corruption. The data budget counts these."""
     noise_density: float = 0.15
@@ -52,7 +59,11 @@ class DataConfig:
                 f"[data]: {self.sequence_length} tokens make {lengths.spans} spans, more than the 100 sentinels: "
                 "shorten sequence_length or lengthen mean_span_length."
             )
-        if self.vocab_size < 384:
+        if self.tokenizer and (self.tokenizer_corpus or self.split_digits):
+            raise ConfigError(
+                "[data]: tokenizer_corpus and split_digits are for a trained tokenizer: leave out one side."
+            )
+        if self.tokenizer is None and self.vocab_size < 384:
             raise ConfigError(
                 f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
             )

@@ -256,6 +256,15 @@ def test_an_architecture_must_read_the_studys_tokens(tmp_path: Path) -> None:
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
 
 
+def test_decoder_only_models_are_candidates_of_their_own_studies(tmp_path: Path) -> None:
+    decoders = ("L2-D96-H3x32-F256-dec-rope-V2048", "L3-D96-H3x32-F256-dec-rope-V2048")
+    config = replace(CONFIG, search=SearchConfig(strategy="list", architectures=decoders))
+    assert {a.structure for a in candidates.choose(config, tmp_path).architectures} == {"decoder-only"}
+    mixed = replace(CONFIG, search=SearchConfig(trials=6, architectures=decoders))
+    with pytest.raises(ConfigError, match="whose losses do not compare: make them two studies"):
+        candidates.choose(mixed, tmp_path)
+
+
 def test_candidates_repeat_and_are_feasible(tmp_path: Path) -> None:
     for strategy in ("design", "sample", "all"):
         config = replace(CONFIG, search=SearchConfig(trials=5, strategy=strategy, seed=3))

@@ -271,6 +271,24 @@ def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial)
     assert 'unknown key "training.learning_rte". Did you mean "learning_rate"?' in ended.stderr
 
 
+def test_a_decoder_only_model_trains_on_the_text_as_it_is(make_trial: MakeTrial, store: Path) -> None:
+    from march_search.data.reference import reference_nats
+    from march_search.data.store import Store
+
+    folder = make_trial("text", architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400")
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    got = result(folder)
+    assert got["tokens"] == 48 * 256
+    assert "context_gain" not in got
+    assert got["loss"] == lines(folder, "evaluation")[-1]["loss"]
+    assert got["loss"] < lines(folder, "train")[0]["loss"] - 1
+    assert abs(got["loss"] - reference_nats(Store.open(store), DATA)["text_unigram_nats"]) < 0.2
+    two = make_trial("two", ranks=2, architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400", micro_batch_sequences=2)
+    assert run_trial(two).returncode == 0
+    assert result(two)["loss"] == pytest.approx(got["loss"], abs=1e-4)
+
+
 def test_a_vocabulary_that_does_not_fit_the_store_is_refused(make_trial: MakeTrial) -> None:
     ended = run_trial(make_trial("odd", architecture="L1-D32-H2x16-F64-rope-V500"))
     assert ended.returncode == 2

@@ -49,7 +49,7 @@ class StudyRecord:
     settings: dict[str, Any]
     """As in the study's TOML file, defaults filled in."""
     reference: dict[str, Any]
-    """Losses of models that know less: `target_unigram_nats`, `text_unigram_nats`."""
+    """Losses of models that know less: `target_` and `text_`, `unigram_nats` and `bigram_nats`."""
     trials: tuple[TrialRecord, ...]
     """By number."""
 

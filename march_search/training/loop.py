@@ -24,7 +24,8 @@ from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.schedule import schedule
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor | None, torch.Tensor]
+"""Inputs, None for a decoder-only model, and targets."""
 
 
 @dataclass
@@ -62,7 +63,7 @@ def train(folder: Path, config: TrialConfig) -> None:
         )
     place = environment.take_place(config.devices)
     config = fitting.fitted(folder, config, place)
-    batches = Batches(store, config.data, config.seed)
+    batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     trial = _Trial(folder, config, architecture, place, batches, validation, _engine(config, architecture, place), stop)
     if place.is_first:
@@ -137,16 +138,19 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
         first = step * plan.sequences + rank * share
         for micro in range(plan.accumulation):
             inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
-            yield torch.from_numpy(inputs), torch.from_numpy(targets)
+            yield None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     """One optimizer step over the global batch."""
     began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
-    losses = []
+    losses, waited = [], 0.0
     for _ in range(plan.accumulation):
+        asked = time.perf_counter()
         inputs, targets = next(micro_batches)
-        loss = engine(inputs.to(trial.place.device), targets.to(trial.place.device))
+        waited += time.perf_counter() - asked
+        inputs = None if inputs is None else inputs.to(trial.place.device)
+        loss = engine(inputs, targets.to(trial.place.device))
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach().float())
@@ -168,14 +172,14 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         trial.metrics.append(
             "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
             gradient_norm=norm, learning_rate=engine.get_lr()[0], tokens_per_second=round(tokens / seconds, 1),
+            data_wait_seconds=round(waited, 6),
         )  # fmt: skip
 
 
 def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluates now and writes the line."""
     began, training = time.perf_counter(), trial.config.training
-    paired = trial.architecture.structure == "encoder-decoder"
-    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place, paired)
+    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
