@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
 
@@ -50,6 +51,18 @@ def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     assert got["peak_memory_bytes"] > 10**8
     assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "ds_config.json").read_text())["gradient_clipping"] == 1.0
+
+
+def test_every_evaluation_keeps_the_loss_of_each_validation_example(make_trial: MakeTrial, straight: Path) -> None:
+    two = make_trial("two", ranks=2)
+    assert run_trial(two).returncode == 0
+    for line in lines(straight, "evaluation"):
+        kept, other = (np.load(folder / "validation" / f"{line['tokens']:015d}.npy") for folder in (straight, two))
+        assert kept.dtype == np.float32
+        assert kept.shape == (DATA.validation_sequences,)
+        assert kept.mean() == pytest.approx(line["loss"], abs=1e-5)
+        assert kept.std() > 0
+        assert other == pytest.approx(kept, abs=2e-3)
 
 
 def test_a_complete_trial_is_not_trained_again(make_trial: MakeTrial) -> None:

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from march_search.data.batches import Batches
+from march_search.files import make_folder
 from march_search.training.environment import Place
 
 
@@ -26,46 +29,68 @@ class Validation:
         return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
-def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -> dict[str, float]:
-    """Mean validation loss in nats per target token; all ranks call it together and get the same numbers.
+@dataclass(frozen=True)
+class Evaluation:
+    """Losses of every validation example, in nats per target token."""
+
+    losses_N: torch.Tensor
+    """float64; each example with its own input."""
+    swapped_N: torch.Tensor | None
+    """Each target with the input of the example half a validation set away, another document's; None without inputs."""
+
+    @property
+    def values(self) -> dict[str, float]:
+        """`loss`, the mean; and `context_gain`: how much it rises with swapped inputs, 0 if inputs are not used."""
+        loss = float(self.losses_N.mean())
+        return {"loss": loss} | (
+            {} if self.swapped_N is None else {"context_gain": float(self.swapped_N.mean()) - loss}
+        )
+
+    def keep(self, file: Path) -> None:
+        """Writes the losses as a float32 array of NumPy, whole or not at all; the same examples in every trial."""
+        make_folder(file.parent)
+        temporary = file.with_suffix(".new")
+        with temporary.open("wb") as out:
+            np.save(out, self.losses_N.to(torch.float32).numpy())
+        temporary.replace(file)
+
+
+def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -> Evaluation:
+    """Validation losses; all ranks call it together and get the same numbers.
 
     Args:
         engine: the DeepSpeed engine.
         examples: the validation set; each rank takes its share.
         batch_size: examples that are evaluated at once.
         place: this process.
-
-    Returns:
-        `loss`; and `context_gain` if there are inputs: the loss with every target paired with the input of the example
-        half a validation set away, another document's, minus the loss. 0 means that the input is not used at all.
     """
     total, paired = len(examples.targets_NT), examples.inputs_NI is not None
     first, stop = total * place.rank // place.world_size, total * (place.rank + 1) // place.world_size
     largest_share = math.ceil(total / place.world_size)
     rounds = math.ceil(largest_share / batch_size)  # equal on all ranks: under ZeRO 3 they compute together
-    sums = torch.zeros(2, dtype=torch.float64)
+    found = torch.zeros(1 + paired, total, dtype=torch.float64)
     engine.eval()
     for start in range(first, first + rounds * batch_size, batch_size):
-        rows = (
-            torch.arange(start, min(start + batch_size, stop)) if start < stop else torch.tensor([], dtype=torch.int64)
-        )
-        sums[0] += _sum(engine, examples, rows, rows, place)
+        rows = torch.arange(start, max(start, min(start + batch_size, stop)))
+        found[0, rows] = _losses(engine, examples, rows, rows, place)
         if paired:
-            sums[1] += _sum(engine, examples, (rows + total // 2) % total, rows, place)
+            found[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, place)
     engine.train()
     if place.world_size > 1:
-        sums = sums.to(place.device)
-        dist.all_reduce(sums)
-    loss, swapped_loss = (sums / total).tolist()
-    return {"loss": loss, "context_gain": swapped_loss - loss} if paired else {"loss": loss}
+        found = found.to(place.device)
+        dist.all_reduce(found)  # zero where another rank has the example
+        found = found.cpu()
+    return Evaluation(found[0], found[1] if paired else None)
 
 
-def _sum(engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: Place) -> float:
-    """Sum of the mean losses of these examples; a rank that has none left computes one and leaves it out."""
+def _losses(
+    engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: Place
+) -> torch.Tensor:
+    """Losses of these examples; a rank that has none left computes one and leaves it out."""
     dummy = torch.tensor([0])
     every_NI = examples.inputs_NI
     inputs_BI = None if every_NI is None else every_NI[inputs if len(inputs) else dummy].to(place.device)
     targets_BT = examples.targets_NT[targets if len(targets) else dummy].to(place.device)
     with torch.no_grad():
-        losses_B = engine(inputs_BI, targets_BT, output="example_losses")
-    return float(losses_B[: len(targets)].double().sum())
+        losses_B: torch.Tensor = engine(inputs_BI, targets_BT, output="example_losses")
+    return losses_B[: len(targets)].double().cpu()

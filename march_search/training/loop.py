@@ -179,13 +179,15 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
 def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluates now and writes the line."""
     began, training = time.perf_counter(), trial.config.training
-    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
+    found = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
+    values = found.values
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
         )
     if trial.metrics:
         tokens = trial.step * training.global_batch_tokens
+        found.keep(trial.folder / "validation" / f"{tokens:015d}.npy")
         seconds = round(time.perf_counter() - began, 3)
         trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, seconds=seconds)
         trial.metrics.sync()
