@@ -1,7 +1,7 @@
 """Study and trial settings: the tables of studies/*.toml, checked before anything starts."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from march_search.errors import ConfigError
@@ -112,6 +112,9 @@ class TrainingConfig:
     least 1."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further keys of a DeepSpeed configuration, offloading say, or the path of a JSON file that holds them. `"auto"`
+    is what the study makes it; what contradicts the study is refused."""
     init: Literal["t5", "normal-0.02"] = "t5"
     """Initialisation recipe, see `march_search.model`."""
     evaluations: int = 10
@@ -182,11 +185,11 @@ def spread(steps: int, count: int) -> tuple[int, ...]:
 
 def _check_finite(settings: Any, table: str) -> None:
     """Refuses a number that is infinite or no number."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for one in fields(settings):
+        value = getattr(settings, one.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"[{table}]: {field.name} must be a finite number, not {number}.")
+                raise ConfigError(f"[{table}]: {one.name} must be a finite number, not {number}.")
 
 
 @dataclass(frozen=True)

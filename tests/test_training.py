@@ -15,8 +15,9 @@ from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial,
 
 from march_search import Architecture, outcome
 from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
+from march_search.ds_config import ds_config
+from march_search.errors import ConfigError
 from march_search.settings import build
-from march_search.training.ds_config import ds_config
 from march_search.training.schedule import schedule
 
 MakeTrial = Callable[..., Path]
@@ -300,6 +301,43 @@ def test_the_engine_is_told_every_number() -> None:
     assert config["train_batch_size"] == 2048 == 32 * 8 * config["gradient_accumulation_steps"]
     assert config["zero_optimization"]["stage"] == 2
     assert config["bf16"] == {"enabled": True}
+
+
+def test_a_persons_own_deepspeed_keys_stand_beside_the_studys(make_trial: MakeTrial) -> None:
+    own = {
+        "train_batch_size": "auto",
+        "gradient_clipping": 1.0,
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": "auto", "reduce_bucket_size": 1_000_000, "allgather_partitions": False},
+    }
+    folder = make_trial("own", tokens=512, zero_stage=2, deepspeed=own)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads((folder / "ds_config.json").read_text())
+    assert told["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_partitions": False}
+    assert (told["train_batch_size"], told["communication_data_type"]) == (8, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"zero_optimisation": {"stage": 1}}, 'has no key "zero_optimisation". Did you mean "zero_optimization"?'),
+        ({"zero_optimization": {"offload_optimiser": {}}}, 'Did you mean "offload_optimizer"?'),
+        ({"train_batch_size": 64}, '"train_batch_size" is 64, and [training] global_batch_tokens makes it 8'),
+        ({"bf16": {"enabled": True}}, '"bf16.enabled" is True, and [training] precision makes it False'),
+        (
+            {"optimizer": {"type": "Adam"}},
+            "[training] learning_rate, betas, epsilon and weight_decay makes it otherwise",
+        ),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "and the trial makes it 'fp32': leave it out"),
+    ],
+)
+def test_deepspeed_keys_that_are_unknown_or_contradict_are_refused(own: dict, message: str) -> None:
+    training = replace(TINY_TRAINING, deepspeed=own)
+    with pytest.raises(ConfigError) as caught:
+        ds_config(training, BatchPlan.of(training, DATA, ranks=1))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_schedules_rise_and_fall_where_they_say() -> None:

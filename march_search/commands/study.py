@@ -57,7 +57,11 @@ def load(text: str) -> tuple[StudyConfig, str, Path]:
     from march_search.shipped import shipped_path
 
     path = shipped_path("studies", text)
-    return build(StudyConfig, read_file(path), str(path)), path.stem, path.parent
+    table = read_file(path)
+    training = table.get("training")
+    if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
+        training["deepspeed"] = read_file(path.parent / Path(training["deepspeed"]).expanduser())
+    return build(StudyConfig, table, str(path)), path.stem, path.parent
 
 
 def run_study(options: argparse.Namespace) -> int:

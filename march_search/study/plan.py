@@ -42,7 +42,7 @@ def _batch(config: StudyConfig) -> str:
     batch, told = config.batch, config.training.micro_batch_sequences
     cut = f"{batch.accumulation} accumulation × {told} micro batch"
     if told is None:
-        cut = f"{batch.micro_batch} sequences, in micro batches that fit the memory"
+        cut = f"{batch.micro_batch} sequences; micro batch and accumulation as its memory allows"
     return f"{batch.sequences} sequences × {config.data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × {cut}"
 
 

@@ -14,11 +14,11 @@ from march_search.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
+from march_search.ds_config import ds_config
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
 from march_search.training import checkpoints, environment, evaluation, fitting
-from march_search.training.ds_config import ds_config
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
