@@ -2,7 +2,6 @@
 
 import dataclasses
 import random
-import sys
 
 import pytest
 from hypothesis import given, settings
@@ -132,15 +131,17 @@ def test_a_t5_folder_with_sentencepiece_alone_makes_the_tokens_of_sentencepiece(
     loaded = bpe.load(sentencepiece_folder(tmp_path))
     assert bpe.special_of(loaded, "") == (1, 299, -1)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
-    for text in TEXTS[:10]:
+    for text in [*TEXTS[:10], "Two  spaces, a \n line, ﬁ and naïve 🦆 "]:
         assert loaded.encode(text, add_special_tokens=False).ids == reference.encode(text)
 
 
-def test_sentencepiece_without_its_reader_names_the_way_out(tmp_path, monkeypatch):
-    (tmp_path / "spiece.model").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(DataError, match=r"sentencepiece is not installed: pip install \"march-search\[t5\]\"$"):
+@pytest.mark.parametrize("data", [b"", b"\x0a\xff", b"\x0a\x03\x0a\x01a", b"\xff" * 20, b"no model at all"])
+def test_a_damaged_sentencepiece_model_is_named(data, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(data)
+    with pytest.raises(DataError) as caught:
         bpe.load(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}: is no readable tokenizer (")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):

@@ -6,13 +6,13 @@ document is four characters and never the special token, so no document can forg
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from march_search.data import sentencepiece
 from march_search.data.files import one_line
 from march_search.data.ids import SENTINELS, Special
 from march_search.errors import DataError
@@ -63,28 +63,10 @@ def load(path: Path) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
         if path.is_dir() and not file.is_file() and (path / "spiece.model").is_file():
-            return _plain(_sentencepiece(path))
+            return _plain(sentencepiece.read(path / "spiece.model"))
         return _plain(Tokenizer.from_str(file.read_text(encoding="utf-8")))
-    except DataError:
-        raise
-    except Exception as error:  # tokenizers and transformers raise errors of many kinds
+    except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"{path}: is no readable tokenizer ({one_line(error)}).") from None
-
-
-def _sentencepiece(folder: Path) -> Tokenizer:
-    """A folder with spiece.model alone, read by transformers."""
-    try:
-        for module in ("transformers", "sentencepiece", "google.protobuf"):
-            importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"{folder}: holds spiece.model and no tokenizer.json, and {error.name} is not installed: pip install "
-            '"march-search[t5]"'
-        ) from None
-    import transformers
-
-    tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
-    return tokenizer
 
 
 def special_of(tokenizer: Tokenizer, label: str) -> Special:
