@@ -1,6 +1,7 @@
 """This process among its ranks: device, process group, DeepSpeed's traps, and what to record about the machine."""
 
 import collections
+import contextlib
 import os
 import platform
 import resource
@@ -8,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -108,6 +110,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory this process has held: of the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError):  # not what the program that this one replaced, or the parent, once held
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
