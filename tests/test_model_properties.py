@@ -210,7 +210,8 @@ def test_the_norm_on_a_cpu_equals_torchs_with_its_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_in_chunks_equals_cross_entropy_with_its_gradients(monkeypatch, dtype):
-    monkeypatch.setattr("march_search.model.loss.CHUNK_LOGITS", {"cpu": 200, "other": 200})
+    monkeypatch.setattr("march_search.model.loss.CHUNK_LOGITS", {"cpu": 500, "other": 500})
+    monkeypatch.setattr("march_search.model.loss.BLOCK_LOGITS", {"cpu": 200, "other": 200})
     torch.manual_seed(0)
     x = torch.randn(23, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(50, 16, dtype=dtype, requires_grad=True)
