@@ -170,7 +170,9 @@ def main() -> None:
     peaks = {precision: matrix_peak(precision) for precision in options.precisions}
     for precision, peak in peaks.items():
         print(f"matrix-product peak, {precision}: {peak / 1e9:.0f} GFLOP/s")
-    print("shape  precision compile   tokens/s ours    HF  ratio   peak MB ours    HF  ratio   share of peak ours    HF   largest loss difference")
+    print(
+        "shape  precision compile   tokens/s ours    HF  ratio   peak MB ours    HF  ratio   share of peak ours    HF   largest loss difference"
+    )
     for shape in options.shapes:
         with tempfile.TemporaryDirectory() as folder:
             prepare(SHAPES[shape], Path(folder))

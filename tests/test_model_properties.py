@@ -178,9 +178,11 @@ def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
         torch.testing.assert_close(sums, (e / (1 + e))[..., None].expand(-1, -1, -1, 4).flatten(2))
 
 
+@pytest.mark.parametrize("block_scores", [2**21, 150], ids=["one block", "a block each"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_attention_on_a_cpu_equals_sdpa_with_its_gradients(causal, has_bias):
+def test_attention_on_a_cpu_equals_sdpa_with_its_gradients(monkeypatch, causal, has_bias, block_scores):
+    monkeypatch.setattr("march_search.model.cpu.BLOCK_SCORES", block_scores)
     torch.manual_seed(0)
     qkv = torch.randn(3, 2, 4, 6, 8, requires_grad=True)
     bias = torch.randn(4, 6, 6, requires_grad=True) if has_bias else None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_LOGITS = {"cpu": 2**24, "other": 2**26}
+CHUNK_LOGITS = {"cpu": 2**25, "other": 2**26}
 """Logits of a chunk, one matrix product: fewer rows would make the products slow, more take memory."""
 
 BLOCK_LOGITS = {"cpu": 2**18, "other": 2**26}
