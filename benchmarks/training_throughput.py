@@ -8,8 +8,6 @@ The matrix-product peak is the best of a few products of 2048 x 2048, in the sam
 """
 
 import argparse
-import contextlib
-import importlib.util
 import json
 import os
 import resource

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from march_search.architecture import DEFAULTS, Architecture
 from march_search.errors import ArchitectureError
+from march_search.model.cpu import EPSILON
+from march_search.model.positions import MAX_DISTANCE
+from march_search.model.seq2seq import START_TOKEN
 from march_search.parameters import RELATIVE_BUCKETS
 
 FREE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "num_decoder_layers", "vocab_size", "max_length")
@@ -17,6 +20,9 @@ FREE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "num_decoder_layer
 
 FREE_CHOICES = ("feed_forward_proj", "tie_word_embeddings")
 """Fields of which T5 knows every choice."""
+
+EXACT_NAMES = {"gelu": "gelu_new"}
+"""Activations that have another name there: T5's `gelu` alone is the exact one, with `gated-` it is the tanh form."""
 
 
 def check_t5(a: Architecture) -> None:
@@ -50,14 +56,14 @@ def t5_config(a: Architecture, dtype: str) -> dict[str, Any]:
         "num_decoder_layers": a.decoder_layers,
         "num_heads": a.num_heads,
         "relative_attention_num_buckets": RELATIVE_BUCKETS,
-        "relative_attention_max_distance": 128,
-        "feed_forward_proj": a.feed_forward_proj,
-        "layer_norm_epsilon": 1e-6,
+        "relative_attention_max_distance": MAX_DISTANCE,
+        "feed_forward_proj": EXACT_NAMES.get(a.feed_forward_proj, a.feed_forward_proj),
+        "layer_norm_epsilon": EPSILON,
         "dropout_rate": 0.0,
         "tie_word_embeddings": a.tie_word_embeddings,
         "pad_token_id": 0,
         "eos_token_id": 1,
-        "decoder_start_token_id": 0,
+        "decoder_start_token_id": START_TOKEN,
         "dtype": dtype,
     }
 
