@@ -55,7 +55,7 @@ def save_tokenizer(store: Path, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",
         "eos_token": "</s>",
-        "extra_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -71,7 +71,7 @@ def _of_checkpoint(tag: Path) -> dict[str, Tensor]:
     """The model's weights in one checkpoint; under ZeRO 3, put together from all ranks' fp32 copies."""
     whole = tag / "mp_rank_00_model_states.pt"
     if whole.is_file():
-        module: dict[str, Tensor] = torch.load(whole, map_location="cpu", weights_only=False)["module"]
+        module: dict[str, Tensor] = torch.load(whole, map_location="cpu", weights_only=True)["module"]
         return module
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
