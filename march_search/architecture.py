@@ -124,8 +124,7 @@ class Architecture:
     @property
     def num_params_non_embedding(self) -> int:
         """Parameters without token embedding, learned positions and output layer."""
-        groups = parameters.param_groups(self)
-        return sum(count for group, count in groups.items() if group not in parameters.EMBEDDING_GROUPS)
+        return self.num_params - int(sum(parameters.embedding_groups(self).values()))
 
     def param_groups(self) -> dict[str, int]:
         """Parameters by group, in numbers of scalars. The groups sum to `num_params`; tied embeddings count once."""

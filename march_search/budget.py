@@ -75,18 +75,31 @@ def parse_parameters(text: str) -> int:
     Raises:
         BudgetError: none of these, or not a whole number of at least 1.
     """
-    word = text.strip()
-    if word.lower() in NAMED:
-        return NAMED[word.lower()]
-    match = _NUMBER.fullmatch(word)
+    word = text.strip().lower()
+    if word in NAMED:
+        return NAMED[word]
+    return parse_count(text, "parameter budget", "parameters", f" or a name. {nearest(word, NAMED)}")
+
+
+def parse_count(text: str, noun: str, unit: str = "tokens", otherwise: str = ".") -> int:
+    """A number from `220M`, `1.3B` or `222_903_552`.
+
+    Args:
+        text: what a person wrote.
+        noun: what it should be, for the error line.
+        unit: what is counted, for the error line.
+        otherwise: what else can be written, and the end of that line.
+
+    Raises:
+        BudgetError: not of this form, or not a whole number from 1 to 10^15.
+    """
+    match = _NUMBER.fullmatch(text.strip())
     if not match:
-        raise BudgetError(
-            f'"{text}" is no parameter budget: write 220M, 1.3B, 222_903_552 or a name. {nearest(word.lower(), NAMED)}'
-        )
+        raise BudgetError(f'"{text}" is no {noun}: write 220M, 1.3B, 222_903_552{otherwise}')
     value = Decimal(match[1].replace("_", "").replace(",", "")) * _UNITS[match[2].upper()]
     if value != int(value) or value < 1 or value >= 10**15:
         raise BudgetError(
-            f'"{text}" is {value:f} parameters: a budget is a whole number from 1 to 10^15. Write 220M or 1.3B.'
+            f'"{text}" is {value:f} {unit}: a budget is a whole number from 1 to 10^15. Write 220M or 1.3B.'
         )
     return int(value)
 

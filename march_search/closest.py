@@ -1,12 +1,23 @@
 """What to say when no architecture meets a budget: the nearest on either side, and which way out there is."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 
 from march_search.architecture import Architecture
 from march_search.budget import Budget
 from march_search.errors import EmptySetError
 from march_search.solver import FeasibleSet, solve, solve_band
 from march_search.space import SearchSpace
+
+_SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff")
+"""Axes that a person may widen."""
+
+_STEPS = {"d_model": 64, "d_kv": 32, "d_ff": 64}
+"""Steps of an axis that has one value, where it is not 1."""
+
+_FURTHER = 64
+"""Values beyond an end that are tried."""
 
 
 def solve_or_explain(space: SearchSpace) -> FeasibleSet:
@@ -55,10 +66,28 @@ def _way_out(space: SearchSpace, budget: Budget) -> str:
     named = " and ".join(
         f"{a.name} at {budget.difference_percent(n):+.3g}%" for a, n in zip(sides, counts, strict=True)
     )
+    wider = " or ".join(_wider_ranges(space))
     if len(sides) == 2:
-        return f"Closest: {named}. Widen the tolerance, or give an axis more values."
-    end, verb = (
-        ("largest", "Raise the upper ends") if counts[0] < budget.parameters else ("smallest", "Lower the lower ends")
-    )
-    axes = [axis for axis in ("num_layers", "d_model", "d_ff") if axis in space.varying] or ["d_model"]
-    return f"The {end} it has: {named}. {verb} of {', '.join(axes)}, or change the budget."
+        return f"Closest: {named}. Widen the tolerance{', ' * bool(wider)}{wider}."
+    end = "largest" if counts[0] < budget.parameters else "smallest"
+    way = f"Widen {wider}" if wider else "No axis alone reaches it: widen several, loosen a rule"
+    return f"The {end} it has: {named}. {way}, or change the budget."
+
+
+def _wider_ranges(space: SearchSpace) -> list[str]:
+    """Which axis, if it alone went further, would let an architecture in: `d_ff up to 3,264`."""
+    ways = []
+    for axis in _SHAPE:
+        values = space.axes[axis]
+        if values == (None,):
+            continue
+        step = min((b - a for a, b in pairwise(values)), default=_STEPS.get(axis, 1))
+        for words, further in (
+            ("up to", range(values[-1] + step, 2 * values[-1] + 1, step)[:_FURTHER]),
+            ("down to", range(values[0] - step, values[0] // 2, -step)[:_FURTHER]),
+        ):
+            found = solve(replace(space, axes=space.axes | {axis: tuple(sorted(further))})) if further else ()
+            if isinstance(found, FeasibleSet) and len(found):
+                reached = found.members().axis(axis)
+                ways.append(f"{axis} {words} {reached.min() if words == 'up to' else reached.max():,}")
+    return ways

@@ -1,6 +1,7 @@
 """Space-filling designs: a few architectures of a feasible set, as different from each other as the set allows."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,14 +9,17 @@ from numpy.typing import NDArray
 from march_search.errors import ConfigError
 from march_search.selection import Selection
 from march_search.settings import nearest
-from march_search.solver import FeasibleSet, Members
 from march_search.space import AXES
+
+if TYPE_CHECKING:
+    from march_search.members import Members
+    from march_search.solver import FeasibleSet
 
 POOL = 20_000
 """Members that a design is chosen from; a larger set is sampled uniformly first."""
 
 
-def design(found: FeasibleSet, n: int, by: Sequence[str] = (), seed: int = 0) -> Selection:
+def design(found: "FeasibleSet", n: int, by: Sequence[str] = (), seed: int = 0) -> Selection:
     """`n` members spread over the axes `by` (default: all that vary); every beginning of the result is a design too.
 
     Greedy maximin distance (Kennard and Stone 1969): first the member nearest to the middle, then always the one whose
@@ -35,7 +39,7 @@ def design(found: FeasibleSet, n: int, by: Sequence[str] = (), seed: int = 0) ->
     return found.select(pool[_spread(points, n)])
 
 
-def _coordinates(members: Members, axes: Sequence[str]) -> NDArray[np.float64]:
+def _coordinates(members: "Members", axes: Sequence[str]) -> NDArray[np.float64]:
     """(n, dimensions) coordinates in [0, 1] along number axes, one dimension a value along others."""
     columns = []
     for axis in axes:

@@ -30,9 +30,6 @@ import numpy as np
 RELATIVE_BUCKETS = 32
 """Buckets of T5's relative position bias."""
 
-EMBEDDING_GROUPS = ("embedding", "position_embedding", "lm_head")
-"""Groups that a non-embedding count leaves out (Kaplan et al. 2020, section 2.1)."""
-
 
 class Run(NamedTuple):
     """Consecutive layers of one stack with equal shapes. Numbers are ints or broadcastable int64 arrays."""
@@ -100,19 +97,32 @@ def param_groups(a: Any) -> dict[str, Any]:
     Args:
         a: an `Architecture`, or any object with its fields in which the numbers are int64 arrays that broadcast.
     """
-    decoder_only = a.structure == "decoder-only"
-    groups = {"embedding": a.vocab_size * a.d_model}
-    groups["position_embedding"] = a.max_length * a.d_model * (a.position == "absolute")
-    if not decoder_only:
-        groups |= _stack_groups(a, "encoder", a.num_layers, cross=False)
-    depth = a.num_layers if decoder_only or a.num_decoder_layers is None else a.num_decoder_layers
-    groups |= _stack_groups(a, "decoder", depth, cross=not decoder_only)
-    groups["lm_head"] = a.vocab_size * a.d_model * (not a.tie_word_embeddings)
+    groups = embedding_groups(a)
+    for stack, num_layers in stacks(a):
+        groups |= stack_groups(a, stack, num_layers)
     return groups
 
 
-def _stack_groups(a: Any, stack: str, num_layers: int, cross: bool) -> dict[str, Any]:
-    """Parameters of one stack by group."""
+def embedding_groups(a: Any) -> dict[str, Any]:
+    """Parameters that a non-embedding count leaves out (Kaplan et al. 2020, section 2.1), by group."""
+    return {
+        "embedding": a.vocab_size * a.d_model,
+        "position_embedding": a.max_length * a.d_model * (a.position == "absolute"),
+        "lm_head": a.vocab_size * a.d_model * (not a.tie_word_embeddings),
+    }
+
+
+def stacks(a: Any) -> list[tuple[str, int]]:
+    """Name and number of layers of each stack of `a`, the decoder last."""
+    if a.structure == "decoder-only":
+        return [("decoder", a.num_layers)]
+    depth = a.num_layers if a.num_decoder_layers is None else a.num_decoder_layers
+    return [("encoder", a.num_layers), ("decoder", depth)]
+
+
+def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
+    """Parameters of one stack of `stacks` by group."""
+    cross = stack == "decoder" and a.structure != "decoder-only"
     runs = stack_runs(a, num_layers)
     noop = a.noop_key == "learned"
     matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2

@@ -1,7 +1,7 @@
 """Architectures of a feasible set in some order, built one by one when they are looked at."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.architecture import Architecture
+from march_search.cost import Setup
 
 if TYPE_CHECKING:
-    from march_search.solver import FeasibleSet, Members
+    from march_search.members import Members
+    from march_search.solver import FeasibleSet
 
 Ints = NDArray[np.int64]
 
@@ -50,7 +52,7 @@ class Selection(Sequence[Architecture], ABC):
     def __iter__(self) -> Iterator[Architecture]:
         for start in range(0, len(self), 4096):
             members = self.source.decode(self.numbers(start, start + 4096))
-            for place in range(len(members.d_ff)):
+            for place in range(len(members)):
                 yield members.architecture(place)
 
     def members(self) -> "Members":
@@ -61,37 +63,36 @@ class Selection(Sequence[Architecture], ABC):
         """The members of `source` with these numbers, in this order."""
         return Picked(self.source, numbers)
 
-    def top(self, n: int, key: str = "difference", **lengths: Any) -> "Selection":
+    def top(self, n: int, key: str = "difference", setup: Setup = Setup()) -> "Selection":  # noqa: B008
         """The `n` members with the smallest key, ties in the set's own order; 0 for all of them, sorted.
 
         Args:
             n: how many.
-            key: `difference` from the budget, `params`, `flops`, or an axis; a `-` before it takes the largest first.
-            **lengths: what `flops.flops_per_token` needs beyond its defaults.
+            key: one of `members.MEASURES` or an axis; a `-` before it takes the largest first.
+            setup: how a trial would run, for measures that depend on it.
+
+        Raises:
+            UsageError: there is no such key.
+        """
+        name = key.removeprefix("-")
+        sign = -1 if key != name else 1
+        return self.first(n, lambda members: sign * members.measure(name, setup))
+
+    def first(self, n: int, measure: "Callable[[Members], NDArray[Any]]") -> "Selection":
+        """The `n` members with the smallest measure, ties in this order; 0 for all of them, sorted.
+
+        Args:
+            n: how many.
+            measure: (m,) numbers of m members.
         """
         best, keys = self.numbers(0, 0), np.zeros(0)
         for start in range(0, len(self), CHUNK):
             numbers = self.numbers(start, start + CHUNK)
-            keys = np.concatenate([keys, self._keys(numbers, key, lengths)])
+            keys = np.concatenate([keys, measure(self.source.decode(numbers))])
             best = np.concatenate([best, numbers])
             order = np.argsort(keys, kind="stable")[: n or None]
             best, keys = best[order], keys[order]
         return self.select(best)
-
-    def _keys(self, numbers: Ints, key: str, lengths: dict[str, Any]) -> NDArray[Any]:
-        """Sort keys of these members."""
-        members, name = self.source.decode(numbers), key.removeprefix("-")
-        if name == "difference":
-            values: NDArray[Any] = np.abs(members.counted - self.source.budget.parameters)
-        elif name == "params":
-            values = members.counted
-        elif name == "flops":
-            values = members.flops_per_token(**lengths)
-        else:
-            values = members.axis(name)
-            if values.dtype.kind not in "iuf":
-                values = np.unique(values, return_inverse=True)[1]
-        return -values if key.startswith("-") else values
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,36 +1,29 @@
 """Every architecture of a space inside a budget: counted, indexed, enumerated, sampled, all exactly.
 
-Parameters are linear in `d_ff`: `num_params = constant + slope * d_ff`. So all other axes are laid out as a grid of
-int64 arrays, and for each point the feasible values of `d_ff` are one interval, found by division. What is kept is one
-row for each point whose interval is not empty; members are numbered through these intervals and built on demand.
+`grid.py` finds, for each point of all axes but `d_ff`, the run of feasible `d_ff`. What is kept is one row of 28 bytes
+for each run that is not empty; members are numbered through these runs and built on demand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from march_search import flops, parameters
+from march_search import design, pareto
 from march_search.architecture import Architecture
 from march_search.budget import Budget
-from march_search.errors import ConfigError
+from march_search.cost import Setup
+from march_search.errors import ConfigError, EmptySetError
+from march_search.grid import DEPTHS, OTHERS, Combination, Family, Ints, Mesh, Runs
+from march_search.members import Members
 from march_search.selection import Selection
-from march_search.space import AXES, SearchSpace
-
-Ints = NDArray[np.int64]
-
-MESH = ("vocab_size", "d_model", "num_heads", "d_kv", "d_bottleneck")
-"""Axes that are laid out as arrays; those before them in `AXES` are walked one combination at a time."""
+from march_search.space import SearchSpace
 
 _FAR = 2**61
 """More parameters than any architecture on the axes can have."""
-
-OUTER = tuple(axis for axis in AXES if axis not in MESH and axis != "d_ff")
 
 
 def solve(space: SearchSpace) -> "FeasibleSet":
@@ -47,26 +40,36 @@ def solve(space: SearchSpace) -> "FeasibleSet":
 def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "FeasibleSet":
     """All architectures of `space` with `low` to `high` parameters, counted as `budget` says, both ends included."""
     low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
+    meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
+    combinations: list[Combination] = []
+    parts: list[Runs] = []
+    for values in product(*(space.axes[axis] for axis in OTHERS)):
+        others = dict(zip(OTHERS, values, strict=True))
+        family = Family(space, meshes[others["bottleneck"] != "none"], others)
+        for depths in product(*(space.axes[axis] for axis in DEPTHS)):
+            combination = Combination(family, depths)
+            if combination.is_real:
+                runs = combination.runs(budget, low, high)
+                if len(runs.mesh):
+                    combinations.append(combination)
+                    parts.append(runs.narrow())
     d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
-    outer: list[_Combination] = []
-    parts: list[Ints] = []
-    for values in product(*(space.axes[axis] for axis in OUTER)):
-        combination = _Combination(space, dict(zip(OUTER, values, strict=True)))
-        if combination.is_real:
-            rows = combination.rows(budget, low, high, d_ff)
-            if rows.shape[1]:
-                rows[0] = len(outer)
-                outer.append(combination)
-                parts.append(rows)
-    rows = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0), dtype=np.int64)
-    return FeasibleSet(space, budget, d_ff, tuple(outer), rows)
+    return FeasibleSet(space, budget, d_ff, tuple(combinations), *_joined(parts))
+
+
+def _joined(parts: list[Runs]) -> tuple[Ints, Runs]:
+    """The first run of each part, and all parts as one, column by column so that no column is held three times."""
+    starts = np.cumsum([0, *(len(part.mesh) for part in parts)])
+    columns = [list(column) for column in zip(*parts, strict=True)] or [[np.zeros(0, dtype=np.int64)] for _ in range(5)]
+    parts.clear()
+    return starts[:-1], Runs(*(np.concatenate(columns.pop(0)) for _ in range(5)))
 
 
 @dataclass(frozen=True, eq=False)
 class FeasibleSet(Selection):
     """Every feasible architecture, ordered: axis by axis as in `space.AXES`, the last (`d_ff`) changing fastest.
 
-    Holds one row of 48 bytes for each run of consecutive `d_ff` values, not the architectures themselves.
+    Holds one row for each run of neighbouring `d_ff` values, not the architectures themselves.
     """
 
     space: SearchSpace
@@ -75,18 +78,20 @@ class FeasibleSet(Selection):
     """What it was held to."""
     d_ff: Ints
     """Values of the `d_ff` axis, ascending."""
-    combinations: "tuple[_Combination, ...]"
+    combinations: tuple[Combination, ...]
     """Values of the outer axes, one entry for each combination that has members."""
-    runs: Ints
-    """(6, R): combination, mesh index, first index in `d_ff`, length, constant, slope of each run."""
+    starts: Ints
+    """(combinations,) the first run of each."""
+    runs: Runs
+    """Columns of length R, combination by combination."""
 
     @cached_property
-    def ends(self) -> Ints:
-        """(R,) number of members up to and including each run."""
-        return np.cumsum(self.runs[3])
+    def begins(self) -> Ints:
+        """(R + 1,) number of the first member of each run, and of the one after the last."""
+        return np.concatenate([[0], np.cumsum(self.runs.length, dtype=np.int64)])
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if self.runs.shape[1] else 0
+        return int(self.begins[-1])
 
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture) or not self.space.contains(architecture):
@@ -104,12 +109,40 @@ class FeasibleSet(Selection):
         """Member numbers from `start` up to `stop`."""
         return np.arange(start, len(self) if stop is None else min(stop, len(self)))
 
-    def decode(self, numbers: Ints) -> "Members":
+    def decode(self, numbers: Ints) -> Members:
         """The members with these numbers (n,), as columns."""
-        run = np.searchsorted(self.ends, numbers, side="right")
-        combination, mesh, first, length, constant, slope = self.runs[:, run]
-        d_ff = self.d_ff[first + numbers - (self.ends[run] - length)]
+        run = np.searchsorted(self.begins, numbers, side="right") - 1
+        combination = np.searchsorted(self.starts, run, side="right") - 1
+        mesh, first, _, constant, slope = self.runs.pick(run)
+        d_ff = self.d_ff[first + (numbers - self.begins[run])]
         return Members(self, combination, mesh, d_ff, constant + slope * d_ff)
+
+    def index(self, architecture: Any, start: int = 0, stop: int | None = None) -> int:
+        """The number of a member, found without walking the set.
+
+        Raises:
+            ValueError: it is none, or none between `start` and `stop`.
+        """
+        number = self._number(architecture) if architecture in self else -1
+        if number not in range(*slice(start, stop).indices(len(self))):
+            raise ValueError(f"{architecture} is not in the feasible set.")
+        return number
+
+    def _number(self, a: Architecture) -> int:
+        """The number of `a`, which is a member."""
+        combination = self._outer_index[*(getattr(a, axis) for axis in OTHERS), a.num_layers, a.decoder_layers]
+        rows = slice(self.starts[combination], [*self.starts, len(self.runs.mesh)][combination + 1])
+        mesh = self.combinations[combination].mesh.point(vars(a))
+        place = int(np.searchsorted(self.d_ff, a.d_ff))
+        key = self.runs.mesh[rows].astype(np.int64) * len(self.d_ff) + self.runs.first[rows]
+        run = int(rows.start + np.searchsorted(key, mesh * len(self.d_ff) + place, side="right") - 1)
+        return int(self.begins[run] + place - self.runs.first[run])
+
+    @cached_property
+    def _outer_index(self) -> dict[tuple[Any, ...], int]:
+        """Which combination has these outer values, with the real number of decoder layers."""
+        combinations = enumerate(self.combinations)
+        return {(*c.family.others.values(), c.outer["num_layers"], c.depth): place for place, c in combinations}
 
     def sample(self, n: int, seed: int) -> Selection:
         """`n` different members, uniformly at random: every subset is equally likely. Same seed, same sample.
@@ -124,164 +157,27 @@ class FeasibleSet(Selection):
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else self.numbers(0, 0)
         return self.select(np.asarray(chosen, dtype=np.int64))
 
+    def design(self, n: int, by: Sequence[str] = (), seed: int = 0) -> Selection:
+        """`n` members, as different from each other along the axes `by` as can be; see `design.design`."""
+        return design.design(self, n, by, seed)
 
-@dataclass(frozen=True)
-class Members:
-    """Some members of a feasible set, as columns of equal length n."""
+    def pareto(self, by: Sequence[str] = pareto.OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
+        """The members that no other beats in all of `by`; see `pareto.pareto`."""
+        return pareto.pareto(self, by, setup)
 
-    found: FeasibleSet
-    """The set they are of."""
-    combination: Ints
-    """(n,) index of each one's outer values."""
-    mesh: Ints
-    """(n,) index into that combination's mesh."""
-    d_ff: Ints
-    """(n,) feed-forward width."""
-    counted: Ints
-    """(n,) parameters in the budget's count."""
+    def nearest(self, architecture: Architecture, n: int = 1) -> Selection:
+        """The `n` members nearest to an architecture, which may be one; ties in the set's own order.
 
-    def axis(self, name: str) -> NDArray[Any]:
-        """(n,) values of one axis; `num_decoder_layers` as the real number of layers, `d_bottleneck` 0 for none."""
-        if name == "d_ff":
-            return self.d_ff
-        if name in OUTER:
-            return np.array(
-                [c.depth if name == "num_decoder_layers" else c.outer[name] for c in self.found.combinations]
-            )[self.combination]
-        place = MESH.index(name)
-        result = np.zeros(len(self.mesh), dtype=np.int64)
-        for chosen, combination in self._by_combination():
-            values = np.array([v or 0 for v in combination.mesh_axes[place]], dtype=np.int64)
-            result[chosen] = values[np.unravel_index(self.mesh[chosen], combination.mesh_shape)[place]]
-        return result
+        The distance is `Members.octaves_from`: twice the width is as far as half of it, and as another activation.
+        """
+        return self.first(n, lambda members: members.octaves_from(architecture))
 
-    def flops_per_token(self, **lengths: Any) -> NDArray[np.float64]:
-        """(n,) operations per token of text; `lengths` as in `flops.flops_per_token`."""
-        result = np.zeros(len(self.mesh))
-        for chosen, combination in self._by_combination():
-            shape = combination.shape(combination.mesh_values(self.mesh[chosen]))
-            shape.d_ff = self.d_ff[chosen]
-            result[chosen] = flops.flops_per_token(shape, **lengths)
-        return result
+    def project(self, architecture: Architecture) -> Architecture:
+        """The member nearest to an architecture: itself if it is one.
 
-    def _by_combination(self) -> "Iterator[tuple[Ints, _Combination]]":
-        """(places, combination) for each combination present."""
-        order = np.argsort(self.combination, kind="stable")
-        starts = np.flatnonzero(np.diff(self.combination[order], prepend=-1))
-        for places in np.split(order, starts[1:]) if len(order) else []:
-            yield places, self.found.combinations[self.combination[places[0]]]
-
-    def architecture(self, place: int = 0) -> Architecture:
-        """The member at one place."""
-        combination = self.found.combinations[self.combination[place]]
-        index = np.unravel_index(int(self.mesh[place]), combination.mesh_shape)
-        mesh = {axis: combination.mesh_axes[i][int(index[i])] for i, axis in enumerate(MESH)}
-        return Architecture(**combination.outer, **mesh, d_ff=int(self.d_ff[place]))
-
-
-class _Combination:
-    """One choice of all outer axes, with the grid of the others."""
-
-    def __init__(self, space: SearchSpace, outer: dict[str, Any]) -> None:
-        self.space, self.outer = space, outer
-        decoder_only = outer["structure"] == "decoder-only"
-        first_depth = space.axes["num_decoder_layers"][0]
-        self.is_real = not decoder_only or outer["num_decoder_layers"] == first_depth
-        if decoder_only:
-            self.outer = outer | {"num_decoder_layers": None}
-        self.depth: int = self.outer["num_decoder_layers"] or outer["num_layers"]
-        narrow: tuple[Any, ...] = (None,) if outer["bottleneck"] == "none" else space.axes["d_bottleneck"]
-        self.mesh_axes = [narrow if axis == "d_bottleneck" else space.axes[axis] for axis in MESH]
-        self.mesh_shape = tuple(len(values) for values in self.mesh_axes)
-        self.mesh_arrays = [None if v == (None,) else np.array(v, dtype=np.int64) for v in self.mesh_axes]
-
-    def shape(self, mesh: list[Any]) -> SimpleNamespace:
-        """All fields but `d_ff`, those of the mesh as arrays."""
-        return SimpleNamespace(**self.outer, **dict(zip(MESH, mesh, strict=True)))
-
-    def rows(self, budget: Budget, low: int, high: int, d_ff: Ints) -> Ints:
-        """(6, R) runs of feasible `d_ff`, in mesh order, the first row left for the combination's number."""
-        shape = self.shape(list(_open_mesh(self.mesh_arrays)))
-        allowed: Any = self._allowed(shape)
-        if not np.any(allowed):
-            return np.zeros((6, 0), dtype=np.int64)
-        allowed = np.broadcast_to(allowed, self.mesh_shape)
-        mesh = np.flatnonzero(allowed)
-        if 4 * len(mesh) < allowed.size:  # few points are left: leave the others out of the arithmetic
-            shape = self.shape(self.mesh_values(mesh))
-            allowed = np.True_
-        shape.d_ff = 0
-        constant = _counted(shape, budget)
-        shape.d_ff = 1
-        slope = _counted(shape, budget) - constant
-        near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high) & allowed
-        near, constant, slope = np.broadcast_arrays(near, constant, slope)
-        mesh = mesh[near] if near.ndim == 1 else np.flatnonzero(np.broadcast_to(near, self.mesh_shape))
-        if near.ndim > 1:
-            constant, slope = (np.broadcast_to(x, self.mesh_shape).ravel()[mesh] for x in (constant, slope))
-        else:
-            constant, slope = constant[near], slope[near]
-        first = _places(d_ff, -((constant - low) // slope))
-        stop = _places(d_ff, (high - constant) // slope + 1)
-        rows = np.stack([np.zeros_like(mesh), mesh, first, stop - first, constant, slope])[:, stop > first]
-        return self._split_by_rules(rows, d_ff)
-
-    def _allowed(self, shape: SimpleNamespace) -> Any:
-        """Where on the mesh an architecture exists and all rules without `d_ff` hold: a bool or a bool array."""
-        allowed: Any = np.True_
-        for refused, _ in parameters.refusals(shape):
-            allowed = allowed & np.logical_not(refused)
-        values = self._rule_values(vars(shape))
-        for rule in self.space.rules:
-            if "d_ff" not in rule.names and allowed.any():
-                allowed = allowed & rule.holds(values)
-        return allowed
-
-    def mesh_values(self, mesh: Ints) -> list[Any]:
-        """The mesh axes' values at these mesh indices, each (n,) or None."""
-        index = np.unravel_index(mesh, self.mesh_shape)
-        return [None if axis is None else axis[i] for axis, i in zip(self.mesh_arrays, index, strict=True)]
-
-    def _rule_values(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Values as rules see them: no None."""
-        narrow = values["d_model"] if values["d_bottleneck"] is None else values["d_bottleneck"]
-        return values | {"num_decoder_layers": self.depth, "d_bottleneck": narrow}
-
-    def _split_by_rules(self, rows: Ints, d_ff: Ints) -> Ints:
-        """`rows` cut into the runs in which the rules about `d_ff` hold."""
-        rules = [rule for rule in self.space.rules if "d_ff" in rule.names]
-        if not rules or not rows.shape[1]:
-            return rows
-        owner = np.repeat(np.arange(rows.shape[1]), rows[3])
-        place = np.arange(len(owner)) - np.repeat(np.cumsum(rows[3]) - rows[3], rows[3]) + rows[2][owner]
-        values = self._rule_values(vars(self.shape(self.mesh_values(rows[1][owner]))) | {"d_ff": d_ff[place]})
-        keep = np.logical_and.reduce([np.broadcast_to(rule.holds(values), owner.shape) for rule in rules])
-        owner, place = owner[keep], place[keep]
-        if not len(owner):
-            return rows[:, :0]
-        starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(place, prepend=-2) != 1))
-        result = rows[:, owner[starts]]
-        result[2] = place[starts]
-        result[3] = np.diff(starts, append=len(owner))
-        return result
-
-
-def _open_mesh(arrays: list[Any]) -> Iterator[Any]:
-    """Each array along its own dimension, so that together they broadcast to the mesh; None stays None."""
-    for place, array in enumerate(arrays):
-        yield None if array is None else array.reshape([-1 if i == place else 1 for i in range(len(arrays))])
-
-
-def _counted(shape: SimpleNamespace, budget: Budget) -> Any:
-    """Parameters in the budget's way of counting."""
-    groups = parameters.param_groups(shape)
-    left_out = () if budget.count == "total" else parameters.EMBEDDING_GROUPS
-    return sum(count for group, count in groups.items() if group not in left_out)
-
-
-def _places(values: Ints, bounds: Ints) -> Ints:
-    """Index of the first of the ascending `values` that is not below each bound."""
-    step = int(values[1] - values[0]) if len(values) > 1 else 1
-    if np.all(np.diff(values) == step):
-        return np.asarray(np.clip(-((values[0] - bounds) // step), 0, len(values)), dtype=np.int64)
-    return np.asarray(np.searchsorted(values, bounds, side="left"), dtype=np.int64)
+        Raises:
+            EmptySetError: the set is empty.
+        """
+        if not len(self):
+            raise EmptySetError(f"nothing is nearest to {architecture}: no architecture has {self.budget}.")
+        return self.nearest(architecture)[0]

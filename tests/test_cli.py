@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,12 @@ WRONG = [
     (["solve", "--budget", "220M", "--where", "num_heads % 0 == 0"], 3, "No architecture"),
     (["solve", "--budget", "220M", "--where", "d_model / 0 != 5"], 3, "No architecture"),
     (["solve", "--budget", "220M", "--sample", "0"], 2, "must be a whole number of at least 1"),
+    (["solve", "--budget", "220M", "--device", "8xB200"], 2, '"8xB200" is no device'),
+    (["solve", "--budget", "220M", "--tokens", "lots"], 2, '"lots" is no data budget: write 220M'),
+    (["solve", "--budget", "220M", "--columns", "name,hour"], 2, 'no column "hour". Did you mean "hours"?'),
+    (["solve", "--budget", "220M", "--pareto", "flop,-depth"], 2, 'no "flop" to order by. Did you mean "flops"?'),
+    (["solve", "--budget", "220M", "--near", "T5"], 2, "is no architecture's name"),
+    (["solve", "--budget", "220M", "--sample", "3", "--pareto"], 2, "not allowed with argument"),
     (["solve", "--explain", "L" + "9" * 5000 + "-D1-H1x1-F1"], 2, "is no architecture's name"),
     (["slove"], 2, "invalid choice: 'slove'"),
     (["rank", "nothing"], 4, "holds no study 'nothing'"),
@@ -195,6 +202,85 @@ def test_an_architecture_is_explained_group_by_group(capsys: pytest.CaptureFixtu
     assert "222,903,552 parameters" in capsys.readouterr().out
     assert main(["solve", "--explain", "T5"]) == 2
     assert "is no architecture's name" in capsys.readouterr().err
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """What a command prints as JSON."""
+    assert main([*arguments, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_device_adds_memory_speed_and_hours_and_says_on_what_they_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    price = ("--device", "8xA5000", "--zero", "2", "--micro-batch", "4", "--tokens", "100M")
+    whole = told(capsys, "solve", "--budget", "220M", "--top", "3", *price)
+    assert whole["setup"]["device"]["name"] == "A5000"
+    assert (whole["setup"]["zero_stage"], whole["setup"]["tokens"]) == (2, 100_000_000)
+    for row in whole["architectures"]:
+        assert row["hours"] == pytest.approx(100e6 / row["tokens_per_second"] / 3600, rel=1e-3)
+        assert 1e9 < row["memory_bytes"] < 24e9
+    for columns in ("80", "160"):
+        ended = cli("solve", "--budget", "220M", "--top", "3", *price, COLUMNS=columns)
+        assert max(map(len, ended.stdout.splitlines())) <= int(columns)
+        text = " ".join(ended.stdout.split())
+        assert "100,000,000 tokens on 8xA5000, calibrated on 25 recorded runs of 2023" in text
+        assert "bf16, ZeRO 2, micro batch 4; 512 tokens a sequence." in text
+
+
+def test_an_explanation_with_a_device_has_memory_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    explain = ("solve", "--explain", "L12-D768-H12x64-F3072", "--device", "H100")
+    value = told(capsys, *explain)
+    assert sum(value["memory"].values()) == pytest.approx(value["memory_bytes"], abs=4)
+    assert list(value["memory"]) == ["weights", "gradients", "optimizer", "activations"]
+    assert main(list(explain)) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("on each device", "optimizer", "tokens/s", "at 40% of the peak assumed"))
+
+
+def test_the_pareto_set_is_printed_whole_or_sorted(capsys: pytest.CaptureFixture[str]) -> None:
+    space = ("solve", "--space", "cpu-demo", "--top", "0")
+    front = told(capsys, *space, "--pareto")["architectures"]
+    assert 1 < len(front) < told(capsys, *space)["total"]
+    deepest = max(a["num_layers"] for a in front)
+    assert deepest == 6
+    by_two = told(capsys, *space, "--pareto", "params,-num_heads", "--sort", "num_heads")["architectures"]
+    assert [a["num_heads"] for a in by_two] == sorted(a["num_heads"] for a in by_two)
+    assert main([*space, "--pareto"]) == 0
+    assert f"{len(front)} that no other beats in all of flops,memory,-depth" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_those_near_an_architecture_begin_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    value = told(capsys, "solve", "--budget", "220M", "--near", "L12-D768-H12x64-F3072", "--top", "3")
+    assert value["architectures"][0]["name"] == "L12-D768-H12x64-F3072"
+    assert main(["solve", "--budget", "220M", "--near", "L12-D800-H12x64-F3000", "--top", "3"]) == 0
+    assert "nearest to L12-D800-H12x64-F3000 first" in capsys.readouterr().out
+
+
+def test_columns_are_those_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("solve", "--budget", "220M", "--top", "2", "--columns", "name,num_heads,params,hours")
+    value = told(capsys, *asked)
+    assert [list(a) for a in value["architectures"]] == [["name", "num_heads", "num_params", "hours"]] * 2
+    assert "setup" in value
+    assert main([*asked, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("name,num_heads,num_params,hours\n")
+    assert main(list(asked)) == 0
+    printed = capsys.readouterr().out
+    assert "num_heads" in printed
+    assert "FLOPs" not in printed
+
+
+def test_a_terminal_gets_bold_headings_and_with_no_color_no_colour() -> None:
+    command = [sys.executable, "-m", "march_search", "solve", "--budget", "220M", "--top", "2"]
+    master, slave = os.openpty()
+    settings = os.environ | {"TERM": "xterm-256color", "NO_COLOR": "1"}
+    assert subprocess.run(command, stdout=slave, env=settings, check=False).returncode == 0
+    os.close(slave)
+    printed = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "L23-D512" in printed
+    assert "\x1b[1m" in printed
+    assert not re.search(r"\x1b\[(?:\d+;)*[349]\d", printed)
 
 
 @pytest.mark.parametrize("option", ["--sample", "--design"])

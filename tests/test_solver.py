@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import march_architecture, march_runs
 from scipy import stats
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.architecture import CHOICES, DEFAULTS
 from march_search.closest import solve_or_explain
-from march_search.design import design
-from march_search.errors import ArchitectureError, ConfigError, EmptySetError
+from march_search.cost import Setup
+from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
 from march_search.space import AXES
 
 T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
@@ -151,13 +152,115 @@ def test_samples_are_uniform() -> None:
 def test_a_design_is_spread_over_its_axes_and_each_beginning_is_a_design() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     axes = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
-    eight, four = (list(design(found, n, axes)) for n in (8, 4))
+    eight, four = (list(found.design(n, axes)) for n in (8, 4))
     assert eight[:4] == four
     assert len(set(eight)) == 8
     for axis in axes:
         assert len({getattr(a, axis) for a in eight}) > 1
     with pytest.raises(ConfigError, match='Did you mean "d_model"'):
-        design(found, 3, ["d_mode"])
+        found.design(3, ["d_mode"])
+
+
+@given(space_tables())
+@settings(max_examples=30, deadline=None)
+def test_a_members_index_is_its_place(table: dict) -> None:
+    found = solve(SearchSpace.from_table(table))
+    assert [found.index(a) for a in found] == list(range(len(found)))
+
+
+def test_what_is_no_member_has_no_index() -> None:
+    found = solve(SearchSpace.load("t5-220m"))
+    last = found[-1]
+    assert found.index(last) == len(found) - 1
+    for no_member in (T5_LARGE, replace(T5_BASE, position="rotary"), "L12"):
+        with pytest.raises(ValueError, match="is not in the feasible set"):
+            found.index(no_member)
+    with pytest.raises(ValueError, match="is not in the feasible set"):
+        found.index(last, 0, 100)
+
+
+def octaves(a: Architecture, b: Architecture) -> float:
+    """Distance of two architectures, written from its definition."""
+    total = 0.0
+    for axis in AXES:
+        x, y = (one.decoder_layers if axis == "num_decoder_layers" else getattr(one, axis) or 1 for one in (a, b))
+        is_number = type(x) is int and type(y) is int and axis != "share_layers"
+        total += np.log2(x / y) ** 2 if is_number else float(x != y)
+    return float(np.sqrt(total))
+
+
+def test_numbers_and_words_on_one_axis_are_told_apart() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    found = solve(replace(found.space, axes=found.space.axes | {"share_layers": (1, 2, "all")}))
+    for a in found.sample(30, seed=0):
+        assert found.project(a) == a
+        assert found.nearest(a, 2)[1] != a
+
+
+@pytest.mark.parametrize(
+    "target", [T5_BASE, T5_LARGE, Architecture(d_model=800, num_heads=12, d_ff=2500, feed_forward_proj="gated-silu")]
+)
+def test_the_nearest_are_those_of_smallest_distance_over_the_whole_set(target: Architecture) -> None:
+    found = solve(SearchSpace.load("t5-220m"))
+    nearest = found.nearest(target, 20)
+    distances = [octaves(a, target) for a in nearest]
+    assert distances == sorted(distances)
+    assert distances == pytest.approx(sorted(octaves(a, target) for a in found)[:20])
+    assert found.project(target) == nearest[0]
+
+
+def test_a_member_is_its_own_projection_and_an_empty_set_has_none() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    assert all(found.project(a) == a for a in found.sample(20, seed=1))
+    empty = solve(SearchSpace.load("t5").with_budget("1M"))
+    with pytest.raises(EmptySetError, match="nothing is nearest to L12"):
+        empty.project(T5_BASE)
+    assert not len(empty.pareto())
+
+
+@pytest.mark.parametrize(
+    "by", [("flops", "memory", "-depth"), ("-num_heads", "params"), ("hours", "-d_ff", "num_layers")]
+)
+def test_the_pareto_set_is_what_comparing_all_pairs_leaves(by: tuple[str, ...]) -> None:
+    found, setup = solve(SearchSpace.load("cpu-demo")), Setup(sequence_length=32, precision="fp32")
+    members = found.members()
+    columns = [members.measure(key.removeprefix("-"), setup) * (-1 if key.startswith("-") else 1) for key in by]
+    points = np.stack(columns, axis=1)
+    beaten = [((points <= p).all(1) & (points < p).any(1)).any() for p in points]
+    front = found.pareto(by, setup)
+    assert set(front) == {a for a, is_beaten in zip(found, beaten, strict=True) if not is_beaten}
+    assert 1 < len(front) < len(found)
+
+
+def test_a_pareto_set_needs_measures_that_exist() -> None:
+    found = solve(SearchSpace.load("cpu-demo"))
+    with pytest.raises(UsageError, match='Did you mean "flops"'):
+        found.pareto(["flop"])
+    with pytest.raises(UsageError, match="something to compare by"):
+        found.pareto([])
+
+
+def test_the_wide_space_is_counted_in_runs_not_in_members() -> None:
+    space = SearchSpace.load("t5-220m-wide")
+    found = solve(space)
+    assert space.grid_size() > 10**9
+    assert len(found) > 7_000_000
+    held = sum(column.nbytes for column in found.runs)
+    assert held < 30 * len(found.runs.mesh) < 12 * len(found)
+    picked = found.sample(1_000_000, seed=0)
+    assert len(np.unique(picked.numbers())) == 1_000_000
+    assert all(a in found and found[found.index(a)] == a for a in picked[:200])
+
+
+@pytest.mark.parametrize("run", march_runs(), ids=lambda run: run["name"])
+def test_the_families_of_2023_hold_their_runs(run: dict) -> None:
+    names = {"heads_vs_layers": "heads", "dim_vs_layers": "dims", "d_ff": "d-ff"}
+    space = SearchSpace.load(f"march-2023-{names.get(run['family'], run['family'])}")
+    on_budget, wider = solve(space), solve(space.with_budget(tolerance="7%"))
+    a = march_architecture(run)
+    assert a in wider
+    assert (a in on_budget) == (abs(on_budget.budget.difference_percent(a.num_params)) <= 1.5)
+    assert len(on_budget) < len(wider)
 
 
 def test_an_empty_set_names_the_closest_on_either_side() -> None:
@@ -167,6 +270,22 @@ def test_an_empty_set_names_the_closest_on_either_side() -> None:
     )
     with pytest.raises(EmptySetError, match=r"Closest: L12-D768-\S+ at -\S+% and L12-D768-\S+ at \+\S+%\. Widen"):
         solve_or_explain(narrowed)
+
+
+def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_to_go() -> None:
+    axes = {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_kv": 64}
+    table = {
+        "axes": axes | {"d_ff": {"min": 64, "max": 2048, "multiple_of": 64}},
+        "budget": {"parameters": "220M", "tolerance": "0.5%"},
+    }
+    space = SearchSpace.from_table(table)
+    with pytest.raises(EmptySetError) as caught:
+        solve_or_explain(space)
+    assert "The largest it has: L12-D768-H12x64-F2048 at -" in str(caught.value)
+    assert "d_ff up to 3,008" in str(caught.value)
+    for axis, value in (("d_ff", 3008), ("d_ff", 2944)):
+        wider = replace(space, axes=space.axes | {axis: (*space.axes[axis], value)})
+        assert len(solve(wider)) == (value == 3008)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,15 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
+from march_search.commands import Verbs, explain, pricing
 
 if TYPE_CHECKING:
+    from march_search.cost import Setup
     from march_search.selection import Selection
     from march_search.solver import FeasibleSet
+
+PARETO = "flops,memory,-depth"
+"""What `--pareto` compares by unless told."""
 
 
 def add(verbs: Verbs) -> None:
@@ -25,41 +29,54 @@ def add(verbs: Verbs) -> None:
     solve.add_argument(
         "--where", action="append", default=[], metavar="RULE", help='also require, e.g. "num_heads >= 16"; repeatable'
     )
-    solve.add_argument("--top", type=_natural, default=20, metavar="N", help="how many to print (default: 20; 0: all)")
     solve.add_argument(
-        "--sort", default="difference", metavar="KEY", help="difference, params, flops or a field (default: difference)"
+        "--top", type=pricing.natural, default=20, metavar="N", help="how many to print (default: 20; 0: all)"
+    )
+    solve.add_argument(
+        "--sort",
+        metavar="KEY",
+        help="difference, params, flops, depth, memory, hours or a field (default: difference)",
     )
     solve.add_argument("--descending", action="store_true", help="largest first")
+    solve.add_argument("--columns", metavar="A,B,...", help="which columns to print, e.g. name,params,num_layers,hours")
     solve.add_argument("--format", choices=("table", "json", "csv"), default="table")
     solve.add_argument("--count", action="store_true", help="print only how many there are")
-    other = solve.add_mutually_exclusive_group()
+    _add_choices(solve)
+    pricing.add(solve)
+    solve.set_defaults(run=run)
+
+
+def _add_choices(solve: argparse.ArgumentParser) -> None:
+    """Adds what can be asked for instead of the top."""
+    other = solve.add_argument_group("instead of the top").add_mutually_exclusive_group()
+    other.add_argument("--sample", type=pricing.positive, metavar="N", help="N of them, uniformly at random")
+    other.add_argument("--design", type=pricing.positive, metavar="N", help="N of them, as different as possible")
     other.add_argument(
-        "--sample", type=_positive, metavar="N", help="N of them, uniformly at random, instead of the top"
+        "--pareto",
+        nargs="?",
+        const=PARETO,
+        metavar="BY",
+        help=f"those that no other beats in all of BY (default: {PARETO}; - before what should be large)",
     )
-    other.add_argument(
-        "--design", type=_positive, metavar="N", help="N of them, as different as possible, instead of the top"
-    )
+    other.add_argument("--near", metavar="NAME", help="those nearest to an architecture, on the budget or not")
     other.add_argument("--explain", metavar="NAME", help="count one architecture group by group; needs no budget")
     solve.add_argument(
-        "--seed", type=_natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
+        "--seed", type=pricing.natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
     )
-    solve.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the feasible set of a space, best first, or what was asked for instead."""
+    setup = pricing.setup_of(options)
     if options.explain is not None:
-        return _explain(options)
+        return explain.run(options, setup)
     from march_search.architecture import DEFAULTS
     from march_search.closest import solve_or_explain
-    from march_search.errors import UsageError
+    from march_search.report.architectures import columns_named, solve_row
     from march_search.rules import Rule
-    from march_search.settings import nearest
     from march_search.space import SearchSpace
 
-    keys = ("difference", "params", "flops", *DEFAULTS)
-    if options.sort not in keys:
-        raise UsageError(f'cannot sort by "{options.sort}". {nearest(options.sort, keys)}')
+    asked = columns_named(options.columns.split(",")) if options.columns is not None else None
     space = SearchSpace.load(options.space)
     space = space.with_budget(options.budget, options.tolerance, options.counting)
     space = replace(space, rules=space.rules + tuple(Rule.parse(text, DEFAULTS) for text in options.where))
@@ -67,105 +84,78 @@ def run(options: argparse.Namespace) -> int:
     if options.count:
         print(len(found))
         return 0
-    chosen = _choose(found, options)
-    rows = []
-    for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True):
-        rows.append(_solve_row(a, found.budget.difference_percent(number)))
-    _print_solved(rows, found, options)
+    chosen, order = _choose(found, options, setup)
+    priced = options.device is not None or any(column.key in explain.PRICES for column in asked or ())
+    rows = [
+        solve_row(a, found.budget.difference_percent(number), setup, priced)
+        for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True)
+    ]
+    if options.format == "table":
+        _print_table(rows, found, order, setup, priced, asked)
+    else:
+        _print_data(rows, found, options, setup, priced, asked)
     return 0
 
 
-def _choose(found: "FeasibleSet", options: argparse.Namespace) -> "Selection":
-    """The members to print."""
-    from march_search.design import design
+def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
+    """The members to print, and in what order they stand."""
+    from march_search.architecture import Architecture
 
     if options.sample is not None:
-        return found.sample(options.sample, options.seed)
+        return found.sample(options.sample, options.seed), f"a uniform sample, seed {options.seed}"
     if options.design is not None:
-        return design(found, options.design, seed=options.seed)
-    return found.top(options.top, "-" * options.descending + options.sort)
+        return found.design(options.design, seed=options.seed), f"a spread design, seed {options.seed}"
+    chosen: Selection = found
+    order = ""
+    if options.pareto is not None:
+        chosen = found.pareto(tuple(options.pareto.split(",")), setup)
+        order = f"{len(chosen):,} that no other beats in all of {options.pareto}, "
+        if options.sort is None:
+            return chosen[: options.top or len(chosen)], f"{order}in this order"
+    if options.near is not None:
+        near = Architecture.parse(options.near)
+        return found.nearest(near, options.top), f"nearest to {near} first"
+    key = options.sort or "difference"
+    return chosen.top(options.top, "-" * options.descending + key, setup), f"{order}sorted by {key}"
 
 
-def _explain(options: argparse.Namespace) -> int:
-    """Prints the parameters of one architecture by group."""
-    from march_search.architecture import Architecture
-    from march_search.report import tables
+def _print_data(
+    rows: list[dict[str, Any]], found: "FeasibleSet", options: Any, setup: "Setup", priced: bool, asked: Any
+) -> None:
+    """The rows as JSON or CSV, whole or in the columns asked for."""
+    from march_search.report import architectures, tables
 
-    a = Architecture.parse(options.explain)
-    groups = a.param_groups()
-    rows = [
-        {"group": group, "parameters": count, "share_percent": round(100 * count / a.num_params, 3)}
-        for group, count in groups.items()
-    ]
-    if options.format == "json":
-        print(json.dumps({"schema_version": 1, "name": a.name, "num_params": a.num_params, "groups": groups}, indent=1))
-    elif options.format == "csv":
+    rows = [{c.key: row[c.key] for c in asked} for row in rows] if asked else architectures.public(rows)
+    if options.format == "csv":
         sys.stdout.write(tables.csv_text(rows, list(rows[0])))
-    else:
-        columns = (
-            tables.Column("group", "group", "group", left=True),
-            tables.Column("parameters", "parameters", "parameters", tables.count),
-            tables.Column("share_percent", "share", "share", "{:.1f}%".format),
-        )
-        counts = (f"{a.num_params:,} parameters, {a.num_params_non_embedding:,} of them non-embedding",)
-        tables.print_table(tables.console(), rows, columns, a.name, counts)
-    return 0
-
-
-def _solve_row(architecture: Any, difference: float) -> dict[str, Any]:
-    """One architecture with its distance from the budget and its cost."""
-    from march_search.report.architectures import architecture_row
-
-    extra = {"difference_percent": round(difference, 4), "flops_per_token": architecture.flops_per_token()}
-    return architecture_row(architecture) | extra
-
-
-def _print_solved(rows: list[dict[str, Any]], found: Any, options: argparse.Namespace) -> None:
-    """The feasible set in the format asked for."""
-    from march_search.report import architectures as columns
-    from march_search.report import tables
-
+        return
     budget = found.budget
-    if options.format == "json":
-        head = {
-            "schema_version": 1,
-            "space": found.space.name,
-            "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
-            "total": len(found),
-        }
-        print(json.dumps(head | {"architectures": columns.public(rows)}, indent=1))
-    elif options.format == "csv":
-        sys.stdout.write(tables.csv_text(rows, list(columns.public(rows)[0])))
-    else:
-        verb = "architecture has" if len(found) == 1 else "architectures have"
-        title = f"{len(found):,} {verb} {budget} (space {found.space.name})"
-        more = "; --top 0 shows all" if len(rows) < len(found) else ""
-        order = f"sorted by {options.sort}{more}"
-        if options.sample is not None or options.design is not None:
-            order = f"{'a uniform sample' if options.sample is not None else 'a spread design'}, seed {options.seed}"
-        notes = [
-            f"{len(rows):,} shown, {order}.",
-            "FLOPs: forward and backward, per token of text, 512 tokens a sequence.",
-        ]
-        tables.print_table(
-            tables.console(),
-            rows,
-            columns.SOLVE_COLUMNS,
-            title,
-            notes,
-            f"{columns.NARROW_LEGEND}, diff from the budget",
-        )
+    head = {
+        "schema_version": 1,
+        "space": found.space.name,
+        "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
+        "total": len(found),
+    }
+    if priced:
+        head["setup"] = explain.setup_table(setup)
+    print(json.dumps(head | {"architectures": rows}, indent=1))
 
 
-def _positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 1')
-    return int(text)
+def _print_table(
+    rows: list[dict[str, Any]], found: "FeasibleSet", order: str, setup: "Setup", priced: bool, asked: Any
+) -> None:
+    """The rows as a table, with what it leaves out and what its numbers mean."""
+    from march_search.report import architectures, tables
 
-
-def _natural(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 0')
-    return int(text)
+    verb = "architecture has" if len(found) == 1 else "architectures have"
+    title = f"{len(found):,} {verb} {found.budget} (space {found.space.name})"
+    more = "; --top 0 shows all" if "sorted" in order and len(rows) < len(found) else ""
+    columns = asked or (architectures.PRICED_COLUMNS if priced else architectures.SOLVE_COLUMNS)
+    notes = [f"{len(rows):,} shown, {order}{more}."]
+    if any(column.key == "flops_per_token" for column in columns):
+        length = setup.sequence_length
+        notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens a sequence.")
+    legend = f"{architectures.NARROW_LEGEND}, diff from the budget" if not asked and not priced else ""
+    tables.print_table(
+        tables.console(), rows, columns, title, [*notes, *(pricing.notes(setup) if priced else ())], legend
+    )

@@ -4,27 +4,43 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from march_search.architecture import Architecture
-from march_search.report.tables import Column, count, percent, si
+from march_search import cost, memory
+from march_search.architecture import CHOICES, Architecture
+from march_search.cost import Setup
+from march_search.errors import UsageError
+from march_search.report.tables import Column, count, gigabytes, percent, si
+from march_search.settings import nearest
+from march_search.space import AXES
 
 GLU_NAMES = {"gated-relu": "ReGLU", "gated-gelu": "GEGLU", "gated-silu": "SwiGLU"}
 """Names of gated linear units (Shazeer 2020)."""
 
+_NAME = Column("name", "name", "name", left=True)
+
 SHAPE_COLUMNS = (
-    Column("layers", "layers", "L"),
-    Column("d_model", "d_model", "D"),
-    Column("heads", "heads×d_kv", "H×kv"),
-    Column("d_ff", "d_ff", "F"),
-    Column("glu", "GLU", "GLU", left=True),
+    Column("layers", "layers", "L", in_name=True),
+    Column("d_model", "d_model", "D", in_name=True),
+    Column("heads", "heads×d_kv", "H×kv", in_name=True),
+    Column("d_ff", "d_ff", "F", in_name=True),
+    Column("glu", "GLU", "GLU", left=True, in_name=True),
 )
 
-SOLVE_COLUMNS = (
-    Column("name", "name", "name", left=True),
-    *SHAPE_COLUMNS,
+_COUNTS = (
     Column("num_params", "parameters", "params", count),
     Column("difference_percent", "difference", "diff", percent),
     Column("flops_per_token", "FLOPs/token", "FLOPs", si),
 )
+
+SOLVE_COLUMNS = (_NAME, *SHAPE_COLUMNS, *_COUNTS)
+
+PRICE_COLUMNS = (
+    Column("memory_bytes", "memory", "memory", gigabytes),
+    Column("tokens_per_second", "tokens/s", "tok/s", si),
+    Column("hours", "hours", "hours", "{:.3g}".format),
+)
+
+PRICED_COLUMNS = (_NAME, *(replace(column, wide_only=True) for column in SHAPE_COLUMNS), *_COUNTS, *PRICE_COLUMNS)
+"""With a device: the name says the shape where there is little room."""
 
 NARROW_LEGEND = "L layers a stack, D d_model, H×kv heads × d_kv, F d_ff"
 
@@ -40,12 +56,48 @@ def architecture_row(a: Architecture) -> dict[str, Any]:
     }
 
 
+def solve_row(a: Architecture, difference_percent: float, setup: Setup, priced: bool) -> dict[str, Any]:
+    """`architecture_row` with its distance from the budget, its operations, and with a device its price."""
+    row = architecture_row(a) | {
+        "difference_percent": round(difference_percent, 4),
+        "flops_per_token": float(cost.flops_per_token(a, setup)),
+    }
+    return row | price(a, setup) if priced else row
+
+
+def price(a: Architecture, setup: Setup) -> dict[str, float]:
+    """What training `a` takes: bytes on each device, tokens a second and hours."""
+    return {
+        "memory_bytes": round(memory.memory_bytes(a, setup)),
+        "tokens_per_second": round(cost.tokens_per_second(a, setup), 3),
+        "hours": round(cost.hours(a, setup), 4),
+    }
+
+
+def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
+    """The columns with these keys; `params`, `flops` and `difference` are understood, and every field of a shape.
+
+    Raises:
+        UsageError: there is no such column.
+    """
+    known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS)}
+    known |= {axis: Column(axis, axis, axis, left=axis in CHOICES) for axis in AXES}
+    known |= {column.short: column for column in PRICE_COLUMNS}
+    known |= {
+        "params": known["num_params"],
+        "flops": known["flops_per_token"],
+        "difference": known["difference_percent"],
+    }
+    for name in names:
+        if name not in known:
+            raise UsageError(f'there is no column "{name}". {nearest(name, known)}')
+    return tuple(known[name] for name in names)
+
+
 def public(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without the texts that only tables need: what JSON and CSV hold."""
     return [{k: v for k, v in row.items() if k not in ("layers", "heads", "glu")} for row in rows]
 
-
-_NAME = Column("name", "name", "name", left=True)
 
 _MEASURED = (
     Column("loss", "loss", "loss", "{:.4f}".format),

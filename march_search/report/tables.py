@@ -34,6 +34,8 @@ class Column:
     """Text on the left; numbers stand on the right."""
     wide_only: bool = False
     """Left out on a narrow terminal."""
+    in_name: bool = False
+    """Left out where the table does not fit otherwise: the architecture's name says it."""
 
     def text(self, row: Row) -> str:
         """The cell's text; a dash for what is missing."""
@@ -58,7 +60,7 @@ def print_table(
     notes: Sequence[str] = (),
     legend: str = "",
 ) -> None:
-    """Prints a table that fits the console: with long headings and all columns if they fit, else in short.
+    """Prints a table that fits the console: with long headings and all columns if they fit, else in short, or in part.
 
     Where the room is short, words that end every architecture's name are said once, below.
 
@@ -77,6 +79,8 @@ def print_table(
         table, said = _table(rows, columns, wide=True), [f"every name ends in {tail}"]
     if not _fits(out, table):
         table, said = _table(rows, columns, wide=False), [*([legend] if legend else []), *said]
+    if not _fits(out, table):
+        table = _table(rows, [column for column in columns if not column.in_name], wide=False)
     notes = [*said, *notes]
     if title:
         out.print(title, style="bold", markup=False)
@@ -167,6 +171,11 @@ def si(value: float) -> str:
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
+
+
+def gigabytes(value: float) -> str:
+    """Bytes in GB, three digits: `7.02 GB`."""
+    return f"{value / 1e9:.3g} GB"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from march_search.architecture import Architecture
 from march_search.closest import solve_or_explain
 from march_search.config import StudyConfig
-from march_search.design import design
 from march_search.errors import ConfigError
 from march_search.solver import FeasibleSet
 from march_search.space import SearchSpace
@@ -54,7 +53,7 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
     elif search.strategy == "sample":
         picked = list(found.sample(min(search.trials, len(found)), search.seed))
     else:
-        picked = list(design(found, min(search.trials, len(found)), search.spread, search.seed))
+        picked = list(found.design(min(search.trials, len(found)), search.spread, search.seed))
     chosen = list(dict.fromkeys(listed + picked))
     if search.strategy in ("sample", "design"):
         chosen = chosen[: max(search.trials, len(listed))]

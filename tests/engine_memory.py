@@ -1,0 +1,48 @@
+"""One rank of a trial's engine after a backward pass: prints the bytes of all live tensors, ZeRO's bucket left out.
+
+python engine_memory.py PRECISION STAGE
+"""
+
+import gc
+import os
+import sys
+
+import torch
+
+from march_search.architecture import Architecture
+from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
+from march_search.memory import BUCKET_ELEMENTS
+from march_search.training import environment, loop
+
+
+def main() -> None:
+    ranks = int(os.environ["WORLD_SIZE"])
+    a = Architecture.parse("L2-D256-H4x64-F1024-V8192")
+    data = DataConfig(vocab_size=a.vocab_size, sequence_length=64)
+    training = TrainingConfig(
+        tokens=4 * 512,
+        global_batch_tokens=512,
+        micro_batch_sequences=4 // ranks,
+        precision=sys.argv[1],
+        zero_stage=int(sys.argv[2]),
+    )
+    config = TrialConfig(a.name, "", data=data, training=training, devices=DevicesConfig("cpu", ranks, 1))
+    place = environment.take_place(config.devices)
+    engine = loop._engine(config, a, place)
+    for step in range(2):
+        for micro in range(2):
+            inputs = torch.zeros(training.micro_batch_sequences, data.lengths.input, dtype=torch.long)
+            targets = torch.zeros(training.micro_batch_sequences, data.lengths.target, dtype=torch.long)
+            engine.backward(engine(inputs, targets))
+            if step == micro == 1:
+                gc.collect()
+                storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+                live = {storage.data_ptr(): storage.nbytes() for storage in storages}
+                buckets = (2 * BUCKET_ELEMENTS, 4 * BUCKET_ELEMENTS)
+                print(f"live {sum(size for size in live.values() if size not in buckets)}", flush=True)
+            engine.step()
+    os._exit(0)  # two gloo ranks may abort in the interpreter's own exit
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What is said of an architecture's price before it runs: against recorded runs, DeepSpeed and autograd."""
+
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from reference import march_runs
+
+from march_search import Architecture, SearchSpace, cost, solve
+from march_search.cost import STUDY_DEVICES, Setup
+from march_search.devices import GPUS, parse_device
+from march_search.errors import ConfigError, UsageError
+from march_search.memory import BUCKET_ELEMENTS, activation_bytes, memory, memory_bytes
+from march_search.model import build
+from march_search.spans import span_lengths
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import pricing
+
+T5_BASE = Architecture()
+SMALL = Architecture(num_layers=3, num_decoder_layers=2, d_model=256, num_heads=6, d_kv=64, d_ff=512, vocab_size=4096)
+
+
+def test_minutes_of_recorded_runs_are_within_15_percent_where_the_fit_has_not_seen_them() -> None:
+    runs = march_runs()
+    for fold in (lambda place: place % 2, lambda place: runs[place]["family"]):
+        errors = pricing.errors(runs, pricing.held_out(runs, fold))
+        assert statistics.median(map(abs, errors)) < 0.15
+    assert f"{statistics.median(map(abs, errors)):.0%}" in STUDY_DEVICES.basis
+
+
+def test_the_shipped_speeds_are_the_fit_on_all_recorded_runs() -> None:
+    layer_seconds, score_seconds = pricing.fit(march_runs())
+    assert STUDY_DEVICES.layer_seconds == pytest.approx(layer_seconds, rel=0.02)
+    assert STUDY_DEVICES.score_seconds == pytest.approx(score_seconds, rel=0.02)
+
+
+def test_hours_are_tokens_over_speed_and_shrink_with_more_devices() -> None:
+    eight, sixteen = (Setup(device=replace(GPUS[0], count=n)) for n in (8, 16))
+    speed = cost.tokens_per_second(T5_BASE, eight)
+    assert cost.hours(T5_BASE, eight) == pytest.approx(eight.tokens / speed / 3600)
+    assert cost.tokens_per_second(T5_BASE, sixteen) == pytest.approx(2 * speed)
+    assert cost.tokens_per_second(T5_BASE, replace(eight, checkpointing=True)) == pytest.approx(0.75 * speed)
+
+
+def test_without_other_terms_speed_is_the_stated_share_of_the_peak() -> None:
+    setup = Setup(device=replace(GPUS[2], count=4))
+    reached = cost.tokens_per_second(T5_BASE, setup) * T5_BASE.flops_per_token()
+    assert reached / (4 * GPUS[2].bf16_flops) == pytest.approx(GPUS[2].utilisation)
+
+
+def test_zero_spreads_what_its_stage_says() -> None:
+    def parts(stage: int, count: int, precision: str = "bf16") -> list[float]:
+        setup = Setup(device=replace(GPUS[0], count=count), zero_stage=stage, precision=precision)
+        weights, gradients, optimizer, _ = memory(T5_BASE, setup)
+        bucket = 50_000_000 * setup.scalar_bytes if setup.stage else 0
+        return [x / T5_BASE.num_params for x in (weights, gradients - bucket, optimizer)]
+
+    assert parts(0, 8, "fp32") == [4, 4, 8]
+    assert parts(1, 8, "fp32") == [4, 4, 1.5]
+    assert parts(0, 8) == parts(1, 8) == [2, 6, 1.5]
+    assert parts(2, 8) == [2, 0.5, 1.5]
+    assert parts(3, 8) == [0.25, 0.5, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "ranks"), [("fp32", 0, 1), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 1, 2), ("bf16", 2, 1)]
+)
+def test_a_rank_of_deepspeed_holds_the_bytes_that_were_predicted(
+    precision: str, stage: int, ranks: int, tmp_path: Path
+) -> None:
+    script, meeting = Path(__file__).parent / "engine_memory.py", tmp_path / "meeting"
+    told = {"WORLD_SIZE": str(ranks), "MARCH_SEARCH_MEETING": str(meeting)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), precision, str(stage)],
+            env=os.environ | told | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    live = [int(line.split()[1]) for line in outputs[0].splitlines() if line.startswith("live ")]
+    a = Architecture.parse("L2-D256-H4x64-F1024-V8192")
+    setup = Setup(device=replace(GPUS[0], count=ranks), precision=precision, zero_stage=stage, micro_batch=1)
+    parts = memory(a, setup)
+    bucket = BUCKET_ELEMENTS * setup.scalar_bytes if stage else 0
+    assert live == [pytest.approx(parts.total - parts.activations - bucket, rel=0.06)]
+
+
+def saved_bytes(a: Architecture, setup: Setup) -> int:
+    """Bytes of all storages that autograd keeps of one forward pass, parameters left out."""
+    model = build(a, checkpointing=setup.checkpointing)
+    model = model.to(torch.bfloat16) if setup.precision == "bf16" else model
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage
+        return x
+
+    lengths, batch = span_lengths(setup.sequence_length), setup.micro_batch
+    decoder_only = a.structure == "decoder-only"
+    inputs = None if decoder_only else torch.zeros(batch, lengths.input, dtype=torch.long)
+    targets = torch.zeros(batch, setup.sequence_length if decoder_only else lengths.target, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = model(inputs, targets)
+    assert loss.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position": "rotary"},
+        {"position": "absolute", "feed_forward_proj": "gated-gelu"},
+        {"position": "rotary", "feed_forward_proj": "silu", "num_decoder_layers": 3, "cross_attention": "layer"},
+        {"position": "absolute", "num_decoder_layers": 3, "cross_attention": "layer-shared"},
+        {"position": "rotary", "structure": "decoder-only", "num_decoder_layers": None},
+        {"position": "rotary", "length_reduction": 0.5, "tie_word_embeddings": False},
+        {"position": "absolute", "bottleneck": "shrinking", "d_bottleneck": 64},
+        {"position": "rotary", "share_layers": "all"},
+    ],
+    ids=lambda fields: "-".join(str(value) for value in fields.values()),
+)
+def test_activations_are_what_autograd_keeps(fields: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    a = replace(SMALL, **fields)
+    setup = Setup(precision=precision, micro_batch=2)
+    assert activation_bytes(a, setup) == pytest.approx(saved_bytes(a, setup), rel=0.1)
+
+
+def test_with_checkpointing_a_layer_keeps_its_input() -> None:
+    setup = Setup(precision="fp32", micro_batch=2, checkpointing=True)
+    a = replace(SMALL, position="rotary", num_layers=8, num_decoder_layers=8)
+    largest = activation_bytes(replace(a, num_layers=1, num_decoder_layers=1), setup)
+    kept = saved_bytes(a, setup)
+    assert kept < activation_bytes(a, setup) < kept + largest
+    assert activation_bytes(a, setup) < activation_bytes(a, replace(setup, checkpointing=False)) / 2
+
+
+def test_columns_are_priced_like_architectures() -> None:
+    picked = solve(SearchSpace.load("t5-220m")).sample(50, seed=3)
+    for setup in (Setup(), Setup(checkpointing=True, precision="fp32", zero_stage=2)):
+        for name, function in (("memory", memory_bytes), ("hours", cost.hours), ("flops", cost.flops_per_token)):
+            assert picked.members().measure(name, setup).tolist() == pytest.approx(
+                [function(a, setup) for a in picked], rel=1e-12
+            )
+
+
+def test_this_cpu_measures_itself() -> None:
+    cpu = parse_device("cpu")
+    assert cpu.memory_bytes > 2**28
+    assert min(cpu.bf16_flops, cpu.fp32_flops) > 1e8
+    assert "measured now" in cpu.basis
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("8xA5000", "8xA5000"), ("a100", "A100"), ("16 x H100", "16xH100"), ("2×A100", "2xA100")]
+)
+def test_a_device_is_read_as_a_person_writes_it(text: str, name: str) -> None:
+    assert str(parse_device(text)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8xB200", '"8xB200" is no device: write 8xA5000, H100 or cpu.'),
+        ("a500", 'Did you mean "a5000"?'),
+        ("0xA100", "there must be at least one device"),
+        ("2xcpu", "this machine is one cpu"),
+        ("", '"" is no device'),
+    ],
+)
+def test_an_unknown_device_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_device(text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setup_that_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(ConfigError, match="micro batch of at least 1"):
+        Setup(micro_batch=0)
+    with pytest.raises(ConfigError, match="sequence_length >= 2"):
+        Setup(sequence_length=1)
