@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from march_search.architecture import DEFAULTS, Architecture
 from march_search.errors import ArchitectureError
 from march_search.model.cpu import EPSILON
+from march_search.model.files import save_tensors
 from march_search.model.positions import MAX_DISTANCE
 from march_search.model.seq2seq import START_TOKEN
 from march_search.parameters import RELATIVE_BUCKETS
@@ -109,5 +109,5 @@ def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path) -> Non
     check_t5(a)
     dtype = str(tensors["embedding"].dtype).removeprefix("torch.")
     weights = {name: tensor.contiguous() for name, tensor in t5_tensors(a, tensors).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(t5_config(a, dtype), indent=2) + "\n", encoding="utf-8")

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from march_search.data.folders import sync
 from march_search.errors import StorageError
+from march_search.model.files import save_tensors
 from march_search.training import checkpoints
 from march_search.training.environment import Place
 
@@ -32,19 +32,9 @@ def save(engine: Any, folder: Path, place: Place) -> None:
             if place.is_first:
                 tensors[name] = parameter.detach().cpu().clone()
     if place.is_first:
-        _write(folder / NAME, tensors)
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that takes its name when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(tensors, temporary)
-        sync(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path}: cannot be written: {error}.") from None
+        partial = folder / f".{NAME}.partial"
+        save_tensors(tensors, partial)
+        partial.replace(folder / NAME)
 
 
 def load(folder: Path) -> dict[str, Tensor]:
