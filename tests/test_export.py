@@ -17,7 +17,9 @@ from march_search import Architecture
 from march_search.cli import main
 from march_search.data.store import Store
 from march_search.data.tokenizer import load
+from march_search.errors import StorageError
 from march_search.model import build
+from march_search.model.files import save_tensors
 from march_search.training import weights
 
 TIED = "L1-D32-H2x16-F64-V400"
@@ -83,6 +85,8 @@ def test_the_tokenizer_comes_with_it_and_transformers_is_not_needed(make: Maker,
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
     assert ended.stderr == f"{tmp_path}/a/out: trial 0, {TIED}, complete\n"
+    modes = {path.stat().st_mode for path in (*(tmp_path / "a" / "out").iterdir(), trial / weights.NAME)}
+    assert len(modes) == 1, "whoever may read one file may read all"
     opened(tmp_path / "a" / "out")
     from transformers import AutoTokenizer
 
@@ -139,6 +143,11 @@ def test_what_is_no_t5_is_refused_by_its_field(
     assert err.count("\n") == 1
     assert err.endswith(f"cannot be a Hugging Face T5: {field}.\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"missing/w: cannot be written: .*No such file or directory"):
+        save_tensors({"x": torch.zeros(2)}, tmp_path / "missing" / "w")
 
 
 def test_what_a_person_gets_wrong_is_one_line(make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

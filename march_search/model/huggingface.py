@@ -78,9 +78,8 @@ def t5_tensors(a: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         named[bias] = tensors[f"{stack}.relative_bias"]
         for i in range(depth):
-            layer = {
-                n.removeprefix(p): t for p in [f"{stack}.layers.{i}."] for n, t in tensors.items() if n.startswith(p)
-            }
+            ours = f"{stack}.layers.{i}."
+            layer = {name.removeprefix(ours): tensor for name, tensor in tensors.items() if name.startswith(ours)}
             for number, (norm, part, matrices) in enumerate(_sublayers(layer, a.is_gated)):
                 at = f"{stack}.block.{i}.layer.{number}"
                 named[f"{at}.layer_norm.weight"] = layer[norm]
