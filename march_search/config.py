@@ -1,7 +1,7 @@
 """Study and trial settings: the tables of studies/*.toml, checked before anything starts."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from march_search.errors import ConfigError
@@ -24,9 +24,16 @@ class DataConfig:
     text_column: str = "text"
     """Column that holds the text."""
     vocab_size: int = 32128
-    """Tokens of the byte-level BPE vocabulary, `</s>`, `<pad>` and the sentinels included."""
+    """Tokens of the vocabulary, special ones included; the architectures'. A loaded tokenizer may have fewer, up to the
+    next multiple of 128: T5's has 32,100 for 32,128."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or the folder of a T5 tokenizer; None trains byte-level BPE."""
+    tokenizer_corpus: str | None = None
+    """Corpus to train the tokenizer on, written like `corpus`; None for `corpus` itself."""
     tokenizer_bytes: int = 50_000_000
     """Bytes of text the tokenizer is trained on, from the first training documents."""
+    split_digits: bool = False
+    """Train the tokenizer with every digit as a token of its own."""
     sequence_length: int = 512
     """Tokens of text an example is made from, before corruption. The data budget counts these."""
     noise_density: float = 0.15
@@ -52,7 +59,11 @@ class DataConfig:
                 f"[data]: {self.sequence_length} tokens make {lengths.spans} spans, more than the 100 sentinels: "
                 "shorten sequence_length or lengthen mean_span_length."
             )
-        if self.vocab_size < 384:
+        if self.tokenizer and (self.tokenizer_corpus or self.split_digits):
+            raise ConfigError(
+                "[data]: tokenizer_corpus and split_digits are for a trained tokenizer: leave out one side."
+            )
+        if self.tokenizer is None and self.vocab_size < 384:
             raise ConfigError(
                 f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
             )
@@ -76,7 +87,7 @@ class TrainingConfig:
     global_batch_tokens: int = 1_048_576
     """Tokens of one optimizer step over all devices; a multiple of the sequence length."""
     micro_batch_sequences: int | None = None
-    """Examples a device takes at once; None for its whole share of the global batch."""
+    """Examples a device takes at once; None for as many as its memory is expected to hold. Halved where it does not."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW."""
     betas: tuple[float, ...] = (0.9, 0.95)
@@ -101,6 +112,9 @@ class TrainingConfig:
     least 1."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further keys of a DeepSpeed configuration, offloading say, or the path of a JSON file that holds them. `"auto"`
+    is what the study makes it; what contradicts the study is refused."""
     init: Literal["t5", "normal-0.02"] = "t5"
     """Initialisation recipe, see `march_search.model`."""
     evaluations: int = 10
@@ -173,11 +187,11 @@ def spread(steps: int, count: int) -> tuple[int, ...]:
 
 def _check_finite(settings: Any, table: str) -> None:
     """Refuses a number that is infinite or no number."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
+    for one in fields(settings):
+        value = getattr(settings, one.name)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"[{table}]: {field.name} must be a finite number, not {number}.")
+                raise ConfigError(f"[{table}]: {one.name} must be a finite number, not {number}.")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ MarchSearchError
 ├── StorageError          a folder, lock or Optuna storage that cannot be used (exit 4)
 ├── DataError             a corpus, tokenizer or token store that cannot be used (exit 5)
 └── TrialError            a trial that cannot go on, with its reason (exit 1)
+    └── DivergedError     its loss or gradient is not finite
 """
 
 
@@ -62,3 +63,12 @@ class DataError(MarchSearchError):
 
 class TrialError(MarchSearchError):
     """A trial that cannot go on."""
+
+    state = "failed"
+    """How the trial ended."""
+
+
+class DivergedError(TrialError):
+    """A loss or a gradient that is not finite."""
+
+    state = "diverged"

@@ -7,6 +7,30 @@ from typing import Any
 from march_search.config import TrialConfig
 from march_search.files import read_json
 
+FAILURES = ("failed", "diverged", "infeasible_memory")
+"""States of a trial that ended without a result, as its failure.json says; a study may train `failed` ones again."""
+
+_KERNEL_COUNTS = Path("/proc/vmstat")
+
+
+def memory_kills() -> int | None:
+    """Processes that Linux has killed because memory ran out, since the machine started; None where nobody counts."""
+    try:
+        lines = _KERNEL_COUNTS.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def killed(kills_before: int | None) -> str:
+    """Whose SIGKILL it was, as the end of a sentence, by `memory_kills` when the process started."""
+    kills = memory_kills()
+    if kills is None or kills_before is None:
+        return "the machine may have run out of memory"
+    if kills > kills_before:
+        return "the machine ran out of memory and Linux chose it: make micro_batch_sequences smaller, or add memory"
+    return "somebody sent it; the machine did not run out of memory"
+
 
 def complete(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
     """The result of a trial that reached its data budget with a finite loss; None for any other."""

@@ -30,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus, tokenised."""
-    from march_search.data.store import prepare
+    from march_search.data.preparation import prepare
 
     return prepare(replace(DATA, corpus=str(corpus)), tmp_path_factory.mktemp("root"), corpus, tokens=1)
 
@@ -105,7 +105,7 @@ def lines(folder: Path, kind: str) -> list[dict]:
     """Metric lines of one kind, without what depends on the clock."""
     every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
+        {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "data_wait_seconds")}
         for line in every
         if line["kind"] == kind
     ]

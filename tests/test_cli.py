@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from march_search.cli import main
+from march_search.shipped import shipped_folder
 
 
 def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -291,6 +292,19 @@ def test_samples_and_designs_repeat_with_their_seed(option: str, capsys: pytest.
 
     assert names("1") == names("1") != names("2")
     assert len(set(names("1"))) == 9
+
+
+def test_a_study_may_name_a_deepspeed_file_beside_it(tmp_path: Path) -> None:
+    study = (shipped_folder("studies") / "cpu-demo.toml").read_text()
+    (tmp_path / "mine.toml").write_text(study.replace("[training]", '[training]\ndeepspeed = "ds.json"'))
+    for table, code, words in (
+        ({"steps_per_print": 10}, 0, "candidates"),
+        ({"fp_16": {}}, 2, 'mine.toml: [training.deepspeed]: DeepSpeed has no key "fp_16". Did you mean "fp16"?'),
+    ):
+        (tmp_path / "ds.json").write_text(json.dumps(table))
+        ended = cli("study", "run", str(tmp_path / "mine.toml"), "--dry-run")
+        assert ended.returncode == code, ended.stderr
+        assert words in (ended.stderr or ended.stdout)
 
 
 def test_gpus_that_are_not_there_are_missed_before_any_text_is_fetched(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from march_search.config import DataConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.corruption import restore
-from march_search.data.reference import cross_entropy_nats, unigram_nats
+from march_search.data.ids import trained
+from march_search.data.reference import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
 from march_search.errors import DataError
 
@@ -22,22 +25,27 @@ N = 10
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    """Ten training sequences and a bit: the tokens count up from 2."""
-    tokens = {"train": np.arange(2, 2 + 16 * N + 5), "validation": np.arange(300, 300 + 16 * 6)}
-    for split, ids in tokens.items():
-        ids.astype("<u2").tofile(tmp_path / f"{split}.bin")
-    index = {
-        "dtype": "<u2",
-        "data": {"vocab_size": 1000},
-        "splits": {split: {"tokens": len(ids)} for split, ids in tokens.items()},
-        "text_unigram_nats": 5.0,
-    }
-    return Store(tmp_path, index)
+    """Ten training sequences and a bit, in three shards: the tokens count up from 2."""
+    return make_store(tmp_path, [(0, 40), (40, 40), (40, 165)])
+
+
+def make_store(folder, cuts) -> Store:
+    """Tokens that count up, each shard from one place to another; all validation tokens are in the first."""
+    shards = []
+    for number, (start, stop) in enumerate(cuts):
+        held = {"train": np.arange(2 + start, 2 + stop), "validation": np.arange(300, 300 + 16 * 6 * (number == 0))}
+        for split, ids in held.items():
+            ids.astype("<u2").tofile(folder / f"{split}-{number:05d}.bin")
+        shards.append({split: {"tokens": len(ids)} for split, ids in held.items()})
+    totals = {split: {"tokens": sum(shard[split]["tokens"] for shard in shards)} for split in ("train", "validation")}
+    special = trained(1000)._asdict()
+    index = {"dtype": "<u2", "data": {"vocab_size": 1000}, "special": special, "splits": totals, "shards": shards}
+    return Store(folder, index)
 
 
 def sequences(batch) -> list[int]:
     """Which sequence of the store each example is made from."""
-    return [(restore(i, t, 1000)[0].item() - 2) // 16 for i, t in zip(*batch, strict=True)]
+    return [(restore(i, t, trained(1000))[0].item() - 2) // 16 for i, t in zip(*batch, strict=True)]
 
 
 def test_an_epoch_visits_each_sequence_once_and_the_next_in_another_order(store):
@@ -81,7 +89,7 @@ def test_validation_is_the_same_for_all_seeds(store):
     batches = Batches(store, CONFIG, seed=1)
     assert np.array_equal(batches.validation(2, 9)[1], batches.validation(0, 4)[1][2:])
     inputs_BI, targets_BT = batches.validation(0, 9)
-    assert [restore(i, t, 1000)[0] for i, t in zip(inputs_BI, targets_BT, strict=True)] == [300, 316, 332, 348]
+    assert [restore(i, t, trained(1000))[0] for i, t in zip(inputs_BI, targets_BT, strict=True)] == [300, 316, 332, 348]
 
 
 def test_epochs_count_how_often_a_budget_repeats_the_text(store):
@@ -101,15 +109,71 @@ def test_a_store_too_small_says_what_to_change(store):
         Batches(store, dataclasses.replace(CONFIG, sequence_length=170), seed=0)
 
 
-def test_unigram_losses_are_those_of_token_frequencies(store):
-    assert cross_entropy_nats(np.array([2, 0]), np.array([1, 1])) == pytest.approx(
-        -(math.log(3 / 4) + math.log(1 / 4)) / 2
+def test_shards_are_read_as_one_text(tmp_path, store):
+    (tmp_path / "whole").mkdir()
+    whole = make_store(tmp_path / "whole", [(0, 165)])
+    for structure in ("encoder-decoder", "decoder-only"):
+        one, other = (Batches(s, CONFIG, 1, structure).train(0, 2 * N) for s in (whole, store))
+        assert all(a is b or np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    tokens = store.tokens("train")
+    assert len(tokens) == 165
+    assert tokens.rows(np.array([0, 35, 160]), 5).tolist() == [[*range(2, 7)], [*range(37, 42)], [*range(162, 167)]]
+    (tmp_path / "tiny").mkdir()
+    tiny = make_store(tmp_path / "tiny", [(i, i + 1) for i in range(40)]).tokens("train")
+    assert tiny.rows(np.array([3]), 37).tolist() == [[*range(5, 42)]]
+
+
+def test_a_decoder_only_model_reads_the_text_in_the_same_order(store):
+    text = Batches(store, CONFIG, 1, "decoder-only")
+    inputs, targets_BT = text.train(0, N)
+    assert inputs is None
+    assert targets_BT.dtype == np.int64
+    assert targets_BT.shape == (N, CONFIG.sequence_length)
+    assert ((targets_BT[:, 0] - 2) // 16).tolist() == sequences(Batches(store, CONFIG, 1).train(0, N))
+    assert all(row.tolist() == [*range(row[0], row[0] + 16)] for row in targets_BT)
+    assert text.validation(0, 9)[1][:, 0].tolist() == [300, 316, 332, 348]
+
+
+def test_this_order_never_changes(store):
+    batches = Batches(store, CONFIG, seed=3)
+    assert sequences(batches.train(0, 2 * N)) == GOLDEN_ORDER
+
+
+GOLDEN_ORDER = [6, 8, 4, 1, 3, 5, 9, 7, 0, 2, 2, 4, 0, 5, 8, 1, 3, 9, 7, 6]
+
+
+def test_unigram_losses_are_those_of_token_frequencies():
+    assert unigram_nats(np.array([2, 0]), np.array([0, 1])) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4)) / 2)
+
+
+@given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_a_bigram_model_is_a_distribution_after_every_token(rows):
+    train_rows = np.array(rows)
+    for before in range(5):
+        probabilities = [np.exp(-_second(train_rows, before, token)) for token in range(5)]
+        assert sum(probabilities) == pytest.approx(1)
+
+
+def _second(train_rows, before: int, token: int) -> float:
+    """Nats of the second token of a row."""
+    both = bigram_nats(train_rows, np.array([[before, token]]), 5)
+    return 2 * both - bigram_nats(train_rows, np.array([[before]]), 5)
+
+
+def test_a_bigram_model_knows_what_follows():
+    train_rows = np.tile([1, 2, 3, 4], (500, 1))
+    assert bigram_nats(train_rows, train_rows[:5], 5) < 0.01
+    assert unigram_nats(np.bincount(train_rows.ravel(), minlength=5), train_rows) == pytest.approx(
+        math.log(4), abs=0.01
     )
-    assert cross_entropy_nats(np.array([1]), np.array([0])) is None
-    nats = unigram_nats(store, CONFIG)
-    assert nats == unigram_nats(store, CONFIG)
-    assert nats["text_unigram_nats"] == 5.0
-    assert 0 < nats["target_unigram_nats"] < math.log(1000) + 1
+
+
+def test_reference_losses_are_the_same_each_time(store):
+    nats = reference_nats(store, CONFIG)
+    assert nats == reference_nats(store, CONFIG)
+    assert set(nats) == {f"{on}_{model}_nats" for on in ("target", "text") for model in ("unigram", "bigram")}
+    assert all(0 < value < math.log(1000) + 1 for value in nats.values())
 
 
 def test_prefetch_gives_every_item_in_order():

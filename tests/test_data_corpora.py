@@ -62,7 +62,10 @@ def test_a_missing_package_names_the_way_out(tmp_path, monkeypatch):
 def test_an_unknown_corpus_names_the_nearest_known_one(tmp_path):
     line = refusal("wikipedia-sumaries", tmp_path)
     assert line.startswith('unknown corpus "wikipedia-sumaries". Did you mean "wikipedia-summaries"?')
-    assert "Known: c4, fineweb-edu, wikipedia, wikipedia-summaries, wikitext-103." in refusal("qqq", tmp_path)
+    assert (
+        "Known: aws-documentation, c4, fineweb-edu, matthew-henry, shakespeare, state-of-the-union, treasury-of-david, "
+        in refusal("qqq", tmp_path)
+    )
 
 
 @pytest.mark.parametrize("corpus", ["missing.txt", "no/such/folder", "*.jsonl"])
@@ -139,6 +142,12 @@ def test_a_preset_is_checked_without_the_network(name, tmp_path):
     assert (
         line == f"{name}: streamed from the hub: {known.hub_name} {known.hub_config} at abc (the network was not asked)"
     )
+
+
+@pytest.mark.parametrize("corpus", ["wikimedia/wikipedia", "hub:wikimedia/wikipedia"])
+def test_a_preset_may_be_given_by_its_name_on_the_hub(corpus, tmp_path):
+    line = corpora.check(DataConfig(corpus=corpus), tmp_path)
+    assert line == f"{corpus}: streamed from the hub: wikimedia/wikipedia 20231101.en (the network was not asked)"
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):

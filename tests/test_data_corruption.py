@@ -1,17 +1,19 @@
 """Span corruption: nothing is lost, lengths are fixed, every slice of a batch is the same, every cut equally likely."""
 
 from collections import Counter
+from math import comb
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from march_search.data.corruption import _compositions, _keys, corrupt, restore
-from march_search.data.ids import EOS, sentinel
-from march_search.spans import span_lengths
+from march_search.data.corruption import corrupt, restore
+from march_search.data.ids import EOS, Special, trained
+from march_search.spans import SpanLengths, span_lengths
 
 VOCAB = 500
+SPECIAL = trained(VOCAB)
 
 
 @st.composite
@@ -29,13 +31,13 @@ def examples(draw):
 @settings(deadline=None, max_examples=200)
 def test_input_and_target_together_hold_the_text(example):
     tokens_BR, _, _, lengths = example
-    inputs_BI, targets_BT = corrupt(*example, VOCAB)
+    inputs_BI, targets_BT = corrupt(*example, SPECIAL)
     assert inputs_BI.shape == (len(tokens_BR), lengths.input)
     assert targets_BT.shape == (len(tokens_BR), lengths.target)
     assert inputs_BI.dtype == targets_BT.dtype == np.int64
-    sentinels = [sentinel(i, VOCAB) for i in range(lengths.spans)]
+    sentinels = [SPECIAL.sentinel(i) for i in range(lengths.spans)]
     for tokens_R, input_I, target_T in zip(tokens_BR, inputs_BI, targets_BT, strict=True):
-        assert restore(input_I, target_T, VOCAB).tolist() == tokens_R.tolist()
+        assert restore(input_I, target_T, SPECIAL).tolist() == tokens_R.tolist()
         for side in (input_I, target_T):
             assert side[-1] == EOS
             assert side[side >= VOCAB - 100].tolist() == sentinels
@@ -51,14 +53,26 @@ def test_input_and_target_together_hold_the_text(example):
 @settings(deadline=None)
 def test_each_rank_makes_its_slice_of_the_global_batch(example, ranks):
     tokens_BR, ids_B, seed, lengths = example
-    whole = corrupt(tokens_BR, ids_B, seed, lengths, VOCAB)
+    whole = corrupt(tokens_BR, ids_B, seed, lengths, SPECIAL)
     for rank in range(ranks):
-        part = corrupt(tokens_BR[rank::ranks], ids_B[rank::ranks], seed, lengths, VOCAB)
+        part = corrupt(tokens_BR[rank::ranks], ids_B[rank::ranks], seed, lengths, SPECIAL)
         assert all(np.array_equal(a[rank::ranks], b) for a, b in zip(whole, part, strict=True))
 
 
+@pytest.mark.parametrize("special", [Special(1, 32_099), Special(7, 400, 1)])
+def test_sentinels_may_lie_anywhere_and_run_up_or_down(special):
+    lengths = span_lengths(40, 0.3)
+    tokens_BR = np.arange(10, 50)[None]
+    (input_I,), (target_T,) = corrupt(tokens_BR, np.array([3]), 0, lengths, special)
+    assert input_I[special.is_sentinel(input_I)].tolist() == [special.sentinel(i) for i in range(lengths.spans)]
+    assert input_I[-1] == target_T[-1] == special.eos
+    assert restore(input_I, target_T, special).tolist() == tokens_BR[0].tolist()
+
+
 def test_these_spans_never_change():
-    inputs_BI, targets_BT = corrupt(np.arange(10, 50).reshape(2, 20), np.array([0, 7]), 1, span_lengths(20, 0.3), VOCAB)
+    inputs_BI, targets_BT = corrupt(
+        np.arange(10, 50).reshape(2, 20), np.array([0, 7]), 1, span_lengths(20, 0.3), SPECIAL
+    )
     assert inputs_BI.tolist() == GOLDEN[0]
     assert targets_BT.tolist() == GOLDEN[1]
 
@@ -75,30 +89,27 @@ GOLDEN = (
 @pytest.mark.parametrize(("seed", "example"), [(1, 0), (0, 1)])
 def test_another_seed_or_number_makes_other_spans(seed, example):
     tokens_BR, lengths = np.arange(10, 138)[None] % 300 + 10, span_lengths(128)
-    first = corrupt(tokens_BR, np.array([0]), 0, lengths, VOCAB)
-    other = corrupt(tokens_BR, np.array([example]), seed, lengths, VOCAB)
+    first = corrupt(tokens_BR, np.array([0]), 0, lengths, SPECIAL)
+    other = corrupt(tokens_BR, np.array([example]), seed, lengths, SPECIAL)
     assert not np.array_equal(first[0], other[0])
 
 
-@pytest.mark.parametrize(("total", "parts"), [(7, 3), (6, 2), (9, 8), (8, 4)])
-def test_every_cut_is_equally_likely(total, parts):
-    from math import comb
-
-    draws = 30_000
-    cuts_BS = _compositions(_keys(np.arange(draws), 5), total, parts, 1)
-    assert np.all(cuts_BS.sum(1) == total)
-    assert cuts_BS.min() >= 1
-    seen = Counter(map(tuple, cuts_BS.tolist()))
-    cells = comb(total - 1, parts - 1)
-    assert len(seen) == cells
-    expected = draws / cells
-    chi2 = sum((count - expected) ** 2 / expected for count in seen.values())
-    assert chi2 < cells - 1 + 5 * (2 * cells) ** 0.5
+@pytest.mark.parametrize(("noise", "kept", "spans"), [(7, 5, 3), (6, 9, 2), (9, 8, 8), (4, 8, 4)])
+def test_every_cut_is_equally_likely(noise, kept, spans):
+    draws, lengths = 30_000, SpanLengths(noise, spans, kept + spans + 1, noise + spans + 1)
+    sides = corrupt(np.full((draws, noise + kept), 10), np.arange(draws), 5, lengths, SPECIAL)
+    for side, total in zip(sides, (kept, noise), strict=True):
+        seen = Counter(map(tuple, side.tolist()))
+        cells = comb(total - 1, spans - 1)
+        assert len(seen) == cells
+        expected = draws / cells
+        chi2 = sum((count - expected) ** 2 / expected for count in seen.values())
+        assert chi2 < cells - 1 + 5 * (2 * cells) ** 0.5
 
 
 def test_noise_falls_on_the_middle_of_the_text_evenly():
     lengths = span_lengths(64)
-    _, targets_BT = corrupt(np.tile(np.arange(10, 74), (20_000, 1)), np.arange(20_000), 3, lengths, VOCAB)
+    _, targets_BT = corrupt(np.tile(np.arange(10, 74), (20_000, 1)), np.arange(20_000), 3, lengths, SPECIAL)
     share_R = np.bincount(targets_BT.ravel(), minlength=VOCAB)[10:74] / 20_000
     assert share_R.sum() == pytest.approx(lengths.noise)
     assert share_R[0] == 0

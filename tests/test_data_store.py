@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import random
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +19,12 @@ import pytest
 from test_data_corpora import write_hub_folder
 
 from march_search.config import DataConfig
-from march_search.data import folders, store, tokenizer, writer
-from march_search.data.store import Store, prepare
+from march_search.data import corpora, preparation, shards, tokenise, tokenizer, vocabulary, writer
+from march_search.data.ids import EOS, trained
+from march_search.data.preparation import prepare
+from march_search.data.store import Store
 from march_search.errors import DataError, StorageError
+from march_search.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIG = DataConfig(
@@ -45,16 +50,27 @@ def folder(base) -> Path:
     return prepare(CONFIG, base / "root", base, tokens=0)
 
 
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch) -> None:
+    """Several shards of a few texts each."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 3000)
+
+
+def every(opened: Store, split: str) -> np.ndarray:
+    return np.concatenate([np.asarray(part) for part in opened.tokens(split).parts])
+
+
 def test_the_tokens_are_the_documents_each_followed_by_its_end(folder):
     opened, bpe = Store.open(folder), tokenizer.load(folder / "tokenizer.json")
     assert opened.tokenizer_sha256 == tokenizer.sha256(bpe)
     assert opened.vocab_size == 400
-    for split in store.SPLITS:
-        ids = opened.tokens(split)
-        ends = np.flatnonzero(ids == tokenizer.EOS)
+    assert len(opened.shards) > 3
+    for split in shards.SPLITS:
+        ids = every(opened, split)
+        ends = np.flatnonzero(ids == EOS)
         texts = [bpe.decode(part.tolist(), skip_special_tokens=False) for part in np.split(ids, ends + 1)[:-1]]
         starts = [part.lstrip() for part in (t.removesuffix("</s>") for t in texts)]
-        wanted = [t for t in write_texts() if writer.is_validation(t, 0.2) == (split == "validation")]
+        wanted = [t for t in write_texts() if vocabulary.is_validation(t, 0.2) == (split == "validation")]
         assert starts == wanted
         counts = opened.index["splits"][split]
         assert (counts["documents"], counts["tokens"]) == (len(wanted), len(ids))
@@ -64,15 +80,18 @@ def test_the_tokens_are_the_documents_each_followed_by_its_end(folder):
 
 def test_the_index_says_where_the_text_comes_from(folder):
     index = Store.open(folder).index
-    assert index["schema_version"] == 1
+    assert index["schema_version"] == 2
     assert index["source"]["kind"] == "files"
-    assert index["data"] == {"vocab_size": 400, "tokenizer_bytes": 50_000_000, "validation_fraction": 0.2}
+    assert index["data"] == {"vocab_size": 400, "validation_fraction": 0.2}
+    assert index["special"] == {"eos": 1, "first_sentinel": 399, "step": -1}
     assert set(index["versions"]) == {"datasets", "tokenizers", "numpy"}
-    assert 0 < index["text_unigram_nats"] < 6
+    files = {path.name for path in folder.iterdir()}
+    numbers = range(len(index["shards"]))
+    assert files == {"index.json", "tokenizer.json", *(shards.name(s, n) for s in shards.SPLITS for n in numbers)}
 
 
 def test_a_second_time_nothing_is_written(folder, base, monkeypatch):
-    monkeypatch.setattr(writer, "write", None)
+    monkeypatch.setattr(preparation, "write", None)
     longer = dataclasses.replace(CONFIG, sequence_length=32, validation_sequences=4, noise_density=0.3)
     assert prepare(longer, base / "root", base, tokens=10**9) == folder
 
@@ -90,69 +109,90 @@ def test_other_text_or_settings_make_another_store(folder, base):
 
 def test_the_same_text_makes_the_same_bytes(folder, base):
     again = prepare(CONFIG, base / "other-root", base, tokens=0)
-    for name in ("train.bin", "validation.bin", "tokenizer.json", "index.json"):
-        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    assert contents(again) == contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_copies_of_a_document_stay_on_one_side_and_the_tokenizer_sees_training_text_alone(base):
     (base / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in write_texts() * 2))
     opened = Store.open(prepare(CONFIG, base / "root", base, tokens=0))
-    training = [t for t in write_texts() * 2 if not writer.is_validation(t, 0.2)]
+    training = [t for t in write_texts() * 2 if not vocabulary.is_validation(t, 0.2)]
     assert opened.index["splits"]["train"]["documents"] == len(training)
-    assert list(writer.tokenizer_texts(CONFIG, base)) == training
+    assert list(vocabulary.texts(CONFIG, base)) == training
     few = dataclasses.replace(CONFIG, tokenizer_bytes=300)
-    assert list(writer.tokenizer_texts(few, base)) == training[: len(list(writer.tokenizer_texts(few, base)))]
-    assert 300 <= sum(map(len, writer.tokenizer_texts(few, base))) < 600
+    assert list(vocabulary.texts(few, base)) == training[: len(list(vocabulary.texts(few, base)))]
+    assert 300 <= sum(map(len, vocabulary.texts(few, base))) < 600
 
 
 def test_a_hub_stream_stops_when_it_has_enough(tmp_path):
     set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(3000)])
     config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=10_000)
-    told: list[tuple[int, int | None]] = []
+    told: list[tuple[int, int, int | None]] = []
     small = prepare(config, tmp_path / "root", tmp_path, tokens=2000, progress=lambda *now: told.append(now))
     large = prepare(config, tmp_path / "root", tmp_path, tokens=20_000)
     assert 2000 <= Store.open(small).num_tokens("train") < 3000
     assert 20_000 <= Store.open(large).num_tokens("train") < 21_000
-    assert told[0][1] == 2000
+    assert told[0][2] == 2000
     assert Store.open(small).index["data"]["tokens"] == 2000
     assert Store.open(small).index["source"]["kind"] == "hub folder"
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):
-    tokens = {split: np.array([70_000, 1], "<u4") for split in store.SPLITS}
+    tokens = {split: np.array([70_000, 1], "<u4") for split in shards.SPLITS}
     for split, ids in tokens.items():
-        ids.tofile(tmp_path / f"{split}.bin")
-    splits = {split: {"tokens": 2} for split in store.SPLITS}
-    (tmp_path / "index.json").write_text(json.dumps({"schema_version": 1, "dtype": "<u4", "splits": splits}))
-    assert Store.open(tmp_path).tokens("train").tolist() == [70_000, 1]
+        ids.tofile(tmp_path / shards.name(split, 0))
+    shard = {split: {"tokens": 2} for split in shards.SPLITS}
+    (tmp_path / "index.json").write_text(json.dumps({"schema_version": 2, "dtype": "<u4", "shards": [shard]}))
+    assert every(Store.open(tmp_path), "train").tolist() == [70_000, 1]
 
 
 def test_too_little_validation_text_says_what_to_change(base):
     with pytest.raises(DataError, match=r"the validation split holds 1,\d+ tokens") as caught:
         prepare(dataclasses.replace(CONFIG, validation_sequences=100), base / "root", base, tokens=0)
     assert "raise validation_fraction to about 0." in str(caught.value)
+    longer = dataclasses.replace(CONFIG, sequence_length=1000, mean_span_length=9)
+    with pytest.raises(DataError, match=r"give more text or shorten sequence_length\.$"):
+        prepare(longer, base / "root", base, tokens=0)
+
+
+MEND = "mend it: march-search data prepare STUDY --repair."
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[10] ^= 1
+    file.write_bytes(data)
 
 
 def test_a_cut_file_is_refused(folder):
-    size = (folder / "train.bin").stat().st_size
-    os.truncate(folder / "train.bin", size - 2)
+    size = (folder / "train-00001.bin").stat().st_size
+    os.truncate(folder / "train-00001.bin", size - 2)
     with pytest.raises(DataError) as caught:
         Store.open(folder)
-    told = f"{folder}: train.bin is cut: {size - 2:,} bytes, {size:,} expected; delete the folder and prepare again."
-    assert str(caught.value) == told
+    assert str(caught.value) == f"{folder}: train-00001.bin is cut: {size - 2:,} bytes, {size:,} expected; {MEND}"
 
 
-def test_a_flipped_byte_is_found_by_verify(folder):
-    data = bytearray((folder / "train.bin").read_bytes())
-    data[10] ^= 1
-    (folder / "train.bin").write_bytes(data)
-    with pytest.raises(DataError, match=r"train\.bin has changed since it was written"):
-        Store.open(folder).verify()
+def test_a_missing_shard_is_named(folder):
+    (folder / "validation-00002.bin").unlink()
+    with pytest.raises(DataError) as caught:
+        Store.open(folder)
+    assert str(caught.value) == f"{folder}: validation-00002.bin is missing; {MEND}"
+
+
+@pytest.mark.parametrize("name", ["train-00001.bin", "tokenizer.json"])
+def test_a_flipped_byte_is_found_when_a_study_starts(folder, base, name):
+    flip(folder / name)
+    with pytest.raises(DataError) as caught:
+        prepare(CONFIG, base / "root", base, tokens=0)
+    assert str(caught.value) == f"{folder}: {name} has changed since it was written; {MEND}"
 
 
 def test_a_folder_without_a_readable_index_is_no_store(folder):
     (folder / "index.json").write_text('{"schema_version": 99}')
-    with pytest.raises(DataError, match="has schema version 99, this program reads 1"):
+    with pytest.raises(DataError, match="has schema version 99, this program reads 2"):
         Store.open(folder)
     (folder / "index.json").write_text('{"schema')
     with pytest.raises(DataError, match=r"index\.json cannot be read"):
@@ -162,6 +202,78 @@ def test_a_folder_without_a_readable_index_is_no_store(folder):
         Store.open(folder)
 
 
+@pytest.mark.parametrize(
+    "names", [[], ["train-00001.bin"], ["train-00000.bin", "validation-00002.bin"], ["tokenizer.json"], ["index.json"]]
+)
+def test_repair_writes_again_what_is_broken_and_nothing_else(folder, base, names):
+    before = contents(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for number, name in enumerate(names):
+        (folder / name).unlink() if number else flip(folder / name)
+    told: list[list[str]] = []
+    assert prepare(CONFIG, base / "root", base, tokens=0, mended=told.append) == folder
+    assert told == [names]
+    assert contents(folder) == before
+    same = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns == times[path.name]}
+    rewritten = {name.split("-")[1] for name in names if name.endswith(".bin")}
+    for name in times:
+        whole_shard = name.endswith(".bin") and name.split("-")[1] in rewritten
+        assert (name in same) == (not whole_shard and name not in names and names != ["index.json"])
+
+
+def test_a_repair_from_other_tokens_is_refused(folder, base, monkeypatch):
+    flip(folder / "train-00001.bin")
+    broken = contents(folder)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
+    with pytest.raises(DataError, match="the text makes another shard 1 now; delete the folder and prepare again"):
+        prepare(CONFIG, base / "root", base, tokens=0, mended=lambda _: None)
+    assert contents(folder) == broken
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_workers(folder, base, workers, monkeypatch):
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 500)
+    again = prepare(CONFIG, base / "other-root", base, tokens=0, workers=workers)
+    assert contents(again) == contents(folder)
+
+
+def test_a_long_document_is_tokenised_in_pieces_that_change_nothing(base, folder, monkeypatch):
+    bpe = tokenizer.load(folder / "tokenizer.json")
+    text = "\n ".join(write_texts()) + "  \t two  spaces" + " é" * 50
+    monkeypatch.setattr(tokenise, "PIECE_CHARACTERS", 37)
+    cut = tokenise.pieces(text)
+    assert "".join(cut) == text
+    assert max(map(len, cut)) <= 37 < len(cut)
+    assert [i for piece in cut for i in bpe.encode(piece).ids] == bpe.encode(text).ids
+    assert tokenise.pieces("x" * 100) == ["x" * 37, "x" * 37, "x" * 26]
+    (base / "one").mkdir()
+    (base / "one" / "a.txt").write_text(text)
+    (base / "one" / "b.txt").write_text("")
+    config = dataclasses.replace(
+        CONFIG, corpus="one", tokenizer=str(folder / "tokenizer.json"), validation_fraction=0.49
+    )
+    with pytest.raises(DataError, match=r"one: the validation split holds 0 tokens"):
+        prepare(config, base / "root", base, tokens=0)
+    (made,) = (base / "root" / "data").glob("one-*")
+    assert every(Store.open(made), "train").tolist() == [*bpe.encode(text).ids, EOS]
+
+
+def test_no_text_forges_a_special_token_of_a_loaded_vocabulary(base):
+    from test_data_tokenizer import t5_folder
+
+    t5_folder(base / "t5")
+    rows = ["cat </s> <extra_id_0> dog </s>"] * 3 + write_texts()
+    (base / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    opened = Store.open(
+        prepare(dataclasses.replace(CONFIG, tokenizer="t5", vocab_size=130), base / "root", base, tokens=0)
+    )
+    assert opened.dtype == np.dtype("<u2")
+    ends = sum(int((every(opened, split) == EOS).sum()) for split in shards.SPLITS)
+    assert ends == len(rows)
+    assert not any(opened.special.is_sentinel(every(opened, split)).any() for split in shards.SPLITS)
+    assert opened.folder != prepare(CONFIG, base / "root", base, tokens=0)
+
+
 def test_a_root_that_cannot_be_written_is_one_line(base):
     (base / "root").write_text("a file")
     with pytest.raises(StorageError) as caught:
@@ -169,17 +281,62 @@ def test_a_root_that_cannot_be_written_is_one_line(base):
     assert str(caught.value).endswith("cannot be written: Not a directory.")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_that_is_read(base, monkeypatch):
-    def full(_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_full_disk_is_one_line_and_what_is_whole_is_used_again(base, monkeypatch, after):
+    written = []
+
+    def full(path, value):
+        if path.name.startswith("shard-"):
+            written.append(path.name)
+            if len(written) > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write_json(path, value)
 
     with monkeypatch.context() as patched:
-        patched.setattr(folders, "sync", full)
-        patched.setattr(store, "sync", full)
+        patched.setattr(shards, "write_json", full)
         with pytest.raises(StorageError, match="cannot be written: No space left on device"):
             prepare(CONFIG, base / "root", base, tokens=0)
-    assert not [path for path in (base / "root" / "data").iterdir() if path.is_dir() and path.name != ".cache"]
-    assert Store.open(prepare(CONFIG, base / "root", base, tokens=0))
+    assert not list((base / "root" / "data").glob("texts*"))
+    made: list[int] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write", lambda *a, write=shards.write: made.append(a[1]) or write(*a))
+        folder = prepare(CONFIG, base / "root", base, tokens=0)
+    assert made[0] == after
+    assert contents(folder) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
+
+
+def test_a_damaged_shard_of_a_stopped_writer_is_written_again(base, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "forget_records", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(CONFIG, base / "root", base, tokens=0)
+    (partial,) = (base / "root" / "data").glob(".*.partial")
+    flip(partial / "train-00002.bin")
+    folder = prepare(CONFIG, base / "root", base, tokens=0)
+    assert contents(folder) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
+
+
+def test_a_stopped_stream_goes_on_with_the_revision_it_had(tmp_path, monkeypatch):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(300)])
+    config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=5_000)
+    whole = prepare(config, tmp_path / "root", tmp_path, tokens=9000)
+    with monkeypatch.context() as patched:
+        patched.setattr(corpora, "pinned", lambda config, _: dataclasses.replace(config, hub_revision="abc"))
+        patched.setattr(shards, "forget_records", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "other", tmp_path, tokens=9000)
+    (partial,) = (tmp_path / "other" / "data").glob(".*.partial")
+    assert json.loads((partial / "plan.json").read_text()) == {"hub_revision": "abc"}
+    (partial / "shard-00002.json").unlink()
+    seen = []
+    monkeypatch.setattr(
+        writer, "documents", lambda c, b, was=writer.documents: seen.append(c.hub_revision) or was(c, b)
+    )
+    again = prepare(config, tmp_path / "other", tmp_path, tokens=9000)
+    assert set(seen) == {"abc"}
+    assert {k: v for k, v in contents(again).items() if k != "index.json"} == {
+        k: v for k, v in contents(whole).items() if k != "index.json"
+    }
 
 
 def test_an_error_in_the_text_leaves_no_store(base):
@@ -190,21 +347,46 @@ def test_an_error_in_the_text_leaves_no_store(base):
     assert not list((base / "root" / "data").glob("texts*"))
 
 
+def test_a_stream_that_broke_goes_on_with_its_shard(tmp_path, monkeypatch):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(300)])
+    config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=5_000)
+    whole = prepare(config, tmp_path / "root", tmp_path, tokens=9000)
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 500)
+
+    def breaking(*arguments, read=writer.documents):
+        yield from itertools.islice(read(*arguments), 100)
+        raise DataError("the connection broke.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "documents", breaking)
+        with pytest.raises(DataError, match=r"the connection broke\."):
+            prepare(config, tmp_path / "other", tmp_path, tokens=9000)
+    (partial,) = (tmp_path / "other" / "data").glob(".*.partial")
+    kept = len(list(partial.glob("shard-*.json")))
+    assert kept >= 2
+    made: list[int] = []
+    monkeypatch.setattr(shards, "write", lambda *a, write=shards.write: made.append(a[1]) or write(*a))
+    assert contents(prepare(config, tmp_path / "other", tmp_path, tokens=9000)) == contents(whole)
+    assert made[0] == kept
+
+
 @contextlib.contextmanager
 def preparing(base: Path, before: str = "pass") -> Iterator[subprocess.Popen]:
-    """A process of its own that prepares CONFIG and prints the folder and whether it was the one that wrote."""
+    """A process of its own that prepares CONFIG and prints the folder and how many shards it wrote."""
     code = f"""
+import time
 from pathlib import Path
 from test_data_store import CONFIG
-from march_search.data import store, writer
-wrote, write = [], writer.write
-def spy(folder, *rest):
-    wrote.append(1)
+from march_search.data import preparation, shards
+shards.SHARD_BYTES = 3000
+wrote, write = [], shards.write
+def spy(folder, number, *rest):
     {before}
-    return write(folder, *rest)
-writer.write = spy
+    wrote.append(number)
+    return write(folder, number, *rest)
+shards.write = spy
 base = Path({str(base)!r})
-print(store.prepare(CONFIG, base / "root", base, tokens=0), len(wrote))
+print(preparation.prepare(CONFIG, base / "root", base, tokens=0), len(wrote))
 """
     (base / "home").mkdir(exist_ok=True)
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
@@ -220,28 +402,70 @@ print(store.prepare(CONFIG, base / "root", base, tokens=0), len(wrote))
 
 def test_two_processes_at_once_make_one_store(base):
     answers = []
-    pause = "import time; time.sleep(0.5)"
+    pause = "time.sleep(0.1)"
     with preparing(base, pause) as one, preparing(base, pause) as two:
         for process in (one, two):
             out, errors = process.communicate(timeout=60)
             assert (process.returncode, errors) == (0, "")
             answers.append(out.split())
     assert answers[0][0] == answers[1][0]
-    assert sorted(wrote for _, wrote in answers) == ["0", "1"]
+    shards_of_one = len(Store.open(Path(answers[0][0])).shards)
+    assert sorted(int(wrote) for _, wrote in answers) == [0, shards_of_one]
     assert not any(path.is_file() for path in (base / "home").rglob("*"))
 
 
-def test_what_a_killed_writer_leaves_is_never_read(base):
-    half = "(folder / 'train.bin').write_bytes(b'half'); import time; time.sleep(60)"
-    with preparing(base, half) as process:
+def test_a_killed_writer_is_never_read_and_goes_on_with_its_shard(base):
+    with preparing(base, "number == 2 and time.sleep(60)") as process:
         deadline = time.monotonic() + 30
-        while not list(base.glob("root/data/.*.partial/train.bin")) and time.monotonic() < deadline:
+        while not list(base.glob("root/data/.*.partial/shard-00001.json")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.kill()
-    assert list(base.glob("root/data/.*.partial/train.bin"))
+    (partial,) = base.glob("root/data/.*.partial")
+    (partial / "train-00002.bin").write_bytes(b"half")
     assert not list((base / "root" / "data").glob("texts*"))
-    Store.open(prepare(CONFIG, base / "root", base, tokens=0)).verify()
+    with preparing(base) as process:
+        out, errors = process.communicate(timeout=60)
+    assert errors == ""
+    folder, wrote = out.split()
+    assert int(wrote) == len(Store.open(Path(folder)).shards) - 2
+    assert contents(Path(folder)) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
     assert not list(base.glob("root/data/.*.partial"))
+
+
+def test_memory_does_not_grow_with_the_text(folder, base, monkeypatch):
+    """Peak memory of Python's own objects and of numpy; `benchmarks/data.py` measures whole processes."""
+    peaks = []
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 1 << 15)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 17)
+    text = " ".join(write_texts() * 3)
+    config = dataclasses.replace(CONFIG, corpus="many", tokenizer=str(folder / "tokenizer.json"))
+    for count in (20, 200):
+        for number in range(count):
+            (base / "many").mkdir(exist_ok=True)
+            (base / "many" / f"{number}.txt").write_text(f"{number} {text}")
+        tracemalloc.start()
+        made = prepare(config, base / f"root{count}", base, tokens=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert Store.open(made).index["splits"]["train"]["text_bytes"] > 2 * peaks[0]
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_reading_runs_only_a_little_ahead_of_writing(folder, monkeypatch):
+    monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 100)
+    read = []
+
+    def endless():
+        for number in itertools.count():
+            read.append(number)
+            yield f"{number} " + "x" * 98
+
+    bpe = tokenizer.load(folder / "tokenizer.json")
+    encoder = tokenise.Encoder(bpe, trained(400), np.dtype("<u2"), 0.2)
+    with contextlib.closing(tokenise.tokenise(endless(), encoder, workers=2)) as documents:
+        for number, document in enumerate(itertools.islice(documents, 50)):
+            assert bpe.decode(document.ids.tolist()).startswith(f"{number} ")
+            assert len(read) <= number + 8
 
 
 def test_opening_a_store_imports_numpy_alone(folder):

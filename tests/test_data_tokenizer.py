@@ -1,13 +1,18 @@
 """The tokenizer: exact size, T5's special tokens, and every text comes back as it was."""
 
+import dataclasses
 import random
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from march_search.config import DataConfig
 from march_search.data import tokenizer as bpe
-from march_search.errors import DataError
+from march_search.data import vocabulary
+from march_search.data.ids import trained
+from march_search.errors import ConfigError, DataError
 
 
 def words(count: int) -> list[str]:
@@ -26,8 +31,8 @@ def test_the_vocabulary_has_exactly_the_size_asked_for():
 
 def test_special_tokens_are_where_t5_has_them():
     assert (TOKENIZER.token_to_id("<pad>"), TOKENIZER.token_to_id("</s>")) == (0, 1)
-    assert [TOKENIZER.token_to_id(f"<extra_id_{i}>") for i in range(100)] == [bpe.sentinel(i, 512) for i in range(100)]
-    assert bpe.sentinel(0, 512) == 511
+    assert [TOKENIZER.token_to_id(f"<extra_id_{i}>") for i in range(100)] == [511 - i for i in range(100)]
+    assert bpe.special_of(TOKENIZER, "") == (1, 511, -1) == trained(512)
 
 
 @given(st.text())
@@ -65,3 +70,130 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
         bpe.load(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="no-file"):
         bpe.load(tmp_path / "no-file")
+
+
+@given(st.text(alphabet="a 12\n9٣²"))
+@settings(deadline=None)
+def test_digits_may_be_tokens_of_their_own(text):
+    ids = DIGITS.encode(text).ids
+    assert DIGITS.decode(ids, skip_special_tokens=False) == text
+    tokens = [DIGITS.decode([i], skip_special_tokens=False) for i in ids]
+    assert all(len(token) == 1 for token in tokens if any(c in "129" for c in token))
+
+
+DIGITS = bpe.train([*TEXTS, *["year 1999, 12 of 21, 121"] * 50], 520, split_digits=True)
+
+
+def test_numbers_are_merged_where_digits_are_not_split():
+    merged = bpe.train([*TEXTS, *["year 1999, 12 of 21, 121"] * 50], 520)
+    assert len(merged.encode("1999").ids) < 4 == len(DIGITS.encode("1999").ids)
+
+
+def t5_folder(folder):
+    """A tokenizer of transformers' T5 class, saved by transformers."""
+    from transformers import T5Tokenizer
+
+    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]).save_pretrained(folder)
+    return folder
+
+
+def sentencepiece_folder(folder):
+    """A folder as T5's own repositories have it: spiece.model alone."""
+    import io
+
+    import sentencepiece
+
+    model, special = io.BytesIO(), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=200, minloglevel=2, num_threads=1, **special
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
+    return folder
+
+
+def test_a_t5_folder_is_loaded_with_its_sentinels(tmp_path):
+    loaded = bpe.load(t5_folder(tmp_path))
+    special = bpe.special_of(loaded, "")
+    assert special.eos == 1
+    assert [loaded.id_to_token(special.sentinel(i)) for i in (0, 1, 99)] == [
+        "<extra_id_0>",
+        "<extra_id_1>",
+        "<extra_id_99>",
+    ]
+    config = DataConfig(tokenizer=str(tmp_path), vocab_size=256)
+    assert vocabulary.check(config, tmp_path) == f"vocabulary 256, 130 of them {tmp_path}'s"
+
+
+def test_a_t5_folder_with_sentencepiece_alone_makes_the_tokens_of_sentencepiece(tmp_path):
+    import sentencepiece
+
+    loaded = bpe.load(sentencepiece_folder(tmp_path))
+    assert bpe.special_of(loaded, "") == (1, 299, -1)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    for text in TEXTS[:10]:
+        assert loaded.encode(text, add_special_tokens=False).ids == reference.encode(text)
+
+
+def test_sentencepiece_without_its_reader_names_the_way_out(tmp_path, monkeypatch):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(DataError, match=r"sentencepiece is not installed: pip install \"march-search\[t5\]\"$"):
+        bpe.load(tmp_path)
+
+
+def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab={"<|endoftext|>": 0, "a": 1, "b": 2}, merges=[])).save(str(tmp_path / "t.json"))
+    loaded = bpe.load(tmp_path / "t.json")
+    assert bpe.special_of(loaded, "") == (0, 102, -1)
+    assert loaded.get_vocab_size() == 103
+
+
+@pytest.mark.parametrize(
+    ("vocab", "words"),
+    [
+        ({"a": 0}, "has no token that ends a document; add one of: </s>, <|endoftext|>"),
+        ({"</s>": 0, "<extra_id_0>": 1}, "the ids of <extra_id_0> to <extra_id_99> must follow each other, up or down"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_says_why(vocab, words, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(tmp_path / "t.json"))
+    with pytest.raises(DataError) as caught:
+        vocabulary.check(DataConfig(tokenizer="t.json", vocab_size=128), tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/t.json: {words}")
+
+
+@pytest.mark.parametrize(("vocab_size", "fits"), [(511, False), (512, True), (513, False)])
+def test_models_and_tokenizer_must_agree_about_the_vocabulary(vocab_size, fits, tmp_path):
+    TOKENIZER.save(str(tmp_path / "t.json"))
+    config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
+    if fits:
+        assert vocabulary.check(config, tmp_path) == "vocabulary 512, 512 of them t.json's"
+        return
+    with pytest.raises(DataError) as caught:
+        vocabulary.check(config, tmp_path)
+    assert str(caught.value) == (
+        f"t.json: has 512 tokens, sentinels included, and [data] vocab_size is {vocab_size}: set it, and the "
+        "architectures', to 512 or up to 512."
+    )
+
+
+def test_the_studys_tokenizer_is_a_setting(tmp_path):
+    (tmp_path / "wiki").mkdir()
+    (tmp_path / "wiki" / "a.txt").write_text("\n".join(TEXTS))
+    config = DataConfig(corpus="elsewhere", tokenizer_corpus="wiki", split_digits=True, vocab_size=512)
+    assert vocabulary.check(config, tmp_path).endswith(
+        "tokenizer trained on wiki: 1 local file, 26,370 bytes, every digit a token"
+    )
+    made = vocabulary.obtain(config, tmp_path / "root", tmp_path)
+    assert bpe.sha256(made) == bpe.sha256(bpe.train(["\n".join(TEXTS)], 512, split_digits=True))
+    again = dataclasses.replace(config, corpus="another")
+    assert bpe.sha256(vocabulary.obtain(again, tmp_path / "root", tmp_path)) == bpe.sha256(made)
+    assert len(list((tmp_path / "root" / "data" / "tokenizers").glob("*.json"))) == 1
+    with pytest.raises(ConfigError, match="tokenizer_corpus and split_digits are for a trained tokenizer"):
+        DataConfig(tokenizer="t.json", split_digits=True)

@@ -15,7 +15,7 @@ FLOORS = [
     {"flops", "naming", "devices"},
     {"architecture", "budget", "rules", "shipped", "config", "cost"},
     {"space", "outcome", "memory"},
-    {"grid", "selection"},
+    {"grid", "selection", "ds_config"},
     {"members", "design", "pareto"},
     {"solver"},
     {"closest", "data", "model", "report"},

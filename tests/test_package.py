@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from march_search import SearchSpace, solve
+from march_search.config import DataConfig
+from march_search.data import vocabulary
+from march_search.settings import build
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -89,9 +92,11 @@ def test_the_readmes_python_says_what_it_does() -> None:
     assert checked == 4
 
 
-def test_the_readmes_space_has_architectures() -> None:
-    [block] = re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL)
-    assert len(solve(SearchSpace.from_table(tomllib.loads(block)))) > 100
+def test_the_readmes_space_has_architectures_and_its_data_table_can_be_meant() -> None:
+    data, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
+    assert len(solve(SearchSpace.from_table(space))) > 100
+    config = build(DataConfig, data["data"], "README.md")
+    assert vocabulary.check(config, REPOSITORY).endswith("(the network was not asked), every digit a token")
 
 
 def test_the_readmes_commands_exist() -> None:

@@ -72,7 +72,7 @@ def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:
     ("misbehaviour", "reason"),
     [
         ("TOY_FAIL", "the toy was told to fail."),
-        ("TOY_KILL", "ended by SIGKILL; the machine may have run out of memory"),
+        ("TOY_KILL", "ended by SIGKILL: "),
         ("TOY_SILENT", "ended with code 0 and no result"),
     ],
 )
@@ -254,6 +254,15 @@ def test_a_study_name_never_leaves_the_root(tmp_path: Path, name: str) -> None:
 def test_an_architecture_must_read_the_studys_tokens(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, \[data\] vocab_size is 4,096"):
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
+
+
+def test_decoder_only_models_are_candidates_of_their_own_studies(tmp_path: Path) -> None:
+    decoders = ("L2-D96-H3x32-F256-dec-rope-V2048", "L3-D96-H3x32-F256-dec-rope-V2048")
+    config = replace(CONFIG, search=SearchConfig(strategy="list", architectures=decoders))
+    assert {a.structure for a in candidates.choose(config, tmp_path).architectures} == {"decoder-only"}
+    mixed = replace(CONFIG, search=SearchConfig(trials=6, architectures=decoders))
+    with pytest.raises(ConfigError, match="whose losses do not compare: make them two studies"):
+        candidates.choose(mixed, tmp_path)
 
 
 def test_candidates_repeat_and_are_feasible(tmp_path: Path) -> None:

@@ -4,19 +4,25 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
+from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
 
-from march_search import Architecture
-from march_search.config import BatchPlan, DataConfig, TrainingConfig
-from march_search.training.ds_config import ds_config
+from march_search import Architecture, outcome
+from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
+from march_search.ds_config import ds_config
+from march_search.errors import ConfigError
+from march_search.settings import build
 from march_search.training.schedule import schedule
 
 MakeTrial = Callable[..., Path]
+BROAD = "L2-D64-H4x16-F256-geglu-rope-V400"
+"""Its activations are what takes memory."""
 
 
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
@@ -135,7 +141,7 @@ def test_a_killed_rank_ends_the_trial(make_trial: MakeTrial) -> None:
     assert process.wait(timeout=30) != 0
     assert alive(str(folder)) == []
     reason = json.loads((folder / "failure.json").read_text())["reason"]
-    assert reason == "rank 1 was ended by SIGKILL; the machine may have run out of memory."
+    assert reason.startswith("rank 1 was ended by SIGKILL: ")
 
 
 def test_two_processes_never_train_one_trial(make_trial: MakeTrial) -> None:
@@ -180,8 +186,78 @@ def test_a_diverging_trial_says_at_which_step(make_trial: MakeTrial) -> None:
     (folder / "trial.json").write_text(json.dumps(config))
     ended = run_trial(folder)
     assert ended.returncode == 1
-    assert "diverged at step" in json.loads((folder / "failure.json").read_text())["reason"]
+    told = json.loads((folder / "failure.json").read_text())
+    assert told["state"] == "diverged"
+    assert "diverged at step" in told["reason"]
     assert not (folder / "result.json").exists()
+
+
+def run_with_memory(folder: Path, gigabytes: float) -> subprocess.CompletedProcess[str]:
+    """Trains to the end in processes that get so much memory each."""
+    code = (
+        f"import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, ({int(gigabytes * 2**30)},) * 2);"
+        "runpy.run_module('march_search.training', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(("ranks", "gigabytes"), [(1, 1.5), (2, 1.0)])
+def test_out_of_memory_halves_the_micro_batch_and_trains_the_same_tokens(
+    make_trial: MakeTrial, ranks: int, gigabytes: float
+) -> None:
+    batch = {"tokens": 4096 * 32, "global_batch_tokens": 4096 * 32, "checkpoints": 0, "evaluations": 1}
+    whole = make_trial("whole", architecture=BROAD, micro_batch_sequences=256, **batch)
+    assert run_trial(whole).returncode == 0
+    tight = make_trial("tight", architecture=BROAD, ranks=ranks, micro_batch_sequences=4096 // ranks, **batch)
+    ended = run_with_memory(tight, gigabytes)
+    assert ended.returncode == 0, ended.stderr
+    assert "out of memory: starting again with half the micro batch." in ended.stderr
+    got, kept = result(tight), json.loads((tight / "micro_batch.json").read_text())
+    assert got["micro_batch_halvings"] == kept["halvings"] >= 1
+    assert got["training"]["micro_batch_sequences"] == kept["micro_batch"] == 4096 // ranks >> kept["halvings"]
+    assert got["tokens"] == result(whole)["tokens"]
+    assert got["loss"] == pytest.approx(result(whole)["loss"], abs=1e-5)
+    assert not (tight / "failure.json").exists()
+
+
+def test_a_model_that_fits_at_no_micro_batch_is_infeasible(make_trial: MakeTrial) -> None:
+    huge = "L1-D512-H2x16-F131072-rope-V400"
+    folder = make_trial("huge", architecture=huge, tokens=256, micro_batch_sequences=2, checkpoints=0)
+    ended = run_with_memory(folder, 1.0)
+    assert ended.returncode == 1
+    told = json.loads((folder / "failure.json").read_text())
+    assert (told["state"], told["halvings"]) == ("infeasible_memory", 1)
+    assert told["reason"].startswith("out of memory: ")
+
+
+def test_the_first_micro_batch_is_what_the_memory_is_expected_to_hold(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from march_search.training import fitting
+    from march_search.training.environment import Place
+
+    config = build(TrialConfig, json.loads((make_trial("one", architecture=BROAD) / "trial.json").read_text()), "")
+    config = replace(config, training=replace(config.training, tokens=4096 * 32, global_batch_tokens=4096 * 32))
+    place, found = Place(0, 1, torch.device("cpu")), []
+    for free in (2**22, 2**28, 2**29, 2**36):
+        monkeypatch.setattr(fitting, "_free_bytes", lambda *_, free=free: free)
+        found.append(fitting._predicted(config, place))
+    assert found[0] == 1 < found[1] < found[2] < found[3] == 4096
+    assert all(4096 % micro == 0 for micro in found)
+
+
+def test_who_killed_a_rank_is_read_from_the_kernels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = tmp_path / "vmstat"
+    monkeypatch.setattr(outcome, "_KERNEL_COUNTS", counts)
+    assert outcome.killed(outcome.memory_kills()) == "the machine may have run out of memory"
+    counts.write_text("nr_free_pages 5\noom_kill 3\n")
+    before = outcome.memory_kills()
+    assert "somebody sent it" in outcome.killed(before)
+    counts.write_text("nr_free_pages 5\noom_kill 4\n")
+    assert "the machine ran out of memory and Linux chose it" in outcome.killed(before)
 
 
 def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial) -> None:
@@ -193,6 +269,24 @@ def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert 'unknown key "training.learning_rte". Did you mean "learning_rate"?' in ended.stderr
+
+
+def test_a_decoder_only_model_trains_on_the_text_as_it_is(make_trial: MakeTrial, store: Path) -> None:
+    from march_search.data.reference import reference_nats
+    from march_search.data.store import Store
+
+    folder = make_trial("text", architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400")
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    got = result(folder)
+    assert got["tokens"] == 48 * 256
+    assert "context_gain" not in got
+    assert got["loss"] == lines(folder, "evaluation")[-1]["loss"]
+    assert got["loss"] < lines(folder, "train")[0]["loss"] - 1
+    assert abs(got["loss"] - reference_nats(Store.open(store), DATA)["text_unigram_nats"]) < 0.2
+    two = make_trial("two", ranks=2, architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400", micro_batch_sequences=2)
+    assert run_trial(two).returncode == 0
+    assert result(two)["loss"] == pytest.approx(got["loss"], abs=1e-4)
 
 
 def test_a_vocabulary_that_does_not_fit_the_store_is_refused(make_trial: MakeTrial) -> None:
@@ -207,6 +301,43 @@ def test_the_engine_is_told_every_number() -> None:
     assert config["train_batch_size"] == 2048 == 32 * 8 * config["gradient_accumulation_steps"]
     assert config["zero_optimization"]["stage"] == 2
     assert config["bf16"] == {"enabled": True}
+
+
+def test_a_persons_own_deepspeed_keys_stand_beside_the_studys(make_trial: MakeTrial) -> None:
+    own = {
+        "train_batch_size": "auto",
+        "gradient_clipping": 1.0,
+        "communication_data_type": "fp32",
+        "zero_optimization": {"stage": "auto", "reduce_bucket_size": 1_000_000, "allgather_partitions": False},
+    }
+    folder = make_trial("own", tokens=512, zero_stage=2, deepspeed=own)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads((folder / "ds_config.json").read_text())
+    assert told["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1_000_000, "allgather_partitions": False}
+    assert (told["train_batch_size"], told["communication_data_type"]) == (8, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"zero_optimisation": {"stage": 1}}, 'has no key "zero_optimisation". Did you mean "zero_optimization"?'),
+        ({"zero_optimization": {"offload_optimiser": {}}}, 'Did you mean "offload_optimizer"?'),
+        ({"train_batch_size": 64}, '"train_batch_size" is 64, and [training] global_batch_tokens makes it 8'),
+        ({"bf16": {"enabled": True}}, '"bf16.enabled" is True, and [training] precision makes it False'),
+        (
+            {"optimizer": {"type": "Adam"}},
+            "[training] learning_rate, betas, epsilon and weight_decay makes it otherwise",
+        ),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "and the trial makes it 'fp32': leave it out"),
+    ],
+)
+def test_deepspeed_keys_that_are_unknown_or_contradict_are_refused(own: dict, message: str) -> None:
+    training = replace(TINY_TRAINING, deepspeed=own)
+    with pytest.raises(ConfigError) as caught:
+        ds_config(training, BatchPlan.of(training, DATA, ranks=1))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_schedules_rise_and_fall_where_they_say() -> None:

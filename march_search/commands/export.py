@@ -49,13 +49,14 @@ def save_tokenizer(store: Path, folder: Path) -> None:
         DataError: the store has no readable tokenizer.
     """
     from march_search.data import tokenizer as bpe
+    from march_search.data.ids import SENTINELS
 
     bpe.load(store / "tokenizer.json").save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",
         "eos_token": "</s>",
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

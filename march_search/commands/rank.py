@@ -60,12 +60,18 @@ def _print_tables(study: "StudyRecord", rows: list[dict[str, Any]], others: list
 
 def notes(study: "StudyRecord") -> list[str]:
     """What a reader of the ranking has to know, a sentence a line."""
-    lines = [
-        "loss: nats per target token. gain: loss with another document's input minus loss; 0: the input is not used."
-    ]
-    unigram = study.reference.get("target_unigram_nats")
+    is_text = study.trials[0].architecture.structure == "decoder-only"
+    lines = ["loss: nats per token of text; there is no input apart from it, and so no context gain."]
+    if not is_text:
+        lines = [
+            "loss: nats per target token. "
+            "gain: loss with another document's input minus loss; 0: the input is not used."
+        ]
+    key, where = ("text", "this text") if is_text else ("target", "these targets")
+    unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:
-        lines.append(f"A model that knows only token frequencies has a loss of {unigram:.3f} on these targets.")
+        pairs = "" if bigram is None else f", one that knows pairs of tokens {bigram:.3f}"
+        lines.append(f"A model that knows only token frequencies has a loss of {unigram:.3f} on {where}{pairs}.")
     if len({t.seed for t in study.trials}) == 1:
         lines.append(
             "One seed each: differences of the size of seed noise (0.005-0.010 nats in published runs) mean nothing."

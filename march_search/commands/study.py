@@ -57,12 +57,16 @@ def load(text: str) -> tuple[StudyConfig, str, Path]:
     from march_search.shipped import shipped_path
 
     path = shipped_path("studies", text)
-    return build(StudyConfig, read_file(path), str(path)), path.stem, path.parent
+    table = read_file(path)
+    training = table.get("training")
+    if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
+        training["deepspeed"] = read_file(path.parent / Path(training["deepspeed"]).expanduser())
+    return build(StudyConfig, table, str(path)), path.stem, path.parent
 
 
 def run_study(options: argparse.Namespace) -> int:
     """Runs a study, or prints its plan."""
-    from march_search.data import corpora
+    from march_search.data import corpora, vocabulary
     from march_search.errors import MarchSearchError
     from march_search.report.tables import console
     from march_search.study import candidates
@@ -74,7 +78,8 @@ def run_study(options: argparse.Namespace) -> int:
     study_folder = StudyFolder.of(root, name)
     try:
         chosen = candidates.choose(config, folder)
-        rows_of = plan_rows(config, chosen, corpora.check(config.data, folder), study_folder.path)
+        told = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
+        rows_of = plan_rows(config, chosen, told, study_folder.path)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
     out = console(stderr=not options.dry_run)
@@ -115,9 +120,9 @@ def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
 
 def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any) -> int:
     """Prepares the data and runs the trials; the exit code says how it ended."""
-    from march_search.data.reference import unigram_nats
-    from march_search.data.store import Store, prepare
-    from march_search.files import make_folder, write_json
+    from march_search.commands.preparing import prepared, repeats
+    from march_search.data.reference import reference_nats
+    from march_search.files import make_folder, read_json, write_json
     from march_search.study import gpus
     from march_search.study.candidates import with_seeds
     from march_search.study.runner import StudyRun
@@ -125,11 +130,12 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     gpus.require(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
-    print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
-    store = prepare(config.data, root, folder, tokens=config.training.tokens)
-    study_folder.keep_store(store)
-    write_json(study_folder.path / "reference.json", unigram_nats(Store.open(store), config.data))
-    summary = StudyRun(config, study_folder, store, with_seeds(chosen, config)).run()
+    store = prepared(config, root, folder)
+    print(repeats(config, store), file=sys.stderr, flush=True)
+    study_folder.keep_store(store.folder)
+    write_json(study_folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
+    write_json(study_folder.path / "reference.json", reference_nats(store, config.data))
+    summary = StudyRun(config, study_folder, store.folder, with_seeds(chosen, config)).run()
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
     print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
     if summary.signum:

@@ -1,4 +1,4 @@
-"""Examples by number: which sequence of the store each one is, corrupted and ready for a model.
+"""Examples by number: which sequence of the store each one is, ready for a model: corrupted, or the text as it is.
 
 Shape suffixes: N sequences of a split, B examples, R raw tokens, I input tokens, T target tokens.
 """
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 
 from march_search.config import DataConfig
 from march_search.data.corruption import Tokens, corrupt
+from march_search.data.shards import SPLITS, Split
 from march_search.data.store import Store
 
 T = TypeVar("T")
+Batch = tuple[Tokens | None, Tokens]
+"""`inputs_BI` and `targets_BT`, int64; a decoder-only model has no inputs."""
 VALIDATION_SEED = 0x5EED_0F_7A11
 """Seed of the validation set's spans: all trials of all seeds share them."""
 
@@ -28,37 +31,38 @@ class Batches:
     on the seed and their number alone: to resume is to go on at a number, and a rank takes its slice of the numbers.
     """
 
-    def __init__(self, store: Store, config: DataConfig, seed: int) -> None:
-        """Opens the token files.
+    def __init__(self, store: Store, config: DataConfig, seed: int, structure: str = "encoder-decoder") -> None:
+        """Opens the token files for models of this `structure`: a decoder-only model's target is the text itself.
 
         Raises:
             DataError: the store is too small for `config`.
         """
         store.require(config)
-        self._config, self._seed, self._vocab_size = config, seed, store.vocab_size
-        self._train_NR = _packed(store.tokens("train"), config.sequence_length)
-        self._validation_NR = _packed(store.tokens("validation"), config.sequence_length)[: config.validation_sequences]
+        self._config, self._seed, self._special = config, seed, store.special
+        self._is_text = structure == "decoder-only"
+        self._tokens = {split: store.tokens(split) for split in SPLITS}
         self._orders: dict[int, NDArray[np.uint32]] = {}
 
     @property
     def num_train(self) -> int:
         """Sequences of the training split: the examples of one epoch."""
-        return len(self._train_NR)
+        return len(self._tokens["train"]) // self._config.sequence_length
 
     @property
     def num_validation(self) -> int:
         """Examples of the validation set."""
-        return len(self._validation_NR)
+        return self._config.validation_sequences
 
     def epochs(self, tokens: int) -> float:
         """How often a budget of raw `tokens` goes through the training split."""
-        return tokens / self._train_NR.size
+        return tokens / (self.num_train * self._config.sequence_length)
 
-    def train(self, first_example: int, count: int) -> tuple[Tokens, Tokens]:
+    def train(self, first_example: int, count: int) -> Batch:
         """Examples `first_example` to `first_example + count - 1`; they may lie in several epochs.
 
         Returns:
-            `inputs_BI` and `targets_BT`, int64: B = `count`, I = `config.lengths.input`, T = `config.lengths.target`.
+            Inputs and targets: B = `count`, I = `config.lengths.input`, T = `config.lengths.target`; for a decoder-only
+            model None and the text, T = `config.sequence_length`.
         """
         examples_B = np.arange(first_example, first_example + count)
         epochs_B, places_B = np.divmod(examples_B, self.num_train)
@@ -66,15 +70,20 @@ class Batches:
         for epoch in np.unique(epochs_B).tolist():
             here_B = epochs_B == epoch
             sequences_B[here_B] = self._order(epoch)[places_B[here_B]]
-        return self._corrupt(self._train_NR[sequences_B], examples_B, self._seed)
+        return self._batch("train", sequences_B, examples_B, self._seed)
 
-    def validation(self, start: int, count: int) -> tuple[Tokens, Tokens]:
+    def validation(self, start: int, count: int) -> Batch:
         """Validation examples from `start` on, at most `count`: the same for every seed."""
-        tokens_BR = self._validation_NR[start : start + count]
-        return self._corrupt(tokens_BR, np.arange(start, start + len(tokens_BR)), VALIDATION_SEED)
+        examples_B = np.arange(start, min(start + count, self.num_validation))
+        return self._batch("validation", examples_B, examples_B, VALIDATION_SEED)
 
-    def _corrupt(self, tokens_BR: NDArray[Any], examples_B: NDArray[np.int64], seed: int) -> tuple[Tokens, Tokens]:
-        return corrupt(tokens_BR, examples_B, seed, self._config.lengths, self._vocab_size)
+    def _batch(self, split: Split, sequences_B: NDArray[np.int64], examples_B: NDArray[np.int64], seed: int) -> Batch:
+        """These sequences as examples of these numbers."""
+        length = self._config.sequence_length
+        tokens_BR = self._tokens[split].rows(sequences_B * length, length)
+        if self._is_text:
+            return None, tokens_BR.astype(np.int64)
+        return corrupt(tokens_BR, examples_B, seed, self._config.lengths, self._special)
 
     def _order(self, epoch: int) -> NDArray[np.uint32]:
         """The permutation of an epoch; that of the epoch before is kept, older ones are dropped."""
@@ -83,12 +92,6 @@ class Batches:
             order_N = np.random.Generator(np.random.Philox(key=key)).permutation(self.num_train).astype(np.uint32)
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1} | {epoch: order_N}
         return self._orders[epoch]
-
-
-def _packed(tokens: NDArray[Any], sequence_length: int) -> NDArray[Any]:
-    """Tokens as rows of `sequence_length`; a rest that fills no row is left out."""
-    rows = len(tokens) // sequence_length
-    return tokens[: rows * sequence_length].reshape(rows, sequence_length)
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

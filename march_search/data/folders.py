@@ -9,19 +9,24 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path | None]:
-    """An empty folder beside `folder` that takes its name at the end, or None if `folder` is there already."""
+    """A folder beside `folder` that takes its name at the end, or None if `folder` is there already.
+
+    It holds what a writer that was stopped or ran out of disk left there; `discard` removes it.
+    """
     if folder.is_dir():
         yield None
         return
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    yield partial
+    sync(partial)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder and all that is in it, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

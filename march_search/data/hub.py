@@ -71,6 +71,7 @@ def stream(label: str, config: DataConfig, path: str, **options: Any) -> Iterato
     import datasets
 
     column = config.text_column
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs some errors that it raises, too
     try:
         for row in datasets.load_dataset(path, streaming=True, **options):
             if column not in row:

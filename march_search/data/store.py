@@ -1,36 +1,65 @@
 """The token store: a folder of tokens on disk, prepared once, opened by every trial with numpy alone."""
 
-import hashlib
+import itertools
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from march_search.config import DataConfig
-from march_search.data import corpora
+from march_search.data import shards
 from march_search.data.files import file_sha256
-from march_search.data.folders import replacing, sync
-from march_search.errors import DataError, StorageError
-from march_search.files import lock
+from march_search.data.ids import Special
+from march_search.data.shards import SPLITS, Shard, Split
+from march_search.errors import DataError
 
-SCHEMA_VERSION = 1
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, Split] = ("train", "validation")
-Progress = Callable[[int, int | None], None]
-"""Is told how many training tokens are written, and how many are wanted (None: the whole text)."""
+SCHEMA_VERSION = 2
+MEND = "mend it: march-search data prepare STUDY --repair"
+"""Way out of every damage."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All tokens of a split, mapped from disk, read-only: one array in several files."""
+
+    parts: Sequence[NDArray[Any]]
+
+    def __len__(self) -> int:
+        """Tokens of all files."""
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each file starts, then where the last one ends."""
+        return np.array([0, *itertools.accumulate(len(part) for part in self.parts)], np.int64)
+
+    def rows(self, starts_B: NDArray[np.int64], length: int) -> NDArray[Any]:
+        """`length` tokens from each of `starts_B` on, as rows."""
+        rows_BR = np.empty((len(starts_B), length), self.parts[0].dtype)
+        files_B = np.searchsorted(self._starts, starts_B, side="right") - 1
+        within_B = starts_B - self._starts[files_B]
+        for row_R, file, start in zip(rows_BR, files_B.tolist(), within_B.tolist(), strict=True):
+            found = self.parts[file][start : start + length]
+            row_R[: len(found)] = found
+            while len(found) < length:  # the row goes on in the next file
+                file, start = file + 1, len(found)  # noqa: PLW2901
+                found = np.append(found, self.parts[file][: length - start])
+                row_R[start : len(found)] = found[start:]
+        return rows_BR
 
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared folder: `train.bin` and `validation.bin` (documents, each followed by `</s>`), tokenizer and index."""
+    """A prepared folder: shards of documents, each document followed by its end, tokenizer and index."""
 
     folder: Path
     index: dict[str, Any]
-    """index.json: source, settings, counts, hashes, reference losses and library versions."""
+    """index.json: source, settings, counts, hashes and library versions."""
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
@@ -39,27 +68,46 @@ class Store:
         Raises:
             DataError: the folder holds no store, one of another version, or a damaged one.
         """
+        store = cls.read(folder)
+        for number, shard in enumerate(store.shards):
+            for split in SPLITS:
+                store._check_size(folder / shards.name(split, number), shard[split]["tokens"])
+        return store
+
+    @classmethod
+    def read(cls, folder: Path) -> "Store":
+        """The store in `folder`, its index checked and nothing else.
+
+        Raises:
+            DataError: the index is missing, damaged or of another version.
+        """
         try:
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             version = index["schema_version"]
         except FileNotFoundError:
-            raise DataError(f"{folder}: is no token store: it has no index.json.") from None
+            raise DataError(f"{folder}: is no token store: it has no index.json; {MEND}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: index.json cannot be read ({error}); {_AGAIN}.") from None
+            raise DataError(f"{folder}: index.json cannot be read ({error}); {MEND}.") from None
         if version != SCHEMA_VERSION:
-            raise DataError(f"{folder}: has schema version {version}, this program reads {SCHEMA_VERSION}; {_AGAIN}.")
-        store = cls(folder, index)
-        for split in SPLITS:
-            store._check_size(split)
-        return store
+            raise DataError(
+                f"{folder}: has schema version {version}, this program reads {SCHEMA_VERSION}; delete the folder and "
+                "prepare again."
+            )
+        return cls(folder, index)
 
-    def _check_size(self, split: Split) -> None:
-        file = self.folder / f"{split}.bin"
-        expected = self.num_tokens(split) * self.dtype.itemsize
-        size = file.stat().st_size if file.is_file() else 0
+    def _check_size(self, file: Path, tokens: int) -> None:
+        expected = tokens * self.dtype.itemsize
+        if not file.is_file():
+            raise DataError(f"{self.folder}: {file.name} is missing; {MEND}.")
+        size = file.stat().st_size
         if size != expected:
             state = "cut" if size < expected else "too long"
-            raise DataError(f"{self.folder}: {file.name} is {state}: {size:,} bytes, {expected:,} expected; {_AGAIN}.")
+            raise DataError(f"{self.folder}: {file.name} is {state}: {size:,} bytes, {expected:,} expected; {MEND}.")
+
+    @property
+    def shards(self) -> list[Shard]:
+        """What the index says of each shard."""
+        return list(self.index["shards"])
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -69,8 +117,13 @@ class Store:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the vocabulary, special ones included."""
+        """Tokens of the models' vocabulary, special ones included."""
         return int(self.index["data"]["vocab_size"])
+
+    @property
+    def special(self) -> Special:
+        """Ids of the end and the sentinels."""
+        return Special(**self.index["special"])
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -78,22 +131,36 @@ class Store:
         return str(self.index["tokenizer_sha256"])
 
     def num_tokens(self, split: Split) -> int:
-        """Tokens of a split, `</s>` included."""
+        """Tokens of a split, the documents' ends included."""
         return int(self.index["splits"][split]["tokens"])
 
-    def tokens(self, split: Split) -> np.memmap[Any, np.dtype[Any]]:
-        """All tokens of a split, one-dimensional, mapped from disk and read-only."""
-        return np.memmap(self.folder / f"{split}.bin", dtype=self.dtype, mode="r", shape=(self.num_tokens(split),))
+    def tokens(self, split: Split) -> Tokens:
+        """All tokens of a split."""
+        found: list[NDArray[Any]] = []
+        for number, shard in enumerate(self.shards):
+            if shard[split]["tokens"]:  # an empty file cannot be mapped
+                file = self.folder / shards.name(split, number)
+                found.append(np.asarray(np.memmap(file, self.dtype, "r", shape=(shard[split]["tokens"],))))
+        return Tokens(found or [np.empty(0, self.dtype)])
 
     def verify(self) -> None:
-        """Compares the content of both token files with their hashes, which `open` does not.
+        """Compares the content of every shard with its hash, which `open` does not.
 
         Raises:
             DataError: a file is not what was written.
         """
-        for split in SPLITS:
-            if file_sha256(self.folder / f"{split}.bin") != self.index["splits"][split]["sha256"]:
-                raise DataError(f"{self.folder}: {split}.bin has changed since it was written; {_AGAIN}.")
+        for number, shard in enumerate(self.shards):
+            for split in shards.broken(self.folder, number, shard):
+                raise DataError(
+                    f"{self.folder}: {shards.name(split, number)} has changed since it was written; {MEND}."
+                )
+        if not self.has_its_tokenizer():
+            raise DataError(f"{self.folder}: tokenizer.json has changed since it was written; {MEND}.")
+
+    def has_its_tokenizer(self) -> bool:
+        """Whether tokenizer.json is there and is what was written."""
+        file = self.folder / "tokenizer.json"
+        return file.is_file() and file_sha256(file) == self.index["tokenizer_file_sha256"]
 
     def require(self, config: DataConfig) -> None:
         """Refuses a store that is too small for the examples that `config` asks for.
@@ -106,78 +173,11 @@ class Store:
             raise DataError(f"{self.folder}: {train:,} training tokens make no sequence of {config.sequence_length:,}.")
         wanted = config.validation_sequences * config.sequence_length
         if held < wanted:
-            fraction = wanted / (train + held) * 1.1
+            fraction, fits = wanted / (train + held) * 1.1, held // config.sequence_length
             raise DataError(
                 f"{config.corpus}: the validation split holds {held:,} tokens, but validation_sequences "
                 f"{config.validation_sequences:,} x sequence_length {config.sequence_length:,} is {wanted:,}: "
                 + (f"raise validation_fraction to about {fraction:.2g}, " if fraction < 0.5 else "")
-                + f"lower validation_sequences to {held // config.sequence_length:,} or shorten sequence_length."
+                + (f"lower validation_sequences to {fits:,} or " if fits > 1 else "give more text or ")
+                + "shorten sequence_length."
             )
-
-
-_AGAIN = "delete the folder and prepare again"
-
-
-def prepare(config: DataConfig, root: Path, base: Path, *, tokens: int, progress: Progress | None = None) -> Path:
-    """The folder of the store of `config` under `root/data`, which is made if it is not there yet.
-
-    One process writes while others wait; what is not finished is never read. An embedded or local corpus is read whole.
-    A hub corpus is read until `tokens` training tokens and the validation sequences are there; without a pinned
-    `hub_revision` the newest at that moment is taken and recorded, and the store then stays as it is.
-
-    Args:
-        config: which text and tokenizer. `sequence_length` and noise may change without preparing again.
-        root: folder of the study; the caches of `datasets` stay below it, too.
-        base: where relative paths of local corpora start.
-        tokens: training tokens wanted from a hub corpus.
-        progress: is called now and then while tokens are written.
-
-    Raises:
-        DataError: the corpus cannot be used or is too small.
-        StorageError: `root` cannot be written.
-    """
-    source = corpora.source(config, base)
-    wanted = tokens if source.is_stream else None
-    settings = _settings(config, wanted)
-    key = hashlib.sha256(json.dumps([SCHEMA_VERSION, settings, source.identity()], sort_keys=True).encode()).hexdigest()
-    slug = re.sub(r"[^a-z0-9]+", "-", config.corpus.lower()).strip("-")[-40:].strip("-") or "corpus"
-    folder = root / "data" / f"{slug}-{key[:12]}"
-    try:
-        if not folder.is_dir():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with lock(folder.parent / f".{folder.name}.lock"), replacing(folder) as partial:
-                if partial:
-                    index = _fill(partial, config, base, wanted, progress)
-                    _finish(partial, {"schema_version": SCHEMA_VERSION, "data": settings} | index)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}.") from None
-    Store.open(folder).require(config)
-    return folder
-
-
-def _settings(config: DataConfig, wanted: int | None) -> dict[str, Any]:
-    """The settings that decide which tokens a store holds; a stream is also cut by how much is wanted of it."""
-    names = ("vocab_size", "tokenizer_bytes", "validation_fraction")
-    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
-    if wanted is not None:
-        settings |= {"tokens": wanted, "validation_tokens": config.validation_sequences * config.sequence_length}
-    return settings
-
-
-def _fill(
-    folder: Path, config: DataConfig, base: Path, wanted: int | None, progress: Progress | None
-) -> dict[str, Any]:
-    """Writes tokenizer and tokens into `folder`; what the index says about them and their source."""
-    from march_search.data import hub, writer  # datasets and tokenizers are needed here and nowhere else
-
-    with hub.caches(folder.parent / ".cache"):
-        pinned = corpora.pinned(config, base)
-        index = writer.write(folder, pinned, base, wanted, progress)
-        return {"source": corpora.describe(pinned, base)} | index
-
-
-def _finish(folder: Path, index: dict[str, Any]) -> None:
-    """Writes the index and brings the whole folder to the disk."""
-    (folder / "index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for path in [*folder.iterdir(), folder]:
-        sync(path)

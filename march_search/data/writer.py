@@ -1,115 +1,140 @@
-"""Text to token files: splits documents, trains the tokenizer, tokenises once through `datasets`, counts as it goes."""
+"""Text to shards: tokenises once, goes on where a writer was stopped, and writes broken shards again."""
 
-import hashlib
 import importlib.metadata
-from collections.abc import Iterator
-from contextlib import ExitStack
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from march_search.config import DataConfig
+from march_search.data import shards
 from march_search.data import tokenizer as bpe
 from march_search.data.corpora import documents
-from march_search.data.ids import EOS
-from march_search.data.reference import cross_entropy_nats
-from march_search.data.store import SPLITS, Progress
+from march_search.data.shards import SPLITS, Shard
+from march_search.data.tokenise import Document, Encoder, default_workers, tokenise
+from march_search.errors import DataError
+from march_search.files import write_json
 
-BATCH = 256
-"""Documents that are in memory at once."""
+Progress = Callable[[int, int, int | None], None]
+"""Is told training tokens and text bytes that are written, and how many tokens are wanted (None: the whole text)."""
 
-
-def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation split: its hash decides, so copies of a text stay together."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < fraction * 2.0**64
-
-
-def tokenizer_texts(config: DataConfig, base: Path) -> Iterator[str]:
-    """The first training documents, until they hold `tokenizer_bytes` bytes."""
-    left = config.tokenizer_bytes
-    for text in documents(config, base):
-        if left <= 0:
-            return
-        if not is_validation(text, config.validation_fraction):
-            left -= len(text.encode())
-            yield text
+REPAIR = ".repair-"
+"""How folders begin, inside a store, in which broken shards are written again."""
 
 
-def write(
-    folder: Path, config: DataConfig, base: Path, wanted: int | None, progress: Progress | None
-) -> dict[str, Any]:
-    """Writes tokenizer.json and both token files into `folder`; the part of the index that they determine."""
-    tokenizer = bpe.train(tokenizer_texts(config, base), config.vocab_size)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    dtype = np.dtype("<u2" if config.vocab_size <= 1 << 16 else "<u4")
-    with ExitStack() as stack:
-        files = [stack.enter_context((folder / f"{split}.bin").open("wb")) for split in SPLITS]
-        train, validation = (_SplitWriter(file, config.vocab_size) for file in files)
-        needed = config.validation_sequences * config.sequence_length
-        for i, row in enumerate(_rows(config, base, tokenizer, dtype)):
-            (validation if row["is_validation"] else train).add(row["ids"], row["text_bytes"])
-            if progress and i % BATCH == 0:
-                progress(train.tokens, wanted)
-            if wanted is not None and train.tokens >= wanted and validation.tokens >= needed:
-                break
+@dataclass(frozen=True)
+class Writing:
+    """What a store is made from."""
+
+    config: DataConfig
+    base: Path
+    """Where relative paths of local corpora start."""
+    tokenizer: Any
+    wanted: int | None
+    """Training tokens to stop at; None reads the whole text."""
+    workers: int | None = None
+    """Threads that tokenise; None for one a core. The bytes are the same."""
+    progress: Progress | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """How documents become tokens."""
+        dtype = np.dtype("<u2" if self.config.vocab_size <= 1 << 16 else "<u4")
+        special = bpe.special_of(self.tokenizer, "the tokenizer")
+        return Encoder(self.tokenizer, special, dtype, self.config.validation_fraction)
+
+    def documents(self, first: int) -> Generator[Document, None, None]:
+        """Tokenised documents from number `first` on."""
+        texts = itertools.islice(documents(self.config, self.base), first, None)
+        return tokenise(texts, self.encoder, self.workers or default_workers())
+
+
+def write(folder: Path, job: Writing) -> dict[str, Any]:
+    """Writes tokenizer.json and all shards that `folder` does not hold yet; the part of the index they determine."""
+    write_tokenizer(folder, job)
+    done = shards.whole(folder)
+    told = _Told(job, done)
+    with closing(_until_enough(job, done)) as found:
+        for first in found:
+            done.append(shards.write(folder, len(done), itertools.chain([first], found), told.add))
     return {
-        "dtype": dtype.str,
-        "tokenizer_sha256": bpe.sha256(tokenizer),
-        "splits": {"train": train.counts(), "validation": validation.counts()},
-        "text_unigram_nats": cross_entropy_nats(train.unigrams_V, validation.unigrams_V),
+        "dtype": job.encoder.dtype.str,
+        "tokenizer_sha256": bpe.sha256(job.tokenizer),
+        "special": job.encoder.special._asdict(),
+        "splits": {split: _total(done, split) for split in SPLITS},
+        "shards": done,
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "numpy")},
     }
 
 
-class _SplitWriter:
-    """One token file, counted and hashed while it is written."""
+class _Told:
+    """Counts what is written and passes it on now and then."""
 
-    def __init__(self, file: BinaryIO, vocab_size: int) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.documents = self.tokens = self.text_bytes = 0
-        self.unigrams_V = np.zeros(vocab_size, np.int64)
+    def __init__(self, job: Writing, done: list[Shard]) -> None:
+        self._job, self._calls = job, 0
+        self.tokens = sum(shard["train"]["tokens"] for shard in done)
+        self.text_bytes = sum(shard[split]["text_bytes"] for shard in done for split in SPLITS)
 
-    def add(self, ids: NDArray[Any], text_bytes: int) -> None:
-        """Appends one document, which ends with `</s>`."""
-        data = ids.tobytes()
-        self._file.write(data)
-        self._hash.update(data)
-        np.add.at(self.unigrams_V, ids, 1)
-        self.documents += 1
-        self.tokens += len(ids)
+    def add(self, tokens: int, text_bytes: int) -> None:
+        """One more document."""
+        self.tokens += tokens
         self.text_bytes += text_bytes
-
-    def counts(self) -> dict[str, Any]:
-        """The split's part of the index; `text_bytes` are UTF-8 bytes of the documents."""
-        return {
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "text_bytes": self.text_bytes,
-            "sha256": self._hash.hexdigest(),
-        }
+        if self._job.progress and self._calls % 64 == 0:
+            self._job.progress(self.tokens, self.text_bytes, self._job.wanted)
+        self._calls += 1
 
 
-def _rows(config: DataConfig, base: Path, tokenizer: Any, dtype: np.dtype[Any]) -> Iterator[dict[str, Any]]:
-    """Each document's `ids` with `</s>`, `is_validation` and `text_bytes`; memory stays at one batch of documents."""
-    import datasets
+def _until_enough(job: Writing, done: list[Shard]) -> Generator[Document, None, None]:
+    """Documents behind the shards that are `done`, until there are as many tokens as wanted."""
+    needed = job.config.validation_sequences * job.config.sequence_length
+    train, validation = (sum(shard[split]["tokens"] for shard in done) for split in SPLITS)
+    if job.wanted is not None and train >= job.wanted and validation >= needed:
+        return
+    with closing(job.documents(sum(map(shards.documents, done)))) as found:
+        for document in found:
+            yield document
+            if document.is_validation:
+                validation += len(document.ids)
+            else:
+                train += len(document.ids)
+            if job.wanted is not None and train >= job.wanted and validation >= needed:
+                return
 
-    def tokenise(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        texts = batch["text"]
-        encoded = tokenizer.encode_batch_fast(texts)
-        return {
-            "ids": [np.array([*encoding.ids, EOS], dtype) for encoding in encoded],
-            "is_validation": [is_validation(text, config.validation_fraction) for text in texts],
-            "text_bytes": [len(text.encode()) for text in texts],
-        }
 
-    stream = datasets.IterableDataset.from_generator(_text_rows, gen_kwargs={"config": config, "base": base})
-    return iter(stream.map(tokenise, batched=True, batch_size=BATCH, remove_columns=["text"]))
+def _total(done: list[Shard], split: shards.Split) -> dict[str, int]:
+    """Counts of a whole split."""
+    return {key: sum(shard[split][key] for shard in done) for key in ("documents", "tokens", "text_bytes")}
 
 
-def _text_rows(config: DataConfig, base: Path) -> Iterator[dict[str, str]]:
-    """Documents in the form that `datasets` takes."""
-    for text in documents(config, base):
-        yield {"text": text}
+def write_tokenizer(folder: Path, job: Writing) -> None:
+    """Writes the tokenizer beside the tokens it made."""
+    write_json(folder / "tokenizer.json", json.loads(job.tokenizer.to_str()))
+
+
+def rewrite(folder: Path, job: Writing, index: dict[str, Any], numbers: list[int]) -> None:
+    """Tokenises the documents of these shards again and puts their files back.
+
+    Raises:
+        DataError: the text makes other tokens than those the index has.
+    """
+    for number in numbers:
+        first = sum(map(shards.documents, index["shards"][:number]))
+        count = shards.documents(index["shards"][number])
+        with (
+            tempfile.TemporaryDirectory(prefix=REPAIR, dir=folder) as made_in,
+            closing(job.documents(first)) as found,
+        ):
+            made = shards.write(Path(made_in), number, itertools.islice(found, count), lambda *_: None)
+            if made != index["shards"][number]:
+                raise DataError(
+                    f"{folder}: the text makes another shard {number} now; delete the folder and prepare again."
+                )
+            for split in SPLITS:
+                name = shards.name(split, number)
+                (Path(made_in) / name).replace(folder / name)

@@ -12,7 +12,7 @@ from march_search.files import read_json, read_lines
 from march_search.outcome import complete
 from march_search.settings import build, nearest
 
-State = Literal["complete", "pruned", "failed", "unfinished"]
+State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StudyRecord:
     settings: dict[str, Any]
     """As in the study's TOML file, defaults filled in."""
     reference: dict[str, Any]
-    """Losses of models that know less: `target_unigram_nats`, `text_unigram_nats`."""
+    """Losses of models that know less: `target_` and `text_`, `unigram_nats` and `bigram_nats`."""
     trials: tuple[TrialRecord, ...]
     """By number."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from march_search.architecture import Architecture
 from march_search.closest import solve_or_explain
 from march_search.config import StudyConfig
+from march_search.ds_config import ds_config
 from march_search.errors import ConfigError
 from march_search.solver import FeasibleSet
 from march_search.space import SearchSpace
@@ -61,18 +62,20 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
             raise ConfigError(
                 f"[search]: trials asks for {search.trials} architectures, and only {len(chosen)} are feasible."
             )
+    ds_config(config.training, config.batch)
     for architecture in chosen:
         _check_fit(architecture, config)
+    if len({architecture.structure for architecture in chosen}) > 1:
+        raise ConfigError(
+            "the candidates are encoder-decoder and decoder-only models, whose losses do not compare: make them two "
+            "studies."
+        )
     return Candidates(found, tuple(chosen))
 
 
 def _check_fit(a: Architecture, config: StudyConfig) -> None:
     """Refuses an architecture that cannot read the study's examples."""
     data = config.data
-    if a.structure == "decoder-only":
-        raise ConfigError(
-            f"{a.name}: a decoder-only model cannot be trained yet: trials read span-corruption examples."
-        )
     if a.vocab_size != data.vocab_size:
         raise ConfigError(
             f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}; make them one."

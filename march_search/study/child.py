@@ -14,6 +14,7 @@ from typing import Any
 
 from march_search.config import DevicesConfig
 from march_search.files import parse_lines, read_json
+from march_search.outcome import FAILURES, killed, memory_kills
 
 TRAINING = (sys.executable, "-m", "march_search.training")
 """The command that trains the trial in the folder named after it."""
@@ -31,6 +32,7 @@ class Child:
 
     folder: Path
     process: "subprocess.Popen[bytes]"
+    _kills: int | None = None
     _read: int = 0
     _rest: bytes = b""
     _deadline: float | None = None
@@ -43,12 +45,13 @@ class Child:
             environment.pop(name, None)
         if devices.kind != "cpu" and devices.parallel_trials > 1:
             environment["CUDA_VISIBLE_DEVICES"] = _gpus(devices.ranks, slot)
+        kills = memory_kills()
         with (folder / "trial.log").open("ab") as log:
             process = subprocess.Popen(
                 [*command, str(folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
-        return cls(folder, process)
+        return cls(folder, process, kills)
 
     def new_lines(self) -> list[dict[str, Any]]:
         """Metric lines written since the last call; a line still being written waits for the next."""
@@ -81,17 +84,17 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def failure(self) -> str:
-        """Why the trial failed, in one line."""
+    def failure(self) -> tuple[str, str]:
+        """How the trial failed, one of `outcome.FAILURES`, and why, in one line."""
         told = read_json(self.folder / "failure.json")
         if isinstance(told, dict) and told.get("reason"):
-            return str(told["reason"])
+            state = told.get("state")
+            return state if state in FAILURES else "failed", str(told["reason"])
         code = self.process.returncode
         if code is not None and code < 0:
-            killed = signal.Signals(-code).name
-            hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
-            return f"the process was ended by {killed}{hint}."
-        return f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."
+            hint = f": {killed(self._kills)}" if code == -signal.SIGKILL else ""
+            return "failed", f"the process was ended by {signal.Signals(-code).name}{hint}."
+        return "failed", f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."
 
 
 def _is_metric(line: dict[str, Any]) -> bool:

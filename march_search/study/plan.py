@@ -4,15 +4,15 @@ import os
 from pathlib import Path
 
 from march_search.budget import Budget
-from march_search.config import StudyConfig, TrainingConfig
+from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.report.tables import count, plural, si
 from march_search.study.candidates import Candidates
 
 
-def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) -> list[tuple[str, str]]:
+def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
     """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
-    training, data, batch = config.training, config.data, config.batch
-    lengths, budget = data.lengths, chosen.found.budget
+    training, data = config.training, config.data
+    budget = chosen.found.budget
     trials = len(chosen.architectures) * len(config.search.seeds)
     flops = sum(
         a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length) for a in chosen.architectures
@@ -25,11 +25,9 @@ def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) 
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
                    f"{si(training.tokens * trials)} in all"),
         ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
-        ("batch", f"{batch.sequences} sequences × {data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × "
-                  f"{batch.accumulation} accumulation × {batch.micro_batch} micro batch"),
-        ("example", f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
-                    f"({lengths.spans} spans, {lengths.noise} tokens of noise)"),
-        ("data", f"{corpus}; vocabulary {data.vocab_size:,}"),
+        ("batch", _batch(config)),
+        ("example", _example(data, chosen)),
+        ("data", text),
         ("recipe", _recipe(training)),
         ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
@@ -37,6 +35,26 @@ def plan_rows(config: StudyConfig, chosen: Candidates, corpus: str, root: Path) 
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip
+
+
+def _batch(config: StudyConfig) -> str:
+    """How a global batch is cut."""
+    batch, told = config.batch, config.training.micro_batch_sequences
+    cut = f"{batch.accumulation} accumulation × {told} micro batch"
+    if told is None:
+        cut = f"{batch.micro_batch} sequences; micro batch and accumulation as its memory allows"
+    return f"{batch.sequences} sequences × {config.data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × {cut}"
+
+
+def _example(data: DataConfig, chosen: Candidates) -> str:
+    """What a model reads."""
+    if chosen.architectures[0].structure == "decoder-only":
+        return f"{data.sequence_length} tokens of text as they are, each predicted from those before"
+    lengths = data.lengths
+    return (
+        f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
+        f"({lengths.spans} spans, {lengths.noise} tokens of noise)"
+    )
 
 
 def _recipe(t: TrainingConfig) -> str:

@@ -230,7 +230,8 @@ class StudyRun:
         """The outcome of a process that ended without a result; None if it, or this study, was asked to stop."""
         if self.signum or child.process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM):
             return None
-        return {"state": "failed", "tokens": None, "loss": None, "text": child.failure()}
+        state, text = child.failure()
+        return {"state": state, "tokens": None, "loss": None, "text": text}
 
     def _tell(self, study: optuna.Study, trial: Trial, ended: dict[str, Any]) -> None:
         """Closes the trial in Optuna, which would take an infinite loss for a result."""

@@ -1,7 +1,8 @@
 """`python -m march_search.training DIR [--ranks N]`: trains the trial in DIR to its end, or says why not.
 
 Exit codes: 0 complete; 1 failed, reason in failure.json; 2 trial.json cannot be meant; 130 and 143 interrupted after a
-checkpoint: the same command goes on from it.
+checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial starts again from its last
+checkpoint with half the micro batch, up to six times.
 """
 
 import os
@@ -12,9 +13,12 @@ from pathlib import Path
 from march_search import outcome
 from march_search.config import TrialConfig
 from march_search.errors import ConfigError, MarchSearchError
-from march_search.files import lock, write_json
+from march_search.files import lock, read_json, write_json
 from march_search.settings import build, read_file
 from march_search.training import ranks
+
+OUT_OF_MEMORY = "out_of_memory"
+"""State of a failure that a smaller micro batch may mend."""
 
 
 def main(arguments: list[str]) -> int:
@@ -27,15 +31,27 @@ def main(arguments: list[str]) -> int:
     # Idle OpenMP threads wait a moment and then sleep. By default they spin: beside one other busy process, two threads
     # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    told = dict(os.environ)  # joining a process group changes it
+    code = _guarded(folder)
+    if code and "RANK" not in told and _goes_on(folder):
+        # A new program in this process: what held the memory is gone; its number and its parent stay.
+        os.execve(sys.executable, [sys.executable, "-m", "march_search.training", *arguments], told)
+    return code
+
+
+def _guarded(folder: Path) -> int:
+    """The exit code of the trial, its failure written down."""
     try:
         return _run(folder)
     except ranks.InterruptedTrialError as stop:
         return stop.exit_code
     except MarchSearchError as error:
-        return _failed(folder, str(error), error.exit_code)
-    except MemoryError:
-        return _failed(folder, "out of memory: make micro_batch_sequences smaller.", 1)
+        return _failed(folder, str(error), error.exit_code, getattr(error, "state", "failed"))
     except Exception as error:
+        from march_search.training.fitting import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return _failed(folder, f"out of memory: {_in_words(error)}", 1, OUT_OF_MEMORY)
         traceback.print_exc()
         return _failed(folder, _in_words(error), 1)
 
@@ -65,12 +81,28 @@ def _train(folder: Path, config: TrialConfig) -> int:
     return 0
 
 
-def _failed(folder: Path, reason: str, code: int) -> int:
+def _goes_on(folder: Path) -> bool:
+    """Whether a trial that failed may start again with half its micro batch; where not, failure.json says so."""
+    from march_search.training import fitting
+
+    told = read_json(folder / "failure.json")
+    if not isinstance(told, dict) or told.get("state") != OUT_OF_MEMORY:
+        return False
+    config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
+    if fitting.halve(folder, config):
+        print("march-search: out of memory: starting again with half the micro batch.", file=sys.stderr, flush=True)
+        return True
+    times = fitting.halvings(folder)
+    write_json(folder / "failure.json", told | {"state": "infeasible_memory", "halvings": times})
+    return False
+
+
+def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
     """Says why, on stderr and beside the trial; one of several ranks in a file of its own."""
     name = f"failure.rank{os.environ['RANK']}.json" if os.environ.get("WORLD_SIZE", "1") != "1" else "failure.json"
     print(f"march-search: {reason}", file=sys.stderr)
     try:
-        write_json(folder / name, {"reason": reason, "exit_code": code})
+        write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})
     except MarchSearchError:
         print(f"march-search: {folder}: failure.json cannot be written.", file=sys.stderr)
     return code
@@ -79,8 +111,6 @@ def _failed(folder: Path, reason: str, code: int) -> int:
 def _in_words(error: Exception) -> str:
     """An unexpected exception as one line."""
     text = " ".join(str(error).split())[:300]
-    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
-        return f"out of memory: make micro_batch_sequences smaller ({text})"
     return f"{type(error).__name__}: {text}"
 
 

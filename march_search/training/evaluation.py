@@ -15,17 +15,18 @@ from march_search.training.environment import Place
 class Validation:
     """The validation examples, the same in every trial of a study: N examples, I input and T target tokens."""
 
-    inputs_NI: torch.Tensor
+    inputs_NI: torch.Tensor | None
+    """None for a decoder-only model, whose targets are the text."""
     targets_NT: torch.Tensor
 
     @classmethod
     def of(cls, batches: Batches) -> "Validation":
         """All validation examples."""
         inputs, targets = batches.validation(0, batches.num_validation)
-        return cls(torch.from_numpy(inputs), torch.from_numpy(targets))
+        return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
-def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place, paired: bool) -> dict[str, float]:
+def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -> dict[str, float]:
     """Mean validation loss in nats per target token; all ranks call it together and get the same numbers.
 
     Args:
@@ -33,13 +34,12 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place, p
         examples: the validation set; each rank takes its share.
         batch_size: examples that are evaluated at once.
         place: this process.
-        paired: also measure `context_gain`: the loss with every target paired with the input of the example half a
-            validation set away, another document's, minus the loss. 0 means that the input is not used at all.
 
     Returns:
-        `loss`, and `context_gain` if `paired`.
+        `loss`; and `context_gain` if there are inputs: the loss with every target paired with the input of the example
+        half a validation set away, another document's, minus the loss. 0 means that the input is not used at all.
     """
-    total = len(examples.targets_NT)
+    total, paired = len(examples.targets_NT), examples.inputs_NI is not None
     first, stop = total * place.rank // place.world_size, total * (place.rank + 1) // place.world_size
     largest_share = math.ceil(total / place.world_size)
     rounds = math.ceil(largest_share / batch_size)  # equal on all ranks: under ZeRO 3 they compute together
@@ -63,7 +63,8 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place, p
 def _sum(engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: Place) -> float:
     """Sum of the mean losses of these examples; a rank that has none left computes one and leaves it out."""
     dummy = torch.tensor([0])
-    inputs_BI = examples.inputs_NI[inputs if len(inputs) else dummy].to(place.device)
+    every_NI = examples.inputs_NI
+    inputs_BI = None if every_NI is None else every_NI[inputs if len(inputs) else dummy].to(place.device)
     targets_BT = examples.targets_NT[targets if len(targets) else dummy].to(place.device)
     with torch.no_grad():
         losses_B = engine(inputs_BI, targets_BT, output="example_losses")

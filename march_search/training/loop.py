@@ -14,17 +14,18 @@ from march_search.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
-from march_search.errors import ConfigError, TrialError
+from march_search.ds_config import ds_config
+from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
-from march_search.training import checkpoints, environment, evaluation, weights
-from march_search.training.ds_config import ds_config
+from march_search.training import checkpoints, environment, evaluation, fitting, weights
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.schedule import schedule
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor | None, torch.Tensor]
+"""Inputs, None for a decoder-only model, and targets."""
 
 
 @dataclass
@@ -61,7 +62,8 @@ def train(folder: Path, config: TrialConfig) -> None:
             f"the architecture has a vocabulary of {architecture.vocab_size:,}, the tokens {store.vocab_size:,}."
         )
     place = environment.take_place(config.devices)
-    batches = Batches(store, config.data, config.seed)
+    config = fitting.fitted(folder, config, place)
+    batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     trial = _Trial(folder, config, architecture, place, batches, validation, _engine(config, architecture, place), stop)
     if place.is_first:
@@ -136,16 +138,19 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
         first = step * plan.sequences + rank * share
         for micro in range(plan.accumulation):
             inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
-            yield torch.from_numpy(inputs), torch.from_numpy(targets)
+            yield None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     """One optimizer step over the global batch."""
     began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
-    losses = []
+    losses, waited = [], 0.0
     for _ in range(plan.accumulation):
+        asked = time.perf_counter()
         inputs, targets = next(micro_batches)
-        loss = engine(inputs.to(trial.place.device), targets.to(trial.place.device))
+        waited += time.perf_counter() - asked
+        inputs = None if inputs is None else inputs.to(trial.place.device)
+        loss = engine(inputs, targets.to(trial.place.device))
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach().float())
@@ -159,7 +164,7 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     trial.seconds += seconds
     norm = None if norm is None else float(norm)
     if not math.isfinite(value) or (norm is not None and not math.isfinite(norm)):
-        raise TrialError(
+        raise DivergedError(
             f"diverged at step {trial.step:,}: loss {value}, gradient norm {norm}. Lower the learning rate."
         )
     tokens = trial.config.training.global_batch_tokens
@@ -167,16 +172,18 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         trial.metrics.append(
             "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
             gradient_norm=norm, learning_rate=engine.get_lr()[0], tokens_per_second=round(tokens / seconds, 1),
+            data_wait_seconds=round(waited, 6),
         )  # fmt: skip
 
 
 def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluates now and writes the line."""
     began, training = time.perf_counter(), trial.config.training
-    paired = trial.architecture.structure == "encoder-decoder"
-    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place, paired)
+    values = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
     if not math.isfinite(values["loss"]):
-        raise TrialError(f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate.")
+        raise DivergedError(
+            f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
+        )
     if trial.metrics:
         tokens = trial.step * training.global_batch_tokens
         seconds = round(time.perf_counter() - began, 3)
@@ -231,6 +238,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                 "tokens_per_second": round(training.tokens / trial.seconds, 1),
                 "train_seconds": round(trial.seconds, 2),
                 "peak_memory_bytes": int(memory),
+                "micro_batch_halvings": fitting.halvings(trial.folder),
                 "training": asdict(training),
                 **environment.describe_machine(place),
             },

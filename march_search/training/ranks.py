@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from march_search.files import read_json, write_json
+from march_search.outcome import killed, memory_kills
 
 GRACE_SECONDS = 10
 """How long the other ranks may take to end after one has failed."""
@@ -49,6 +50,7 @@ def supervise(folder: Path, ranks: int) -> int:
     meeting = folder / f".rendezvous.{uuid.uuid4().hex}"
     for old in folder.glob("failure*.json"):
         old.unlink()
+    kills = memory_kills()
     processes = [_start(folder, rank, ranks, meeting) for rank in range(ranks)]
     asked: list[int] = []
 
@@ -61,7 +63,7 @@ def supervise(folder: Path, ranks: int) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
     try:
-        return _wait(folder, processes, asked)
+        return _wait(folder, processes, asked, kills)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -84,7 +86,7 @@ def _start(folder: Path, rank: int, ranks: int, meeting: Path) -> "subprocess.Po
     return subprocess.Popen([sys.executable, "-m", "march_search.training", str(folder)], env=environment)
 
 
-def _wait(folder: Path, processes: "list[subprocess.Popen[bytes]]", asked: list[int]) -> int:
+def _wait(folder: Path, processes: "list[subprocess.Popen[bytes]]", asked: list[int], kills: int | None) -> int:
     """Waits for all ranks; after a signal for `SAVE_SECONDS` more, after the first failure for `GRACE_SECONDS`."""
     deadline, first_failed = math.inf, None
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -100,18 +102,18 @@ def _wait(folder: Path, processes: "list[subprocess.Popen[bytes]]", asked: list[
         return 128 + asked[0]
     if first_failed is None:
         first_failed = next((rank for rank, process in enumerate(processes) if process.poll() != 0), None)
-    return 0 if first_failed is None else _explain(folder, first_failed, processes[first_failed].poll())
+    return 0 if first_failed is None else _explain(folder, first_failed, processes[first_failed].poll(), kills)
 
 
-def _explain(folder: Path, rank: int, code: int | None) -> int:
+def _explain(folder: Path, rank: int, code: int | None, kills: int | None) -> int:
     """Writes failure.json for the rank that failed first, whose failure the others only repeat; its exit code."""
     told = read_json(folder / f"failure.rank{rank}.json")
     if not isinstance(told, dict):
         by = (
             f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
         )
-        hint = "; the machine may have run out of memory" if code == -signal.SIGKILL else ""
-        told = {"reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
+        hint = f": {killed(kills)}" if code == -signal.SIGKILL else ""
+        told = {"state": "failed", "reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
     write_json(folder / "failure.json", told)
     return 1 if code is None else 128 - code if code < 0 else code
 

@@ -1,0 +1,90 @@
+"""Prepares a study's text and shows how far it is: a live line on a terminal, plain ones where stderr is piped."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from march_search.config import StudyConfig
+
+if TYPE_CHECKING:
+    from march_search.data.store import Store
+
+
+def prepared(
+    config: StudyConfig,
+    root: Path,
+    folder: Path,
+    workers: int | None = None,
+    mended: Callable[[list[str]], None] | None = None,
+) -> "Store":
+    """The store of a study whose file is in `folder`, made first if it is not there; see `preparation.prepare`."""
+    from march_search.data.preparation import prepare
+    from march_search.data.store import Store
+
+    print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
+    with _Shown() as shown:
+        path = prepare(
+            config.data,
+            root,
+            folder,
+            tokens=config.training.tokens,
+            workers=workers,
+            progress=shown.tell,
+            mended=mended,
+        )
+    return Store.open(path)
+
+
+def repeats(config: StudyConfig, store: "Store") -> str:
+    """How often the data budget goes through the text, in words."""
+    from march_search.data.batches import Batches
+    from march_search.report.tables import si
+
+    times = Batches(store, config.data, 0).epochs(config.training.tokens)
+    text = f"{si(config.training.tokens)} tokens a trial, {si(store.num_tokens('train'))} tokens of training text"
+    return f"{text}: " + (f"every trial reads {times:.0%} of it once" if times <= 1 else f"repeated {times:.1f} times")
+
+
+class _Shown:
+    """Tokens written so far, on stderr."""
+
+    PLAIN_SECONDS = 10.0
+    """Between two lines where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        from march_search.report.tables import console
+
+        out = console(stderr=True)
+        self._bars = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=out, transient=True)
+        self._live, self._began = out.is_terminal, 0.0
+        self._last, self._first_tokens = 0.0, 0
+        self._task = self._bars.add_task("reading; a new tokenizer is trained first", total=None)
+
+    def __enter__(self) -> "_Shown":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def tell(self, tokens: int, text_bytes: int, wanted: int | None) -> None:
+        """Takes the writer's counts."""
+        from march_search.report.tables import si
+
+        now = time.monotonic()
+        if not self._began:
+            self._began = self._last = now
+            self._first_tokens = tokens
+        speed = (tokens - self._first_tokens) / max(now - self._began, 1e-3)
+        text = f"{si(tokens)} tokens of {si(text_bytes)}B of text, {si(speed)} tokens/s"
+        if self._live:
+            self._bars.update(self._task, description=text, completed=min(tokens, wanted or 0), total=wanted)
+        elif now - self._last >= self.PLAIN_SECONDS:
+            self._last = now
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,119 @@
+"""How many examples a device takes at once: predicted from its memory, halved where that runs out."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from march_search.architecture import Architecture
+from march_search.config import TrialConfig
+from march_search.cost import Setup
+from march_search.devices import Device
+from march_search.files import read_json, write_json
+from march_search.memory import memory
+from march_search.training.environment import Place
+
+HALVINGS = 6
+"""How often the micro batch is halved before the trial is infeasible."""
+
+USABLE = 0.9
+"""Share of the free memory that a prediction may fill: contexts, workspaces and fragments need the rest."""
+
+
+def fitted(folder: Path, config: TrialConfig, place: Place) -> TrialConfig:
+    """`config` with the micro batch this trial takes: as told, predicted at its first start, or halved since.
+
+    What was predicted is kept, so that a resumed trial sums in the same order. All ranks call it together.
+    """
+    chosen = [0]
+    if place.is_first:
+        told, share = _kept(folder), config.batch.sequences // config.batch.ranks
+        if told is None and config.training.micro_batch_sequences is None:
+            told = _predicted(config, place), 0
+            _keep(folder, *told)
+        chosen[0] = _divisor(share, told[0]) if told else config.batch.micro_batch
+    dist.broadcast_object_list(chosen, src=0)
+    return replace(config, training=replace(config.training, micro_batch_sequences=chosen[0]))
+
+
+def halve(folder: Path, config: TrialConfig) -> bool:
+    """Writes down half the micro batch for the next start; False if there is no smaller one, or it was done too often.
+
+    Accumulation doubles in turn: global batch, tokens and their order stay as they are.
+    """
+    micro, halvings = _kept(folder) or (config.batch.micro_batch, 0)
+    if micro == 1 or halvings >= HALVINGS:
+        return False
+    _keep(folder, _divisor(config.batch.sequences // config.batch.ranks, micro // 2), halvings + 1)
+    return True
+
+
+def halvings(folder: Path) -> int:
+    """How often the micro batch was halved."""
+    told = _kept(folder)
+    return told[1] if told else 0
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python could not get the memory they asked for."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+    )
+
+
+def _kept(folder: Path) -> tuple[int, int] | None:
+    """Micro batch and halvings that an earlier start left."""
+    told = read_json(folder / "micro_batch.json")
+    return (int(told["micro_batch"]), int(told["halvings"])) if isinstance(told, dict) else None
+
+
+def _keep(folder: Path, micro_batch: int, halvings: int) -> None:
+    """Leaves them to the next start."""
+    write_json(folder / "micro_batch.json", {"micro_batch": micro_batch, "halvings": halvings})
+
+
+def _divisor(share: int, most: int) -> int:
+    """The largest number up to `most` that divides a rank's share of the global batch."""
+    return next(n for n in range(min(share, most), 0, -1) if share % n == 0)
+
+
+def _predicted(config: TrialConfig, place: Place) -> int:
+    """The largest micro batch that the cost model expects to fit, 1 if none does."""
+    plan, data, training = config.batch, config.data, config.training
+    a, room = Architecture.parse(config.architecture), USABLE * _free_bytes(place, config.devices.parallel_trials)
+    device = Device("this", 0, 1.0, 1.0, 1.0, count=plan.ranks, keeps_scores=place.device.type == "cpu")
+    setup = Setup(
+        device=device,
+        tokens=training.tokens,
+        sequence_length=data.sequence_length,
+        noise_density=data.noise_density,
+        mean_span_length=data.mean_span_length,
+        precision=training.precision,
+        zero_stage=training.zero_stage,
+        checkpointing=training.activation_checkpointing,
+    )
+    share = plan.sequences // plan.ranks
+    sizes = [n for n in range(share, 0, -1) if share % n == 0]
+    return next((n for n in sizes if memory(a, replace(setup, micro_batch=n)).total <= room), 1)
+
+
+def _free_bytes(place: Place, parallel_trials: int) -> int:
+    """Memory that this rank may fill: of its GPU, or its part of the machine's that nobody uses."""
+    if place.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(place.device)[0])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    for line in _meminfo():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    return free // (place.world_size * parallel_trials)
+
+
+def _meminfo() -> list[str]:
+    """Lines of Linux's account of its memory; none elsewhere."""
+    try:
+        return Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return []
