@@ -123,6 +123,8 @@ class TrainingConfig:
     """Token counts to evaluate at instead, multiples of `global_batch_tokens`; the end is always added."""
     checkpoints: int = 4
     """Checkpoints, evenly spread; 0 for none, which makes an interrupted trial start again."""
+    keep_weights: bool = True
+    """Whether a complete trial leaves weights.safetensors, in `precision`, for `march-search export`."""
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""

@@ -1,5 +1,6 @@
 """The built model: exactly the parameters and operations that the formulas promise, and plain refusals."""
 
+import math
 import random
 
 import pytest
@@ -99,6 +100,10 @@ def test_the_seed_decides_the_weights_and_their_spread_is_that_of_the_recipe():
     small = build(a, "normal-0.02").state_dict()
     assert small["embedding"].std().item() == pytest.approx(0.02, rel=0.05)
     assert small["encoder.layers.1.feed_forward.wo"].std().item() == pytest.approx(0.02 / 2, rel=0.05)
+    untied = build(Architecture(**TINY | {"d_model": 256, "tie_word_embeddings": False}))
+    assert untied.lm_head.std().item() == pytest.approx(256**-0.5, rel=0.05)
+    tokens = torch.arange(2, 50)[None]
+    assert untied(tokens, tokens).item() < 2 * math.log(50)
     rotary = build(Architecture(**TINY | {"d_model": 256, "position": "rotary"})).state_dict()
     assert rotary["encoder.layers.0.attention.qkv"].std().item() == pytest.approx(256**-0.5, rel=0.05)
 

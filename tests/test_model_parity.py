@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from march_search import Architecture
-from march_search.model import Seq2Seq, build
+from march_search.model import build
+from march_search.model.huggingface import t5_config, t5_tensors
 
 SHAPE = {"num_layers": 2, "d_model": 48, "num_heads": 3, "d_kv": 8, "d_ff": 64, "vocab_size": 97}
 GENERATOR = torch.Generator().manual_seed(5)
@@ -25,57 +26,21 @@ def transformers():
         return pytest.importorskip("transformers", reason="transformers is not installed: no parity with its models")
 
 
-def as_t5(model: Seq2Seq, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our weights, or their gradients, under the names of Hugging Face's T5."""
-    a, named = model.architecture, {"shared.weight": tensors["embedding"]}
-    if "lm_head" in tensors:
-        named["lm_head.weight"] = tensors["lm_head"]
-    for stack, depth in (("encoder", a.num_layers), ("decoder", a.decoder_layers)):
-        named[f"{stack}.final_layer_norm.weight"] = tensors[f"{stack}.norm.weight"]
-        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        named[bias] = tensors[f"{stack}.relative_bias"]
-        for i in range(depth):
-            ours, block = f"{stack}.layers.{i}", f"{stack}.block.{i}.layer"
-            q, k, v = tensors[f"{ours}.attention.qkv"].chunk(3)
-            parts = {"0.SelfAttention": {"q": q, "k": k, "v": v, "o": tensors[f"{ours}.attention.o"]}}
-            norms = ["norm"]
-            if stack == "decoder":
-                k, v = tensors[f"{ours}.cross_attention.kv"].chunk(2)
-                q, o = tensors[f"{ours}.cross_attention.q"], tensors[f"{ours}.cross_attention.o"]
-                parts["1.EncDecAttention"] = {"q": q, "k": k, "v": v, "o": o}
-                norms.append("cross_norm")
-            wi = tensors[f"{ours}.feed_forward.wi"]
-            gated = dict(zip(("wi_0", "wi_1"), wi.chunk(2), strict=True)) if a.is_gated else {"wi": wi}
-            parts[f"{len(norms)}.DenseReluDense"] = {**gated, "wo": tensors[f"{ours}.feed_forward.wo"]}
-            norms.append("feed_forward_norm")
-            named |= {f"{block}.{p}.{w}.weight": t for p, weights in parts.items() for w, t in weights.items()}
-            named |= {f"{block}.{j}.layer_norm.weight": tensors[f"{ours}.{n}.weight"] for j, n in enumerate(norms)}
-    return named
-
-
 @pytest.mark.parametrize("decoder_layers", [None, 3])
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("feed_forward_proj", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("feed_forward_proj", ["relu", "gelu", "gated-gelu", "gated-silu"])
 def test_t5_has_the_same_logits_loss_and_gradients(transformers, feed_forward_proj, tied, decoder_layers):
     a = Architecture(
         **SHAPE, feed_forward_proj=feed_forward_proj, tie_word_embeddings=tied, num_decoder_layers=decoder_layers
     )
     torch.manual_seed(0)
     ours = build(a)
-    config = transformers.T5Config(
-        **SHAPE,
-        num_decoder_layers=a.decoder_layers,
-        feed_forward_proj=feed_forward_proj,
-        tie_word_embeddings=tied,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        use_cache=False,
-    )
+    config = transformers.T5Config.from_dict(t5_config(a, "float32") | {"use_cache": False})
     theirs = transformers.T5ForConditionalGeneration(config).train()
     if not tied:  # transformers 5 builds T5 tied whatever its config says, and only leaves out the scaling
         theirs.lm_head = torch.nn.Linear(a.d_model, a.vocab_size, bias=False)
     with torch.no_grad():
-        missing = theirs.load_state_dict(as_t5(ours, ours.state_dict()), strict=False)
+        missing = theirs.load_state_dict(t5_tensors(a, ours.state_dict()), strict=False)
     assert not missing.unexpected_keys
     assert all("embed_tokens" in key or (tied and key == "lm_head.weight") for key in missing.missing_keys)
 
@@ -86,7 +51,7 @@ def test_t5_has_the_same_logits_loss_and_gradients(transformers, feed_forward_pr
     torch.testing.assert_close(ours.example_losses(INPUTS, TARGETS).mean(), expected.loss, atol=1e-5, rtol=1e-5)
     loss.backward()
     expected.loss.backward()
-    grads = as_t5(ours, {name: p.grad for name, p in ours.named_parameters()})
+    grads = t5_tensors(a, {name: p.grad for name, p in ours.named_parameters()})
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -19,6 +19,10 @@ State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory",
 class TrialRecord:
     """One trial as its folder tells it."""
 
+    folder: Path
+    """Where all of it is."""
+    store: Path
+    """Folder of its prepared tokens."""
     number: int
     """Optuna's number."""
     architecture: Architecture
@@ -91,6 +95,8 @@ def _trial(path: Path) -> TrialRecord:
     loss = source.get("loss")
     speeds = [line["tokens_per_second"] for line in lines if line.get("kind") == "train"]
     return TrialRecord(
+        folder=folder,
+        store=folder / config.store,
         number=int(number),
         architecture=Architecture.parse(config.architecture),
         seed=config.seed,

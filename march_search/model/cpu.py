@@ -13,6 +13,9 @@ from torch import Tensor
 EPSILON = 1e-6
 """T5's, added to RMSNorm's mean square."""
 
+BLOCK_SCORES = 2**21
+"""Attention scores computed together: a few megabytes, which a cache holds."""
+
 
 class _RMSNorm(torch.autograd.Function):
     """`F.rms_norm`, which on a CPU is a chain of separate operations, with half of its time and one saved tensor."""
@@ -42,42 +45,69 @@ rms_norm: Callable[..., Any] = _RMSNorm.apply
 
 
 class _Attention(torch.autograd.Function):
-    """Attention for short sequences on a CPU; keeps the probabilities, in the inputs' dtype. Softmax is fp32 inside."""
+    """Attention for short sequences on a CPU, some examples at a time so that their scores stay in the cache.
+
+    The probabilities are kept, in the inputs' dtype, if all examples fit together, and else computed again in the
+    backward pass. Softmax is fp32 inside; so is the sum over examples of a bias's gradient.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
     ) -> Tensor:
-        q_NLK, k_NMK, v_NMK = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores_BHLM = _product(q_NLK, k_NMK.mT, scale).view(*q.shape[:2], q.shape[2], -1)
-        if bias_HLM is not None:
-            scores_BHLM += bias_HLM
-        if causal:
-            scores_BHLM += torch.full(scores_BHLM.shape[2:], -math.inf, dtype=q.dtype).triu_(1)
-        probs_NLM = torch.softmax(scores_BHLM, -1).flatten(0, 1)
-        ctx.save_for_backward(q_NLK, k_NMK, v_NMK, probs_NLM)
-        ctx.scale, ctx.bias_shape = scale, None if bias_HLM is None else bias_HLM.shape
-        return torch.bmm(probs_NLM, v_NMK).view(*q.shape[:2], q.shape[2], -1)
+        q_BHLK, k_BHMK, v_BHMK = q.contiguous(), k.contiguous(), v.contiguous()
+        y_BHLK, probs_NLM = torch.empty_like(q_BHLK), None
+        blocks = _blocks(q_BHLK, k_BHMK)
+        for block in blocks:
+            probs_NLM = _probabilities(q_BHLK[block], k_BHMK[block], bias_HLM, causal, scale)
+            torch.bmm(probs_NLM, v_BHMK[block].flatten(0, 1), out=y_BHLK[block].flatten(0, 1))
+        ctx.save_for_backward(q_BHLK, k_BHMK, v_BHMK, bias_HLM, probs_NLM if len(blocks) == 1 else None)
+        ctx.causal, ctx.scale = causal, scale
+        return y_BHLK
 
     @staticmethod
-    def backward(ctx: Any, grad_BHLK: Tensor) -> tuple[Tensor | None, ...]:
-        q_NLK, k_NMK, v_NMK, probs_NLM = ctx.saved_tensors
-        batch_heads, grad_NLK = grad_BHLK.shape[:2], grad_BHLK.flatten(0, 1)
-        grad_v_NMK = torch.bmm(probs_NLM.mT, grad_NLK)
-        grad_NLM = torch.bmm(grad_NLK, v_NMK.mT)
-        grad_NLM = torch._softmax_backward_data(grad_NLM, probs_NLM, -1, probs_NLM.dtype)
-        grad_q_NLK = _product(grad_NLM, k_NMK, ctx.scale)
-        grad_k_NMK = _product(grad_NLM.mT, q_NLK, ctx.scale)
-        grad_bias = None
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad_NLM.view(*batch_heads, *grad_NLM.shape[1:]).sum(0).sum_to_size(ctx.bias_shape)
-        grads = (g.view(*batch_heads, *g.shape[1:]) for g in (grad_q_NLK, grad_k_NMK, grad_v_NMK))
-        return *grads, grad_bias, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q_BHLK, k_BHMK, v_BHMK, bias_HLM, kept_NLM = ctx.saved_tensors
+        grad_BHLK, grads = grad.contiguous(), tuple(map(torch.empty_like, (q_BHLK, k_BHMK, v_BHMK)))
+        grad_bias = torch.zeros(bias_HLM.shape) if ctx.needs_input_grad[3] else None
+        for block in _blocks(q_BHLK, k_BHMK):
+            q_NLK, k_NMK, v_NMK, grad_NLK = (x[block].flatten(0, 1) for x in (q_BHLK, k_BHMK, v_BHMK, grad_BHLK))
+            grad_q_NLK, grad_k_NMK, grad_v_NMK = (x[block].flatten(0, 1) for x in grads)
+            probs_NLM = kept_NLM
+            if probs_NLM is None:
+                probs_NLM = _probabilities(q_BHLK[block], k_BHMK[block], bias_HLM, ctx.causal, ctx.scale)
+            torch.bmm(probs_NLM.mT, grad_NLK, out=grad_v_NMK)
+            grad_NLM = torch.bmm(grad_NLK, v_NMK.mT)
+            grad_NLM = torch._softmax_backward_data(grad_NLM, probs_NLM, -1, probs_NLM.dtype)
+            _product(grad_NLM, k_NMK, ctx.scale, out=grad_q_NLK)
+            _product(grad_NLM.mT, q_NLK, ctx.scale, out=grad_k_NMK)
+            if grad_bias is not None:
+                grad_BHLM = grad_NLM.view(-1, q_BHLK.shape[1], *grad_NLM.shape[1:])
+                grad_bias += grad_BHLM.sum(0).sum_to_size(grad_bias.shape)
+        return *grads, None if grad_bias is None else grad_bias.to(bias_HLM.dtype), None, None
 
 
 attention: Callable[..., Any] = _Attention.apply
 
 
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _blocks(q_BHLK: Tensor, k_BHMK: Tensor) -> list[slice]:
+    """Examples that are computed together: as many as have `BLOCK_SCORES` scores, at least one."""
+    scores = q_BHLK[0, :, :, 0].numel() * k_BHMK.shape[2]
+    size = max(1, BLOCK_SCORES // scores)
+    return [slice(start, start + size) for start in range(0, len(q_BHLK), size)]
+
+
+def _probabilities(q_BHLK: Tensor, k_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float) -> Tensor:
+    """What each query makes of each key, (N, L, M)."""
+    scores_NLM = _product(q_BHLK.flatten(0, 1), k_BHMK.flatten(0, 1).mT, scale)
+    scores_BHLM = scores_NLM.view(*q_BHLK.shape[:3], -1)
+    if bias_HLM is not None:
+        scores_BHLM += bias_HLM
+    if causal:
+        scores_BHLM += torch.full(scores_BHLM.shape[2:], -math.inf, dtype=q_BHLK.dtype).triu_(1)
+    return torch.softmax(scores_NLM, -1)
+
+
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
     """`scale` a b, batched, without a pass of its own for the scale."""
-    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+    return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale, out=out)

@@ -2,7 +2,8 @@
 
 | parameter | `t5` | `normal-0.02` |
 | --- | --- | --- |
-| embedding, position_embedding, lm_head | 1 | 0.02 |
+| embedding, position_embedding | 1 | 0.02 |
+| lm_head (untied output layer, which reads an unscaled stream) | d_model^-½ | 0.02 |
 | q of self- and cross-attention | relative: (width · d_kv)^-½; absolute, rotary: width^-½ | 0.02 |
 | k, v; those of `output` cross-attention | width^-½; d_model^-½ | 0.02 |
 | k, v of `layer` cross-attention (made from keys and values) | inner^-½ | 0.02 |
@@ -17,7 +18,9 @@
 Width is the layer's own residual width, inner its heads · d_kv, layers the depth of its stack.
 
 `t5`: mesh-tensorflow's, as Hugging Face's T5 has it (`T5PreTrainedModel._init_weights`, factor 1); q carries the
-1/sqrt(d_kv) that T5's attention leaves out (Raffel et al. 2020), unless the attention scales its scores itself.
+1/sqrt(d_kv) that T5's attention leaves out (Raffel et al. 2020), unless the attention scales its scores itself. For
+lm_head the two differ: mesh-tensorflow's is that of any dense layer, as here; Hugging Face's 1 starts at losses of 20
+and more.
 `normal-0.02`: Radford et al. 2019 (GPT-2), section 2.3, and its published code.
 """
 
@@ -55,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "t5": {
         "embedding": _constant(1.0),
         "position_embedding": _constant(1.0),
-        "lm_head": _constant(1.0),
+        "lm_head": _fan_in("d_model"),
         "q": _fan_in("width"),
         "q_unscaled": lambda sizes: (sizes["width"] * sizes["d_kv"]) ** -0.5,
         "kv": _fan_in("width"),

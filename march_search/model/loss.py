@@ -5,7 +5,7 @@ loss (10.69 for 10.84, measured at 4096 tokens x 768 x 32128), and it is slower 
 
 Matrix products run in the dtype of the inputs; softmax, logarithm and the sum over tokens in fp32.
 
-Shape suffixes: N target tokens, C rows of a chunk, V vocabulary, D `d_model`.
+Shape suffixes: N target tokens, C rows of a chunk, R rows of a block, V vocabulary, D `d_model`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_LOGITS = {"cpu": 2**20, "other": 2**26}
-"""Logits of a chunk: on a CPU as many as its cache holds, elsewhere 256 MB in fp32."""
+CHUNK_LOGITS = {"cpu": 2**25, "other": 2**26}
+"""Logits of a chunk, one matrix product: fewer rows would make the products slow, more take memory."""
+
+BLOCK_LOGITS = {"cpu": 2**18, "other": 2**26}
+"""Logits of a block, a part of a chunk that is in fp32 for a moment: on a CPU as many as its cache holds."""
 
 
 def mean_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -29,19 +32,25 @@ def mean_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 @torch.no_grad()
 def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy of each token in nats, float32, without gradient."""
-    losses_N = torch.empty(len(x_ND), device=x_ND.device)
-    for chunk, log_probs_CV in _log_probs(x_ND, weight_VD):
-        losses_N[chunk] = -log_probs_CV.gather(1, targets_N[chunk, None])[:, 0]
-    return losses_N
+    losses = [
+        -F.log_softmax(block_RV, -1, dtype=torch.float32).gather(1, targets_N[rows, None])[:, 0]
+        for chunk in _rows(len(x_ND), weight_VD, CHUNK_LOGITS)
+        for rows, block_RV in _blocks(chunk, F.linear(x_ND[chunk], weight_VD), weight_VD)
+    ]
+    return torch.cat(losses)
 
 
-def _log_probs(x_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their log-probabilities in fp32, chunk by chunk; each chunk may be overwritten."""
-    budget = CHUNK_LOGITS.get(x_ND.device.type, CHUNK_LOGITS["other"])
-    rows = max(1, budget // len(weight_VD))
-    for start in range(0, len(x_ND), rows):
-        chunk = slice(start, start + rows)
-        yield chunk, F.log_softmax(F.linear(x_ND[chunk], weight_VD), -1, dtype=torch.float32)
+def _rows(length: int, weight_VD: Tensor, logits: dict[str, int]) -> Iterator[slice]:
+    """Slices that cover `length` rows, each with so many logits on this device, or one row."""
+    rows = max(1, logits.get(weight_VD.device.type, logits["other"]) // len(weight_VD))
+    for start in range(0, length, rows):
+        yield slice(start, min(start + rows, length))
+
+
+def _blocks(chunk: slice, logits_CV: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The chunk's logits a block at a time, and where those rows are among all."""
+    for rows in _rows(len(logits_CV), weight_VD, BLOCK_LOGITS):
+        yield slice(chunk.start + rows.start, chunk.start + rows.stop), logits_CV[rows]
 
 
 class _MeanLoss(torch.autograd.Function):
@@ -51,15 +60,13 @@ class _MeanLoss(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         total = torch.zeros((), device=x_ND.device)
         grad_x_ND, grad_VD = torch.empty_like(x_ND), None
-        for chunk, log_probs_CV in _log_probs(x_ND, weight_VD):
-            target_C1 = targets_N[chunk, None]
-            total -= log_probs_CV.gather(1, target_C1).sum()
-            grad_CV = log_probs_CV.exp_()
-            grad_CV.scatter_add_(1, target_C1, grad_CV.new_full((1, 1), -1.0).expand_as(target_C1))
-            grad_CV = grad_CV.div_(len(x_ND)).to(x_ND.dtype)
-            torch.mm(grad_CV, weight_VD, out=grad_x_ND[chunk])
-            part_VD = grad_CV.T @ x_ND[chunk]
-            grad_VD = part_VD.float() if grad_VD is None else grad_VD.add_(part_VD)
+        for chunk in _rows(len(x_ND), weight_VD, CHUNK_LOGITS):
+            logits_CV = F.linear(x_ND[chunk], weight_VD)
+            for rows, block_RV in _blocks(chunk, logits_CV, weight_VD):
+                total += _to_gradient(block_RV, targets_N[rows, None], len(x_ND))
+            torch.mm(logits_CV, weight_VD, out=grad_x_ND[chunk])
+            part_VD = logits_CV.T @ x_ND[chunk]
+            grad_VD = part_VD if grad_VD is None else grad_VD.float().add_(part_VD)
         assert grad_VD is not None, "no target tokens"
         ctx.save_for_backward(grad_x_ND, grad_VD.to(weight_VD.dtype))
         return total / len(x_ND)
@@ -71,3 +78,13 @@ class _MeanLoss(torch.autograd.Function):
 
 
 _MEAN_LOSS: Callable[..., Any] = _MeanLoss.apply
+
+
+def _to_gradient(logits_RV: Tensor, targets_R1: Tensor, tokens: int) -> Tensor:
+    """The sum of the rows' losses; `logits_RV` become the gradient of the mean over `tokens`."""
+    log_probs_RV = F.log_softmax(logits_RV, -1, dtype=torch.float32)
+    loss = -log_probs_RV.gather(1, targets_R1).sum()
+    grad_RV = log_probs_RV.exp_()
+    grad_RV.scatter_add_(1, targets_R1, grad_RV.new_full((1, 1), -1.0).expand_as(targets_R1))
+    torch.mul(grad_RV, 1 / tokens, out=logits_RV)
+    return loss

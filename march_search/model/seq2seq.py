@@ -45,7 +45,7 @@ class Seq2Seq(nn.Module):
         if self.position_embedding is not None:
             yield "position_embedding", self.position_embedding, {}
         if self.lm_head is not None:
-            yield "lm_head", self.lm_head, {}
+            yield "lm_head", self.lm_head, {"d_model": self.architecture.d_model}
 
     def forward(
         self,

@@ -49,6 +49,11 @@ def load(engine: Any, folder: Path, place: Place) -> tuple[int, float]:
     return int(state["step"]), float(state["seconds"])
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`; None if there is none."""
+    return next((tag for tag in reversed(_tags(folder)) if _is_whole(tag)), None)
+
+
 def remove(folder: Path) -> None:
     """Deletes all checkpoints of a trial that needs none any more."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from march_search.ds_config import ds_config
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
-from march_search.training import checkpoints, environment, evaluation, fitting
+from march_search.training import checkpoints, environment, evaluation, fitting, weights
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
@@ -213,7 +213,7 @@ def _obey(trial: _Trial) -> None:
 
 
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
-    """Writes the result, last of all files and whole; checkpoints are of no use after it."""
+    """Writes the weights, then the result, last of all files and whole; checkpoints are of no use after it."""
     training, place = trial.config.training, trial.place
     memory = torch.tensor([environment.peak_memory_bytes(place.device)], dtype=torch.int64, device=place.device)
     if place.world_size > 1:
@@ -221,6 +221,8 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
         raise TrialError(f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not trained on.")
+    if training.keep_weights:
+        weights.save(trial.engine, trial.folder, place)
     if place.is_first:
         write_json(
             trial.folder / "result.json",

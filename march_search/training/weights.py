@@ -1,0 +1,69 @@
+"""The weights a trial leaves: weights.safetensors of a complete one, or those inside a checkpoint of DeepSpeed."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from march_search.errors import StorageError
+from march_search.model.files import save_tensors
+from march_search.training import checkpoints
+from march_search.training.environment import Place
+
+NAME = "weights.safetensors"
+
+
+def save(engine: Any, folder: Path, place: Place) -> None:
+    """Writes the weights as the passes used them, whole or not at all. All ranks call it together.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full.
+    """
+    import deepspeed
+
+    tensors = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):  # put together under ZeRO 3, else as it is
+            if place.is_first:
+                tensors[name] = parameter.detach().cpu().clone()
+    if place.is_first:
+        partial = folder / f".{NAME}.partial"
+        save_tensors(tensors, partial)
+        partial.replace(folder / NAME)
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """The weights of the trial in `folder`: its last ones if it is complete, else those of its newest checkpoint.
+
+    Raises:
+        StorageError: it left none, or they are damaged.
+    """
+    try:
+        if (folder / NAME).is_file():
+            return load_file(folder / NAME)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder / NAME}: cannot be read ({error}).") from None
+    tag = checkpoints.newest(folder / "checkpoints")
+    if tag is None:
+        raise StorageError(
+            f"{folder} has no weights: a complete trial leaves them if keep_weights is true, an unfinished one if it "
+            "has written a checkpoint."
+        )
+    return _of_checkpoint(tag)
+
+
+def _of_checkpoint(tag: Path) -> dict[str, Tensor]:
+    """The model's weights in one checkpoint; under ZeRO 3, put together from all ranks' fp32 copies."""
+    whole = tag / "mp_rank_00_model_states.pt"
+    if whole.is_file():
+        module: dict[str, Tensor] = torch.load(whole, map_location="cpu", weights_only=True)["module"]
+        return module
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(tag.parent), tag=tag.name))
