@@ -20,7 +20,7 @@ from march_search.devices import this_cpu
 from march_search.model import build
 from march_search.spans import span_lengths
 
-ROUNDS = 5
+ROUNDS = 3
 SEQUENCE, BATCH = 128, 16
 SHAPES = (
     "L1-D192-H6x32-F768-rope-V4096",

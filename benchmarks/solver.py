@@ -204,14 +204,17 @@ def main() -> None:
     rates = {}
     for (way, space), runs in measured.items():
         rates[way, space] = statistics.median(run["solutions"] / run["seconds"] for run in runs)
-        middle = {key: statistics.median(run[key] or float("nan") for run in runs) for key in runs[0]}
+        middle = {
+            key: statistics.median(float("nan") if run[key] is None else run[key] for run in runs) for key in runs[0]
+        }
         print(
             f"{way:16}{space:14}{middle['solutions']:11,.0f}{middle['seconds']:9.2f}{rates[way, space]:12,.1f}"
             f"{middle['megabytes']:9,.0f}{middle['first']:13.2f}"
         )
     for (way, space), rate in rates.items():
         if way != "ours, columns":
-            print(f"ours, columns / {way} on {space}: {rates['ours, columns', space] / max(rate, 1e-9):,.0f} times")
+            times = f"{rates['ours, columns', space] / rate:,.0f} times" if rate else "it found none"
+            print(f"ours, columns / {way} on {space}: {times}")
 
 
 if __name__ == "__main__":

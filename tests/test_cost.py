@@ -162,6 +162,8 @@ def test_this_cpu_measures_itself() -> None:
     assert cpu.memory_bytes > 2**28
     assert min(cpu.bf16_flops, cpu.fp32_flops) > 1e8
     assert "measured now" in cpu.basis
+    fast, slow = (Setup(device=replace(cpu, fp32_flops=x), precision="fp32") for x in (2e11, 1e11))
+    assert cost.tokens_per_second(SMALL, slow) < cost.tokens_per_second(SMALL, fast)
 
 
 @pytest.mark.parametrize(

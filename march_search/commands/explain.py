@@ -62,10 +62,10 @@ def _print_price(parts: dict[str, int], price: dict[str, float], notes: list[str
     rows = [{"kind": kind, "bytes": size} for kind, size in parts.items()]
     columns = (
         tables.Column("kind", "on each device", "on each device", left=True),
-        tables.Column("bytes", "memory", "memory", tables.gigabytes),
+        tables.Column("bytes", "memory", "memory", tables.size),
     )
     speed = f"{tables.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
-    total = f"{tables.gigabytes(price['memory_bytes'])} in all, without the context of the device; {speed}"
+    total = f"{tables.size(price['memory_bytes'])} in all, without the context of the device; {speed}"
     tables.print_table(tables.console(), rows, columns, "", [total, *notes, *pricing.notes(setup)])
 
 

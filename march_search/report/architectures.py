@@ -8,7 +8,7 @@ from march_search import cost, memory
 from march_search.architecture import CHOICES, Architecture
 from march_search.cost import Setup
 from march_search.errors import UsageError
-from march_search.report.tables import Column, count, gigabytes, percent, si
+from march_search.report.tables import Column, count, percent, si, size
 from march_search.settings import nearest
 from march_search.space import AXES
 
@@ -34,7 +34,7 @@ _COUNTS = (
 SOLVE_COLUMNS = (_NAME, *SHAPE_COLUMNS, *_COUNTS)
 
 PRICE_COLUMNS = (
-    Column("memory_bytes", "memory", "memory", gigabytes),
+    Column("memory_bytes", "memory", "memory", size),
     Column("tokens_per_second", "tokens/s", "tok/s", si),
     Column("hours", "hours", "hours", "{:.3g}".format),
 )

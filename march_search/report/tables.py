@@ -173,9 +173,9 @@ def si(value: float) -> str:
     return f"{value:.3g}"
 
 
-def gigabytes(value: float) -> str:
-    """Bytes in GB, three digits: `7.02 GB`."""
-    return f"{value / 1e9:.3g} GB"
+def size(value: float) -> str:
+    """Bytes, three digits and a unit: `7.02GB`."""
+    return f"{si(value)}B"
 
 
 def duration(seconds: float) -> str:
