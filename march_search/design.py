@@ -19,24 +19,38 @@ POOL = 20_000
 """Members that a design is chosen from; a larger set is sampled uniformly first."""
 
 
-def design(found: "FeasibleSet", n: int, by: Sequence[str] = (), seed: int = 0) -> Selection:
+def design(
+    found: "FeasibleSet", n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()
+) -> Selection:
     """`n` members spread over the axes `by` (default: all that vary); every beginning of the result is a design too.
 
     Greedy maximin distance (Kennard and Stone 1969): first the member nearest to the middle, then always the one whose
     nearest chosen member is farthest away. Whole numbers count by their logarithm, scaled to the set's range; values of
     other axes are all equally far apart.
 
+    With `strata`, each combination of values that the set has on these axes takes its turn, so that all get the same
+    number of members, give or take one, as long as they have any left.
+
     Raises:
-        ConfigError: `n` is more than the set holds, or `by` names something that is no axis.
+        ConfigError: `n` is more than the set holds, or `by` or `strata` names something that is no axis.
     """
-    for axis in by:
+    for axis in (*by, *strata):
         if axis not in AXES:
             raise ConfigError(f'a design cannot spread over "{axis}". {nearest(axis, AXES)}')
     if not 0 <= n <= len(found):
         raise ConfigError(f"a design of {n:,} architectures needs more than the {len(found):,} of the feasible set.")
     pool = found.numbers() if len(found) <= max(POOL, n) else np.sort(found.sample(max(POOL, n), seed).numbers())
-    points = _coordinates(found.decode(pool), by or found.space.varying)
-    return found.select(pool[_spread(points, n)])
+    members = found.decode(pool)
+    points = _coordinates(members, by or found.space.varying)
+    return found.select(pool[_spread(points, n, _strata(members, strata))])
+
+
+def _strata(members: "Members", axes: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) number of each member's combination of values, from 0 on."""
+    columns = [np.unique(members.axis(axis), return_inverse=True)[1] for axis in axes]
+    if not columns:
+        return np.zeros(len(members), dtype=np.int64)
+    return np.unique(np.stack(columns), axis=1, return_inverse=True)[1].astype(np.int64)
 
 
 def _coordinates(members: "Members", axes: Sequence[str]) -> NDArray[np.float64]:
@@ -52,8 +66,8 @@ def _coordinates(members: "Members", axes: Sequence[str]) -> NDArray[np.float64]
     return np.stack(columns, axis=1) if columns else np.zeros((len(members.d_ff), 1))
 
 
-def _spread(points: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """(n,) indices of the points chosen; ties go to the smaller index."""
+def _spread(points: NDArray[np.float64], n: int, strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) indices of the points chosen, from one stratum after another; ties go to the smaller index."""
     chosen = np.zeros(n, dtype=np.int64)
     if not n:
         return chosen
@@ -61,8 +75,12 @@ def _spread(points: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     chosen[0] = np.argmin(((points - middle) ** 2).sum(axis=1))
     distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)
     distance[chosen[0]] = -1
+    left, turn = np.bincount(strata), strata[chosen[0]]
+    left[turn] -= 1
     for place in range(1, n):
-        chosen[place] = np.argmax(distance)
+        turn = next(s % len(left) for s in range(turn + 1, turn + 1 + len(left)) if left[s % len(left)])
+        chosen[place] = np.argmax(np.where(strata == turn, distance, -2))
+        left[turn] -= 1
         distance = np.minimum(distance, ((points - points[chosen[place]]) ** 2).sum(axis=1))
         distance[chosen[: place + 1]] = -1
     return chosen

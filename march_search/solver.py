@@ -157,9 +157,9 @@ class FeasibleSet(Selection):
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else self.numbers(0, 0)
         return self.select(np.asarray(chosen, dtype=np.int64))
 
-    def design(self, n: int, by: Sequence[str] = (), seed: int = 0) -> Selection:
+    def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> Selection:
         """`n` members, as different from each other along the axes `by` as can be; see `design.design`."""
-        return design.design(self, n, by, seed)
+        return design.design(self, n, by, seed, strata)
 
     def pareto(self, by: Sequence[str] = pareto.OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
         """The members that no other beats in all of `by`; see `pareto.pareto`."""

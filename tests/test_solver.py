@@ -1,6 +1,7 @@
 """The feasible set is complete and exact: compared with brute force on small random spaces."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -270,6 +271,20 @@ def test_an_empty_set_names_the_closest_on_either_side() -> None:
     )
     with pytest.raises(EmptySetError, match=r"Closest: L12-D768-\S+ at -\S+% and L12-D768-\S+ at \+\S+%\. Widen"):
         solve_or_explain(narrowed)
+
+
+def test_a_design_takes_from_each_stratum_in_turn() -> None:
+    found = solve(SearchSpace.load("t5-220m"))
+    twelve = list(found.design(12, by=["num_layers", "d_model"], strata=["feed_forward_proj", "d_kv"]))
+    counts = Counter((a.feed_forward_proj, a.d_kv) for a in twelve)
+    assert len(counts) == 6
+    assert set(counts.values()) == {2}
+    assert len({a.num_layers for a in twelve}) > 4
+    small = solve(SearchSpace.load("cpu-demo"))
+    every = list(small.design(len(small), strata=["num_layers"]))  # strata of different sizes run out in turn
+    assert set(every) == set(small)
+    with pytest.raises(ConfigError, match='Did you mean "d_model"'):
+        found.design(3, strata=["d_mode"])
 
 
 def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_to_go() -> None:

@@ -51,6 +51,8 @@ def _add_choices(solve: argparse.ArgumentParser) -> None:
     other = solve.add_argument_group("instead of the top").add_mutually_exclusive_group()
     other.add_argument("--sample", type=pricing.positive, metavar="N", help="N of them, uniformly at random")
     other.add_argument("--design", type=pricing.positive, metavar="N", help="N of them, as different as possible")
+    solve.add_argument("--by", metavar="A,B,...", help="axes that --design spreads over (default: all that vary)")
+    solve.add_argument("--strata", metavar="A,B,...", help="axes whose values --design takes equally often")
     other.add_argument(
         "--pareto",
         nargs="?",
@@ -104,7 +106,8 @@ def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
     if options.sample is not None:
         return found.sample(options.sample, options.seed), f"a uniform sample, seed {options.seed}"
     if options.design is not None:
-        return found.design(options.design, seed=options.seed), f"a spread design, seed {options.seed}"
+        by, strata = (tuple(text.split(",")) if text else () for text in (options.by, options.strata))
+        return found.design(options.design, by, options.seed, strata), f"a spread design, seed {options.seed}"
     chosen: Selection = found
     order = ""
     if options.pareto is not None:
