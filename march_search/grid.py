@@ -127,6 +127,11 @@ class Family:
             constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
         return self.flat(constant), self.flat(slope)
 
+    def forget(self) -> None:
+        """Drops the arrays that only the search needs; what members are shown with stays."""
+        self._stacks.clear()
+        self.shape, self.allowed, self.points = SimpleNamespace(), self.allowed[:0], self.points[:0]
+
     def places(self, bounds: Ints) -> Ints:
         """Index of the first `d_ff` that is not below each bound."""
         if self.step:

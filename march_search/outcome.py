@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.files import read_json
 
@@ -35,7 +36,7 @@ def killed(kills_before: int | None) -> str:
 def complete(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
     """The result of a trial that reached its data budget with a finite loss; None for any other."""
     result = read_json(folder / "result.json")
-    if not isinstance(result, dict) or result.get("architecture") != config.architecture:
+    if not isinstance(result, dict) or result.get("architecture") != Architecture.parse(config.architecture).name:
         return None
     loss = result.get("loss")
     whole = result.get("tokens") == config.training.tokens and result.get("seed") == config.seed

@@ -53,6 +53,7 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
                 if len(runs.mesh):
                     combinations.append(combination)
                     parts.append(runs.narrow())
+        family.forget()
     d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
     return FeasibleSet(space, budget, d_ff, tuple(combinations), *_joined(parts))
 

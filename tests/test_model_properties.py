@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from march_search import Architecture
 from march_search.config import DataConfig
 from march_search.data.batches import Batches
-from march_search.data.store import Store, prepare
+from march_search.data.preparation import prepare
+from march_search.data.store import Store
 from march_search.model import build
 from march_search.model.attention import SelfAttention, scaled_attention
 from march_search.model.layers import RMSNorm

@@ -66,7 +66,8 @@ def test_every_evaluation_keeps_the_loss_of_each_validation_example(make_trial: 
 
 
 def test_a_complete_trial_is_not_trained_again(make_trial: MakeTrial) -> None:
-    folder = make_trial("one", tokens=256, checkpoints=0)
+    other_order = "L1-D32-H2x16-F64-V400-rope-geglu"
+    folder = make_trial("one", tokens=256, checkpoints=0, architecture=other_order)
     assert run_trial(folder).returncode == 0
     before = (folder / "result.json").read_bytes()
     ended = run_trial(folder)
