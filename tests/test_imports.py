@@ -20,6 +20,7 @@ FLOORS = [
     {"solver"},
     {"closest", "data", "model", "report"},
     {"evidence", "study", "training"},
+    {"doctor"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

@@ -1,0 +1,107 @@
+"""`march-search doctor`: is this installation well? One table, and an exit code."""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from march_search.commands import Verbs, pricing
+from march_search.study.folders import DEFAULT_ROOT
+
+if TYPE_CHECKING:
+    from march_search.doctor.findings import Check
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the command to the parser."""
+    doctor = verbs.add_parser(
+        "doctor", help="check the installation: libraries, devices, DeepSpeed, disk, a tiny trial"
+    )
+    doctor.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+    doctor.add_argument("--only", metavar="A,B,...", help="only these checks (default: all)")
+    doctor.add_argument(
+        "--timeout",
+        type=pricing.positive,
+        default=120,
+        metavar="S",
+        help="seconds a process of a check may take (default: 120)",
+    )
+    doctor.add_argument("--format", choices=("table", "json"), default="table")
+    doctor.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the checks and prints what they found; 1 if one of them failed."""
+    from march_search.doctor.findings import row
+    from march_search.doctor.processes import Bench
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves through every `finally`
+    with tempfile.TemporaryDirectory(prefix="march-search-doctor-") as folder:
+        checks = _chosen(_checks(Bench(Path(folder), options.timeout), Path(options.root)), options.only)
+        rows = []
+        for number, (name, check) in enumerate(checks.items(), 1):
+            print(f"{number}/{len(checks)} {name} ...", file=sys.stderr, flush=True)
+            rows.append(row(name, check))
+    well = all(row["state"] != "failed" for row in rows)
+    if options.format == "json":
+        print(json.dumps({"schema_version": 1, "well": well, "checks": rows}, indent=1, allow_nan=False))
+    else:
+        _print_table(rows)
+    return 0 if well else 1
+
+
+def _checks(bench: Any, root: Path) -> "dict[str, Check]":
+    """Every check by its name, in their order."""
+    from march_search.doctor import engine, installation, trials
+
+    parities = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(1, 4)]
+    return {
+        "python": installation.python,
+        "libraries": installation.libraries,
+        "compiler": installation.compiler,
+        "root": partial(installation.root, root),
+        "devices": partial(engine.devices, bench),
+        **{
+            f"{precision}-zero{stage}": partial(engine.parity, bench, precision, stage) for precision, stage in parities
+        },
+        "trial": partial(trials.trial, bench),
+        "two-ranks": partial(trials.two_ranks, bench),
+    }
+
+
+def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
+    """The checks asked for.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    from march_search.errors import UsageError
+    from march_search.settings import nearest
+
+    names = list(checks) if only is None else only.split(",")
+    for name in names:
+        if name not in checks:
+            raise UsageError(f'--only: there is no check "{name}". {nearest(name, checks)}')
+    return {name: checks[name] for name in names}
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """A line a check: what it found, and the way out."""
+    from rich.markup import escape
+
+    from march_search.report.tables import Column, console, plural, print_table
+
+    colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
+    columns = (
+        Column("check", "check", "check", left=True),
+        Column("state", "result", "result", lambda state: f"[{colours[state]}]{state}[/]", left=True),
+        Column("told", "what was found", "what was found", escape, left=True),
+    )
+    told = [row | {"told": ". Way out: ".join(filter(None, (row["found"], row["way_out"])))} for row in rows]
+    failed = sum(row["state"] == "failed" for row in rows)
+    title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"all well: {plural(len(rows), 'check')}"
+    print_table(console(), told, columns, title)

@@ -1,0 +1,127 @@
+"""A trial's engine against plain torch: the same tiny steps twice, accumulation, clipping and precision included."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from march_search.architecture import Architecture
+from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
+from march_search.model import build
+from march_search.training import environment, loop
+
+STEPS = 4
+SEQUENCES = 4
+"""Examples of a step, in two micro batches."""
+
+SHAPE = "L1-D32-H2x16-F64-geglu-rope-V400"
+
+Batches = list[list[tuple[Tensor, Tensor]]]
+"""Inputs and targets of each micro batch of each step."""
+
+
+def settings(precision: str, zero_stage: int) -> TrialConfig:
+    """A trial in which every part of a step shows in the next loss.
+
+    AdamW divides a gradient by its own size, so that a wrong scale would not show: `epsilon` is large against the
+    gradients here. They are clipped at a quarter of their norm or less.
+    """
+    data = DataConfig(vocab_size=400, sequence_length=32)
+    training = TrainingConfig(
+        tokens=STEPS * SEQUENCES * data.sequence_length,
+        global_batch_tokens=SEQUENCES * data.sequence_length,
+        micro_batch_sequences=SEQUENCES // 2,
+        learning_rate=0.05,
+        epsilon=0.02,
+        gradient_clipping=0.5,
+        precision=precision,  # type: ignore[arg-type]
+        zero_stage=zero_stage,  # type: ignore[arg-type]
+    )
+    return TrialConfig(SHAPE, "", data=data, training=training, devices=DevicesConfig(threads=1))
+
+
+def compare(precision: str, zero_stage: int) -> dict[str, Any]:
+    """Losses of both at each step, and gradient norms before clipping. Initialises DeepSpeed: once in a process."""
+    config = settings(precision, zero_stage)
+    place = environment.take_place(config.devices)
+    batches = _batches(config, place.device)
+    engine = loop._engine(config, Architecture.parse(config.architecture), place)
+    theirs = _engine_losses(engine, batches)
+    ours, norms = plain_losses(config, batches)
+    told = {"engine": theirs, "torch": ours, "gradient_norms": norms}
+    return told | {"clipping": config.training.gradient_clipping, "device": str(place.device)}
+
+
+def _batches(config: TrialConfig, device: torch.device) -> Batches:
+    """Random tokens, one batch more than there are steps: its loss tells what the last step did."""
+    generator, lengths = torch.Generator().manual_seed(0), config.data.lengths
+
+    def draw(length: int) -> Tensor:
+        shape = (config.batch.micro_batch, length)
+        return torch.randint(config.data.vocab_size, shape, generator=generator).to(device)
+
+    micros = range(config.batch.accumulation)
+    return [[(draw(lengths.input), draw(lengths.target)) for _ in micros] for _ in range(STEPS + 1)]
+
+
+def _engine_losses(engine: Any, batches: Batches) -> list[float]:
+    """Mean loss of each batch under DeepSpeed, a step after each."""
+    means = []
+    for batch in batches:
+        losses = []
+        for inputs, targets in batch:
+            loss = engine(inputs, targets)
+            engine.backward(loss)
+            engine.step()
+            losses.append(loss.item())
+        means.append(sum(losses) / len(losses))
+    return means
+
+
+def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[list[float], list[float]]:
+    """Mean loss of each batch and norm of its gradient before clipping, a step after each; torch alone.
+
+    The optimizer holds fp32 copies of all weights, and gradients are summed in fp32.
+    """
+    training, device = config.training, batches[0][0][0].device if batches else torch.device("cpu")
+    torch.manual_seed(config.seed)
+    model = build(Architecture.parse(config.architecture), init=training.init).to(device)
+    masters = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    if training.precision == "bf16":
+        model.bfloat16()
+    optimizer = _adamw(masters, config)
+    means, norms = [], []
+    for batch in batches or _batches(config, device):
+        means.append(_accumulate(model, masters, batch))
+        limit = training.gradient_clipping or float("inf")
+        norms.append(float(torch.nn.utils.clip_grad_norm_(masters, limit)))
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, master in zip(model.parameters(), masters, strict=True):
+                parameter.copy_(master)
+    return means, norms
+
+
+def _adamw(masters: list[torch.nn.Parameter], config: TrialConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices; this shape has no tables."""
+    told = asdict(config.training)
+    matrices, vectors = ([p for p in masters if (p.ndim > 1) is wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": told["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=told["learning_rate"], betas=told["betas"], eps=told["epsilon"])
+
+
+def _accumulate(model: torch.nn.Module, masters: list[torch.nn.Parameter], batch: Any) -> float:
+    """Adds the gradients of a batch's mean loss to the masters' and returns that loss."""
+    total = 0.0
+    for inputs, targets in batch:
+        loss = model(inputs, targets)
+        (loss / len(batch)).backward()
+        total += loss.item() / len(batch)
+        for parameter, master in zip(model.parameters(), masters, strict=True):
+            assert parameter.grad is not None
+            grad = parameter.grad.float()
+            master.grad = grad if master.grad is None else master.grad + grad
+            parameter.grad = None
+    return total

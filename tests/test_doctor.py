@@ -1,0 +1,171 @@
+"""`march-search doctor` says what is well and what is broken, and leaves nothing behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from conftest import alive
+
+from march_search.doctor import engine, installation
+from march_search.doctor.findings import Finding, row
+from march_search.doctor.processes import Bench
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    """Starts the command; temporary files go to `folder`."""
+    command = [sys.executable, "-m", "march_search", "doctor", *arguments]
+    told = os.environ | {"TMPDIR": str(folder), "PATH": "/nonexistent"} | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=told)
+
+
+@pytest.fixture
+def until_a_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
+    """Waits for a started doctor's first child; its process id."""
+    started: list[subprocess.Popen[str]] = []
+
+    def wait(process: "subprocess.Popen[str]") -> int:
+        started.append(process)
+        children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
+        while not (found := children.read_text().split()) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return int(found[0])
+
+    yield wait
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_healthy_machine_gets_a_line_a_check_and_exit_code_0(tmp_path: Path) -> None:
+    names = ["libraries", "compiler", "root", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
+    root = tmp_path / "runs"
+    process = start(tmp_path, "--format", "json", "--only", ",".join(names), "--root", str(root))
+    out, err = process.communicate(timeout=300)
+    told = json.loads(out)
+    checks = {check["check"]: check for check in told["checks"]}
+    assert (process.returncode, told["schema_version"], told["well"]) == (0, 1, True), checks
+    assert list(checks) == names
+    assert [line.split()[1] for line in err.splitlines()] == names
+    assert checks["libraries"]["values"]["torch"] == metadata.version("torch")
+    assert checks["compiler"]["state"] == "note"
+    assert checks["root"]["values"]["write_bytes_per_second"] > 0
+    assert checks["devices"]["values"]["fp32_flops"] > 1e8
+    for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 2e-3), ("two-ranks", 1e-5)):
+        assert 0 <= checks[name]["values"]["difference"] <= most == checks[name]["values"]["tolerance"]
+    assert checks["two-ranks"]["values"]["losses"][-1] < checks["trial"]["values"]["losses"][0] - 0.3
+    assert checks["trial"]["values"]["first_step_seconds"] > checks["trial"]["values"]["step_seconds"] > 0
+    assert list(tmp_path.glob("march-search-*")) == []
+    assert not root.exists()
+
+
+def test_what_is_broken_is_one_failed_line_among_the_others(tmp_path: Path, until_a_child: Callable[..., int]) -> None:
+    (tmp_path / "file").touch()
+    checks = ("--only", "python,root,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
+    process = start(tmp_path, *checks, COLUMNS="80")
+    os.kill(until_a_child(process), signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert max(map(len, out.splitlines())) <= 80
+    words = " ".join(out.split())
+    assert words.startswith("2 checks of 4 failed")
+    assert "cannot be written: Not a directory. Way out: choose another folder with --root" in words
+    assert "fp32-zero1 failed the process was ended by SIGKILL: " in words
+    assert "Way out: try --only fp32-zero1; if it fails again, make a new environment" in words
+    assert "python ok " in words
+    assert "compiler note no C++ compiler, and none is needed" in words
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_doctor_leaves_no_process_behind(
+    tmp_path: Path, until_a_child: Callable[..., int], signum: int, code: int
+) -> None:
+    process = start(tmp_path, "--only", "fp32-zero1")
+    until_a_child(process)
+    process.send_signal(signum)
+    assert process.wait(timeout=30) == code
+    deadline = time.monotonic() + 5
+    while alive(str(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert alive(str(tmp_path)) == []
+    assert signum == signal.SIGKILL or list(tmp_path.glob("march-search-*")) == []
+
+
+def test_what_does_not_end_is_killed_and_reported(tmp_path: Path) -> None:
+    line = row("hung", lambda: _hung(tmp_path))
+    assert line["state"] == "failed"
+    assert line["found"] == (
+        "did not end within 1 s and was killed (--timeout); the last line of its log: waiting for nothing"
+    )
+    assert alive(str(tmp_path)) == []
+
+
+def _hung(folder: Path) -> Finding:
+    """A check whose process waits for ever, as a rank in a broken group does."""
+    code = "import time; print('waiting for nothing', flush=True); time.sleep(1000)"
+    Bench(folder, 1).run((sys.executable, "-c", code), folder / "hung", "found.json")
+    raise AssertionError("it has ended")
+
+
+def test_a_process_that_only_claims_success_has_failed(tmp_path: Path) -> None:
+    line = row("silent", lambda: Finding("ok", str(Bench(tmp_path, 60).run((sys.executable, "-c", ""), tmp_path, "a"))))
+    assert (line["state"], line["found"]) == ("failed", "the process ended with code 0 and no answer")
+
+
+def test_an_unknown_check_is_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path, "--only", "python,fp32-zero")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err == 'march-search: --only: there is no check "fp32-zero". Did you mean "fp32-zero3"?\n'
+
+
+def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["numpy", "torch>=99", "a-library-nobody-has>=1", 'pytest>=99; extra == "test"']
+    monkeypatch.setattr(metadata, "requires", lambda _: needs)
+    found = installation.libraries()
+    assert found.state == "failed"
+    assert found.found == (
+        f"torch {metadata.version('torch')}, and >=99 is needed; a-library-nobody-has missing, and >=1 is needed"
+    )
+    assert found.way_out == "pip install 'torch>=99' 'a-library-nobody-has>=1'"
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "version").touch()
+    monkeypatch.setattr(engine, "_NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = engine.devices(Bench(tmp_path, 300))
+    assert found.state == "failed"
+    assert found.found.startswith("an NVIDIA driver is here, and torch ")
+    assert "CUDA_VISIBLE_DEVICES" in found.way_out
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("wrong", [{"gradient_clipping": 0.0}, {"gradient_clipping": 1.0}, {"epsilon": 1e-8}], ids=str)
+def test_a_wrong_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
+    from march_search.training import parity
+
+    config = parity.settings(precision, 1)
+    right, norms = parity.plain_losses(config)
+    other, _ = parity.plain_losses(replace(config, training=replace(config.training, **wrong)))
+    assert min(norms) > 2 * config.training.gradient_clipping
+    found = engine.agreement("both", other, right, precision, {})
+    assert found.state == "failed"
+    assert found.found.startswith("both differ by ")
+    assert found.way_out.startswith("losses of trials cannot be trusted here: ")
+
+
+def test_losses_agree_as_far_as_the_precision_goes() -> None:
+    assert engine.agreement("both", [2.0, 2.001], [2.0, 2.0], "bf16", {}).state == "ok"
+    assert engine.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
+    assert engine.agreement("both", [2.0], [2.0], "fp32", {}).found == "both have equal losses (allowed: 1e-05)"
+    assert "a loss is not finite" in engine.agreement("both", [math.nan], [2.0], "bf16", {}).found
