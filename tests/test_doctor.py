@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_a_healthy_machine_gets_a_line_a_check_and_exit_code_0(tmp_path: Path) -
     assert checks["compiler"]["state"] == "note"
     assert checks["root"]["values"]["write_bytes_per_second"] > 0
     assert checks["devices"]["values"]["fp32_flops"] > 1e8
-    for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 2e-3), ("two-ranks", 1e-5)):
+    for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 1e-3), ("two-ranks", 1e-5)):
         assert 0 <= checks[name]["values"]["difference"] <= most == checks[name]["values"]["tolerance"]
     assert checks["two-ranks"]["values"]["losses"][-1] < checks["trial"]["values"]["losses"][0] - 0.3
     assert checks["trial"]["values"]["first_step_seconds"] > checks["trial"]["values"]["step_seconds"] > 0
@@ -138,6 +139,15 @@ def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatc
     assert found.way_out == "pip install 'torch>=99' 'a-library-nobody-has>=1'"
 
 
+def test_an_old_python_and_a_small_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "python_version", lambda: "3.9.1")
+    assert installation.python().state == "failed"
+    assert installation.python().found == "3.9.1, and >=3.11 is needed"
+    monkeypatch.setattr(installation, "ROOM_BYTES", 10**18)
+    assert installation.root(tmp_path).state == "note"
+    assert "choose a --root with 10 GB" in installation.root(tmp_path).way_out
+
+
 def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version").touch()
     monkeypatch.setattr(engine, "_NVIDIA_DRIVER", tmp_path / "version")
@@ -148,9 +158,12 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch:
     assert "CUDA_VISIBLE_DEVICES" in found.way_out
 
 
+WRONG_STEPS = [{"gradient_clipping": 0.0}, {"gradient_clipping": 1.0}, {"epsilon": 1e-8}, {"weight_decay": 0.0}]
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("wrong", [{"gradient_clipping": 0.0}, {"gradient_clipping": 1.0}, {"epsilon": 1e-8}], ids=str)
+@pytest.mark.parametrize("wrong", WRONG_STEPS, ids=str)
 def test_a_wrong_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
     from march_search.training import parity
 

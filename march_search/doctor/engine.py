@@ -10,8 +10,9 @@ from march_search.doctor.processes import Bench
 from march_search.errors import TrialError
 from march_search.report.tables import plural
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
-"""Largest relative difference of a loss. Seen on a CPU: 4e-8 and 5e-4. Without clipping it is 1e-2 in both."""
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
+"""Largest relative difference of a loss. Seen on a CPU: 4e-8 in fp32; in bf16 3e-4 at ZeRO 1, where DeepSpeed rounds
+the summed gradients to bf16, and 0 at ZeRO 2 and 3. Without clipping it is 1e-2 in both precisions."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 

@@ -59,9 +59,9 @@ def compiler() -> Finding:
 
 def root(folder: Path) -> Finding:
     """Free space and write speed where `folder` is, or will be made."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     block, way_out = os.urandom(2**20), "choose another folder with --root, or make room and rights there"
     try:
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         began = time.perf_counter()
         with tempfile.TemporaryFile(dir=place) as file:
             for _ in range(WRITTEN_BYTES // len(block)):
@@ -75,5 +75,7 @@ def root(folder: Path) -> Finding:
     found = f"{folder}: {free / 1e9:.3g} GB free, written at {speed / 1e6:.3g} MB/s"
     values = {"free_bytes": free, "write_bytes_per_second": round(speed)}
     if free < ROOM_BYTES:
-        return Finding("note", found, "small studies fit; a 220M trial wants 10 GB: another --root has them?", values)
+        return Finding(
+            "note", found, "small studies fit; for one of 220M parameters choose a --root with 10 GB", values
+        )
     return Finding("ok", found, values=values)

@@ -82,14 +82,14 @@ def _engine_losses(engine: Any, batches: Batches) -> list[float]:
 def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[list[float], list[float]]:
     """Mean loss of each batch and norm of its gradient before clipping, a step after each; torch alone.
 
-    The optimizer holds fp32 copies of all weights, and gradients are summed in fp32.
+    The optimizer holds fp32 copies of the weights, which start as the model's are, and gradients are summed in fp32.
     """
     training, device = config.training, batches[0][0][0].device if batches else torch.device("cpu")
     torch.manual_seed(config.seed)
     model = build(Architecture.parse(config.architecture), init=training.init).to(device)
-    masters = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
     if training.precision == "bf16":
         model.bfloat16()
+    masters = [torch.nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
     optimizer = _adamw(masters, config)
     means, norms = [], []
     for batch in batches or _batches(config, device):
