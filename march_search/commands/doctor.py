@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         for number, (name, check) in enumerate(checks.items(), 1):
             print(f"{number}/{len(checks)} {name} ...", file=sys.stderr, flush=True)
             rows.append(row(name, check))
-    well = all(row["state"] != "failed" for row in rows)
+    well = all(line["state"] != "failed" for line in rows)
     if options.format == "json":
         print(json.dumps({"schema_version": 1, "well": well, "checks": rows}, indent=1, allow_nan=False))
     else:
