@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from march_search import outcome
@@ -60,7 +61,8 @@ def _guarded(folder: Path) -> int:
 
         if is_out_of_memory(error):
             return _failed(folder, f"out of memory: {_in_words(error)}", 1, OUT_OF_MEMORY)
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return _failed(folder, _in_words(error), 1)
 
 
@@ -99,7 +101,7 @@ def _goes_on(folder: Path) -> bool:
         return False
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     if fitting.halve(folder, config):
-        print("march-search: out of memory: starting again with half the micro batch.", file=sys.stderr, flush=True)
+        ranks.say("out of memory: starting again with half the micro batch.")
         return True
     times = fitting.halvings(folder)
     write_json(folder / "failure.json", told | {"state": "infeasible_memory", "halvings": times})
@@ -109,12 +111,12 @@ def _goes_on(folder: Path) -> bool:
 def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
     """Says why, on stderr and beside the trial; a rank in a file of its own."""
     name = f"failure.rank{os.environ['RANK']}.json" if "RANK" in os.environ else "failure.json"
-    print(f"march-search: {reason}", file=sys.stderr)
+    ranks.say(reason)
     try:
         write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})
     except MarchSearchError:
         if code != StorageError.exit_code:  # else that is what the line above says
-            print(f"march-search: {folder}: failure.json cannot be written.", file=sys.stderr)
+            ranks.say(f"{folder}: {name} cannot be written.")
     return code
 
 
@@ -126,8 +128,9 @@ def _in_words(error: Exception) -> str:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a full disk
+            stream.flush()
     # Past this point nothing is left to write. Unloading torch after gloo was used aborts now and then (one run of two
     # ranks in six: "terminate called without an active exception") and would turn a complete trial's code into 134.
     os._exit(code)

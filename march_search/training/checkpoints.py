@@ -3,7 +3,9 @@
 DeepSpeed writes in place and pickles: a folder without a manifest, or with a file that differs from it, is never read.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,10 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of files
             raise
-        why = f"{error} ({shutil.disk_usage(folder).free:,} bytes are free)"
-        shutil.rmtree(folder / tag, ignore_errors=True)  # of no use, and room is what others may lack
-        raise StorageError(f"{folder / tag}: cannot be written: {why}.") from None
+        why = error.strerror if isinstance(error, OSError) else "torch ended before its file did"
+        free = shutil.disk_usage(folder).free
+        _give_back(folder / tag)
+        raise StorageError(f"{folder / tag}: cannot be written: {why} ({free:,} bytes are free).") from None
     ranks.beat()
     dist.barrier()
     if place.is_first:
@@ -71,6 +74,14 @@ def newest(folder: Path) -> Path | None:
 def remove(folder: Path) -> None:
     """Deletes all checkpoints of a trial that needs none any more."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _give_back(tag: Path) -> None:
+    """Deletes a checkpoint that could not be finished, and its bytes though torch still holds its files open."""
+    for path in _files(tag):
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+    shutil.rmtree(tag, ignore_errors=True)
 
 
 def _tags(folder: Path) -> list[Path]:

@@ -41,6 +41,12 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def say(text: str) -> None:
+    """Tells a person on stderr; in silence where that is a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(f"march-search: {text}", file=sys.stderr, flush=True)
+
+
 def answer() -> None:
     """Gets this rank ready to be watched."""
     faulthandler.register(SHOW_STACK, all_threads=True)

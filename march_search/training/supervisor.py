@@ -65,7 +65,7 @@ def supervise(folder: Path, num_ranks: int, hang_seconds: float) -> int:
         signal.signal(signum, trial.pass_on)
     code = _attempt(trial)
     if trial.hung and not trial.signum:
-        print(f"march-search: {trial.hung}: going on from the last checkpoint.", file=sys.stderr, flush=True)
+        ranks.say(f"{trial.hung}: going on from the last checkpoint.")
         code = _attempt(trial)
     return code
 
@@ -149,10 +149,10 @@ def _hung(trial: _Trial, quiet: float) -> int:
     stopped = [str(rank) for rank, process in enumerate(trial.processes) if _is_stopped(process.pid)]
     who = f" (rank {', '.join(stopped)}: stopped by a signal)" if stopped else ""
     trial.hung = f"no rank got on for {quiet:.0f} seconds{who}"
-    print(f"march-search: {trial.hung}: their stacks:", file=sys.stderr, flush=True)
+    ranks.say(f"{trial.hung}: their stacks:")
     for rank, process in enumerate(trial.processes):
         if process.poll() is None and str(rank) not in stopped:
-            print(f"march-search: rank {rank}:", file=sys.stderr, flush=True)
+            ranks.say(f"rank {rank}:")
             process.send_signal(ranks.SHOW_STACK)
             time.sleep(STACK_SECONDS)
     for process in trial.processes:
@@ -191,6 +191,8 @@ def _explain(trial: _Trial, rank: int, code: int | None) -> int:
         )
         hint = f": {killed(trial.kills)}" if code == -signal.SIGKILL else ""
         told = {"state": "failed", "reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
+        if code == StorageError.exit_code:
+            told["reason"] = f"{trial.folder}: cannot be written; free some room, or make it writable."
     with contextlib.suppress(StorageError):  # a full disk, which the rank has told
         write_json(trial.folder / "failure.json", told)
         own.unlink(missing_ok=True)
