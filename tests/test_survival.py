@@ -107,8 +107,8 @@ def test_a_negative_time_to_hang_is_refused() -> None:
 
 
 def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial) -> None:
-    batch = {"tokens": 2 * 64 * 32, "global_batch_tokens": 64 * 32, "micro_batch_sequences": 1}
-    recipe = batch | {"zero_stage": 2, "precision": "bf16", "ranks": 2, "evaluations": 1, "checkpoints": 0}
+    batch = {"tokens": 2 * 128 * 32, "global_batch_tokens": 128 * 32, "micro_batch_sequences": 1}
+    recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
     untouched, stopped = make_trial("untouched", **recipe), make_trial("stopped", **recipe)
     assert run_trial(untouched).returncode == 0
     process = start_trial(stopped)
