@@ -207,11 +207,17 @@ class DevicesConfig:
     parallel_trials: int = 1
     """Trials that run at the same time on this machine, each on ranks of its own. With more than one, which trials a
     pruner stops depends on which is ahead; losses do not."""
+    hang_seconds: float = 1800.0
+    """A trial none of whose ranks gets on for so long is killed and goes on from its checkpoint, once; 0 for never.
+    Before the first step it has at least ten minutes. A layer, or a file of a checkpoint, must take less."""
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
         if min(self.ranks, self.parallel_trials, 1 if self.threads is None else self.threads) < 1:
             raise ConfigError("[devices]: ranks, threads and parallel_trials must be at least 1.")
+        _check_finite(self, "devices")
+        if self.hang_seconds < 0:
+            raise ConfigError(f"[devices]: hang_seconds must not be negative, and is {self.hang_seconds}; 0 for never.")
 
 
 @dataclass(frozen=True)

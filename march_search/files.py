@@ -1,14 +1,18 @@
 """Files that are written whole or not at all, and locks that die with their holder."""
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from march_search.errors import StorageError
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of an OSError that says: the disk is full, or must not be written."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -20,14 +24,19 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(json_text(value))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk
+            temporary.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {error.strerror}.") from None
+
+
+def json_text(value: Any) -> str:
+    """What `write_json` writes."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -59,9 +68,13 @@ def lock(path: Path, busy: str | None = None) -> Iterator[None]:
     """Holds an exclusive lock on the file `path` until the block or the process ends; without `busy`, waits for it.
 
     Raises:
-        StorageError: somebody else holds it; the message is `busy`.
+        StorageError: somebody else holds it; the message is `busy`. Or the file cannot be made.
     """
-    with path.open("a") as file:
+    try:
+        opened = path.open("a")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except OSError:

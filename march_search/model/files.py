@@ -1,5 +1,6 @@
 """Files of tensors."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,5 +26,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk
+            path.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {error}.") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DevicesConfig
+from march_search.errors import StorageError
 from march_search.files import parse_lines, read_json
 from march_search.outcome import FAILURES, killed, memory_kills
 
@@ -91,6 +92,8 @@ class Child:
             state = told.get("state")
             return state if state in FAILURES else "failed", str(told["reason"])
         code = self.process.returncode
+        if code == StorageError.exit_code:
+            return "failed", f"{self.folder}: cannot be written; free some room, or make it writable."
         if code is not None and code < 0:
             hint = f": {killed(self._kills)}" if code == -signal.SIGKILL else ""
             return "failed", f"the process was ended by {signal.Signals(-code).name}{hint}."

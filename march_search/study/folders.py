@@ -109,7 +109,7 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     """The first key on which two tables of settings differ, in words; empty if none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            ignored = key in ("description", "question", "keep_weights")
+            ignored = key in ("description", "question", "keep_weights", "hang_seconds")
             found = "" if ignored else _difference(old.get(key), new.get(key), f"{where}{key}.")
             if found:
                 return found

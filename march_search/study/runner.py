@@ -16,6 +16,7 @@ from optuna.trial import Trial, TrialState
 from march_search import outcome
 from march_search.architecture import CHOICES, Architecture
 from march_search.config import StudyConfig, TrialConfig
+from march_search.errors import StorageError
 from march_search.files import lock, read_json, write_json
 from march_search.settings import build
 from march_search.study import storage
@@ -77,7 +78,7 @@ class StudyRun:
         """Trains until nothing is left or a signal comes.
 
         Raises:
-            StorageError: another process runs this study, or its storage cannot be opened.
+            StorageError: another process runs this study, its storage cannot be opened, or the disk is full.
         """
         name = self.folder.path.name
         with lock(self.folder.path / "lock", f"{name} is being run by another process: wait for it, or stop it first."):
@@ -227,10 +228,16 @@ class StudyRun:
         return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
 
     def _failed(self, child: Child) -> dict[str, Any] | None:
-        """The outcome of a process that ended without a result; None if it, or this study, was asked to stop."""
+        """The outcome of a process that ended without a result; None if it, or this study, was asked to stop.
+
+        Raises:
+            StorageError: it could not write; no fault of the trial's, which goes on once there is room.
+        """
         if self.signum or child.process.returncode in (130, 143, -signal.SIGINT, -signal.SIGTERM):
             return None
         state, text = child.failure()
+        if child.process.returncode == StorageError.exit_code:
+            raise StorageError(text)
         return {"state": state, "tokens": None, "loss": None, "text": text}
 
     def _tell(self, study: optuna.Study, trial: Trial, ended: dict[str, Any]) -> None:

@@ -2,20 +2,23 @@
 
 Exit codes: 0 complete; 1 failed, reason in failure.json; 2 trial.json cannot be meant; 130 and 143 interrupted after a
 checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial starts again from its last
-checkpoint with half the micro batch, up to six times.
+checkpoint with half the micro batch, up to six times. This process only watches: each rank is a process below it.
 """
 
 import os
+import shutil
+import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from march_search import outcome
 from march_search.config import TrialConfig
-from march_search.errors import ConfigError, MarchSearchError
-from march_search.files import lock, read_json, write_json
+from march_search.errors import ConfigError, MarchSearchError, StorageError
+from march_search.files import DISK_TROUBLE, lock, read_json, write_json
 from march_search.settings import build, read_file
-from march_search.training import ranks
+from march_search.training import ranks, supervisor
 
 OUT_OF_MEMORY = "out_of_memory"
 """State of a failure that a smaller micro batch may mend."""
@@ -27,6 +30,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m march_search.training DIR   (DIR holds trial.json)", file=sys.stderr)
         return 2
     ranks.die_with_parent()  # before torch is loaded: that takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be saved yet, and a traceback would help nobody
+    if "RANK" in os.environ:
+        ranks.answer()
     folder = Path(arguments[0])
     # Idle OpenMP threads wait a moment and then sleep. By default they spin: beside one other busy process, two threads
     # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.
@@ -48,11 +54,15 @@ def _guarded(folder: Path) -> int:
     except MarchSearchError as error:
         return _failed(folder, str(error), error.exit_code, getattr(error, "state", "failed"))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            where = error.filename or folder
+            return _failed(folder, f"{where}: cannot be written: {error.strerror}.", StorageError.exit_code)
         from march_search.training.fitting import is_out_of_memory
 
         if is_out_of_memory(error):
             return _failed(folder, f"out of memory: {_in_words(error)}", 1, OUT_OF_MEMORY)
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return _failed(folder, _in_words(error), 1)
 
 
@@ -64,13 +74,14 @@ def _run(folder: Path) -> int:
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
     if outcome.complete(folder, config) is not None:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have come before they were removed
         print(f"{folder}: is complete already.", file=sys.stderr)
         return 0
     if "RANK" in os.environ:
         return _train(folder, config)
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
-        return ranks.supervise(folder, plan.ranks) if plan.ranks > 1 else _train(folder, config)
+        return supervisor.supervise(folder, plan.ranks, config.devices.hang_seconds)
 
 
 def _train(folder: Path, config: TrialConfig) -> int:
@@ -90,7 +101,7 @@ def _goes_on(folder: Path) -> bool:
         return False
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     if fitting.halve(folder, config):
-        print("march-search: out of memory: starting again with half the micro batch.", file=sys.stderr, flush=True)
+        ranks.say("out of memory: starting again with half the micro batch.")
         return True
     times = fitting.halvings(folder)
     write_json(folder / "failure.json", told | {"state": "infeasible_memory", "halvings": times})
@@ -98,13 +109,14 @@ def _goes_on(folder: Path) -> bool:
 
 
 def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
-    """Says why, on stderr and beside the trial; one of several ranks in a file of its own."""
-    name = f"failure.rank{os.environ['RANK']}.json" if os.environ.get("WORLD_SIZE", "1") != "1" else "failure.json"
-    print(f"march-search: {reason}", file=sys.stderr)
+    """Says why, on stderr and beside the trial; a rank in a file of its own."""
+    name = f"failure.rank{os.environ['RANK']}.json" if "RANK" in os.environ else "failure.json"
+    ranks.say(reason)
     try:
         write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})
     except MarchSearchError:
-        print(f"march-search: {folder}: failure.json cannot be written.", file=sys.stderr)
+        if code != StorageError.exit_code:  # else that is what the line above says
+            ranks.say(f"{folder}: {name} cannot be written.")
     return code
 
 
@@ -116,8 +128,9 @@ def _in_words(error: Exception) -> str:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a log on a full disk
+            stream.flush()
     # Past this point nothing is left to write. Unloading torch after gloo was used aborts now and then (one run of two
     # ranks in six: "terminate called without an active exception") and would turn a complete trial's code into 134.
     os._exit(code)

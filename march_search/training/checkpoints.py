@@ -3,14 +3,18 @@
 DeepSpeed writes in place and pickles: a folder without a manifest, or with a file that differs from it, is never read.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from march_search.files import read_json, write_json
+from march_search.errors import StorageError
+from march_search.files import json_text, write_json
+from march_search.training import ranks
 from march_search.training.environment import Place
 
 KEEP = 2
@@ -18,16 +22,28 @@ KEEP = 2
 
 
 def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None:
-    """Writes the engine and `state`, which holds its `step`, and removes the oldest. All ranks call it together."""
+    """Writes the engine and `state`, which holds its `step`, and removes the oldest. All ranks call it together.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; nothing of this checkpoint is left.
+    """
     tag = f"step-{state['step']:09d}"
     if place.is_first:
         shutil.rmtree(folder / tag, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of files
+            raise
+        why = error.strerror if isinstance(error, OSError) else "torch ended before its file did"
+        free = shutil.disk_usage(folder).free
+        _give_back(folder / tag)
+        raise StorageError(f"{folder / tag}: cannot be written: {why} ({free:,} bytes are free).") from None
+    ranks.beat()
     dist.barrier()
     if place.is_first:
-        hashes = {str(f.relative_to(folder / tag)): _sha256(f) for f in _files(folder / tag)}
-        write_json(folder / tag / "manifest.json", {"step": state["step"], "sha256": hashes})
+        write_json(folder / tag / "manifest.json", _manifest(folder / tag))
         for old in _tags(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
@@ -43,6 +59,7 @@ def load(engine: Any, folder: Path, place: Place) -> tuple[int, float]:
             if tag not in whole:
                 shutil.rmtree(tag, ignore_errors=True)
     dist.broadcast_object_list(chosen, src=0)
+    ranks.beat(ranks.STARTING)
     if chosen[0] is None:
         return 0, 0.0
     _, state = engine.load_checkpoint(str(folder), tag=chosen[0])
@@ -59,6 +76,14 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def _give_back(tag: Path) -> None:
+    """Deletes a checkpoint that could not be finished, and its bytes though torch still holds its files open."""
+    for path in _files(tag):
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+    shutil.rmtree(tag, ignore_errors=True)
+
+
 def _tags(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
@@ -71,13 +96,20 @@ def _files(tag: Path) -> list[Path]:
 
 def _is_whole(tag: Path) -> bool:
     """Whether every file of the manifest is there, unchanged, and nothing else is."""
-    manifest = read_json(tag / "manifest.json")
-    if not isinstance(manifest, dict):
+    try:
+        return (tag / "manifest.json").read_bytes() == json_text(_manifest(tag)).encode()
+    except OSError:
         return False
-    return bool(manifest.get("sha256") == {str(f.relative_to(tag)): _sha256(f) for f in _files(tag)})
+
+
+def _manifest(tag: Path) -> dict[str, Any]:
+    """What manifest.json says of the files that are there."""
+    hashes = {str(f.relative_to(tag)): _sha256(f) for f in _files(tag)}
+    return {"step": int(tag.name.removeprefix("step-")), "sha256": hashes}
 
 
 def _sha256(path: Path) -> str:
     """Hash of a file's bytes."""
+    ranks.beat(ranks.STARTING)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,9 +16,10 @@ import torch.distributed as dist
 
 from march_search.config import DevicesConfig
 from march_search.errors import TrialError
+from march_search.training import ranks
 
 GROUP_TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before the trial fails."""
+"""How long a rank waits for the others before the trial fails; under a supervisor that much longer than it waits."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def take_place(config: DevicesConfig) -> Place:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // (local_size * config.parallel_trials)))
     device = _device(config, local_rank)
-    _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo")
+    waits = timedelta(seconds=config.hang_seconds if ranks.PULSE in os.environ else 0)
+    _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo", GROUP_TIMEOUT + waits)
     return Place(rank, world_size, device)
 
 
@@ -72,7 +74,7 @@ def _device(config: DevicesConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, world_size: int, backend: str) -> None:
+def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
     """Makes the process group."""
     told = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": int(os.environ.get("LOCAL_RANK", "0"))}
     os.environ.update({name: str(value) for name, value in told.items()})
@@ -83,14 +85,14 @@ def _join(rank: int, world_size: int, backend: str) -> None:
             store=dist.HashStore(),  # type: ignore[attr-defined]
             rank=0,
             world_size=1,
-            timeout=GROUP_TIMEOUT,
+            timeout=timeout,
         )
     elif meeting:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         store = dist.FileStore(meeting, world_size)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         os.environ.setdefault(name, value)  # DeepSpeed asks for them, and uses the group that exists
 

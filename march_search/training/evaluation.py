@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from march_search.data.batches import Batches
 from march_search.files import make_folder
+from march_search.training import ranks
 from march_search.training.environment import Place
 
 
@@ -71,6 +72,7 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -
     found = torch.zeros(1 + paired, total, dtype=torch.float64)
     engine.eval()
     for start in range(first, first + rounds * batch_size, batch_size):
+        ranks.beat()
         rows = torch.arange(start, max(start, min(start + batch_size, stop)))
         found[0, rows] = _losses(engine, examples, rows, rows, place)
         if paired:

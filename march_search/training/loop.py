@@ -18,7 +18,8 @@ from march_search.ds_config import ds_config
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
-from march_search.training import checkpoints, environment, evaluation, fitting, weights
+from march_search.model.layers import FeedForward
+from march_search.training import checkpoints, environment, evaluation, fitting, ranks, weights
 from march_search.training.environment import Place
 from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
@@ -26,6 +27,9 @@ from march_search.training.schedule import schedule
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
 """Inputs, None for a decoder-only model, and targets."""
+
+LOOK_SECONDS = 2.0
+"""How often several ranks ask each other within a step whether one was told to stop."""
 
 
 @dataclass
@@ -44,6 +48,12 @@ class _Trial:
     step: int = 0
     seconds: float = 0.0
     """Spent in training steps, evaluations left out, earlier processes included."""
+    saved: int = 0
+    """The step of the newest checkpoint."""
+    micro_seconds: float = 0.0
+    """What the last micro batch took, 0 before the first."""
+    look_every: int = 1
+    """After so many micro batches all ranks look whether one was told to stop."""
 
 
 def train(folder: Path, config: TrialConfig) -> None:
@@ -69,7 +79,10 @@ def train(folder: Path, config: TrialConfig) -> None:
     if place.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
+    ranks.beat(ranks.STARTING)
     trial.step, trial.seconds = checkpoints.load(trial.engine, folder / "checkpoints", place)
+    trial.saved = trial.step
+    ranks.beat_at(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
     if place.is_first:
         trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
     last = _steps(trial)
@@ -125,7 +138,6 @@ def _steps(trial: _Trial) -> dict[str, float]:
             last = _evaluate(trial)
         if trial.step in save_after:
             _save(trial)
-        _obey(trial)
     micro_batches.close()
     return last
 
@@ -142,10 +154,12 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
 
 
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
-    """One optimizer step over the global batch."""
+    """One optimizer step over the global batch; if a signal comes first, none: micro batches alone change no weight."""
     began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
     losses, waited = [], 0.0
-    for _ in range(plan.accumulation):
+    for micro in range(plan.accumulation):
+        if micro % trial.look_every == 0:
+            _obey(trial)
         asked = time.perf_counter()
         inputs, targets = next(micro_batches)
         waited += time.perf_counter() - asked
@@ -154,6 +168,8 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach().float())
+        trial.micro_seconds = time.perf_counter() - asked
+        ranks.beat()
     mean = torch.stack(losses).mean()
     if trial.place.world_size > 1:
         dist.all_reduce(mean)
@@ -195,20 +211,25 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
 
 
 def _save(trial: _Trial) -> None:
-    """Writes a checkpoint now."""
+    """Writes a checkpoint now, the metrics up to it first."""
+    if trial.metrics:
+        trial.metrics.sync()
     state = {"step": trial.step, "seconds": trial.seconds}
     checkpoints.save(trial.engine, trial.folder / "checkpoints", state, trial.place)
+    trial.saved = trial.step
 
 
 def _obey(trial: _Trial) -> None:
-    """After a signal: all ranks save together and end."""
+    """After a signal: all ranks save together and end; the state is that of the last step, whatever has begun since."""
     signum = trial.stop.signum
     if trial.place.world_size > 1:
-        asked = torch.tensor([signum], device=trial.place.device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        signum = int(asked)
-    if signum and trial.step < trial.config.training.steps:
-        _save(trial)
+        told = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        signum, slowest = int(told[0]), float(told[1])
+        trial.look_every = max(1, int(LOOK_SECONDS / slowest)) if slowest else 1
+    if signum:
+        if trial.step > trial.saved:
+            _save(trial)
         raise InterruptedTrialError(signum)
 
 

@@ -15,7 +15,10 @@ class MetricsFile:
         """Opens `path`, keeping the lines up to `keep_steps`: those of the checkpoint the trial goes on from."""
         kept = [line for line in read_lines(path) if line.get("step", 0) <= keep_steps] if keep_steps else []
         temporary = path.with_suffix(".new")
-        temporary.write_text("".join(_line(value) for value in kept), encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(map(_line, kept))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
 

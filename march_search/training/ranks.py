@@ -1,24 +1,23 @@
-"""Several ranks of one trial on one machine: started together, stopped together, none left behind."""
+"""A rank's side of supervision: it dies with its parent, stops when it is asked, shows that it gets on."""
 
+import contextlib
 import ctypes
-import math
+import faulthandler
 import os
 import signal
-import subprocess
 import sys
-import time
-import uuid
-from pathlib import Path
+from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
-from march_search.files import read_json, write_json
-from march_search.outcome import killed, memory_kills
+PULSE = "MARCH_SEARCH_PULSE"
+"""Environment variable: the pipe to the supervisor, a byte wherever a rank gets on."""
 
-GRACE_SECONDS = 10
-"""How long the other ranks may take to end after one has failed."""
+STARTING, TRAINING = b"s", b"t"
+"""Bytes before the first step is taken, and from then on."""
 
-SAVE_SECONDS = 300
-"""How long all ranks may take to save and end after a signal: the step they are in, and a checkpoint."""
+SHOW_STACK = signal.SIGUSR1
+"""The signal on which a rank writes the stacks of its threads to stderr."""
 
 
 class InterruptedTrialError(Exception):
@@ -42,84 +41,40 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def supervise(folder: Path, ranks: int) -> int:
-    """Runs `ranks` processes of the trial in `folder`; returns 0 if all did, else the first code that was not.
-
-    The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on.
-    """
-    meeting = folder / f".rendezvous.{uuid.uuid4().hex}"
-    for old in folder.glob("failure*.json"):
-        old.unlink()
-    kills = memory_kills()
-    processes = [_start(folder, rank, ranks, meeting) for rank in range(ranks)]
-    asked: list[int] = []
-
-    def pass_on(signum: int, _frame: FrameType | None) -> None:
-        asked.append(signum)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signum)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, pass_on)
-    try:
-        return _wait(folder, processes, asked, kills)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        meeting.unlink(missing_ok=True)
+def say(text: str) -> None:
+    """Tells a person on stderr; in silence where that is a file on a full disk."""
+    with contextlib.suppress(OSError):
+        print(f"march-search: {text}", file=sys.stderr, flush=True)
 
 
-def _start(folder: Path, rank: int, ranks: int, meeting: Path) -> "subprocess.Popen[bytes]":
-    """One rank, told who it is in the variables that DeepSpeed and torch read."""
-    told = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": ranks,
-        "LOCAL_WORLD_SIZE": ranks,
-        "MARCH_SEARCH_MEETING": meeting,
-        "MARCH_SEARCH_PARENT": os.getpid(),
-    }
-    environment = os.environ | {name: str(value) for name, value in told.items()}
-    return subprocess.Popen([sys.executable, "-m", "march_search.training", str(folder)], env=environment)
+def answer() -> None:
+    """Gets this rank ready to be watched."""
+    faulthandler.register(SHOW_STACK, all_threads=True)
+    beat(STARTING)
 
 
-def _wait(folder: Path, processes: "list[subprocess.Popen[bytes]]", asked: list[int], kills: int | None) -> int:
-    """Waits for all ranks; after a signal for `SAVE_SECONDS` more, after the first failure for `GRACE_SECONDS`."""
-    deadline, first_failed = math.inf, None
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        failed = next((rank for rank, process in enumerate(processes) if process.poll()), None)
-        if asked and deadline == math.inf:
-            deadline = time.monotonic() + SAVE_SECONDS
-        elif failed is not None and first_failed is None and not asked:
-            first_failed, deadline = failed, time.monotonic() + GRACE_SECONDS
-            for process in processes:
-                process.terminate()
-        time.sleep(0.05)
-    if asked:
-        return 128 + asked[0]
-    if first_failed is None:
-        first_failed = next((rank for rank, process in enumerate(processes) if process.poll() != 0), None)
-    return 0 if first_failed is None else _explain(folder, first_failed, processes[first_failed].poll(), kills)
+def beat(sign: bytes = TRAINING) -> None:
+    """Tells the supervisor, if there is one, that this rank gets on. A pipe: it works on a full disk too."""
+    pipe = os.environ.get(PULSE)
+    if pipe:
+        with contextlib.suppress(OSError):  # nobody reads
+            os.write(int(pipe), sign)
 
 
-def _explain(folder: Path, rank: int, code: int | None, kills: int | None) -> int:
-    """Writes failure.json for the rank that failed first, whose failure the others only repeat; its exit code."""
-    told = read_json(folder / f"failure.rank{rank}.json")
-    if not isinstance(told, dict):
-        by = (
-            f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
-        )
-        hint = f": {killed(kills)}" if code == -signal.SIGKILL else ""
-        told = {"state": "failed", "reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
-    write_json(folder / "failure.json", told)
-    return 1 if code is None else 128 - code if code < 0 else code
+def beat_at(modules: Iterable[Any]) -> None:
+    """Beats whenever one of these modules of torch has run, forward or backward: a micro batch may take an hour."""
+
+    def ran(_module: Any, _inputs: Any, output: Any) -> None:
+        beat()
+        if output.requires_grad:
+            output.register_hook(lambda _: beat())
+
+    for module in modules:
+        module.register_forward_hook(ran)
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT, to be obeyed between two steps."""
+    """Remembers the first SIGTERM or SIGINT, to be obeyed between two micro batches."""
 
     def __init__(self) -> None:
         self.signum = 0

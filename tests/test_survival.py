@@ -1,0 +1,200 @@
+"""Trials survive what happens to them: kills anywhere, damaged checkpoints, hung ranks, full and read-only disks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial, trial_maker
+from test_training import wait_for_step
+
+from march_search.config import DevicesConfig, SearchConfig, StudyConfig
+from march_search.errors import ConfigError, StorageError
+from march_search.study import candidates, storage
+from march_search.study.folders import StudyFolder
+from march_search.study.runner import StudyRun, Summary
+from march_search.training import ranks
+
+MakeTrial = Callable[..., Path]
+
+
+def test_random_kills_change_no_bit_and_random_damages_are_seen() -> None:
+    script = Path(__file__).parent.parent / "scripts" / "torture.py"
+    command = [sys.executable, str(script), "--kills", "6", "--damages", "60"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "60 damages" in ended.stdout
+    assert "60 seen" in ended.stdout
+
+
+def children(process: "subprocess.Popen[bytes]") -> list[int]:
+    """The ranks of a running trial."""
+    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def impatient(folder: Path) -> Path:
+    """The trial, with three seconds until it counts as hung."""
+    config = json.loads((folder / "trial.json").read_text())
+    config["devices"]["hang_seconds"] = 3
+    (folder / "trial.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_hung_trial_goes_on_from_its_checkpoint(make_trial: MakeTrial, straight: Path) -> None:
+    folder = impatient(make_trial("hung"))
+    process = start_trial(folder)
+    wait_for_step(folder, 14, process)
+    os.kill(children(process)[0], signal.SIGSTOP)
+    assert process.wait(timeout=120) == 0
+    log = (folder / "trial.log").read_text()
+    assert " seconds (rank 0: stopped by a signal): going on from the last checkpoint.\n" in log
+    for kind in ("train", "evaluation"):
+        assert lines(folder, kind) == lines(straight, kind)
+    assert result(folder)["loss"] == result(straight)["loss"]
+    assert not (folder / "failure.json").exists()
+
+
+def test_a_trial_that_hangs_twice_fails_with_the_stacks_of_its_ranks(make_trial: MakeTrial) -> None:
+    folder = impatient(make_trial("hung", ranks=2, tokens=9000 * 256, checkpoints=0))
+    process, metrics = start_trial(folder), folder / "metrics.jsonl"
+    wait_for_step(folder, 2, process)
+    first = metrics.stat().st_ino
+    os.kill(children(process)[1], signal.SIGSTOP)
+    while process.poll() is None and metrics.stat().st_ino == first:
+        time.sleep(0.05)
+    wait_for_step(folder, 2, process)
+    os.kill(children(process)[1], signal.SIGSTOP)
+    assert process.wait(timeout=120) == 1
+    assert alive(str(folder)) == []
+    told = json.loads((folder / "failure.json").read_text())
+    assert told["state"] == "failed"
+    assert told["reason"].startswith("no rank got on for ")
+    assert "(rank 1: stopped by a signal); raise [devices] hang_seconds if" in told["reason"]
+    log = (folder / "trial.log").read_text()
+    assert log.count("going on from the last checkpoint") == 1
+    assert log.count("most recent call first") >= 2
+    assert "in _one_step" in log or "in _obey" in log
+
+
+def test_a_layer_is_a_sign_of_life_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from march_search.model.layers import FeedForward
+
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    monkeypatch.setenv(ranks.PULSE, str(writing))
+    layer = FeedForward(8, 16, "relu", 1)
+    ranks.beat_at([layer])
+    out = layer(torch.ones(1, 8, requires_grad=True))
+    assert os.read(reading, 9) == ranks.TRAINING
+    out.sum().backward()
+    assert os.read(reading, 9) == ranks.TRAINING
+    os.close(reading)
+    os.close(writing)
+    ranks.beat()  # nobody reads: no error
+
+
+def test_a_negative_time_to_hang_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hang_seconds must not be negative, and is -1.0; 0 for never"):
+        DevicesConfig(hang_seconds=-1.0)
+
+
+def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial) -> None:
+    batch = {"tokens": 2 * 128 * 32, "global_batch_tokens": 128 * 32, "micro_batch_sequences": 1}
+    recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
+    untouched, stopped = make_trial("untouched", **recipe), make_trial("stopped", **recipe)
+    assert run_trial(untouched).returncode == 0
+    process = start_trial(stopped)
+    wait_for_step(stopped, 1, process)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert [line["step"] for line in lines(stopped, "train")] == [1]
+    assert [path.name for path in (stopped / "checkpoints").glob("step-*")] == ["step-000000001"]
+    assert run_trial(stopped).returncode == 0
+    for kind in ("train", "evaluation"):
+        assert lines(stopped, kind) == lines(untouched, kind)
+    assert (stopped / "weights.safetensors").read_bytes() == (untouched / "weights.safetensors").read_bytes()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 megabytes."""
+    point = tmp_path / "disk"
+    point.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "march-search", str(point)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        assert os.environ.get("CI") != "true", mounted.stderr
+        pytest.skip("only root can mount a small disk")
+    yield point
+    subprocess.run(["umount", "--lazy", str(point)], check=True)
+
+
+def leave(disk: Path, free: int) -> None:
+    """Fills the disk until `free` bytes are left."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    there = os.statvfs(disk)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, there.f_bavail * there.f_bsize - free))
+
+
+def test_a_trial_on_a_full_disk_goes_on_when_there_is_room(store: Path, disk: Path, straight: Path) -> None:
+    folder = trial_maker(store, disk)("full")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    ended = run_trial(folder)
+    assert (ended.returncode, ended.stderr) == (
+        4,
+        f"march-search: {folder / 'lock'}: cannot be written: Read-only file system.\n",
+    )
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    for free, checkpoints in ((12_000, 0), (300_000, 0), (700_000, 1)):
+        leave(disk, free)
+        ended = run_trial(folder)
+        assert ended.returncode == 4
+        assert ended.stderr.count("\n") == 1
+        assert ": cannot be written: " in ended.stderr
+        assert not (folder / "result.json").exists()
+        assert len(list((folder / "checkpoints").glob("step-*/manifest.json"))) == checkpoints
+    (disk / "ballast").unlink()
+    assert run_trial(folder).returncode == 0
+    for kind in ("train", "evaluation"):
+        assert lines(folder, kind) == lines(straight, kind)
+    assert (folder / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+
+
+def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room(
+    store: Path, disk: Path, make_trial: MakeTrial
+) -> None:
+    large = TINY.replace("F64", "F8192")
+    recipe = replace(TINY_TRAINING, tokens=4 * 256, evaluations=1, checkpoints=1, keep_weights=False)
+    search = SearchConfig(strategy="list", architectures=(TINY, large))
+    config = StudyConfig("cpu-demo", search=search, data=DATA, training=recipe, devices=DevicesConfig("cpu", threads=1))
+
+    def run() -> Summary:
+        folder, chosen = StudyFolder.of(disk, "full"), candidates.choose(config, disk)
+        folder.keep_settings(config, chosen.architectures)
+        folder.keep_store(store)
+        return StudyRun(config, folder, store, candidates.with_seeds(chosen, config)).run()
+
+    leave(disk, 2_000_000)
+    with pytest.raises(StorageError, match=rf"{large}-s0/checkpoints/step-\d+: cannot be written: .*bytes are free"):
+        run()
+    first, second = sorted((disk / "full" / "trials").iterdir())
+    before = (first / "result.json").stat().st_mtime_ns
+    assert not (second / "outcome.json").exists()
+    (disk / "ballast").unlink()
+    assert run() == Summary(complete=2, pruned=0, failed=0, left=0, signum=0)
+    assert (first / "result.json").stat().st_mtime_ns == before
+    elsewhere = make_trial("elsewhere", architecture=large, tokens=4 * 256, evaluations=1, keep_weights=False)
+    assert run_trial(elsewhere).returncode == 0
+    assert result(elsewhere)["loss"] == result(second)["loss"]
+    trials = storage.open_study("full", disk / "full", None, config.pruner, 0).trials
+    assert len(trials) == 2
