@@ -59,8 +59,9 @@ def _example(data: DataConfig, chosen: Candidates) -> str:
 
 def _recipe(t: TrainingConfig) -> str:
     """Optimizer and precision."""
+    scaled = f", scaled by width and depth from {t.base_shape}" if t.learning_rate_scaling == "width" else ""
     return (
-        f"AdamW {t.learning_rate:g} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
+        f"AdamW {t.learning_rate:g} {t.schedule}{scaled}, betas {t.betas[0]:g} {t.betas[1]:g}, "
         f"weight decay {t.weight_decay:g}, clipping {t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}"
     )
 
