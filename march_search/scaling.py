@@ -17,9 +17,9 @@ model, and the trained weights are those of any T5. An untied output layer lies 
 
 Depth: Dey et al. 2025 (CompleteP, arXiv 2505.01618), table 1, alpha = 1: a branch is divided by the depth of its stack,
 rates stay. Here the divisor is in o and wo themselves, in their initialisation and their rate, which for Adam is the
-same. Yang et al. 2023 (arXiv 2310.02244) divide by the root of the depth and find that for transformers, with more than
-one matrix a branch, rates then do not transfer; and layers that share weights add up without cancelling, which alpha = 1
-allows and the root does not. Depth counts layers that are applied, shared ones each time.
+same. Yang et al. 2023 (arXiv 2310.02244) divide by the root of the depth and find that rates then do not transfer for
+transformers, which have more than one matrix a branch; and layers that share weights add up without cancelling, which
+alpha = 1 allows and the root does not. Depth counts layers that are applied, shared ones each time.
 
 Left out: the factor 1/d_kv for attention's scores, since queries, keys and values are one matrix with one rate (more
 heads are covered, wider ones are not), and AdamW's epsilon. Factors make widths and depths comparable; they say
