@@ -1,6 +1,6 @@
 """Which learning rate is best for a narrow and for a wide model, with one rate for all and with scaled rates.
 
-OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072]
+OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072] [--rates 0.001 0.002 …]
 
 Real trials on the Wikipedia summaries, equal tokens, one seed. The narrow model is the base shape: its runs are the
 same under `fixed` and `width`. What is looked for: a best rate that is the same for both under `width`.
@@ -18,7 +18,6 @@ from pathlib import Path
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.data.preparation import prepare
 
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 NARROW, WIDE = "L2-D64-H4x16-F256-rope-V2048", "L2-D256-H16x16-F1024-rope-V2048"
 DATA = DataConfig(vocab_size=2048, sequence_length=32, validation_sequences=256)
 TRAINING = TrainingConfig(
@@ -41,12 +40,14 @@ def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=131_072)
-    tokens = parser.parse_args().tokens
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3])
+    arguments = parser.parse_args()
+    tokens, rates = arguments.tokens, arguments.rates
     recipe = replace(TRAINING, tokens=tokens, warmup_tokens=tokens // 16 // 1024 * 1024)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         store = prepare(DATA, root, root, tokens=tokens)
-        print(f"{'':32}" + "".join(f"{rate:>8g}" for rate in RATES), flush=True)
+        print(f"{'':32}" + "".join(f"{rate:>8g}" for rate in rates), flush=True)
         for architecture, scaling in ((NARROW, "fixed"), (WIDE, "fixed"), (WIDE, "width")):
             losses = [
                 loss(
@@ -55,12 +56,12 @@ def main() -> None:
                     architecture,
                     replace(recipe, learning_rate=rate, learning_rate_scaling=scaling),
                 )
-                for rate in RATES
+                for rate in rates
             ]
             print(f"{architecture.split('-')[1]:5} {scaling:26}" + "".join(f"{x:8.4f}" for x in losses), flush=True)
             best = losses.index(min(losses))
-            edge = ", at the edge of the grid" if best in (0, len(RATES) - 1) else ""
-            print(f"      best rate {RATES[best]:g}{edge}", flush=True)
+            edge = ", at the edge of the grid" if best in (0, len(rates) - 1) else ""
+            print(f"      best rate {rates[best]:g}{edge}", flush=True)
 
 
 if __name__ == "__main__":
