@@ -89,7 +89,15 @@ class TrainingConfig:
     micro_batch_sequences: int | None = None
     """Examples a device takes at once; None for as many as its memory is expected to hold. Halved where it does not."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; of a model of `base_shape`, if rates are scaled."""
+    learning_rate_scaling: Literal["fixed", "width"] = "fixed"
+    """`fixed`: the same rate for all shapes and parameters. `width`: each matrix has its own, and some their own
+    initialisation, by its inputs and its stack's depth relative to `base_shape`, so that one rate suits wide and
+    narrow, deep and shallow models (maximal update parameterization, with CompleteP's depth; `march_search/scaling.py`
+    has the factors and their sources). Learning rate times weight decay stays the same for all. Needs `init = "t5"`."""
+    base_shape: str = "L12-D768-H12x64-F3072"
+    """For `width`, the shape that `learning_rate` was chosen for, which trains as under `fixed`. Only L, D, H and F of
+    the name count; take one from the middle of the study's own space."""
     betas: tuple[float, ...] = (0.9, 0.95)
     """Decay of AdamW's two moments."""
     epsilon: float = 1e-8
@@ -141,6 +149,11 @@ class TrainingConfig:
             raise ConfigError(f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}.")
         if not 0 < self.learning_rate < 10:
             raise ConfigError(f"[training]: learning_rate must lie in (0, 10), not {self.learning_rate}.")
+        if self.learning_rate_scaling == "width" and self.init != "t5":
+            raise ConfigError(
+                f'[training]: learning_rate_scaling "width" needs init "t5", whose matrices shrink with their inputs, '
+                f'not "{self.init}".'
+            )
         negative = [
             name
             for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate")

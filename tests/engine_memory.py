@@ -6,6 +6,8 @@ python engine_memory.py PRECISION STAGE
 import gc
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -28,7 +30,8 @@ def main() -> None:
     )
     config = TrialConfig(a.name, "", data=data, training=training, devices=DevicesConfig("cpu", ranks, 1))
     place = environment.take_place(config.devices)
-    engine = loop._engine(config, a, place)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = loop._engine(Path(folder), config, a, place)
     for step in range(2):
         for micro in range(2):
             inputs = torch.zeros(training.micro_batch_sequences, data.lengths.input, dtype=torch.long)

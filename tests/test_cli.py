@@ -128,6 +128,14 @@ kind = "cpu"
         ),
         ('corpus = "wikipedia-summary"', "", 5, 'Did you mean "wikipedia-summaries"?'),
         ("", 'init = "nonsense"', 2, '"training.init" cannot be "nonsense"'),
+        (
+            "",
+            'learning_rate_scaling = "width"\ninit = "normal-0.02"',
+            2,
+            '"width" needs init "t5", whose matrices shrink',
+        ),
+        ("", 'learning_rate_scaling = "width"\nbase_shape = "T5"', 2, "is no architecture's name"),
+        ("", 'learning_rate_scaling = "widht"', 2, 'Did you mean "width"?'),
         ("", "weight_decay = nan", 2, "weight_decay must be a finite number, not nan"),
         ("mean_span_length = inf", "", 2, "mean_span_length must be a finite number, not inf"),
         ("", "micro_batch_sequences = 0", 2, "micro_batch_sequences must be at least 1"),
@@ -170,6 +178,15 @@ def test_a_dry_run_of_t5_large_states_the_2023_recipe() -> None:
     assert "1,048,576,000 a trial = 1,000 steps × 1,048,576" in ended.stdout
     assert "AdamW 0.0001 constant, betas 0.9 0.95, weight decay 0.1" in ended.stdout
     assert "L24-D1024-H16x64-F4096 " in ended.stdout
+
+
+def test_a_dry_run_says_that_rates_are_scaled_and_from_which_shape(tmp_path: Path) -> None:
+    scaled = 'learning_rate = 5e-3\nlearning_rate_scaling = "width"\nbase_shape = "L2-D128-H4x32-F512"'
+    (tmp_path / "s.toml").write_text(STUDY.format(data="", training=scaled))
+    ended = cli("study", "run", str(tmp_path / "s.toml"), "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    told = " ".join(ended.stdout.split())
+    assert "AdamW 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant, betas" in told
 
 
 def test_solve_imports_neither_torch_nor_optuna_nor_scipy() -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     {"flops", "naming", "devices"},
     {"architecture", "budget", "rules", "shipped", "config", "cost"},
     {"space", "outcome", "memory"},
-    {"grid", "selection", "ds_config"},
+    {"grid", "selection", "ds_config", "scaling"},
     {"members", "design", "pareto"},
     {"solver"},
     {"closest", "data", "model", "report"},

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from march_search import SearchSpace, solve
-from march_search.config import DataConfig
+from march_search import Architecture, SearchSpace, solve
+from march_search.config import DataConfig, TrainingConfig
 from march_search.data import vocabulary
+from march_search.scaling import base_shape
 from march_search.settings import build
 
 REPOSITORY = Path(__file__).parent.parent
@@ -92,9 +93,12 @@ def test_the_readmes_python_says_what_it_does() -> None:
     assert checked == 4
 
 
-def test_the_readmes_space_has_architectures_and_its_data_table_can_be_meant() -> None:
-    data, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
+def test_the_readmes_space_has_architectures_and_its_other_tables_can_be_meant() -> None:
+    data, training, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
     assert len(solve(SearchSpace.from_table(space))) > 100
+    assert base_shape(build(TrainingConfig, training["training"], "README.md")) == Architecture.parse(
+        "L2-D128-H4x32-F512"
+    )
     config = build(DataConfig, data["data"], "README.md")
     assert vocabulary.check(config, REPOSITORY).endswith("(the network was not asked), every digit a token")
 

@@ -366,13 +366,13 @@ def test_schedules_rise_and_fall_where_they_say() -> None:
 
 def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
     from march_search.model import build
-    from march_search.training.loop import weight_decay_groups
+    from march_search.training.groups import parameter_groups
 
     a = Architecture.parse("L1-D32-H2x16-F64-abs-noop-V400")
     for architecture in (a, Architecture.parse("L1-D32-H2x16-F64-V400")):
         model = build(architecture)
-        names = {id(p): name for name, p in model.named_parameters()}
-        decayed, others = ({names[id(p)] for p in group} for group in weight_decay_groups(model))
+        names = dict(model.named_parameters())
+        decayed, others = (set(group.parameters) for group in parameter_groups(model, None))
         assert len(decayed) + len(others) == len(names)
         assert "embedding" in decayed
         assert not any("norm" in name or "bias" in name or "position" in name for name in decayed)

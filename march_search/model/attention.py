@@ -113,7 +113,8 @@ class CrossAttention(Attention):
         """Its parameters, for `init`."""
         yield self.q_kind, self.q, self.sizes
         if self.kv is not None:
-            yield "kv", self.kv, {"width": self.kv.shape[1]}
+            kind, inputs = ("kv", "width") if self.source == "output" else ("kv_layer", "inner")
+            yield kind, self.kv, {inputs: self.kv.shape[1]}
         yield from super().kinds()
 
     def forward(self, x_BLW: Tensor, memory: Tensor | KeysValues) -> Tensor:

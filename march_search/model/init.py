@@ -13,9 +13,10 @@
 | relative position bias | d_model^-½ | 0.02 |
 | projection of a bottleneck | (its input's width)^-½ | 0.02 |
 | learned no-op key | width^-½ (as k's rows; a key of a unit input) | 0.02 |
-| norm | the constant 1 | the constant 1 |
+| norm; the decoder's final one, `output_norm` | the constant 1 | the constant 1 |
 
-Width is the layer's own residual width, inner its heads · d_kv, layers the depth of its stack.
+Width is the layer's own residual width, inner its heads · d_kv, layers the depth of its stack. With
+`learning_rate_scaling = "width"`, `march_search.scaling` has factors on `t5` for o, wo and output_norm.
 
 `t5`: mesh-tensorflow's, as Hugging Face's T5 has it (`T5PreTrainedModel._init_weights`, factor 1); q carries the
 1/sqrt(d_kv) that T5's attention leaves out (Raffel et al. 2020), unless the attention scales its scores itself. For
@@ -27,9 +28,11 @@ and more.
 from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
-from torch.nn.init import normal_, ones_
+from torch.nn.init import constant_, normal_
 
+from march_search.architecture import Architecture
 from march_search.errors import ConfigError
+from march_search.scaling import factors
 
 Sizes = dict[str, int]
 """The numbers a formula may need: width, d_kv, inner, d_ff, layers …"""
@@ -62,6 +65,7 @@ RECIPES: dict[str, Recipe] = {
         "q": _fan_in("width"),
         "q_unscaled": lambda sizes: (sizes["width"] * sizes["d_kv"]) ** -0.5,
         "kv": _fan_in("width"),
+        "kv_layer": _fan_in("inner"),
         "o": _fan_in("inner"),
         "wi": _fan_in("width"),
         "wo": _fan_in("d_ff"),
@@ -78,6 +82,7 @@ RECIPES: dict[str, Recipe] = {
                 "q",
                 "q_unscaled",
                 "kv",
+                "kv_layer",
                 "wi",
                 "relative_bias",
                 "projection",
@@ -103,12 +108,18 @@ def recipe_of(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def initialise(model: nn.Module, recipe: Recipe) -> None:
-    """Draws every parameter of `model` once, in the order of its modules, from torch's global generator."""
+def all_kinds(model: nn.Module) -> Kinds:
+    """What every module of `model` says of its parameters, in order."""
     for module in model.modules():
         kinds: Callable[[], Kinds] | None = getattr(module, "kinds", None)
-        for kind, weight, sizes in kinds() if kinds else ():
-            if kind == "norm":
-                ones_(weight)
-            else:
-                normal_(weight, std=recipe[kind](sizes))
+        yield from kinds() if kinds else ()
+
+
+def initialise(model: nn.Module, recipe: Recipe, base: Architecture | None = None) -> None:
+    """Draws every parameter of `model` once, in the order of its modules, from torch's global generator."""
+    for kind, weight, sizes in all_kinds(model):
+        factor = factors(kind, sizes, base).init
+        if kind in ("norm", "output_norm"):
+            constant_(weight, factor)
+        else:
+            normal_(weight, std=recipe[kind](sizes) * factor)

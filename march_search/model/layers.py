@@ -25,14 +25,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class RMSNorm(nn.Module):
     """Division by the root mean square, times a weight, without bias (Zhang and Sennrich 2019). fp32 inside."""
 
-    def __init__(self, width: int) -> None:
-        """A norm of `width` weights."""
+    def __init__(self, width: int, kind: str = "norm") -> None:
+        """A norm of `width` weights; its `kind` is what `init` calls it."""
         super().__init__()
+        self.kind = kind
         self.weight = nn.Parameter(torch.empty(width))
 
     def kinds(self) -> Kinds:
         """Its one parameter, for `init`."""
-        yield "norm", self.weight, {}
+        yield self.kind, self.weight, {"d_model": len(self.weight)}
 
     def forward(self, x_BLW: Tensor) -> Tensor:
         """Normed `x_BLW`, in its dtype."""

@@ -106,18 +106,21 @@ class Seq2Seq(nn.Module):
             raise ArchitectureError(f"{self.architecture.name} is {self.architecture.structure} and {needs}.")
 
 
-def build(architecture: Architecture, init: str = "t5", checkpointing: bool = False) -> Seq2Seq:
+def build(
+    architecture: Architecture, init: str = "t5", checkpointing: bool = False, base: Architecture | None = None
+) -> Seq2Seq:
     """The model of this architecture, in float32 on the current default device (`meta` allocates nothing).
 
     Args:
         architecture: its shape; the model has exactly `architecture.num_params` parameters.
         init: a recipe of `march_search.model.RECIPES`, drawn from torch's global generator: `torch.manual_seed` first.
         checkpointing: compute each layer again in the backward pass instead of keeping its activations.
+        base: the shape relative to which `march_search.scaling` changes `init`; None leaves it as it is.
 
     Raises:
         ConfigError: an unknown recipe.
     """
     recipe = recipe_of(init)
     model = Seq2Seq(architecture, checkpointing)
-    initialise(model, recipe)
+    initialise(model, recipe, base)
     return model

@@ -72,7 +72,7 @@ class Stack(nn.Module):
         self.projections = nn.ModuleDict({str(i): Projection(w, v) for i, (w, v) in moves if w != v})
         heads, relative = most_heads(self.shapes), a.position == "relative"
         self.relative_bias = nn.Parameter(torch.empty(RELATIVE_BUCKETS, heads)) if relative else None
-        self.norm = RMSNorm(a.d_model)
+        self.norm = RMSNorm(a.d_model, "output_norm" if is_decoder else "norm")
         self.keeps_keys_values = not is_decoder and a.cross_attention != "output"
 
     def kinds(self) -> Kinds:

@@ -8,6 +8,7 @@ from march_search.closest import solve_or_explain
 from march_search.config import StudyConfig
 from march_search.ds_config import ds_config
 from march_search.errors import ConfigError
+from march_search.scaling import base_shape
 from march_search.solver import FeasibleSet
 from march_search.space import SearchSpace
 
@@ -63,6 +64,7 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
                 f"[search]: trials asks for {search.trials} architectures, and only {len(chosen)} are feasible."
             )
     ds_config(config.training, config.batch)
+    base_shape(config.training)
     for architecture in chosen:
         _check_fit(architecture, config)
     if len({architecture.structure for architecture in chosen}) > 1:

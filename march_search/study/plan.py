@@ -59,8 +59,10 @@ def _example(data: DataConfig, chosen: Candidates) -> str:
 
 def _recipe(t: TrainingConfig) -> str:
     """Optimizer and precision."""
+    scaled = t.learning_rate_scaling == "width"
+    rate = f"{t.learning_rate:g}" + (f" at {t.base_shape}, scaled by width and depth," if scaled else "")
     return (
-        f"AdamW {t.learning_rate:g} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
+        f"AdamW {rate} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
         f"weight decay {t.weight_decay:g}, clipping {t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}"
     )
 

@@ -19,8 +19,10 @@ from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, write_json
 from march_search.model import build
 from march_search.model.layers import FeedForward
+from march_search.scaling import base_shape
 from march_search.training import checkpoints, environment, evaluation, fitting, ranks, weights
 from march_search.training.environment import Place
+from march_search.training.groups import parameter_groups
 from march_search.training.metrics import MetricsFile
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.schedule import schedule
@@ -75,7 +77,8 @@ def train(folder: Path, config: TrialConfig) -> None:
     config = fitting.fitted(folder, config, place)
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
-    trial = _Trial(folder, config, architecture, place, batches, validation, _engine(config, architecture, place), stop)
+    engine = _engine(folder, config, architecture, place)
+    trial = _Trial(folder, config, architecture, place, batches, validation, engine, stop)
     if place.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
@@ -90,17 +93,19 @@ def train(folder: Path, config: TrialConfig) -> None:
     environment.leave()
 
 
-def _engine(config: TrialConfig, architecture: Architecture, place: Place) -> Any:
-    """The model under DeepSpeed, with AdamW and its schedule."""
+def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place: Place) -> Any:
+    """The model under DeepSpeed, with AdamW and its schedule; optimizer_groups.json tells its parameter groups."""
     environment.quiet_deepspeed(place.device)
     import deepspeed
 
-    training = config.training
+    training, base = config.training, base_shape(config.training)
     torch.manual_seed(config.seed)
-    model = build(architecture, init=training.init, checkpointing=training.activation_checkpointing)
-    decayed, others = weight_decay_groups(model)
+    model = build(architecture, training.init, training.activation_checkpointing, base)
+    groups = parameter_groups(model, base)
+    if place.is_first:
+        write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
         eps=training.epsilon,
@@ -115,15 +120,6 @@ def _engine(config: TrialConfig, architecture: Architecture, place: Place) -> An
         dist_init_required=False,
     )
     return engine
-
-
-def weight_decay_groups(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Parameters with weight decay: matrices; and without: norms, no-op keys, position tables."""
-    groups: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
-    for name, parameter in model.named_parameters():
-        is_table = name.endswith(("position_embedding", "relative_bias"))
-        groups[parameter.ndim < 2 or is_table].append(parameter)
-    return groups
 
 
 def _steps(trial: _Trial) -> dict[str, float]:
@@ -187,9 +183,15 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     if trial.metrics:
         trial.metrics.append(
             "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
-            gradient_norm=norm, learning_rate=engine.get_lr()[0], tokens_per_second=round(tokens / seconds, 1),
+            gradient_norm=norm, learning_rate=_base_rate(trial), tokens_per_second=round(tokens / seconds, 1),
             data_wait_seconds=round(waited, 6),
         )  # fmt: skip
+
+
+def _base_rate(trial: _Trial) -> float:
+    """The scheduled learning rate before any group's factor."""
+    rate = trial.engine.lr_scheduler
+    return float(trial.config.training.learning_rate * rate.lr_lambdas[0](rate.last_epoch))
 
 
 def _evaluate(trial: _Trial) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """A trial's engine against plain torch: the same tiny steps twice, accumulation, clipping and precision included."""
 
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ def compare(precision: str, zero_stage: int) -> dict[str, Any]:
     config = settings(precision, zero_stage)
     place = environment.take_place(config.devices)
     batches = _batches(config, place.device)
-    engine = loop._engine(config, Architecture.parse(config.architecture), place)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), place)
     theirs = _engine_losses(engine, batches)
     ours, norms = plain_losses(config, batches)
     told = {"engine": theirs, "torch": ours, "gradient_norms": norms}

@@ -1,0 +1,68 @@
+"""Which learning rate is best for a narrow and for a wide model, with one rate for all and with scaled rates.
+
+OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072] [--rates 0.001 0.002 …]
+
+Real trials on the Wikipedia summaries, equal tokens, one seed. The narrow model is the base shape: its runs are the
+same under `fixed` and `width`. What is looked for: a best rate that is the same for both under `width`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
+from march_search.data.preparation import prepare
+
+NARROW, WIDE = "L2-D64-H4x16-F256-rope-V2048", "L2-D256-H16x16-F1024-rope-V2048"
+DATA = DataConfig(vocab_size=2048, sequence_length=32, validation_sequences=256)
+TRAINING = TrainingConfig(
+    global_batch_tokens=1024, micro_batch_sequences=32, schedule="linear", precision="fp32", base_shape=NARROW,
+    evaluations=1, checkpoints=0, keep_weights=False,
+)  # fmt: skip
+
+
+def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig) -> float:
+    """Loss at the end of a trial; infinite if it diverged."""
+    folder.mkdir()
+    devices = DevicesConfig(kind="cpu", threads=1)
+    config = TrialConfig(architecture, os.path.relpath(store, folder), 0, DATA, training, devices)
+    (folder / "trial.json").write_text(json.dumps(asdict(config)))
+    subprocess.run([sys.executable, "-m", "march_search.training", str(folder)], capture_output=True, check=False)
+    result = folder / "result.json"
+    return float(json.loads(result.read_text())["loss"]) if result.exists() else float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3])
+    arguments = parser.parse_args()
+    tokens, rates = arguments.tokens, arguments.rates
+    recipe = replace(TRAINING, tokens=tokens, warmup_tokens=tokens // 16 // 1024 * 1024)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        store = prepare(DATA, root, root, tokens=tokens)
+        print(f"{'':32}" + "".join(f"{rate:>8g}" for rate in rates), flush=True)
+        for architecture, scaling in ((NARROW, "fixed"), (WIDE, "fixed"), (WIDE, "width")):
+            losses = [
+                loss(
+                    root / f"{architecture}-{scaling}-{rate}",
+                    store,
+                    architecture,
+                    replace(recipe, learning_rate=rate, learning_rate_scaling=scaling),
+                )
+                for rate in rates
+            ]
+            print(f"{architecture.split('-')[1]:5} {scaling:26}" + "".join(f"{x:8.4f}" for x in losses), flush=True)
+            best = losses.index(min(losses))
+            edge = ", at the edge of the grid" if best in (0, len(rates) - 1) else ""
+            print(f"      best rate {rates[best]:g}{edge}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
