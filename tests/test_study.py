@@ -14,7 +14,7 @@ import pytest
 from conftest import alive
 from optuna.trial import TrialState
 
-from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
+from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.evidence.ranking import other_rows, ranked_rows
 from march_search.evidence.trials import read_study
@@ -210,6 +210,17 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> Non
     changed = replace(CONFIG, training=replace(CONFIG.training, learning_rate=0.5))
     with pytest.raises(ConfigError, match=r"other settings: training\.learning_rate was 0\.0001 and is 0\.5"):
         run(tmp_path, changed)
+
+
+def test_a_study_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / "toy" / "study.json"
+    kept = json.loads(path.read_text())
+    del kept["settings"]["training"]["deepspeed"], kept["settings"]["devices"]
+    path.write_text(json.dumps(kept))
+    run(tmp_path, replace(CONFIG, devices=DevicesConfig()))
+    with pytest.raises(ConfigError, match=r"other settings: devices\.ranks was 1 and is 2"):
+        run(tmp_path, replace(CONFIG, devices=DevicesConfig(ranks=2)))
 
 
 def test_a_password_in_the_storages_url_is_not_written_down(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class StudyFolder:
             raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
         elif "store" not in kept:  # the first start failed before any trial: the settings were mended
             write_json(path, kept | {"settings": settings})
-        elif changed := _difference(kept.get("settings", {}), settings):
+        elif changed := _difference(_filled(kept.get("settings", {}), _DEFAULTS), settings):
             raise ConfigError(
                 f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "
                 "another --root."
@@ -103,6 +103,16 @@ class StudyFolder:
         relative = os.path.relpath(store.resolve(), folder.resolve())
         trial = TrialConfig(architecture, relative, seed, config.data, config.training, config.devices)
         write_json(folder / "trial.json", asdict(trial))
+
+
+_DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
+
+
+def _filled(old: Any, defaults: Any) -> Any:
+    """`old` with the default of every setting that did not exist when it was written."""
+    if not isinstance(old, dict) or not isinstance(defaults, dict):
+        return old
+    return json.loads(json.dumps(defaults)) | {key: _filled(value, defaults.get(key)) for key, value in old.items()}
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str:

@@ -174,7 +174,9 @@ def _code(trial: _Trial, first_failed: int | None) -> int:
     """The exit code of all ranks together."""
     codes = [process.poll() for process in trial.processes]
     well = (0, 128 + trial.signum, -trial.signum, None) if trial.signum else (0,)
-    if first_failed is None:
+    if -signal.SIGKILL in codes:  # sent by nobody here so far: that rank's end is why the others failed
+        first_failed = codes.index(-signal.SIGKILL)
+    elif first_failed is None:
         first_failed = next((rank for rank, code in enumerate(codes) if code not in well), None)
     if first_failed is not None:
         return _explain(trial, first_failed, codes[first_failed])
