@@ -72,7 +72,7 @@ def root(folder: Path) -> Finding:
     except OSError as error:
         return Finding("failed", f"{folder} cannot be written: {error.strerror}", way_out)
     free = shutil.disk_usage(place).free
-    found = f"{folder}: {free / 1e9:.3g} GB free, written at {speed / 1e6:.3g} MB/s"
+    found = f"{folder}: {free / 1e9:.3g} GB free, written at {speed / 1e6:,.0f} MB/s"
     values = {"free_bytes": free, "write_bytes_per_second": round(speed)}
     if free < ROOM_BYTES:
         return Finding(
