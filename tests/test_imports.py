@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "march_search"
 
 FLOORS = [
-    {"errors", "spans"},
+    {"errors", "spans", "strategy"},
     {"files", "settings", "parameters"},
     {"flops", "naming", "devices"},
     {"architecture", "budget", "rules", "shipped", "config", "cost"},
