@@ -12,7 +12,7 @@ from march_search.files import read_json, read_lines
 from march_search.outcome import complete
 from march_search.settings import build, nearest
 
-State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "unfinished"]
+State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "paused", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class TrialRecord:
     number: int
     """Optuna's number."""
     architecture: Architecture
+    config: TrialConfig
+    """What it was told to do."""
     seed: int
     state: State
-    """`complete` only with a result whose tokens equal the data budget."""
+    """`complete` only with a result whose tokens equal the data budget; `paused` waits on a rung."""
     tokens: int
     """Tokens of its last evaluation."""
     loss: float | None
@@ -99,6 +101,7 @@ def _trial(path: Path) -> TrialRecord:
         store=folder / config.store,
         number=int(number),
         architecture=Architecture.parse(config.architecture),
+        config=config,
         seed=config.seed,
         state=state,
         tokens=int(source.get("tokens", 0)),
