@@ -1,7 +1,7 @@
 """Which differences between mean losses are more than noise, and which architecture is probably the best.
 
 Pairs are compared by Welch's t: the variance of a difference is what seeds add (pooled) plus what documents add
-(paired), its degrees of freedom are Satterthwaite's. Over all pairs the error is controlled by Holm's method (1979): the
+(paired), with Satterthwaite's degrees of freedom. Over all pairs the error is controlled by Holm's method (1979): the
 chance that any true tie is split is at most `1 - CONFIDENCE`, whatever the dependence between the tests.
 """
 
