@@ -14,7 +14,7 @@ from march_search.evidence.documents import Documents, example_losses, read_docu
 from march_search.evidence.gain import compute_equivalent_gain, end_slope
 from march_search.evidence.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.evidence.pooling import Pooled, pool
-from march_search.evidence.power import further_seeds
+from march_search.evidence.power import MOST, further_seeds
 from march_search.evidence.trials import StudyRecord, TrialRecord
 from march_search.report.architectures import architecture_row
 
@@ -133,11 +133,13 @@ def _standing(
     gap = pooled[place + 1].loss - own.loss
     variance, _ = difference_variance(place, place + 1, counts, None, data)
     told = (counts[place], counts[place + 1])
+    more = further_seeds(gap, seeds.deviation, told, seeds.degrees, variance) if seeds else None
     return row | {
         "difference_to_next": gap,
         "p_to_next": float(comparison.p_AA[place, place + 1]),
         "adjusted_p_to_next": float(comparison.adjusted_AA[place, place + 1]),
-        "further_seeds_to_next": further_seeds(gap, seeds.deviation, told, seeds.degrees, variance) if seeds else None,
+        "further_seeds_to_next": more,
+        "further_seeds_shown": f">{MOST}" if seeds and more is None else more,
     }
 
 
@@ -165,6 +167,7 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "flops_per_token": _flops(pooled),
         "flops": _flops(pooled) * trials[0].tokens,
         "learning_rate": pooled.learning_rate,
+        "learning_rate_shown": None if len(pooled.rates) < 2 else f"{pooled.learning_rate:g}" + "!" * bool(pooled.edge),
         "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
         "learning_rate_edge": pooled.edge or None,
         "state": "complete",

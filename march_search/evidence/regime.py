@@ -108,8 +108,8 @@ def _sentences(found: Regime, many: int) -> tuple[str, ...]:
         own = "" if found.gain_noise is None else f", its noise {found.gain_noise:.3f}"
         limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
         said.append(
-            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (below {limit:.2f} "
-            f"is near zero{own}): differences of heads, encoder or cross-attention mean nothing yet."
+            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (near zero: below "
+            f"{limit:.2f}{own}): differences of heads, encoder or cross-attention mean nothing yet."
         )
     if found.crossings:
         pairs = many * (many - 1) // 2

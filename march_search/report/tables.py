@@ -165,6 +165,13 @@ def percent(value: float) -> str:
     return f"{value:+.2f}%"
 
 
+def chance(value: float) -> str:
+    """A probability: `46%`, `<1%`, `>99%`."""
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 < value < 1 else f"{value:.0%}"
+
+
 def si(value: float) -> str:
     """Three digits and a letter: `1.05M`."""
     for limit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
