@@ -5,6 +5,7 @@ Pairs are compared by Welch's t: the variance of a difference is what seeds add 
 chance that any true tie is split is at most `1 - CONFIDENCE`, whatever the dependence between the tests.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,19 +57,24 @@ def compare(
     """
     if seeds is None and data is None:
         return None
-    many = len(means)
-    p_AA = np.ones((many, many))
-    for i in range(many):
-        for k in range(i + 1, many):
-            variance, degrees = difference_variance(i, k, counts, seeds, data)
-            p_AA[i, k] = p_AA[k, i] = two_sided(means[k] - means[i], variance, degrees)
-    upper = np.triu_indices(many, 1)
-    adjusted_AA = np.ones((many, many))
+    p_AA = pair_p_values(means, counts, seeds, data)
+    upper = np.triu_indices(len(means), 1)
+    adjusted_AA = np.ones_like(p_AA)
     adjusted_AA[upper] = holm(p_AA[upper])
     adjusted_AA = np.minimum(adjusted_AA, adjusted_AA.T)
-    separated = zip(*np.nonzero(np.triu(adjusted_AA < 1 - CONFIDENCE, 1)), strict=True)
-    named = letters(many, [(int(i), int(k)) for i, k in separated])
+    named = letters(len(means), np.argwhere(np.triu(adjusted_AA < 1 - CONFIDENCE, 1)).tolist())
     return Comparison(p_AA, adjusted_AA, named, probability_best(means, counts, seeds, data))
+
+
+def pair_p_values(
+    means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
+) -> Array:
+    """Two-sided p-value of each pair by itself; 1 on the diagonal."""
+    p_AA = np.ones((len(means), len(means)))
+    for i, k in itertools.combinations(range(len(means)), 2):
+        variance, degrees = difference_variance(i, k, counts, seeds, data)
+        p_AA[i, k] = p_AA[k, i] = two_sided(means[k] - means[i], variance, degrees)
+    return p_AA
 
 
 def difference_variance(

@@ -1,9 +1,9 @@
 """Tie groups as letters: two architectures that share one are not separated (compact letter display, Piepho 2004)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
-def letters(count: int, separated: Iterable[tuple[int, int]]) -> tuple[str, ...]:
+def letters(count: int, separated: Iterable[Sequence[int]]) -> tuple[str, ...]:
     """Letters of `count` architectures, best first, by insert and absorb: `a` for the leader's group, and so on.
 
     Two share a letter exactly if the pair is not among `separated`.

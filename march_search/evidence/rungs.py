@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from march_search.evidence.noise import Array
 from march_search.evidence.pooling import Pooled
 
 LATE = 2 / 3
@@ -27,7 +28,7 @@ class Rung:
     """Final loss of the architecture that leads here, less the lowest, in nats."""
 
 
-def shared_curves(pooled: Sequence[Pooled]) -> tuple[list[int], np.ndarray]:
+def shared_curves(pooled: Sequence[Pooled]) -> tuple[list[int], Array]:
     """Tokens of the evaluations that all have, and losses (architectures, evaluations)."""
     curves = [dict(p.curve) for p in pooled]
     tokens = sorted(set.intersection(*(set(c) for c in curves))) if curves else []
@@ -36,8 +37,6 @@ def shared_curves(pooled: Sequence[Pooled]) -> tuple[list[int], np.ndarray]:
 
 def rungs(pooled: Sequence[Pooled]) -> tuple[Rung, ...]:
     """All shared evaluations but the last, in order; none with fewer than three architectures."""
-    from scipy.stats import kendalltau, spearmanr
-
     tokens, losses = shared_curves(pooled)
     if len(pooled) < 3 or len(tokens) < 2:
         return ()
@@ -47,10 +46,20 @@ def rungs(pooled: Sequence[Pooled]) -> tuple[Rung, ...]:
         if len(set(here)) == 1 or len(set(last)) == 1:
             continue  # no order to compare
         regret = float(last[here.argmin()] - last.min())
-        found.append(
-            Rung(seen, seen / tokens[-1], float(kendalltau(here, last)[0]), float(spearmanr(here, last)[0]), regret)
-        )
+        found.append(Rung(seen, seen / tokens[-1], kendall(here, last), spearman(here, last), regret))
     return tuple(found)
+
+
+def kendall(x: Array, y: Array) -> float:
+    """Kendall's tau-b; scipy.stats has it too, and takes longer to import than all of `rank`."""
+    x_AA, y_AA = np.sign(np.subtract.outer(x, x)), np.sign(np.subtract.outer(y, y))
+    return float((x_AA * y_AA).sum() / np.sqrt((x_AA**2).sum() * (y_AA**2).sum()))
+
+
+def spearman(x: Array, y: Array) -> float:
+    """Spearman's rho: the correlation of ranks, equal values sharing theirs."""
+    ranks = [np.sign(np.subtract.outer(one, one)).sum(axis=1) for one in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def enough(found: Sequence[Rung], tolerance: float) -> Rung | None:
