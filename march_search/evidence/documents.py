@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ class Documents:
 def read_documents(trial: TrialRecord, examples: int) -> Documents:
     """The document that holds most of each example; blocks of `BLOCK` examples where the store is gone.
 
-    Examples are consecutive slices of the validation text, each document followed by its end. An example that two
-    documents share equally belongs to the earlier one; what is left of dependence between neighbours is ignored.
+    Examples are consecutive slices of the validation text, each document followed by its end. What examples share
+    beside their largest document is ignored.
     """
     length = trial.config.data.sequence_length
     try:
@@ -38,10 +39,15 @@ def read_documents(trial: TrialRecord, examples: int) -> Documents:
     except (DataError, OSError, IndexError):
         numbers_N = np.arange(examples) // BLOCK
         return Documents(numbers_N, f"{numbers_N[-1] + 1:,} blocks of {BLOCK} examples (their text is gone)")
-    is_end = (tokens_NR == store.special.eos).ravel()
-    documents_NR = (np.cumsum(is_end) - is_end).reshape(examples, length)
-    numbers_N = np.array([np.bincount(row - row[0]).argmax() + row[0] for row in documents_NR])
+    numbers_N = document_numbers(tokens_NR, store.special.eos)
     return Documents(numbers_N, f"{len(np.unique(numbers_N)):,} documents")
+
+
+def document_numbers(tokens_NR: NDArray[Any], eos: int) -> NDArray[np.int64]:
+    """(N,) number of the document that holds most of each example, the first of equals; `eos` ends a document."""
+    is_end = (tokens_NR == eos).ravel()
+    documents_NR = (np.cumsum(is_end) - is_end).reshape(tokens_NR.shape)
+    return np.array([np.bincount(row - row[0]).argmax() + row[0] for row in documents_NR], np.int64)
 
 
 def example_losses(trials: Sequence[TrialRecord]) -> Array | None:

@@ -48,4 +48,5 @@ def _power(difference: float, deviation: float, counts: tuple[int, int], degrees
     if degrees < 1:
         return 0.0
     limit, shift = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)), min(abs(difference) / error, 30.0)
-    return float(1 - nctdtr(degrees, shift, limit) + nctdtr(degrees, shift, -limit))
+    wrong_side = float(nctdtr(degrees, shift, -limit))  # scipy 1.17 has no number for some that are below 1e-13
+    return float(1 - nctdtr(degrees, shift, limit)) + (0.0 if math.isnan(wrong_side) else wrong_side)
