@@ -43,7 +43,7 @@ class Effect:
     entangled_with: tuple[str, ...]
     """Dimensions that it moves with; empty if separable."""
     importance: float | None
-    """Share of what decides who is among the best quarter (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
+    """Share of what decides who is in the better half (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
 
     @property
     def is_separable(self) -> bool:
@@ -116,7 +116,7 @@ def importances(architectures: Sequence[Architecture], losses: Sequence[float]) 
     for row, loss in zip(design, losses, strict=True):
         params = dict(zip(names, row.tolist(), strict=True))
         study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=float(loss)))
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25, evaluate_on_local=False)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5, evaluate_on_local=False)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 

@@ -135,7 +135,7 @@ def _effects_section(found: Effects) -> Section:
         said.append(f"The same in all architectures: {', '.join(found.fixed)}.")
     if found.degrees < 1 and rows:
         said.append(f"{len(rows)} dimensions and too few architectures to tell their effects apart: no intervals.")
-    said.append("importance: PED-ANOVA's share of what decides who is in the best quarter; it needs 8 architectures.")
+    said.append("importance: PED-ANOVA's share of what decides who is in the better half; it needs 8 architectures.")
     return Section("which dimension matters", rows, architectures.EFFECT_COLUMNS, said)
 
 
