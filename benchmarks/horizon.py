@@ -57,7 +57,8 @@ def one(skipped: float, share: float) -> None:
     flip = 1 - np.mean(study[:, 1:].argmin(axis=0) == leader)
     print(
         f"  mix {mix.share:.2f}; pairs told at 95 %: {sure.sum()} of {len(sure)}, right "
-        f"{np.mean(right[sure] > 0.5):.1%}; chance that the leader changes {flip:.0%}, it {'did' if leader != truth.argmin() else 'did not'}"
+        f"{np.mean(right[sure] > 0.5):.1%}; chance that the leader changes "
+        f"{flip:.0%}, it {'did' if leader != truth.argmin() else 'did not'}"
     )
 
 

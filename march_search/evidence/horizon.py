@@ -94,14 +94,16 @@ def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) ->
     Raises:
         UsageError: `tokens` have been trained already, or a curve has too few evaluations.
     """
-    trained = max((int(row["tokens"]) for row in ranking.rows), default=0)
+    if not ranking.rows:
+        raise UsageError(f"{study.name} has no complete trial, so no curve can be continued.")
+    trained = max(int(row["tokens"]) for row in ranking.rows)
     if tokens <= trained:
         raise UsageError(f"--horizon {tokens:,}: the trials have {trained:,} tokens already; name a longer budget.")
     warmup = study.settings.get("training", {}).get("warmup_tokens", 0)
     curves = [p.curve for p in ranking.pooled]
     fits = [fit_curve(curve, warmup, seed, None if len(curves) < 3 else 0.0) for curve in curves]
     known = [fit for fit in fits if fit is not None]
-    if len(known) < len(curves) or not curves:
+    if len(known) < len(curves):
         raise UsageError(
             f"{study.name}: a curve needs at least four evaluations after warm-up and the first fifth to be continued; "
             "raise [training] evaluations."
@@ -144,10 +146,9 @@ def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:
 def _caveats(study: StudyRecord, mix: Mix | None, factor: float) -> tuple[str, ...]:
     """What a reader of the prediction has to know."""
     said = []
-    schedule = study.settings.get("training", {}).get("schedule", "constant")
-    if schedule != "constant":
+    if study.decay:
         said.append(
-            f"The learning rate decays ({schedule}): a longer run would have decayed later, and these curves fall "
+            f"The learning rate decays ({study.decay}): a longer run would have decayed later, and these curves fall "
             "faster at their end than a longer budget's would. Compare differences, not losses."
         )
     if factor > FAR:

@@ -4,7 +4,7 @@ A young model predicts its target from the target alone. A ranking taken there s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def regime(study: StudyRecord, ranking: Ranking) -> Regime | None:
     warmup = study.settings.get("training", {}).get("warmup_tokens", 0)
     leave = tokens_to_reach(fit_curve(leader.curve, warmup), bigram - NEAR_NATS) if near and bigram else None
     found = Regime(unigram, bigram, leader.loss, gain, noise, near, unused, crossed, split, leave, ())
-    return Regime(**(vars(found) | {"sentences": _sentences(found, len(ranking.pooled))}))
+    return replace(found, sentences=_sentences(found, len(ranking.pooled), study.decay))
 
 
 def tokens_to_reach(fit: CurveFit | None, loss: float) -> tuple[float, float, float] | None:
@@ -92,7 +92,7 @@ def _gain_noise(trials: list[TrialRecord]) -> float | None:
     return float(np.sqrt(np.mean(every**2) / 6)) if len(every) >= 4 else None
 
 
-def _sentences(found: Regime, many: int) -> tuple[str, ...]:
+def _sentences(found: Regime, many: int, decay: str) -> tuple[str, ...]:
     """What a reader has to know of the regime."""
     said = []
     if found.near_ngrams:
@@ -101,7 +101,7 @@ def _sentences(found: Regime, many: int) -> tuple[str, ...]:
         said.append(
             f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a table of token pairs "
             f"({found.bigram:.3f}): this ranking says which shape learns such tables fastest, and nothing about longer "
-            f"training. {_budget(found)}"
+            f"training. {_budget(found, decay)}"
         )
     if found.input_unused:
         assert found.leader_gain is not None
@@ -121,7 +121,7 @@ def _sentences(found: Regime, many: int) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _budget(found: Regime) -> str:
+def _budget(found: Regime, decay: str) -> str:
     """The token budget that would leave the n-grams behind."""
     from march_search.report.tables import si
 
@@ -129,4 +129,5 @@ def _budget(found: Regime) -> str:
         return "What budget would leave that regime cannot be said from these curves."
     low, middle, high = found.tokens_to_leave
     upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times these tokens"
-    return f"Its curve leaves that regime after about {si(middle)} tokens (95 %: {si(low)} to {upper})."
+    rough = f"; a rough guess, as the learning rate decays ({decay})" if decay else ""
+    return f"Its curve leaves that regime after about {si(middle)} tokens (95 %: {si(low)} to {upper}){rough}."

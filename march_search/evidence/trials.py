@@ -60,6 +60,12 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     """By number."""
 
+    @property
+    def decay(self) -> str:
+        """The learning rate's schedule if it decays, else empty: its curves are then no ends of shorter runs."""
+        schedule = str(self.settings.get("training", {}).get("schedule", "constant"))
+        return "" if schedule == "constant" else schedule
+
 
 def read_study(name: str, root: Path) -> StudyRecord:
     """The study of that name below `root`, or in the folder that `name` is.

@@ -66,14 +66,14 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     )
 
 
-def gain_note(ranking: Ranking) -> str:
+def gain_note(ranking: Ranking, decay: str) -> str:
     """What the compute-equivalent gain is; empty if no row has one."""
     if ranking.reference is None or all(row["compute_equivalent_gain"] is None for row in ranking.rows):
         return ""
     slope = "" if ranking.slope is None else f", whose loss falls by {ranking.slope:.3f} nats per e-fold of tokens"
     return (
         f"CEG: compute that {ranking.reference.architecture.name}{slope}, would need for that loss, over the compute "
-        "used."
+        "used." + (f" Its learning rate decays ({decay}): the slope is too steep, gains too near 1." if decay else "")
     )
 
 
@@ -104,4 +104,4 @@ def notes(study: StudyRecord, ranking: Ranking, described: Regime | None, found:
     """All of it, the regime first."""
     tolerance = ranking.seeds.deviation if ranking.seeds else 0.0
     lines = [*(described.sentences if described else ()), *loss_notes(study), *noise_notes(ranking)]
-    return [*lines, *filter(None, (gain_note(ranking), rung_note(found, tolerance), edge_note(ranking)))]
+    return [*lines, *filter(None, (gain_note(ranking, study.decay), rung_note(found, tolerance), edge_note(ranking)))]
