@@ -71,7 +71,7 @@ def _print_json(found: "Evidence") -> None:
 
     value: dict[str, Any] = {"schema_version": 2, "study": found.study.name, "reference": found.study.reference}
     value |= {"ranked": architectures.public(list(found.ranking.rows))}
-    value |= {"not_ranked": architectures.public(list(found.ranking.others)), "notes": list(found.notes)}
+    value |= {"not_ranked": architectures.public(list(found.ranking.others)), "notes": found.notes}
     print(json.dumps(_plain(value | found.values), indent=1, allow_nan=False))
 
 
@@ -87,7 +87,7 @@ def _plain(value: Any) -> Any:
 
 
 def _print_csv(found: "Evidence") -> None:
-    """All rows; the ranking's, or those of the horizon where one was asked for below them would not be one table."""
+    """The rows of the ranking and of what is not ranked, one table; JSON and Markdown have the others."""
     from march_search.report import architectures, tables
 
     rows = architectures.public([*found.ranking.rows, *found.ranking.others])
@@ -105,8 +105,9 @@ def _print_markdown(found: "Evidence") -> None:
         if section.title:
             sys.stdout.write(f"{section.title}\n\n")
         sys.stdout.write(tables.markdown_text(section.rows, section.columns) + "\n")
-        sys.stdout.writelines(f"- {note}\n" for note in section.notes)
-        sys.stdout.write("\n" * bool(section.notes))
+        said = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
+        sys.stdout.writelines(f"- {line}\n" for line in said)
+        sys.stdout.write("\n" * bool(said))
 
 
 def _print_tables(found: "Evidence") -> None:
@@ -116,4 +117,4 @@ def _print_tables(found: "Evidence") -> None:
     out = tables.console()
     for section in found.sections:
         legend = architectures.NARROW_LEGEND if section.is_ranking else ""
-        tables.print_table(out, section.rows, section.columns, section.title, section.notes, legend)
+        tables.print_table(out, section.rows, section.columns, section.title, section.notes, legend, section.warnings)

@@ -25,6 +25,8 @@ class Section:
     rows: Sequence[dict[str, Any]]
     columns: tuple[Column, ...]
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    """What must not be overlooked."""
     is_ranking: bool = False
 
 
@@ -44,9 +46,14 @@ class Evidence:
     """To the named findings; none unless asked for."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Which regime the ranking describes, in words."""
+        return self.regime.sentences if self.regime else ()
+
+    @property
     def notes(self) -> list[str]:
-        """What a reader of the ranking has to know."""
-        return notes(self.study, self.ranking, self.regime, self.rungs)
+        """What else a reader of the ranking has to know."""
+        return notes(self.study, self.ranking, self.rungs)
 
     @property
     def sections(self) -> list[Section]:
@@ -56,7 +63,8 @@ class Evidence:
         title = f"{self.study.name}: {done} of {many} trials complete, ranked by validation loss"
         if ranking.rows:
             title += f" after {count(ranking.rows[0]['tokens'])} tokens"
-        found = [Section(title, ranking.rows, architectures.rank_columns(ranking.rows), self.notes, True)]
+        columns = architectures.rank_columns(ranking.rows)
+        found = [Section(title, ranking.rows, columns, self.notes, self.warnings, is_ranking=True)]
         if ranking.others:
             found.append(Section("not ranked", ranking.others, architectures.OTHER_COLUMNS))
         if self.horizon:
@@ -114,7 +122,7 @@ def _horizon_section(found: Horizon, ranking: Ranking) -> Section:
     leader = ranking.rows[0]["name"]
     said = f"{leader} leads now; with a chance of {chance(found.flip_probability)} another one is the best then."
     title = f"predicted after {count(found.tokens)} tokens"
-    return Section(title, found.rows, architectures.HORIZON_COLUMNS, (said, *found.caveats))
+    return Section(title, found.rows, architectures.HORIZON_COLUMNS, found.caveats, (said,))
 
 
 def _effects_section(found: Effects) -> Section:

@@ -3,7 +3,6 @@
 from march_search.evidence.noise import SeedNoise
 from march_search.evidence.power import MOST
 from march_search.evidence.ranking import Ranking
-from march_search.evidence.regime import Regime
 from march_search.evidence.rungs import Rung, enough
 from march_search.evidence.trials import StudyRecord
 
@@ -100,8 +99,8 @@ def edge_note(ranking: Ranking) -> str:
     return f"rate!: on the edge of the list of learning rates; a rate beyond it may be better ({names})."
 
 
-def notes(study: StudyRecord, ranking: Ranking, described: Regime | None, found: tuple[Rung, ...]) -> list[str]:
-    """All of it, the regime first."""
+def notes(study: StudyRecord, ranking: Ranking, found: tuple[Rung, ...]) -> list[str]:
+    """All of it; the regime has sentences of its own."""
     tolerance = ranking.seeds.deviation if ranking.seeds else 0.0
-    lines = [*(described.sentences if described else ()), *loss_notes(study), *noise_notes(ranking)]
+    lines = [*loss_notes(study), *noise_notes(ranking)]
     return [*lines, *filter(None, (gain_note(ranking, study.decay), rung_note(found, tolerance), edge_note(ranking)))]
