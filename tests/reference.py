@@ -33,3 +33,9 @@ def march_architecture(run: dict[str, Any]) -> Architecture:
 def t5_checkpoints() -> list[dict[str, Any]]:
     """Public T5 checkpoints: shape and exact parameters."""
     return json.loads((FOLDER / "t5-checkpoints.json").read_text())["checkpoints"]
+
+
+def march_curves() -> list[list[tuple[int, float]]]:
+    """(tokens, evaluation loss) of the 25 runs, in the order of `march_runs`, every 20 steps of 1,048,576 tokens."""
+    runs = json.loads((FOLDER / "march-2023-curves.json").read_text())["runs"]
+    return [[(20 * n * 1_048_576, loss) for n, loss in enumerate(run["eval_loss"], 1)] for run in runs]

@@ -1,79 +1,120 @@
-"""`march-search rank`: the architectures of a study in order."""
+"""`march-search rank`: the architectures of a study in order, and what noise leaves of it."""
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
 
 if TYPE_CHECKING:
-    from march_search.evidence.trials import StudyRecord
+    from march_search.evidence.noise import SeedNoise
+    from march_search.evidence.reading import Evidence
 
 
 def add(verbs: Verbs) -> None:
     """Adds the command to the parser."""
-    rank = verbs.add_parser("rank", help="print the architectures of a study in order")
+    rank = verbs.add_parser("rank", help="print the architectures of a study in order, with what noise leaves of it")
     rank.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
     rank.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
     rank.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
+    rank.add_argument(
+        "--seed-noise",
+        default="published",
+        metavar="NATS",
+        help="assumed standard deviation over seeds where no architecture has two: nats, published (default), or none",
+    )
+    rank.add_argument("--horizon", metavar="TOKENS", help="also the ranking that the curves predict there, 10B say")
+    rank.add_argument("--effects", action="store_true", help="also which dimension matters, and the named findings")
     rank.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the ranking."""
-    from march_search.evidence.ranking import other_rows, ranked_rows
+    from march_search.budget import parse_count
+    from march_search.evidence.reading import evidence
     from march_search.evidence.trials import read_study
-    from march_search.report import architectures, tables
 
     study = read_study(options.study, Path(options.root))
-    rows, others = ranked_rows(study), other_rows(study)
-    if options.format == "json":
-        value = {"schema_version": 1, "study": study.name, "reference": study.reference}
-        value |= {"ranked": architectures.public(rows), "not_ranked": architectures.public(others)}
-        print(json.dumps(value, indent=1))
-    elif options.format == "csv":
-        first = ["rank", "name", "loss", "perplexity", "context_gain", "tokens", "tokens_per_second", "state", "reason"]
-        keys = list(dict.fromkeys([*first, *architectures.public([*rows, *others])[0]]))
-        sys.stdout.write(tables.csv_text(architectures.public([*rows, *others]), keys))
-    elif options.format == "markdown":
-        sys.stdout.write(tables.markdown_text(rows, architectures.RANK_COLUMNS))
-        if others:
-            sys.stdout.write("\nNot ranked:\n\n" + tables.markdown_text(others, architectures.OTHER_COLUMNS))
-    else:
-        _print_tables(study, rows, others)
+    tokens = parse_count(options.horizon, "horizon") if options.horizon else None
+    found = evidence(study, _assumed(options.seed_noise), tokens, options.effects)
+    {"json": _print_json, "csv": _print_csv, "markdown": _print_markdown, "table": _print_tables}[options.format](found)
     return 0
 
 
-def _print_tables(study: "StudyRecord", rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-    """The ranked table, and below it the trials that have no rank."""
+def _assumed(text: str) -> "SeedNoise | None":
+    """The seed noise that a person assumes.
+
+    Raises:
+        UsageError: the text is no number above 0.
+    """
+    from march_search.errors import UsageError
+    from march_search.evidence.noise import PUBLISHED, SeedNoise
+
+    if text in ("published", "none"):
+        return PUBLISHED if text == "published" else None
+    try:
+        nats = float(text)
+    except ValueError:
+        nats = math.nan
+    if not 0 < nats < 100:
+        raise UsageError(f"--seed-noise {text}: must be nats above 0 (0.006 say), published, or none.")
+    return SeedNoise(nats, math.inf, "as told by --seed-noise")
+
+
+def _print_json(found: "Evidence") -> None:
+    """Everything, as one JSON object."""
+    from march_search.report import architectures
+
+    value: dict[str, Any] = {"schema_version": 2, "study": found.study.name, "reference": found.study.reference}
+    value |= {"ranked": architectures.public(list(found.ranking.rows))}
+    value |= {"not_ranked": architectures.public(list(found.ranking.others)), "notes": found.notes}
+    print(json.dumps(_plain(value | found.values), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: what is infinite or no number is missing."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _print_csv(found: "Evidence") -> None:
+    """The rows of the ranking and of what is not ranked, one table; JSON and Markdown have the others."""
+    from march_search.report import architectures, tables
+
+    rows = architectures.public([*found.ranking.rows, *found.ranking.others])
+    first = ["rank", "name", "loss", "interval_low", "interval_high", "letters", "probability_best", "perplexity"]
+    first += ["context_gain", "tokens", "tokens_per_second", "compute_equivalent_gain", "state", "reason"]
+    keys = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    sys.stdout.write(tables.csv_text(rows, keys))
+
+
+def _print_markdown(found: "Evidence") -> None:
+    """Every table, the notes as a list."""
+    from march_search.report import tables
+
+    for section in found.sections:
+        if section.title:
+            sys.stdout.write(f"{section.title}\n\n")
+        sys.stdout.write(tables.markdown_text(section.rows, section.columns) + "\n")
+        said = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
+        sys.stdout.writelines(f"- {line}\n" for line in said)
+        sys.stdout.write("\n" * bool(said))
+
+
+def _print_tables(found: "Evidence") -> None:
+    """The ranked table, and below it what else there is."""
     from march_search.report import architectures, tables
 
     out = tables.console()
-    title = f"{study.name}: {len(rows)} of {len(study.trials)} trials complete, ranked by validation loss"
-    legend = f"{architectures.NARROW_LEGEND}, gain context gain"
-    tables.print_table(out, rows, architectures.RANK_COLUMNS, title, notes(study), legend)
-    if others:
-        tables.print_table(out, others, architectures.OTHER_COLUMNS, "not ranked")
-
-
-def notes(study: "StudyRecord") -> list[str]:
-    """What a reader of the ranking has to know, a sentence a line."""
-    is_text = study.trials[0].architecture.structure == "decoder-only"
-    lines = ["loss: nats per token of text; there is no input apart from it, and so no context gain."]
-    if not is_text:
-        lines = [
-            "loss: nats per target token. "
-            "gain: loss with another document's input minus loss; 0: the input is not used."
-        ]
-    key, where = ("text", "this text") if is_text else ("target", "these targets")
-    unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
-    if unigram is not None:
-        pairs = "" if bigram is None else f", one that knows pairs of tokens {bigram:.3f}"
-        lines.append(f"A model that knows only token frequencies has a loss of {unigram:.3f} on {where}{pairs}.")
-    if len({t.seed for t in study.trials}) == 1:
-        lines.append(
-            "One seed each: differences of the size of seed noise (0.005-0.010 nats in published runs) mean nothing."
-        )
-    return lines
+    for section in found.sections:
+        legend = architectures.NARROW_LEGEND if section.is_ranking else ""
+        tables.print_table(out, section.rows, section.columns, section.title, section.notes, legend, section.warnings)

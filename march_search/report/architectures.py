@@ -8,7 +8,7 @@ from march_search import cost, memory
 from march_search.architecture import CHOICES, Architecture
 from march_search.cost import Setup
 from march_search.errors import UsageError
-from march_search.report.tables import Column, count, percent, si, size
+from march_search.report.tables import Column, chance, count, percent, si, size
 from march_search.settings import nearest
 from march_search.space import AXES
 
@@ -94,27 +94,65 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     return tuple(known[name] for name in names)
 
 
+_SHOWN = ("layers", "heads", "glu", "learning_rate_shown", "further_seeds_shown", "pairs_shown", "confounds_shown")
+
+
 def public(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without the texts that only tables need: what JSON and CSV hold."""
-    return [{k: v for k, v in row.items() if k not in ("layers", "heads", "glu")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in _SHOWN} for row in rows]
 
-
-_MEASURED = (
-    Column("loss", "loss", "loss", "{:.4f}".format),
-    Column("perplexity", "perplexity", "ppl", "{:.1f}".format),
-    Column("context_gain", "context gain", "gain", "{:.3f}".format),
-    Column("tokens", "tokens", "tokens", si),
-    Column("tokens_per_second", "tokens/s", "tok/s", si),
-)
 
 RANK_COLUMNS = (
     Column("rank", "rank", "#"),
     _NAME,
-    *(replace(column, wide_only=True) for column in SHAPE_COLUMNS),
-    Column("num_params", "parameters", "params", count),
-    *_MEASURED,
-    Column("seed", "seed", "seed", wide_only=True),
-    Column("state", "state", "state", left=True, wide_only=True),
+    Column("num_params", "parameters", "params", count, wide_only=True),
+    Column("num_seeds", "seeds", "seeds", wide_only=True),
+    Column("learning_rate_shown", "rate", "rate"),
+    Column("loss", "loss", "loss", "{:.4f}".format),
+    Column("half_interval", "±", "±", "{:.3f}".format),
+    Column("letters", "ties", "ties", left=True),
+    Column("probability_best", "P(best)", "best", chance),
+    Column("further_seeds_shown", "+seeds", "+seeds"),
+    Column("context_gain", "context gain", "gain", "{:.3f}".format),
+    Column("tokens_per_second", "tokens/s", "tok/s", si),
+    Column("flops_per_token", "FLOPs/token", "FLOPs", si, wide_only=True),
+    Column("compute_equivalent_gain", "CEG", "CEG", "{:.2f}".format),
+)
+
+
+def rank_columns(rows: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
+    """`RANK_COLUMNS` without those in which no row has anything; all of them without rows."""
+    return tuple(c for c in RANK_COLUMNS if not rows or any(row.get(c.key) is not None for row in rows))
+
+
+HORIZON_COLUMNS = (
+    Column("rank", "rank", "#"),
+    _NAME,
+    Column("rank_now", "rank now", "now"),
+    Column("loss_now", "loss now", "loss now", "{:.4f}".format),
+    Column("predicted_loss", "predicted", "then", "{:.3f}".format),
+    Column("predicted_low", "95 % from", "from", "{:.3f}".format),
+    Column("predicted_high", "to", "to", "{:.3f}".format),
+    Column("probability_best", "P(best)", "best", chance),
+)
+
+EFFECT_COLUMNS = (
+    Column("axis", "dimension", "dimension", left=True),
+    Column("nats", "nats per doubling", "nats", "{:+.4f}".format),
+    Column("low", "95 % from", "from", "{:+.4f}".format),
+    Column("high", "to", "to", "{:+.4f}".format),
+    Column("separable", "separable", "separable", left=True),
+    Column("importance", "importance", "imp.", "{:.0%}".format),
+)
+
+FINDING_COLUMNS = (
+    Column("statement", "statement", "statement", left=True),
+    Column("verdict", "answer", "answer", left=True),
+    Column("difference", "nats", "nats", "{:+.4f}".format),
+    Column("low", "95 % from", "from", "{:+.4f}".format),
+    Column("high", "to", "to", "{:+.4f}".format),
+    Column("pairs_shown", "pairs", "pairs"),
+    Column("confounds_shown", "also differs", "also differs", left=True),
 )
 
 OTHER_COLUMNS = (

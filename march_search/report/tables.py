@@ -59,6 +59,7 @@ def print_table(
     title: str,
     notes: Sequence[str] = (),
     legend: str = "",
+    warnings: Sequence[str] = (),
 ) -> None:
     """Prints a table that fits the console: with long headings and all columns if they fit, else in short, or in part.
 
@@ -71,6 +72,7 @@ def print_table(
         title: the line above.
         notes: lines below.
         legend: what the short headings mean; printed where they are used.
+        warnings: what must not be overlooked; above the notes.
     """
     table, said = _table(rows, columns, wide=True), []
     tail = common_tail([str(row["name"]) for row in rows if "name" in row])
@@ -85,9 +87,11 @@ def print_table(
     if title:
         out.print(title, style="bold", markup=False)
     out.print(table)
+    for warning in warnings:
+        out.print(warning, style="yellow", markup=False)
     for note in notes:
         out.print(note, style="dim", markup=False)
-    if notes:
+    if notes or warnings:
         out.print()
 
 
@@ -163,6 +167,13 @@ def plural(number: int, noun: str) -> str:
 def percent(value: float) -> str:
     """A signed percentage: `+1.32%`."""
     return f"{value:+.2f}%"
+
+
+def chance(value: float) -> str:
+    """A probability: `46%`, `<1%`, `>99%`."""
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 < value < 1 else f"{value:.0%}"
 
 
 def si(value: float) -> str:

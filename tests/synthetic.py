@@ -1,0 +1,69 @@
+"""Studies with a known truth, written as the folders that a real one leaves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from march_search.config import DataConfig, TrainingConfig, TrialConfig
+from march_search.files import write_json
+from march_search.outcome import sealed
+
+DATA = DataConfig(vocab_size=2048, sequence_length=64)
+SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
+
+
+def write_study(
+    root: Path,
+    losses: Mapping[str, Sequence[float]],
+    *,
+    name: str = "synthetic",
+    rates: Sequence[float] = (1e-3,),
+    gain: float = 0.4,
+    bigram: float = 6.0,
+    examples: int = 0,
+    evaluations: int = 10,
+    settings: Mapping[str, object] | None = None,
+) -> Path:
+    """Writes a study: one trial for each loss (a seed each); at every rate but the first, losses are 0.1 higher.
+
+    Curves fall by a power law to the given loss. With `examples`, each trial keeps so many example losses, with noise
+    that blocks of eight neighbours share.
+    """
+    folder, rng, number = root / name, np.random.default_rng(0), 0
+    folder.mkdir(parents=True)
+    hard_N = np.repeat(rng.normal(0, 0.3, examples // 8), 8)
+    search = {"learning_rates": list(rates)}
+    write_json(folder / "study.json", {"settings": {"search": search, **(settings or {})}})
+    write_json(folder / "reference.json", {"target_unigram_nats": bigram + 1, "target_bigram_nats": bigram})
+    for architecture, own in losses.items():
+        for place, rate in enumerate(rates):
+            for seed, loss in enumerate(own):
+                at = folder / "trials" / f"{number:04d}-{architecture}-s{seed}"
+                training = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10, learning_rate=rate)
+                _write_trial(at, architecture, seed, loss + 0.1 * bool(place), training, gain, evaluations)
+                if examples:
+                    own_N = loss + hard_N + np.repeat(rng.normal(0, 0.02, examples // 8), 8)
+                    (at / "validation").mkdir()
+                    np.save(at / "validation" / f"{training.tokens:015d}.npy", own_N.astype(np.float32))
+                number += 1
+    return folder
+
+
+def _write_trial(
+    at: Path, architecture: str, seed: int, loss: float, training: TrainingConfig, gain: float, evaluations: int
+) -> None:
+    """One complete trial."""
+    at.mkdir(parents=True)
+    write_json(at / "trial.json", asdict(TrialConfig(architecture, "store", seed, DATA, training)))
+    tokens = [training.tokens * part // evaluations for part in range(1, evaluations + 1)]
+    lines = [
+        {"kind": "evaluation", "tokens": t, "loss": loss * (t / training.tokens) ** -0.15, "context_gain": gain}
+        for t in tokens
+    ]
+    (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = {"architecture": architecture, "seed": seed, "tokens": training.tokens, "loss": loss, "context_gain": gain}
+    write_json(at / "result.json", sealed(result | {"tokens_per_second": 12_345.6}))
+    write_json(at / "outcome.json", {"state": "complete"})

@@ -1,0 +1,206 @@
+"""The statistics of a ranking against simulated truth, and against what can be worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from conftest import DATA
+
+from march_search.data.store import Store
+from march_search.evidence.comparison import compare, difference_variance, holm, mean_interval, pair_p_values
+from march_search.evidence.documents import document_numbers
+from march_search.evidence.gain import compute_equivalent_gain, end_slope
+from march_search.evidence.letters import letters
+from march_search.evidence.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
+from march_search.evidence.power import further_seeds
+from march_search.evidence.racing import next_seeds
+
+SIGMA = 0.006
+
+
+def simulated(rng: np.random.Generator, truth: np.ndarray, seeds: int, documents: int) -> tuple:
+    """Mean losses, seed noise and data noise of one study: unequal documents, each with its own taste for shapes."""
+    numbers_N = np.repeat(np.arange(documents), rng.integers(1, 6, documents))
+    losses_AS = truth[:, None] + rng.normal(0, SIGMA, (len(truth), seeds))
+    taste_AN = rng.normal(0, 0.02, (len(truth), documents))[:, numbers_N] + rng.normal(0, 0.5, documents)[numbers_N]
+    examples_AN = losses_AS.mean(axis=1, keepdims=True) + taste_AN + rng.normal(0, 0.01, taste_AN.shape)
+    return examples_AN.mean(axis=1), seed_noise(losses_AS.tolist()), data_noise(examples_AN, numbers_N)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_intervals_of_means_hold_the_truth_in_95_of_100_studies(seeds: int) -> None:
+    rng, truth, held = np.random.default_rng(1), np.linspace(4.0, 4.02, 6), []
+    for _ in range(1500):
+        losses = rng.normal(truth[:, None], SIGMA, (6, seeds))
+        noise = seed_noise(losses.tolist())
+        found = [mean_interval(float(own.mean()), seeds, noise) for own in losses]
+        held += [one is not None and one.low <= t <= one.high for one, t in zip(found, truth, strict=True)]
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_intervals_of_differences_over_seeds_and_documents_hold_the_truth() -> None:
+    from scipy.special import stdtrit
+
+    rng, truth, held = np.random.default_rng(2), np.array([4.0, 4.01, 4.03]), []
+    for _ in range(1500):
+        means, seeds, data = simulated(rng, truth, 3, 40)
+        variance, degrees = difference_variance(0, 2, [3, 3, 3], seeds, data)
+        half = stdtrit(degrees, 0.975) * math.sqrt(variance)
+        held.append(abs(means[2] - means[0] - 0.03) <= half)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_a_true_tie_is_split_in_at_most_5_of_100_studies() -> None:
+    rng, split = np.random.default_rng(3), 0
+    for _ in range(1000):
+        means, seeds, data = simulated(rng, np.full(6, 4.0), 3, 40)
+        p = pair_p_values(means, [3] * 6, seeds, data)
+        split += bool(holm(p[np.triu_indices(6, 1)]).min() < 0.05)
+    assert split <= 50
+
+
+@pytest.mark.parametrize(
+    ("gap", "have", "others", "data_variance"),
+    [(0.004, (1, 1), 4, 0.0), (0.01, (2, 3), 0, 0.0), (0.006, (2, 2), 10, 1.5e-6), (0.02, (1, 1), 1, 0.0)],
+)
+def test_the_further_seeds_have_the_promised_power(
+    gap: float, have: tuple[int, int], others: int, data_variance: float
+) -> None:
+    from scipy.special import stdtrit
+
+    more = further_seeds(gap, SIGMA, have, sum(have) - 2 + others, data_variance)
+    assert more is not None
+    rng, many = np.random.default_rng(4), 40_000
+    powers = []
+    for added in (more, more - 1):
+        own = [n + added for n in have]
+        degrees = sum(own) - 2 + others
+        if min(own) < 1 or degrees < 1:
+            continue
+        difference = rng.normal(gap, SIGMA * math.sqrt(1 / own[0] + 1 / own[1]), many)
+        difference += rng.normal(0, math.sqrt(data_variance), many)
+        variance = SIGMA**2 * rng.chisquare(degrees, many) / degrees * (1 / own[0] + 1 / own[1]) + data_variance
+        powers.append(np.mean(np.abs(difference) > stdtrit(degrees, 0.975) * np.sqrt(variance)))
+    assert powers[0] >= 0.79
+    assert len(powers) < 2 or more == 0 or powers[1] < 0.81
+
+
+def test_seeds_never_separate_what_documents_cannot() -> None:
+    assert further_seeds(0.004, SIGMA, (3, 3), 4, data_variance=0.004**2) is None
+    assert further_seeds(0.0, SIGMA, (3, 3), 4) is None
+    assert further_seeds(0.1, SIGMA, (3, 3), 20) == 0
+    assert further_seeds(0.02, SIGMA, (1, 1), math.inf) == 2
+
+
+def test_a_race_drops_the_truly_best_in_at_most_5_of_100() -> None:
+    rng, lost = np.random.default_rng(5), 0
+    for _ in range(400):
+        truth = {"a": 4.0, "b": 4.002, "c": 4.004, "d": 4.05}
+        losses = {name: [rng.normal(mean, SIGMA)] for name, mean in truth.items()}
+        for _ in range(15):
+            racing = next_seeds(losses, 0.95)
+            if not racing:
+                break
+            for name in racing:
+                losses[name].append(rng.normal(truth[name], SIGMA))
+        lost += "a" not in (racing or (min(losses, key=lambda n: np.mean(losses[n])),))
+    assert lost <= 20
+    assert len(losses["d"]) < 6
+
+
+def test_a_race_ends_when_the_winner_stands_alone() -> None:
+    assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [5.5, 5.501]}) == ()
+    assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [4.0015, 4.002]}) == ("a", "c")
+    assert next_seeds({"b": [4.1], "a": [4.0], "c": []}) == ("a", "b")
+    assert next_seeds({"a": [4.0]}) == ()
+    assert next_seeds({"a": [4.0, 4.0], "b": [4.0, 4.0]}) == ("a", "b")
+
+
+def test_letters_are_shared_by_exactly_those_that_are_not_separated() -> None:
+    assert letters(3, []) == ("a", "a", "a")
+    assert letters(3, [(0, 2)]) == ("a", "ab", "b")
+    assert letters(4, [(0, 2), (0, 3), (1, 3)]) == ("a", "ab", "bc", "c")
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        many = int(rng.integers(2, 9))
+        pairs = [(i, k) for i in range(many) for k in range(i + 1, many)]
+        separated = {pair for pair in pairs if rng.random() < 0.5}
+        named = letters(many, separated)
+        assert all(bool(set(named[i]) & set(named[k])) == ((i, k) not in separated) for i, k in pairs)
+        assert "a" in named[0]
+
+
+def test_holms_method_by_hand() -> None:
+    assert holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0]
+
+
+def test_one_seed_gives_no_interval_and_assumes_published_noise() -> None:
+    noise = seed_noise([[4.0], [4.1]])
+    assert noise is PUBLISHED
+    assert "Narang et al. 2021, Table 1" in noise.source
+    assert mean_interval(4.0, 1, noise) is None
+    assert seed_noise([[4.0], [4.1]], None) is None
+    assert compare([4.0, 4.1], [1, 1], None, None) is None
+
+
+def test_seed_noise_is_pooled_over_architectures() -> None:
+    noise = seed_noise([[1.0, 3.0], [5.0], [2.0, 2.0, 5.0]])
+    assert noise is not None
+    assert (noise.degrees, noise.is_measured) == (3, True)
+    assert noise.deviation == pytest.approx(math.sqrt((2 + 6) / 3))
+
+
+def test_probability_of_being_the_best() -> None:
+    noise = SeedNoise(SIGMA, math.inf, "")
+    found = compare([4.0, 4.0, 4.5], [1, 1, 1], noise, None)
+    assert found is not None
+    assert found.best == pytest.approx((0.5, 0.5, 0.0), abs=0.02)
+    again = compare([4.0, 4.0, 4.5], [1, 1, 1], noise, None)
+    assert again is not None
+    assert again.best == found.best
+    shared = compare([4.0, 4.004], [1, 1], noise, DataNoise(np.full((2, 2), 0.1), 50))
+    assert shared is not None
+    assert shared.best[0] == pytest.approx(0.681, abs=0.02)  # what documents do to both alike decides nothing
+
+
+def test_examples_of_one_document_are_one_piece_of_evidence() -> None:
+    rng = np.random.default_rng(7)
+    by_document = rng.normal(0, 1, (2, 30))
+    losses, documents = np.repeat(by_document, 10, axis=1), np.repeat(np.arange(30), 10)
+    whole, each = data_noise(losses, documents), data_noise(by_document, np.arange(30))
+    blind = data_noise(losses, np.arange(300))
+    assert whole is not None
+    assert each is not None
+    assert blind is not None
+    assert whole.variance(0, 1) == pytest.approx(each.variance(0, 1))
+    difference = by_document[0] - by_document[1]
+    assert whole.variance(0, 1) == pytest.approx(difference.var(ddof=1) / 30)
+    assert blind.variance(0, 1) < whole.variance(0, 1) / 9
+    assert data_noise(losses, np.zeros(300, np.int64)) is None
+
+
+def test_an_example_belongs_to_the_document_that_holds_most_of_it() -> None:
+    tokens = np.array([5, 5, 5, 1, 7, 7, 7, 7, 7, 7, 1, 8, 8, 8, 8, 8]).reshape(4, 4)
+    assert document_numbers(tokens, eos=1).tolist() == [0, 1, 1, 2]
+
+
+def test_documents_are_read_from_the_store(store) -> None:
+    opened = Store.open(store)
+    rows = opened.tokens("validation").rows(np.arange(24) * DATA.sequence_length, DATA.sequence_length)
+    numbers = document_numbers(rows, opened.special.eos)
+    ends = np.flatnonzero(rows.ravel() == opened.special.eos)
+    middles = np.arange(24) * DATA.sequence_length + DATA.sequence_length // 2
+    assert 1 < len(set(numbers.tolist())) <= len(ends) + 1
+    assert np.abs(numbers - np.searchsorted(ends, middles)).max() <= 1
+
+
+def test_the_compute_equivalent_gain_by_hand() -> None:
+    curve = [(10**6 * n, 5 - 0.3 * math.log(n)) for n in range(1, 11)]
+    slope = end_slope(curve)
+    assert slope == pytest.approx(0.3)
+    assert compute_equivalent_gain(4.0, 1e6, 4.0, 2e6, slope) == 2.0
+    assert compute_equivalent_gain(4.0 - 0.3 * math.log(2), 1e6, 4.0, 1e6, slope) == pytest.approx(2.0)
+    assert compute_equivalent_gain(3.0, 1e6, 4.0, 1e6, slope) is None  # e^3.3 times the tokens: too far
+    assert end_slope([(1, 4.0), (2, 4.0), (3, 4.1), (4, 4.2)]) is None
+    assert end_slope(curve[-1:]) is None

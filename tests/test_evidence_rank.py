@@ -1,0 +1,199 @@
+"""`march-search rank` on studies with a known truth: what it shows, in words and figures, in every format."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import SHAPES, write_study
+
+from march_search.cli import main
+from march_search.evidence.ranking import find_trial, rank, ranked_rows
+from march_search.evidence.reading import evidence
+from march_search.evidence.trials import read_study
+
+THREE_SEEDS = dict(
+    zip(SHAPES, ([4.100, 4.106, 4.098], [4.104, 4.11, 4.107], [4.15, 4.14, 4.147], [4.152, 4.148, 4.155]), strict=True)
+)
+ONE_SEED = {name: own[:1] for name, own in THREE_SEEDS.items()}
+
+
+def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """What the command prints of the study `synthetic`."""
+    assert main(["rank", "synthetic", "--root", str(tmp_path), *options]) == 0
+    return capsys.readouterr().out
+
+
+def words(text: str) -> str:
+    """`text` in one line."""
+    return " ".join(text.split())
+
+
+def test_seeds_of_an_architecture_are_one_row(tmp_path: Path) -> None:
+    write_study(tmp_path, THREE_SEEDS, examples=128)
+    study = read_study("synthetic", tmp_path)
+    rows = ranked_rows(study)
+    assert [row["name"] for row in rows] == list(SHAPES)
+    assert [row["letters"] for row in rows] == ["a", "a", "b", "b"]
+    best = rows[0]
+    assert best["loss"] == pytest.approx(4.1013, abs=1e-4)
+    assert (best["num_seeds"], best["seeds"], best["seed"], best["trials"]) == (3, [0, 1, 2], None, [0, 1, 2])
+    assert best["interval_low"] < best["loss"] < best["interval_high"]
+    assert best["half_interval"] == pytest.approx(2.306 * 0.004 / 3**0.5, rel=0.05)  # t with 4 * (3 - 1) degrees
+    assert sum(row["probability_best"] for row in rows) == pytest.approx(1)
+    assert best["compute_equivalent_gain"] == 1
+    assert find_trial(study, "best").number == 2
+
+
+def test_an_architecture_stands_at_its_best_rate_and_an_edge_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path, ONE_SEED, rates=(1e-3, 2e-3))
+    row = ranked_rows(read_study("synthetic", tmp_path))[0]
+    assert (row["learning_rate"], row["learning_rate_edge"], row["loss"]) == (1e-3, "lowest", 4.1)
+    assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
+    text = words(told(tmp_path, capsys))
+    assert "0.001!" in text
+    assert "on the edge of the list of learning rates" in text
+    assert "4 trials complete" not in text
+
+
+def test_one_seed_says_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, ONE_SEED, examples=128)
+    text = words(told(tmp_path, capsys))
+    assert "One seed each: no ±, training noise was not measured. ASSUMED for ties and chances: 0.006 nats" in text
+    assert "Narang et al. 2021, Table 1" in text
+    assert [row["half_interval"] for row in rank(read_study("synthetic", tmp_path)).rows] == [None] * 4
+    assert "ASSUMED for ties and chances: 0.05 nats" in told(tmp_path, capsys, "--seed-noise", "0.05")
+    assert "Training noise: left out" in told(tmp_path, capsys, "--seed-noise", "none")
+
+
+def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, ONE_SEED, bigram=4.0, gain=0.01)
+    text = words(told(tmp_path, capsys))
+    assert "Regime: n-grams. The best loss, 4.100, is above that of a table of token pairs (4.000)" in text
+    assert "Its curve leaves that regime after about 1.4" in text
+    assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
+    leave = evidence(read_study("synthetic", tmp_path)).regime
+    assert leave is not None
+    assert leave.tokens_to_leave is not None
+    truth = (1 << 20) * (4.1 / 3.9) ** (1 / 0.15)
+    assert leave.tokens_to_leave[0] * 0.98 <= truth <= leave.tokens_to_leave[2] * 1.02
+
+
+def test_few_evaluations_cannot_say_when_the_regime_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, ONE_SEED, bigram=4.0, evaluations=3)
+    assert "What budget would leave that regime cannot be said from these curves." in words(told(tmp_path, capsys))
+
+
+def test_a_ranking_beyond_ngrams_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.4)
+    assert "Regime" not in told(tmp_path, capsys)
+
+
+def test_curves_that_cross_late_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path, dict(zip(SHAPES, ([4.1], [4.3], [4.5], [4.7]), strict=True)))
+    metrics = next(folder.glob("trials/0000-*")) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[8]["loss"] += 0.3  # nine tenths through, the later winner lies behind the second
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = words(told(tmp_path, capsys))
+    assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
+    assert "Early order: after 10% of the tokens" in text
+    found = evidence(read_study("synthetic", tmp_path))
+    assert found.rungs[8].regret == pytest.approx(0.2)
+    assert found.rungs[0].kendall == 1
+
+
+def test_a_trial_on_a_rung_is_paused_and_others_have_their_reasons(tmp_path: Path) -> None:
+    settings = {"pruner": {"kind": "rungs", "rungs": [0.02, 0.2]}}
+    folder = write_study(tmp_path, ONE_SEED, settings=settings)
+    waiting, running, failed = (next(folder.glob(f"trials/000{n}-*")) for n in (1, 2, 3))
+    for trial in (waiting, running, failed):
+        (trial / "outcome.json").unlink()
+        (trial / "result.json").unlink()
+    lines = (waiting / "metrics.jsonl").read_text().splitlines()
+    (waiting / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1].replace("209715", "209920") + "\n")
+    (failed / "outcome.json").write_text(json.dumps({"state": "failed", "reason": "no memory"}))
+    study = read_study("synthetic", tmp_path)
+    assert [t.state for t in study.trials] == ["complete", "paused", "unfinished", "failed"]
+    reasons = [row["reason"] for row in rank(study).others]
+    assert reasons[0].startswith("waits on the rung of 209,920 tokens")
+    assert reasons[2] == "no memory"
+
+
+def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, THREE_SEEDS, settings={"training": {"schedule": "cosine"}})
+    text = words(told(tmp_path, capsys, "--horizon", "4M"))
+    assert "predicted after 4,000,000 tokens" in text
+    assert "The learning rate decays (cosine)" in text
+    assert "leads now; with a chance of " in text
+    value = json.loads(told(tmp_path, capsys, "--horizon", "4M", "--format", "json"))["horizon"]
+    truth = 4.1013 * (4e6 / (1 << 20)) ** -0.15
+    best = value["rows"][0]
+    assert best["predicted_low"] - 0.01 <= truth <= best["predicted_high"] + 0.01
+    assert 0 <= value["flip_probability"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--horizon", "1M"], "--horizon 1,000,000: the trials have 1,048,576 tokens already; name a longer budget."),
+        (["--seed-noise", "-1"], "--seed-noise -1: must be nats above 0 (0.006 say), published, or none."),
+        (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (0.006 say), published, or none."),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+) -> None:
+    write_study(tmp_path, ONE_SEED)
+    assert main(["rank", "synthetic", "--root", str(tmp_path), *options]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_three_evaluations_make_no_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, ONE_SEED, evaluations=3)
+    assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
+    assert "a curve needs at least four evaluations" in capsys.readouterr().err
+
+
+def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, THREE_SEEDS, examples=128)
+    value = json.loads(told(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
+    assert value["training_noise"]["degrees"] == 8
+    assert value["data_noise"]["over"] == "16 blocks of 8 examples (their text is gone)"
+    assert len(value["findings"]) == 6
+    assert len(value["adjusted_p"]) == 4
+    assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
+    rows = list(csv.DictReader(io.StringIO(told(tmp_path, capsys, "--format", "csv"))))
+    assert [row["letters"] for row in rows] == [row["letters"] for row in value["ranked"]]
+    assert float(rows[0]["interval_low"]) == pytest.approx(value["ranked"][0]["interval_low"])
+    text = told(tmp_path, capsys, "--format", "markdown", "--effects")
+    assert "which dimension matters" in text
+    assert "| more heads and fewer layers is better |" in text
+    assert "- Training noise: ±" in text
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_tables_fit_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    write_study(tmp_path, THREE_SEEDS, examples=128)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = told(tmp_path, capsys, "--effects", "--horizon", "4M").splitlines()
+    assert max(map(len, lines)) <= columns
+    [best] = [line for line in lines if line.split()[:1] == ["1"] and " 100% " not in line and "0.005" in line]
+    assert SHAPES[0].removesuffix("-rope-V2048") in best
+    assert " a " in best
+
+
+def test_a_study_without_a_complete_trial_still_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    for name in ("outcome.json", "result.json"):
+        for file in folder.glob(f"trials/*/{name}"):
+            file.unlink()
+    text = told(tmp_path, capsys, "--effects")
+    assert "0 of 4 trials complete" in text
+    assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
+    assert "has no complete trial" in capsys.readouterr().err
