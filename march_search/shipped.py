@@ -6,7 +6,7 @@ from typing import Literal
 from march_search.errors import ConfigError
 from march_search.settings import nearest
 
-Kind = Literal["spaces", "studies"]
+Kind = Literal["spaces", "studies", "tables"]
 
 
 def shipped_folder(kind: Kind) -> Path:
@@ -19,7 +19,7 @@ def shipped_folder(kind: Kind) -> Path:
 def shipped_names(kind: Kind) -> list[str]:
     """Names of the shipped files, folders included: `cpu-demo`."""
     folder = shipped_folder(kind)
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.toml"))
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob(f"*{_ENDING[kind]}"))
 
 
 def shipped_path(kind: Kind, name: str) -> Path:
@@ -34,9 +34,9 @@ def shipped_path(kind: Kind, name: str) -> Path:
     if path.suffix in (".toml", ".json") and path.is_file():
         return path
     known = shipped_names(kind)
-    word = name.removeprefix(f"{kind}/").removesuffix(".toml")
+    word = name.removeprefix(f"{kind}/").removesuffix(_ENDING[kind])
     if word in known:
-        return shipped_folder(kind) / f"{word}.toml"
+        return shipped_folder(kind) / f"{word}{_ENDING[kind]}"
     if path.suffix in (".toml", ".json"):
         raise ConfigError(
             f"{name}: there is no such file, and no such {_SINGULAR[kind]} is shipped. {nearest(word, known)}"
@@ -44,4 +44,5 @@ def shipped_path(kind: Kind, name: str) -> Path:
     raise ConfigError(f'there is no {_SINGULAR[kind]} "{name}". {nearest(word, known)}')
 
 
-_SINGULAR: dict[str, str] = {"spaces": "space", "studies": "study"}
+_SINGULAR: dict[str, str] = {"spaces": "space", "studies": "study", "tables": "table"}
+_ENDING: dict[str, str] = {"spaces": ".toml", "studies": ".toml", "tables": ".json"}

@@ -20,7 +20,7 @@ FLOORS = [
     {"solver"},
     {"closest", "data", "model", "report"},
     {"evidence"},
-    {"study", "training"},
+    {"replay", "study", "training"},
     {"doctor"},
     {"commands"},
     {"cli"},

@@ -1,0 +1,1 @@
+"""Search strategies run on recorded learning curves, without training."""
