@@ -14,7 +14,7 @@ from march_search.evidence.rungs import Rung, rungs
 from march_search.evidence.trials import StudyRecord
 from march_search.evidence.words import notes
 from march_search.report import architectures
-from march_search.report.tables import Column, chance, count
+from march_search.report.tables import Column, chance, count, si
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Evidence:
         done = sum(t.state == "complete" for t in self.study.trials)
         title = f"{self.study.name}: {done} of {many} trials complete, ranked by validation loss"
         if ranking.rows:
-            title += f" after {count(ranking.rows[0]['tokens'])} tokens"
+            title += f" after {si(ranking.rows[0]['tokens'])} tokens"
         columns = architectures.rank_columns(ranking.rows)
         found = [Section(title, ranking.rows, columns, self.notes, self.warnings, is_ranking=True)]
         if ranking.others:
