@@ -137,6 +137,8 @@ def test_dimensions_that_moved_together_are_not_separable() -> None:
     assert [one.nats for one in exact.effects] == [None, None, None]
     assert exact.condition == math.inf
     assert effects(same[:1], [4.0]).effects == ()
+    [layers] = effects([shape(2, 64, 2, 128), shape(4, 64, 2, 128)], [4.0, 3.9]).effects
+    assert (layers.nats, layers.interval, layers.is_separable) == (pytest.approx(-0.1), None, False)
 
 
 def test_the_findings_of_the_2023_study_and_what_else_moved() -> None:
