@@ -1,6 +1,8 @@
 """Curves continued, dimensions and findings: on made-up laws, and on the 25 runs of the 2023 study."""
 
 import math
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from reference import march_architecture, march_curves, march_runs
 from scipy import stats
 
 from march_search.architecture import Architecture
+from march_search.config import StudyConfig
 from march_search.evidence.curves import fit_curve, half_miss
 from march_search.evidence.effects import effects
 from march_search.evidence.findings import findings
@@ -15,6 +18,9 @@ from march_search.evidence.horizon import learn_mix, predicted_losses
 from march_search.evidence.noise import PUBLISHED
 from march_search.evidence.regime import tokens_to_reach
 from march_search.evidence.rungs import kendall, spearman
+from march_search.settings import build
+from march_search.shipped import shipped_folder
+from march_search.study import candidates
 
 MARCH_SHAPES = [march_architecture(run) for run in march_runs()]
 MARCH_LOSSES = [curve[-1][1] for curve in march_curves()]
@@ -137,6 +143,8 @@ def test_dimensions_that_moved_together_are_not_separable() -> None:
     assert [one.nats for one in exact.effects] == [None, None, None]
     assert exact.condition == math.inf
     assert effects(same[:1], [4.0]).effects == ()
+    [layers] = effects([shape(2, 64, 2, 128), shape(4, 64, 2, 128)], [4.0, 3.9]).effects
+    assert (layers.nats, layers.interval, layers.is_separable) == (pytest.approx(-0.1), None, False)
 
 
 def test_the_findings_of_the_2023_study_and_what_else_moved() -> None:
@@ -149,6 +157,29 @@ def test_the_findings_of_the_2023_study_and_what_else_moved() -> None:
     assert (gated.verdict, gated.pairs, gated.agreeing) == ("yes", 3, 3)
     assert gated.difference == pytest.approx((5.4175 + 5.416 + 5.4185) / 3 - 5.48025)
     assert answers["no cross-attention key/value weights costs nothing"].verdict == "not tested"
+
+
+@pytest.mark.parametrize(
+    ("study", "statement"),
+    [
+        ("heads-layers", "more heads and fewer layers is better"),
+        ("dims-layers", "wider and fewer layers is better"),
+        ("heads-d-kv", "more heads of a smaller d_kv is better"),
+        ("glu", "gated feed-forward is better"),
+        ("heads-layers-no-kv", "no cross-attention key/value weights costs nothing"),
+        ("d-ff", "smaller d_ff for more layers is better"),
+        ("d-ff", "smaller d_ff for a wider model is better"),
+    ],
+)
+def test_the_studies_of_2023_can_answer_their_questions(study: str, statement: str) -> None:
+    file = shipped_folder("studies") / "march-2023" / f"{study}.toml"
+    config = build(StudyConfig, tomllib.loads(file.read_text()), study)
+    shapes = candidates.choose(config, Path()).architectures
+    losses = [4.0 + 0.01 * n for n in range(len(shapes))]
+    [answer] = [a for a in findings(shapes, losses, [3] * len(shapes), PUBLISHED, None) if a.statement == statement]
+    assert answer.pairs > 0
+    assert answer.interval is not None
+    assert answer.verdict != "not tested"
 
 
 @pytest.mark.parametrize(("loss", "verdict"), [(4.002, "yes"), (4.05, "no"), (4.012, "not separable")])

@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from synthetic import SHAPES, write_study
 
 from march_search.cli import main
+from march_search.evidence.documents import example_losses, read_documents
+from march_search.evidence.pooling import pool
 from march_search.evidence.ranking import find_trial, rank, ranked_rows
 from march_search.evidence.reading import evidence
 from march_search.evidence.trials import read_study
+from march_search.files import write_json
 
 THREE_SEEDS = dict(
     zip(SHAPES, ([4.100, 4.106, 4.098], [4.104, 4.11, 4.107], [4.15, 4.14, 4.147], [4.152, 4.148, 4.155]), strict=True)
@@ -87,6 +91,15 @@ def test_few_evaluations_cannot_say_when_the_regime_ends(tmp_path: Path, capsys:
     assert "What budget would leave that regime cannot be said from these curves." in words(told(tmp_path, capsys))
 
 
+def test_models_that_beat_ngrams_without_their_input_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.02)
+    text = words(told(tmp_path, capsys))
+    assert "Regime: n-grams" not in text
+    assert "mean nothing yet. What budget would leave that regime cannot be said from these curves." in text
+
+
 def test_a_ranking_beyond_ngrams_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.4)
     assert "Regime" not in told(tmp_path, capsys)
@@ -129,6 +142,7 @@ def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.Captur
     assert "predicted after 4,000,000 tokens" in text
     assert "The learning rate decays (cosine)" in text
     assert "leads now; with a chance of " in text
+    assert "That is 3.8 times the tokens trained; on real curves such predictions were checked up to 3.3 times." in text
     value = json.loads(told(tmp_path, capsys, "--horizon", "4M", "--format", "json"))["horizon"]
     truth = 4.1013 * (4e6 / (1 << 20)) ** -0.15
     best = value["rows"][0]
@@ -163,7 +177,7 @@ def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.Cap
     value = json.loads(told(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
     assert value["training_noise"]["degrees"] == 8
     assert value["data_noise"]["over"] == "16 blocks of 8 examples (their text is gone)"
-    assert len(value["findings"]) == 6
+    assert len(value["findings"]) == 7
     assert len(value["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
     rows = list(csv.DictReader(io.StringIO(told(tmp_path, capsys, "--format", "csv"))))
@@ -197,3 +211,23 @@ def test_a_study_without_a_complete_trial_still_prints(tmp_path: Path, capsys: p
     assert "0 of 4 trials complete" in text
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
     assert "has no complete trial" in capsys.readouterr().err
+
+
+def test_losses_of_examples_and_their_documents_are_those_of_a_real_trial(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "synthetic"
+    for number in (0, 1):
+        shutil.copytree(straight, study / "trials" / f"{number:04d}-real")
+        config = json.loads((straight / "trial.json").read_text())
+        config["store"] = str((straight / config["store"]).resolve())
+        (study / "trials" / f"{number:04d}-real" / "trial.json").write_text(json.dumps(config))
+    write_json(study / "study.json", {"settings": {}})
+    [only] = pool(read_study("synthetic", tmp_path))
+    losses = example_losses(only.trials)
+    assert losses is not None
+    assert losses.mean() == pytest.approx(only.loss, abs=1e-5)
+    documents = read_documents(only.trials[0], len(losses))
+    assert documents.kind.endswith(" documents")
+    assert 1 < len(set(documents.numbers_N.tolist())) <= len(losses)
+    assert "2 of 2 trials complete" in told(tmp_path, capsys)

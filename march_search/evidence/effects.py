@@ -47,8 +47,8 @@ class Effect:
 
     @property
     def is_separable(self) -> bool:
-        """Whether the design tells it apart from the others."""
-        return self.nats is not None and self.inflation < ENTANGLED
+        """Whether the design tells it apart from the others and from noise."""
+        return self.interval is not None and self.inflation < ENTANGLED
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,12 @@ STATEMENTS = (
         ("d_model", "layers"),
     ),
     Statement(
+        "more heads of a smaller d_kv is better",
+        lambda a, b: a.num_heads > b.num_heads and a.d_kv < b.d_kv,
+        ("num_layers", "d_model", "feed_forward_proj", "cross_attention"),
+        ("heads", "d_kv"),
+    ),
+    Statement(
         "gated feed-forward is better",
         lambda a, b: a.is_gated and not b.is_gated,
         ("num_layers", "d_model", "num_heads", "d_kv", "cross_attention"),
@@ -82,7 +88,10 @@ STATEMENTS = (
 )
 """What the 2023 study asked of T5-style models with 220M parameters."""
 
-_ALWAYS = ("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck")
+_ALWAYS = (
+    *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
+    *("length_reduction", "noop_key"),
+)
 
 
 @dataclass(frozen=True)

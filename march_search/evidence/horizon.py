@@ -22,8 +22,8 @@ from march_search.evidence.curves import Array, Curve, CurveFit, fit_curve
 from march_search.evidence.ranking import Ranking
 from march_search.evidence.trials import StudyRecord
 
-FAR = 10.0
-"""Beyond so many times the tokens that were seen nothing here has been checked."""
+CHECKED = 10 / 3
+"""Times the tokens seen up to which predictions were held against real curves (`benchmarks/horizon.py`)."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,11 @@ def _caveats(study: StudyRecord, mix: Mix | None, factor: float) -> tuple[str, .
             f"The learning rate decays ({study.decay}): a longer run would have decayed later, and these curves fall "
             "faster at their end than a longer budget's would. Compare differences, not losses."
         )
-    if factor > FAR:
-        said.append(f"That is {factor:.0f} times the tokens trained; beyond {FAR:.0f} times nothing here was checked.")
+    if factor > CHECKED:
+        said.append(
+            f"That is {factor:.1f} times the tokens trained; on real curves such predictions were checked up to "
+            f"{CHECKED:.1f} times."
+        )
     if mix is None:
         said.append("Too few curves or evaluations to check the fits against the study's own first half.")
     else:

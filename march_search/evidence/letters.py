@@ -1,6 +1,9 @@
 """Tie groups as letters: two architectures that share one are not separated (compact letter display, Piepho 2004)."""
 
+import re
 from collections.abc import Iterable, Sequence
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def letters(count: int, separated: Iterable[Sequence[int]]) -> tuple[str, ...]:
@@ -20,7 +23,14 @@ def letters(count: int, separated: Iterable[Sequence[int]]) -> tuple[str, ...]:
     return tuple("".join(_letter(n) for n, group in enumerate(groups) if i in group) for i in range(count))
 
 
+def short(named: str) -> str:
+    """An architecture's letters for a table: runs of four and more as `c-h`."""
+    own = re.findall(r"[a-zA-Z]|\(\d+\)", named)
+    numbers = [int(one[1:-1]) - 1 if one.startswith("(") else ALPHABET.index(one) for one in own]
+    is_run = len(own) > 3 and numbers[-1] - numbers[0] == len(own) - 1
+    return f"{own[0]}-{own[-1]}" if is_run else named
+
+
 def _letter(number: int) -> str:
     """`a` to `z`, then `A` to `Z`, then numbers in brackets."""
-    alphabet = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return alphabet[number] if number < len(alphabet) else f"({number + 1})"
+    return ALPHABET[number] if number < len(ALPHABET) else f"({number + 1})"

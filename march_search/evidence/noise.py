@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.report.tables import plural
+
 Array = NDArray[np.float64]
 
 
@@ -56,7 +58,9 @@ def seed_noise(losses: Sequence[Sequence[float]], assumed: SeedNoise | None = PU
         return assumed
     squares = sum(float(np.square(np.subtract(own, np.mean(own))).sum()) for own in losses if own)
     many = sum(len(own) > 1 for own in losses)
-    return SeedNoise(math.sqrt(squares / degrees), degrees, f"pooled over {many} architectures with several seeds")
+    return SeedNoise(
+        math.sqrt(squares / degrees), degrees, f"pooled over {plural(many, 'architecture')} with several seeds"
+    )
 
 
 @dataclass(frozen=True)

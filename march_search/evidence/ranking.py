@@ -12,6 +12,7 @@ from march_search.errors import UsageError
 from march_search.evidence.comparison import Comparison, compare, difference_variance, mean_interval
 from march_search.evidence.documents import Documents, example_losses, read_documents
 from march_search.evidence.gain import compute_equivalent_gain, end_slope
+from march_search.evidence.letters import short
 from march_search.evidence.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.evidence.pooling import Pooled, pool
 from march_search.evidence.power import MOST, further_seeds
@@ -124,6 +125,7 @@ def _standing(
         "interval_high": interval.high if interval else None,
         "half_interval": (interval.high - interval.low) / 2 if interval else None,
         "letters": comparison.letters[place] if comparison else None,
+        "letters_shown": short(comparison.letters[place]) if comparison else None,
         "probability_best": comparison.best[place] if comparison else None,
         "data_deviation_to_best": math.sqrt(data.variance(0, place)) if data and place else None,
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from march_search.evidence.effects import Effects, effects
+from march_search.evidence.effects import Effect, Effects, effects
 from march_search.evidence.findings import Answer, findings
 from march_search.evidence.horizon import Horizon, horizon
 from march_search.evidence.noise import PUBLISHED, SeedNoise
@@ -14,7 +14,7 @@ from march_search.evidence.rungs import Rung, rungs
 from march_search.evidence.trials import StudyRecord
 from march_search.evidence.words import notes
 from march_search.report import architectures
-from march_search.report.tables import Column, chance, count
+from march_search.report.tables import Column, chance, count, plural, si
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Evidence:
         done = sum(t.state == "complete" for t in self.study.trials)
         title = f"{self.study.name}: {done} of {many} trials complete, ranked by validation loss"
         if ranking.rows:
-            title += f" after {count(ranking.rows[0]['tokens'])} tokens"
+            title += f" after {si(ranking.rows[0]['tokens'])} tokens"
         columns = architectures.rank_columns(ranking.rows)
         found = [Section(title, ranking.rows, columns, self.notes, self.warnings, is_ranking=True)]
         if ranking.others:
@@ -133,7 +133,7 @@ def _effects_section(found: Effects) -> Section:
             "nats": one.nats,
             "low": one.interval and one.interval.low,
             "high": one.interval and one.interval.high,
-            "separable": "yes" if one.is_separable else f"no: moves with {', '.join(one.entangled_with)}",
+            "separable": "yes" if one.is_separable else f"no: {_why_not(one)}",
             "importance": one.importance,
         }
         for one in found.effects
@@ -142,9 +142,14 @@ def _effects_section(found: Effects) -> Section:
     if found.fixed:
         said.append(f"The same in all architectures: {', '.join(found.fixed)}.")
     if found.degrees < 1 and rows:
-        said.append(f"{len(rows)} dimensions and too few architectures to tell their effects apart: no intervals.")
+        said.append(f"{plural(len(rows), 'dimension')}, and too few architectures for intervals.")
     said.append("importance: PED-ANOVA's share of what decides who is in the better half; it needs 8 architectures.")
     return Section("which dimension matters", rows, architectures.EFFECT_COLUMNS, said)
+
+
+def _why_not(effect: Effect) -> str:
+    """Why an effect is not separable."""
+    return f"moves with {', '.join(effect.entangled_with)}" if effect.entangled_with else "too few architectures"
 
 
 def _findings_section(found: Sequence[Answer]) -> Section:

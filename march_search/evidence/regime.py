@@ -107,9 +107,10 @@ def _sentences(found: Regime, many: int, decay: str) -> tuple[str, ...]:
         assert found.leader_gain is not None
         own = "" if found.gain_noise is None else f", its noise {found.gain_noise:.3f}"
         limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
+        when = "" if found.near_ngrams else " What budget would leave that regime cannot be said from these curves."
         said.append(
             f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (near zero: below "
-            f"{limit:.2f}{own}): differences of heads, encoder or cross-attention mean nothing yet."
+            f"{limit:.2f}{own}): differences of heads, encoder or cross-attention mean nothing yet.{when}"
         )
     if found.crossings:
         pairs = many * (many - 1) // 2

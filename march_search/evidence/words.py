@@ -56,13 +56,18 @@ def _training_noise(seeds: SeedNoise | None) -> str:
         return "Training noise: left out. One seed each: ties and chances know the validation documents only."
     if seeds.is_measured:
         return (
-            f"Training noise: ± is the 95 % interval of the mean of seeds (t, {seeds.degrees:.0f} degrees of freedom, "
+            f"Training noise: ± is the 95 % interval of the mean of seeds (t, {_freedom(seeds)}, "
             f"deviation {seeds.deviation:.4f} nats, {seeds.source})."
         )
     return (
         f"One seed each: no ±, training noise was not measured. ASSUMED for ties and chances: {seeds.deviation:g} nats "
         f"a seed, {seeds.source}. Small or short runs may vary more; --seed-noise NATS or none changes it."
     )
+
+
+def _freedom(seeds: SeedNoise) -> str:
+    """`1 degree of freedom`, `8 degrees of freedom`."""
+    return f"{seeds.degrees:.0f} degree{'s' * (seeds.degrees != 1)} of freedom"
 
 
 def gain_note(ranking: Ranking, decay: str) -> str:

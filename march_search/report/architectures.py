@@ -94,7 +94,16 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     return tuple(known[name] for name in names)
 
 
-_SHOWN = ("layers", "heads", "glu", "learning_rate_shown", "further_seeds_shown", "pairs_shown", "confounds_shown")
+_SHOWN = (
+    "layers",
+    "heads",
+    "glu",
+    "learning_rate_shown",
+    "further_seeds_shown",
+    "letters_shown",
+    "pairs_shown",
+    "confounds_shown",
+)
 
 
 def public(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -110,7 +119,7 @@ RANK_COLUMNS = (
     Column("learning_rate_shown", "rate", "rate"),
     Column("loss", "loss", "loss", "{:.4f}".format),
     Column("half_interval", "±", "±", "{:.3f}".format),
-    Column("letters", "ties", "ties", left=True),
+    Column("letters_shown", "ties", "ties", left=True),
     Column("probability_best", "P(best)", "best", chance),
     Column("further_seeds_shown", "+seeds", "+seeds"),
     Column("context_gain", "context gain", "gain", "{:.3f}".format),
