@@ -16,7 +16,12 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` so that a reader sees the old file or the whole new one, also after a crash.
+    """Writes `value` as `write_text` writes a text."""
+    write_text(path, json_text(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` so that a reader sees the old file or the whole new one, also after a crash.
 
     Raises:
         StorageError: the folder cannot be written or the disk is full; an older file is left as it was.
@@ -24,7 +29,7 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(json_text(value))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -20,7 +20,7 @@ FLOORS = [
     {"solver"},
     {"closest", "data", "model", "report"},
     {"evidence"},
-    {"replay", "study", "training"},
+    {"pages", "replay", "study", "training"},
     {"doctor"},
     {"commands"},
     {"cli"},

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     study = read_study(options.study, Path(options.root))
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     found = evidence(study, _assumed(options.seed_noise), tokens, options.effects)
-    {"json": _print_json, "csv": _print_csv, "markdown": _print_markdown, "table": _print_tables}[options.format](found)
+    {"json": print_json, "csv": print_csv, "markdown": print_markdown, "table": _print_tables}[options.format](found)
     return 0
 
 
@@ -65,7 +65,7 @@ def _assumed(text: str) -> "SeedNoise | None":
     return SeedNoise(nats, math.inf, "as told by --seed-noise")
 
 
-def _print_json(found: "Evidence") -> None:
+def print_json(found: "Evidence") -> None:
     """Everything, as one JSON object."""
     from march_search.report import architectures
 
@@ -86,7 +86,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _print_csv(found: "Evidence") -> None:
+def print_csv(found: "Evidence") -> None:
     """The rows of the ranking and of what is not ranked, one table; JSON and Markdown have the others."""
     from march_search.report import architectures, tables
 
@@ -97,7 +97,7 @@ def _print_csv(found: "Evidence") -> None:
     sys.stdout.write(tables.csv_text(rows, keys))
 
 
-def _print_markdown(found: "Evidence") -> None:
+def print_markdown(found: "Evidence") -> None:
     """Every table, the notes as a list."""
     from march_search.report import tables
 

@@ -1,0 +1,105 @@
+"""`march-search report`: a study as one HTML page, or the same as text; its figures as files."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from march_search.commands import Verbs
+
+if TYPE_CHECKING:
+    from march_search.evidence.reading import Evidence
+    from march_search.evidence.trials import StudyRecord
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the command to the parser."""
+    report = verbs.add_parser("report", help="write a study's report: one HTML file with figures, or text")
+    report.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", help="default: report.html in the study's folder; - for stdout"
+    )
+    report.add_argument("--format", choices=("html", "markdown", "md", "csv", "json"), default="html")
+    report.add_argument("--figures", metavar="DIR", help="also write each figure there, as SVG and, with resvg-py, PNG")
+    report.add_argument("--horizon", metavar="TOKENS", help="the budget to predict; default: ten times the study's")
+    report.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    report.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes the report."""
+    from march_search.evidence.trials import read_study
+    from march_search.files import write_text
+    from march_search.pages.page import page
+
+    study = read_study(options.study, Path(options.root))
+    found = _evidence(study, options.horizon)
+    folder = study.trials[0].folder.parent.parent
+    if options.format == "html":
+        text = page(found, _command(study, options.root))
+    else:
+        text = _plain_text(found, options.format)
+    path = Path(options.output) if options.output else folder / f"report.{_ENDINGS[options.format]}"
+    if options.output == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)
+        print(path)
+    if options.figures:
+        _write_figures(found, Path(options.figures))
+    return 0
+
+
+_ENDINGS = {"html": "html", "markdown": "md", "md": "md", "csv": "csv", "json": "json"}
+
+
+def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
+    """All evidence; a horizon that nobody asked for is left out where the curves are too short for it."""
+    from march_search.budget import parse_count
+    from march_search.errors import UsageError
+    from march_search.evidence.reading import evidence
+
+    if horizon:
+        return evidence(study, tokens=parse_count(horizon, "horizon"), with_effects=True)
+    tokens = 10 * max(trial.config.training.tokens for trial in study.trials)
+    try:
+        return evidence(study, tokens=tokens, with_effects=True)
+    except UsageError:
+        return evidence(study, with_effects=True)
+
+
+def _command(study: "StudyRecord", root: str) -> str:
+    """How to run the study again, and to write this page."""
+    where = "" if root == "runs" else f" --root {root}"
+    return f"march-search study run {study.name}.toml{where}\nmarch-search report {study.name}{where}"
+
+
+def _plain_text(found: "Evidence", kind: str) -> str:
+    """The report without figures, as `march-search rank` has it."""
+    import contextlib
+    import io
+
+    from march_search.commands import rank
+
+    writer = {"json": rank.print_json, "csv": rank.print_csv}.get(kind, rank.print_markdown)
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        writer(found)
+    return text.getvalue()
+
+
+def _write_figures(found: "Evidence", folder: Path) -> None:
+    """Every figure as a file."""
+    from march_search.files import make_folder, write_text
+    from march_search.pages.page import figure_files, png
+
+    make_folder(folder)
+    drawn, missing = figure_files(found), False
+    for name, text in drawn.items():
+        write_text(folder / f"{name}.svg", text)
+        pixels = png(text)
+        missing |= pixels is None
+        if pixels is not None:
+            (folder / f"{name}.png").write_bytes(pixels)
+    print(f"{folder}: {', '.join(drawn) or 'nothing to draw yet'}")
+    if missing:
+        print("No PNG without resvg-py: pip install 'march-search[report]'.", file=sys.stderr)

@@ -1,0 +1,260 @@
+"""The figures of a report, each a function from evidence to a drawing; None where there is nothing to draw."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from march_search.evidence.reading import Evidence
+from march_search.evidence.trials import TrialRecord
+from march_search.pages.svg import SERIES, WIDTH, Figure, Scale, apart, scale
+from march_search.report.tables import common_tail, si
+
+LEFT, TOP = 64, 40
+"""Room for the values of the vertical axis, and for its name."""
+
+
+def figures(found: Evidence) -> dict[str, Figure]:
+    """All figures that this study has, by name, in the order of the page."""
+    drawn = {
+        "ranking": ranking(found),
+        "curves": curves(found),
+        "depth": against(found, "num_layers", "layers a stack"),
+        "width": against(found, "d_model", "d_model"),
+        "map": heat_map(found),
+        "front": front(found),
+        "effects": effects(found),
+        "horizon": predicted(found),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def names(found: Evidence) -> dict[str, str]:
+    """What each architecture is called here: its name without what all have in common at its end."""
+    every = [t.architecture.name for t in found.study.trials]
+    tail = common_tail(every)
+    return {name: name.removesuffix(tail) or name for name in every}
+
+
+def ranking(found: Evidence) -> Figure | None:
+    """Each architecture's loss: a dot a seed, its mean, its interval."""
+    rows = found.ranking.rows[:24]
+    if not rows:
+        return None
+    short, step = names(found), 26
+    label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
+    bottom = TOP - 12 + step * len(rows)
+    figure = Figure("Validation loss of each architecture, every seed a dot", bottom + 44)
+    ends = [row[k] for row in rows for k in ("interval_low", "interval_high") if row[k] is not None]
+    x = scale([*ends, *(loss for row in rows for loss in row["losses"])], label + 24, WIDTH - 16)
+    figure.x_axis(x, TOP - 12, bottom, "validation loss, nats per target token", _three)
+    for place, row in enumerate(rows):
+        y = TOP - 12 + step * (place + 0.5)
+        css = f"s{place}" if place < SERIES else "rest"
+        figure.text(label, y + 4, short[row["name"]], "name", "end")
+        if row["interval_low"] is not None:
+            told = f"95 %: {row['interval_low']:.4f} to {row['interval_high']:.4f}"
+            figure.path([(x(row["interval_low"]), y), (x(row["interval_high"]), y)], f"{css} interval", told)
+        for loss in row["losses"] if len(row["losses"]) > 1 else ():
+            figure.dot(x(loss), y, f"{css} seed", f"{short[row['name']]}, one seed: {loss:.4f}", 3)
+        told = f"{short[row['name']]}: {row['loss']:.4f}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
+        figure.dot(x(row["loss"]), y, f"{css} mark", told)
+    return figure
+
+
+def curves(found: Evidence) -> Figure | None:
+    """Validation losses over tokens: the leaders by name, everything else in grey, with the n-gram lines."""
+    leaders = found.ranking.pooled[:SERIES]
+    known = {trial.number for pooled in leaders for trial in pooled.trials}
+    others = [t for t in found.study.trials if t.number not in known and len(t.evaluations) > 1]
+    lines = [pooled.curve for pooled in leaders if len(pooled.curve) > 1]
+    if not lines and not others:
+        return None
+    short = names(found)
+    room = 12 + 7.2 * max((len(short[p.architecture.name]) for p in leaders), default=0)
+    figure = Figure("Validation loss over tokens", 420)
+    right, bottom = WIDTH - min(room, 330), 372
+    points = [point for line in lines for point in line] + [p for t in others for p in _curve(t)]
+    references = _references(found)
+    x = scale([tokens for tokens, _ in points], LEFT, right, room=0.02)
+    losses = [loss for _, loss in points]
+    near = [v for _, v in references if min(losses) - 1.5 < v < max(losses) + 0.5]
+    y = scale([*losses, *near], bottom, TOP)
+    figure.y_axis(y, LEFT, right, "validation loss, nats", _two)
+    figure.x_axis(x, TOP, bottom, "tokens", si)
+    for name, value in references:
+        if value in near:
+            figure.line(LEFT, y(value), right, y(value), "reference")
+            figure.text(right - 4, y(value) - 5, f"{name} {value:.3f}", "tick", "end")
+    for trial in others:
+        told = f"{short[trial.architecture.name]}: {trial.state}"
+        figure.path([(x(t), y(v)) for t, v in _curve(trial)], "rest curve", told)
+    places = apart([y(p.curve[-1][1]) for p in leaders], 15, TOP, bottom)
+    for number, (pooled, place) in enumerate(zip(leaders, places, strict=True)):
+        name, (tokens, loss) = short[pooled.architecture.name], pooled.curve[-1]
+        if len(pooled.curve) > 1:
+            figure.path([(x(t), y(v)) for t, v in pooled.curve], f"s{number} curve", f"{name}: {loss:.4f}")
+        figure.path([(x(tokens) + 2, y(loss)), (right + 8, place)], f"s{number} leader")
+        figure.text(right + 11, place + 4, name, f"name t{number}")
+    return figure
+
+
+def against(found: Evidence, axis: str, name: str) -> Figure | None:
+    """Loss over one dimension, a point an architecture."""
+    rows = [row for row in found.ranking.rows if row.get(axis)]
+    if len({row[axis] for row in rows}) < 2:
+        return None
+    figure = Figure(f"Validation loss against {name}", 330)
+    short, bottom = names(found), 282
+    x = scale([row[axis] for row in rows], LEFT, WIDTH - 24, "log")
+    y = scale([row["loss"] for row in rows], bottom, TOP)
+    figure.y_axis(y, LEFT, WIDTH - 24, "validation loss, nats", _three)
+    figure.x_axis(x, TOP, bottom, f"{name}, each step to the right as many times as large", _whole, _few(rows, axis, x))
+    for place, row in reversed(list(enumerate(rows))):
+        css = f"s{place}" if place < SERIES else "rest"
+        gated = " hollow" if row["feed_forward_proj"].startswith("gated") else ""
+        told = f"{short[row['name']]}: {row['loss']:.4f}"
+        figure.dot(x(row[axis]), y(row["loss"]), f"{css} mark{gated}", told, 6)
+    if len({row["feed_forward_proj"].startswith("gated") for row in rows}) > 1:
+        figure.text(WIDTH - 24, TOP - 12, "hollow: gated feed-forward layers", "tick", "end")
+    return figure
+
+
+def heat_map(found: Evidence) -> Figure | None:
+    """The lowest loss of every depth and width."""
+    cells: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in found.ranking.rows:
+        cells.setdefault((row["num_layers"], row["d_model"]), row)
+    depths, widths = sorted({d for d, _ in cells}), sorted({w for _, w in cells})
+    if len(depths) < 2 or len(widths) < 2 or len(depths) * len(widths) > 240:
+        return None
+    high = 30
+    wide = (WIDTH - LEFT - 24) / len(widths)
+    figure = Figure("The lowest loss of every depth and width", TOP + high * len(depths) + 44)
+    short = names(found)
+    low, span = found.ranking.rows[0]["loss"], max(found.ranking.rows[-1]["loss"] - found.ranking.rows[0]["loss"], 1e-9)
+    figure.text(0, TOP - 12, "layers", "axis")
+    for (depth, width), row in cells.items():
+        left, top = LEFT + wide * widths.index(width), TOP + high * depths.index(depth)
+        share = 1 - (row["loss"] - low) / span
+        told = f"{short[row['name']]}: {row['loss']:.4f}"
+        figure.box(left + 1, top + 1, wide - 2, high - 2, "cell", told, 0.08 + 0.82 * share)
+        if wide > 42:
+            css = "cell-text strong" if share > 0.55 else "cell-text"
+            figure.text(left + wide / 2, top + high / 2 + 4, f"{row['loss']:.{3 if wide > 52 else 2}f}", css, "middle")
+    for depth in depths:
+        figure.text(LEFT - 8, TOP + high * (depths.index(depth) + 0.5) + 4, str(depth), "tick", "end")
+    for width in widths[:: math.ceil(len(widths) * 36 / (WIDTH - LEFT))]:
+        place = LEFT + wide * (widths.index(width) + 0.5)
+        figure.text(place, TOP + high * len(depths) + 17, str(width), "tick", "middle")
+    figure.text((LEFT + WIDTH) / 2, TOP + high * len(depths) + 36, "d_model; dark: low loss", "axis", "middle")
+    return figure
+
+
+def front(found: Evidence) -> Figure | None:
+    """Loss against speed; a line through those that nothing beats in both."""
+    rows = [row for row in found.ranking.rows if row["tokens_per_second"]]
+    if len(rows) < 2:
+        return None
+    figure = Figure("Validation loss against training speed, and the Pareto front", 330)
+    short, bottom = names(found), 282
+    x = scale([row["tokens_per_second"] for row in rows], LEFT, WIDTH - 24)
+    y = scale([row["loss"] for row in rows], bottom, TOP)
+    figure.y_axis(y, LEFT, WIDTH - 24, "validation loss, nats", _three)
+    figure.x_axis(x, TOP, bottom, "tokens a second, as measured in these trials", si)
+    best: list[dict[str, Any]] = []  # rows come with rising loss
+    for row in rows:
+        if not best or row["tokens_per_second"] > best[-1]["tokens_per_second"]:
+            best.append(row)
+    corners = [(x(row["tokens_per_second"]), y(row["loss"])) for row in best]
+    if len(corners) > 1:
+        figure.path(corners, "front")
+    for place, row in reversed(list(enumerate(rows))):
+        css = f"s{place}" if place < SERIES else "rest"
+        told = f"{short[row['name']]}: {row['loss']:.4f} at {row['tokens_per_second']:,.0f} tokens/s"
+        figure.dot(x(row["tokens_per_second"]), y(row["loss"]), f"{css} mark", told, 6)
+    for row, (at, height) in zip(best, corners, strict=True):
+        end = at > WIDTH - 220
+        figure.text(at + (-9 if end else 9), height - 8, short[row["name"]], "name", "end" if end else "start")
+    return figure
+
+
+def effects(found: Evidence) -> Figure | None:
+    """What doubling a dimension, or gating, does to the loss."""
+    known = found.effects.effects if found.effects else ()
+    rows = [(one.axis, one.nats, one.interval) for one in known if one.interval and one.nats is not None]
+    if not rows:
+        return None
+    step, label = 32, 150
+    bottom = TOP - 12 + step * len(rows)
+    figure = Figure("Change of the loss when a dimension doubles", bottom + 44)
+    x = scale([0.0, *(end for _, _, held in rows for end in (held.low, held.high))], label + 16, WIDTH - 16)
+    figure.x_axis(x, TOP - 12, bottom, "nats when it doubles, or by gating; to the left is better", _signed)
+    figure.line(x(0), TOP - 12, x(0), bottom, "zero")
+    for place, (axis, nats, held) in enumerate(rows):
+        y, css = TOP - 12 + step * (place + 0.5), "s0" if held.low > 0 or held.high < 0 else "rest"
+        told = f"{axis}: {nats:+.4f}, 95 % {held.low:+.4f} to {held.high:+.4f}"
+        figure.text(label, y + 4, axis, "name", "end")
+        figure.path([(x(held.low), y), (x(held.high), y)], f"{css} interval", told)
+        figure.dot(x(nats), y, f"{css} mark", told)
+    return figure
+
+
+def predicted(found: Evidence) -> Figure | None:
+    """Losses now and as the curves predict them."""
+    if not found.horizon:
+        return None
+    rows, short, step = found.horizon.rows[:16], names(found), 28
+    label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
+    bottom = TOP - 12 + step * len(rows)
+    figure = Figure(f"Predicted loss after {found.horizon.tokens:,} tokens", bottom + 44)
+    ends = [row[k] for row in rows for k in ("loss_now", "predicted_low", "predicted_high")]
+    x = scale(ends, label + 24, WIDTH - 16)
+    figure.x_axis(
+        x, TOP - 12, bottom, f"now (hollow), and predicted after {si(found.horizon.tokens)} tokens, 95 %", _two
+    )
+    for place, row in enumerate(rows):
+        y = TOP - 12 + step * (place + 0.5)
+        css = f"s{row['place_now'] - 1}" if row["place_now"] <= SERIES else "rest"
+        told = f"{short[row['name']]}: {row['predicted_low']:.3f} to {row['predicted_high']:.3f}"
+        figure.text(label, y + 4, short[row["name"]], "name", "end")
+        figure.path([(x(row["predicted_low"]), y), (x(row["predicted_high"]), y)], f"{css} interval", told)
+        figure.dot(x(row["predicted_loss"]), y, f"{css} mark", told)
+        figure.dot(x(row["loss_now"]), y, f"{css} mark hollow", f"now {row['loss_now']:.4f}", 4)
+    return figure
+
+
+def _curve(trial: TrialRecord) -> list[tuple[int, float]]:
+    """A trial's evaluations."""
+    return [(line["tokens"], line["loss"]) for line in trial.evaluations]
+
+
+def _references(found: Evidence) -> list[tuple[str, float]]:
+    """The n-gram lines of these targets."""
+    regime = found.regime
+    told = [("token frequencies", regime.unigram), ("token pairs", regime.bigram)] if regime else []
+    return [(name, value) for name, value in told if value is not None]
+
+
+def _few(rows: Sequence[dict[str, Any]], axis: str, x: Scale) -> list[float]:
+    """The values that an axis names: those that occur, as far as they do not touch."""
+    kept: list[float] = []
+    for value in sorted({row[axis] for row in rows}):
+        if not kept or x(value) - x(kept[-1]) > 36:
+            kept.append(value)
+    return kept
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"

@@ -1,0 +1,146 @@
+"""Drawing: scales, ticks and marks of one figure, as SVG text. Colours are the page's CSS variables.
+
+Every text is escaped here, and only here; everything else in a figure is numbers and our own words.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Literal
+
+WIDTH = 720
+"""Units of a figure's width; heights are each figure's own."""
+
+SERIES = 6
+"""Colours that can be told apart, by colour-blind readers too (Okabe and Ito 2008)."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to places."""
+
+    low: float
+    high: float
+    start: float
+    """Place of `low`."""
+    end: float
+    kind: Literal["linear", "log"] = "linear"
+
+    def __call__(self, value: float) -> float:
+        """The place of `value`."""
+        low, high, at = self.low, self.high, value
+        if self.kind == "log":
+            low, high, at = math.log(low), math.log(high), math.log(value)
+        return self.start + (self.end - self.start) * (at - low) / (high - low)
+
+    def ticks(self, many: int = 5) -> list[float]:
+        """Round values inside, about `many` of them."""
+        if self.kind == "log" and self.high / self.low > 8:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = (1,) if self.high / self.low > 1000 else (1, 2, 5)
+            found = [m * 10.0**p for p in powers for m in steps]
+        else:
+            rough = (self.high - self.low) / many
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+            first = math.ceil(self.low / step - 1e-9)
+            found = [step * n for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [value for value in found if self.low <= value <= self.high]
+
+
+def scale(
+    values: Sequence[float], start: float, end: float, kind: Literal["linear", "log"] = "linear", room: float = 0.06
+) -> Scale:
+    """A scale that holds `values` with some room on either side."""
+    low, high = min(values), max(values)
+    if kind == "log":
+        if high / low < 1.01:
+            low, high = low / 1.5, high * 1.5
+        wide = math.log(high / low) * room
+        return Scale(low / math.exp(wide), high * math.exp(wide), start, end, kind)
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    wide = (high - low) * room
+    return Scale(low - wide, high + wide, start, end)
+
+
+@dataclass
+class Figure:
+    """Marks of one figure, in the order in which they are drawn; a class because they pile up."""
+
+    title: str
+    """What it shows, for those who cannot see it too."""
+    height: float
+    parts: list[str] = field(default_factory=list)
+
+    def line(self, x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> None:
+        """A straight line."""
+        self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>')
+
+    def path(self, points: Sequence[tuple[float, float]], css: str, told: str = "") -> None:
+        """A line through `points`, told when one points at it."""
+        drawn = "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.parts.append(f'<path d="M{drawn}" class="{css}">{_title(told)}</path>')
+
+    def dot(self, x: float, y: float, css: str, told: str = "", radius: float = 5) -> None:
+        """A round mark."""
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_title(told)}</circle>')
+
+    def box(self, x: float, y: float, wide: float, high: float, css: str, told: str = "", opacity: float = 1) -> None:
+        """A rectangle."""
+        self.parts.append(
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" class="{css}" '
+            f'fill-opacity="{opacity:.3f}">{_title(told)}</rect>'
+        )
+
+    def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
+        """Words; `y` is their baseline."""
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>')
+
+    def x_axis(
+        self, x: Scale, top: float, bottom: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
+    ) -> None:
+        """Vertical grid lines with their values below."""
+        for value in ticks or x.ticks():
+            self.line(x(value), top, x(value), bottom)
+            self.text(x(value), bottom + 17, show(value), "tick", "middle")
+        self.text((x.start + x.end) / 2, bottom + 36, name, "axis", "middle")
+
+    def y_axis(
+        self, y: Scale, left: float, right: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
+    ) -> None:
+        """Horizontal grid lines with their values on the left, and the axis' name above them."""
+        for value in ticks or y.ticks():
+            self.line(left, y(value), right, y(value))
+            self.text(left - 8, y(value) + 4, show(value), "tick", "end")
+        self.text(0, min(y.start, y.end) - 12, name, "axis")
+
+    def svg(self, style: str = "") -> str:
+        """The whole figure; with a `style` it stands by itself."""
+        alone = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{self.height:g}"' if style else ""
+        styled = f"<style>{style}</style>" if style else ""
+        return (
+            f'<svg{alone} viewBox="0 0 {WIDTH} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
+            f"{styled}{''.join(self.parts)}</svg>"
+        )
+
+
+def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """`places` moved so that neighbours are `gap` apart, as little as that takes, between `low` and `high`."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    gap = min(gap, (high - low) / max(1, len(places) - 1))
+    moved: list[float] = []
+    for at in order:
+        moved.append(max(places[at], moved[-1] + gap if moved else low))
+    for back in range(len(moved) - 1, -1, -1):
+        moved[back] = min(moved[back], high if back == len(moved) - 1 else moved[back + 1] - gap)
+    found = [0.0] * len(places)
+    for place, at in zip(moved, order, strict=True):
+        found[at] = place
+    return found
+
+
+def _title(told: str) -> str:
+    """What a browser shows when one points at a mark."""
+    return f"<title>{escape(told)}</title>" if told else ""

@@ -1,0 +1,196 @@
+"""The report: what it holds, what it escapes, and how a real browser shows it."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import DATA, write_study
+
+from march_search.cli import main
+from march_search.config import TrainingConfig, TrialConfig
+from march_search.evidence.reading import evidence
+from march_search.evidence.trials import read_study
+from march_search.files import write_json
+from march_search.pages.figures import figures
+from march_search.pages.page import figure_files, page, png
+from march_search.pages.svg import apart, scale
+
+SHAPES = [
+    f"L{n}-D{d}-H{h}x32-F{f}-rope-V2048"
+    for n, d, h, f in (
+        (2, 128, 8, "448"), (3, 128, 4, "320-geglu"), (3, 96, 4, "576"), (1, 192, 6, "384-geglu"), (1, 192, 4, "512"),
+        (4, 96, 3, "384"), (6, 64, 4, "384-geglu"), (6, 64, 8, "256"), (2, 160, 5, "256"),
+    )
+]  # fmt: skip
+
+
+def study(root: Path, seeds: int = 3, **told: Any) -> Path:
+    """A study of nine shapes, one trial of it failed and one pruned."""
+    rng = np.random.default_rng(1)
+    losses = {s: list(4.1 + 0.02 * i + rng.normal(0, 0.008, seeds)) for i, s in enumerate(SHAPES)}
+    folder = write_study(root, losses, name="demo", examples=64, bigram=3.9, settings=told)
+    for number, (state, text) in enumerate({"failed": "out of <luck> & memory", "pruned": "too high"}.items(), 90):
+        trial = folder / "trials" / f"{number:04d}-{SHAPES[0]}-s{number}"
+        trial.mkdir()
+        config = TrialConfig(SHAPES[0], "store", number, DATA, TrainingConfig(tokens=1 << 20, global_batch_tokens=1024))
+        write_json(trial / "trial.json", asdict(config))
+        write_json(trial / "outcome.json", {"state": state, "text": text, "reason": text})
+    return folder
+
+
+def html(root: Path, name: str = "demo") -> str:
+    """The page of a study."""
+    return page(evidence(read_study(name, root), tokens=10 << 20, with_effects=True), f"march-search study run {name}")
+
+
+def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) -> None:
+    study(tmp_path, question="Which shape?", answer="An interval that excludes 0.")
+    text = html(tmp_path)
+    for words in ("Which shape?", "27 of 29 trials complete", "L2-D128-H8x32-F448 has the lowest loss", "Not ranked",
+                  "Predicted after 10,485,760 tokens", "Which dimension matters", "token pairs 3.900",
+                  "march-search study run demo", "out of &lt;luck&gt; &amp; memory", "An interval that excludes"):  # fmt: skip
+        assert words in text, words
+    assert not re.search(r'(src|href)="(?!data:,|#)', text)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert len(text) < 6_000_000
+
+
+def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
+    study(tmp_path)
+    drawn = figures(evidence(read_study("demo", tmp_path), tokens=10 << 20, with_effects=True))
+    assert set(drawn) == {"ranking", "curves", "depth", "width", "map", "front", "effects", "horizon"}
+    for figure in drawn.values():
+        assert "nan" not in figure.svg()
+        assert "inf" not in figure.svg()
+
+
+@pytest.mark.parametrize("many", [1, 2])
+def test_a_study_of_few_trials_has_a_page_too(tmp_path: Path, many: int) -> None:
+    write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")
+    text = page(evidence(read_study("small", tmp_path), with_effects=True), "march-search study run small")
+    assert f"{many} of {many} trial{'s' * (many > 1)} complete" in text
+
+
+def test_a_study_without_a_complete_trial_says_so(tmp_path: Path) -> None:
+    folder = study(tmp_path)
+    for trial in (folder / "trials").iterdir():
+        (trial / "result.json").unlink(missing_ok=True)
+    assert "No architecture can be ranked yet." in page(evidence(read_study("demo", tmp_path), with_effects=True), "")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.text(min_size=1, max_size=40), st.sampled_from(["<script>alert(1)</script>", "</style><b>", "'\"><img src=x>"])
+)
+def test_text_is_never_markup(tmp_path_factory: pytest.TempPathFactory, words: str, markup: str) -> None:
+    root = tmp_path_factory.mktemp("escaped")
+    folder = write_study(
+        root, {s: [4.0 + i / 10] for i, s in enumerate(SHAPES[:3])}, settings={"question": words + markup}
+    )
+    worst = next((folder / "trials").glob(f"*{SHAPES[2]}*"))
+    (worst / "result.json").unlink()
+    write_json(worst / "outcome.json", {"state": "failed", "text": markup + words, "reason": markup + words})
+    text = html(root, "synthetic")
+    assert markup not in text
+    assert text.count("<script>") == 1
+
+
+def test_the_command_writes_page_text_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = study(tmp_path)
+    assert main(["report", "demo", "--root", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    files = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert {"ranking.svg", "ranking.png", "curves.svg", "curves.png"} <= files
+    assert (tmp_path / "figures" / "ranking.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    capsys.readouterr()
+    for kind, start in (("csv", "rank,name,loss"), ("json", "{"), ("markdown", "demo: 27 of 29")):
+        assert main(["report", "demo", "--root", str(tmp_path), "--format", kind, "-o", "-"]) == 0
+        assert capsys.readouterr().out.startswith(start)
+    assert main(["report", "nobody", "--root", str(tmp_path)]) == 4
+
+
+def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
+    study(tmp_path)
+    for text in figure_files(evidence(read_study("demo", tmp_path))).values():
+        assert "var(" not in text
+        assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+        assert len(png(text) or b"") > 5000
+
+
+def test_labels_are_moved_apart_as_little_as_that_takes() -> None:
+    assert apart([10, 50, 90], 15, 0, 100) == [10, 50, 90]
+    assert apart([50, 51, 52], 15, 0, 100) == [50, 65, 80]
+    assert apart([98, 99], 15, 0, 100) == [85, 100]
+    assert scale([1, 2, 4], 0, 90, "log", 0)(2) == pytest.approx(45)
+    assert scale([0.0, 1.0], 0, 1, room=0).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium; only CI must have one."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None and not os.environ.get("CI"):
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_a_browser_shows_it_without_errors(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    study(tmp_path)
+    (tmp_path / "report.html").write_text(html(tmp_path))
+    shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    errors: list[str] = []
+    shown.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    shown.on("pageerror", lambda error: errors.append(str(error)))
+    shown.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or errors.append(asked.url))
+    shown.goto((tmp_path / "report.html").as_uri())
+    assert errors == []
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = [figure.bounding_box() for figure in shown.locator("figure svg").all()]
+    assert len(boxes) == 8
+    assert all(box["width"] >= min(560, width) and box["height"] > 60 for box in boxes)
+    paper, ink = (shown.evaluate(f"getComputedStyle(document.body).{key}") for key in ("backgroundColor", "color"))
+    assert (paper, ink) == {
+        "light": ("rgb(255, 255, 255)", "rgb(27, 31, 39)"), "dark": ("rgb(22, 24, 29)", "rgb(232, 234, 239)"),
+    }[scheme]  # fmt: skip
+    shown.close()
+
+
+def test_the_table_is_sorted_and_the_theme_switched_from_the_keyboard(browser: Any, tmp_path: Path) -> None:
+    study(tmp_path)
+    (tmp_path / "report.html").write_text(html(tmp_path))
+    shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    shown.goto((tmp_path / "report.html").as_uri())
+    column = "table[data-sortable] tbody tr td:nth-child({})"
+
+    def cells(number: int) -> list[str]:
+        return [text.strip() for text in shown.locator(column.format(number)).all_inner_texts()]
+
+    ranks = cells(1)
+    assert ranks == [str(n) for n in range(1, 10)]
+    heading = shown.get_by_role("button", name="parameters")
+    heading.focus()
+    shown.keyboard.press("Enter")
+    values = [int(text.replace(",", "")) for text in cells(3)]
+    assert values == sorted(values)
+    assert shown.locator('th[aria-sort="ascending"]').inner_text().startswith("parameters")
+    shown.keyboard.press("Enter")
+    assert [int(text.replace(",", "")) for text in cells(3)] == values[::-1]
+    shown.locator(".theme").focus()
+    shown.keyboard.press("Enter")
+    assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 29)"
+    shown.close()
