@@ -15,12 +15,13 @@ from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import Trial, TrialState
 
 from march_search import Architecture, SearchSpace, solve
+from march_search.config import ADAPTIVE
 from march_search.errors import ConfigError, EmptySetError
 from march_search.solver import FeasibleSet
 from march_search.space import AXES
 from march_search.study.dimensions import axis_value
 from march_search.study.neighbours import Neighbours
-from march_search.study.sampler import SAMPLERS, FeasibleSampler
+from march_search.study.sampler import FeasibleSampler
 
 REPOSITORY = Path(__file__).parent.parent
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -63,7 +64,7 @@ def tried(study: optuna.Study) -> list[Architecture]:
     return [Architecture.parse(t.user_attrs["architecture"]) for t in study.trials]
 
 
-@pytest.mark.parametrize("inner", SAMPLERS)
+@pytest.mark.parametrize("inner", ADAPTIVE)
 def test_every_sampler_tries_members_only_and_each_once(inner: str) -> None:
     many = 13 if inner == "gp" else 25  # of them 10 before a Gaussian process is fitted, which takes its time
     study = optimized(FOUND, inner, many)
@@ -77,7 +78,7 @@ def test_every_sampler_tries_members_only_and_each_once(inner: str) -> None:
     assert len({tuple(sorted(t.distributions.items(), key=str)) for t in study.trials}) == 1
 
 
-@pytest.mark.parametrize("inner", SAMPLERS)
+@pytest.mark.parametrize("inner", ADAPTIVE)
 def test_a_study_ends_when_every_member_has_been_tried(inner: str) -> None:
     study = optimized(SMALL, inner, len(SMALL) + 10)
     assert sorted(SMALL.index(a) for a in tried(study)) == list(range(len(SMALL)))

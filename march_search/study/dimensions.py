@@ -52,6 +52,10 @@ class Dimensions:
         """An architecture as the parameters of a trial."""
         return {axis: axis_value(a, axis) for axis in self.axes}
 
+    def holds(self, a: Architecture) -> bool:
+        """Whether every parameter has a value of its distribution; what does not vary here may be another."""
+        return all(_has(self.distributions[axis], axis_value(a, axis)) for axis in self.axes)
+
     def architecture(self, params: Mapping[str, Any]) -> Architecture:
         """The architecture of a trial's parameters; axes that are missing have their only value.
 
@@ -87,6 +91,14 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
         return CategoricalDistribution(tuple(values))
     step = math.gcd(*(value - min(values) for value in values))
     return IntDistribution(min(values), max(values), step=max(step, 1))
+
+
+def _has(distribution: BaseDistribution, value: Any) -> bool:
+    """Whether a distribution has a value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, IntDistribution)
+    return type(value) is int and value in range(distribution.low, distribution.high + 1, distribution.step)
 
 
 def _first(distribution: BaseDistribution) -> Any:

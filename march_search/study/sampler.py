@@ -21,15 +21,13 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from march_search.architecture import Architecture
+from march_search.config import ADAPTIVE
 from march_search.errors import ConfigError, EmptySetError
 from march_search.settings import nearest
 from march_search.solver import FeasibleSet
 from march_search.space import AXES
 from march_search.study.dimensions import Dimensions, axis_value
 from march_search.study.neighbours import Neighbours
-
-SAMPLERS = ("tpe", "gp", "cmaes", "random", "qmc")
-"""Optuna's samplers by the names that a study uses."""
 
 ARCHITECTURE = "architecture"
 """User attribute of a trial: the name of the architecture that it tries."""
@@ -50,7 +48,7 @@ class FeasibleSampler(BaseSampler):
 
         Args:
             found: what may be tried.
-            inner: one of `SAMPLERS` or any sampler of Optuna's, which proposes. "random" draws uniformly.
+            inner: one of `config.ADAPTIVE` or any sampler of Optuna's, which proposes. "random" draws uniformly.
             seed: of the draws, and of a sampler given by name.
             replicates: how many trials may have the same architecture.
             listed: architectures that are enqueued too, perhaps no members, which the distributions then hold.
@@ -247,4 +245,4 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
             raise ConfigError('the sampler "cmaes" needs a package: pip install cmaes.') from None
     if name == "random":
         return samplers.RandomSampler(seed=seed)
-    raise ConfigError(f'there is no sampler "{name}". {nearest(name, SAMPLERS)}')
+    raise ConfigError(f'there is no sampler "{name}". {nearest(name, ADAPTIVE)}')
