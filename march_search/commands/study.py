@@ -83,7 +83,9 @@ def run_study(options: argparse.Namespace) -> int:
         told = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
         rows_of = plan_rows(config, chosen, told, study_folder.path)
         plan = None if options.dry_run else price.kept(study_folder.path)
-        plan = plan or price.planned(config, chosen, price.device_of(config, options.device), options.rate)
+        if plan is None:
+            device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
+            plan = price.planned(config, chosen, device, options.rate)
         rows_of += price.price_rows(plan)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None

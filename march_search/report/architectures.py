@@ -96,7 +96,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
 
 def public(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without the texts that only tables need: what JSON and CSV hold."""
-    return [{k: v for k, v in row.items() if k not in ("layers", "heads", "glu")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("layers", "heads", "glu", "stands_out")} for row in rows]
 
 
 _MEASURED = (
@@ -125,3 +125,18 @@ OTHER_COLUMNS = (
     Column("tokens", "tokens", "tokens", si),
     Column("reason", "why", "why", left=True),
 )
+
+
+def pareto_columns(objectives: Sequence[str]) -> tuple[Column, ...]:
+    """Columns of a Pareto set by these objectives."""
+    known = {
+        "loss": Column("loss", "loss", "loss", "{:.4f}".format),
+        "params": Column("params", "parameters", "params", count),
+        "flops": Column("flops", "FLOPs/token", "FLOPs", si),
+        "memory": Column("memory", "memory", "memory", size),
+        "depth": Column("depth", "depth", "depth", count),
+        "tokens_per_second": Column("tokens_per_second", "tokens/s", "tok/s", si),
+    }
+    stands_out = Column("stands_out", "Pareto", "", left=True)
+    shape = (replace(column, wide_only=True) for column in SHAPE_COLUMNS)
+    return (stands_out, _NAME, *shape, *(known[name] for name in objectives))

@@ -14,7 +14,7 @@ from march_search import cost
 from march_search.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.cost import Setup
-from march_search.devices import Device, parse_device
+from march_search.devices import Device, parse_device, this_cpu
 from march_search.errors import ConfigError, UsageError
 from march_search.files import read_json, read_lines
 from march_search.memory import memory
@@ -125,14 +125,14 @@ def cpu() -> Device | None:
     return Device(**json.loads(asked.stdout)) if asked.returncode == 0 else None
 
 
-def device_of(config: StudyConfig, text: str | None) -> Device | None:
+def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = False) -> Device | None:
     """The devices of a trial: as `text` says, `A5000` for as many as the study has ranks; else this machine's CPU.
 
     Raises:
         UsageError: no such device, or a number that is not the study's.
     """
     if text is None:
-        return cpu() if config.devices.kind == "cpu" else None
+        return None if config.devices.kind != "cpu" else this_cpu() if torch_is_loaded else cpu()
     device, ranks = parse_device(text), config.devices.ranks
     if device.name == "cpu" or device.count == ranks:
         return device
