@@ -21,6 +21,7 @@ def add(verbs: Verbs) -> None:
     )
     running.add_argument("study", metavar="STUDY", help="a TOML file, or the name of a shipped study")
     running.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
+    running.add_argument("--extend", action="store_true", help="add to a started study what its file has more now")
     running.add_argument("--device", metavar="D", help="what a trial runs on, for its price: A5000, 8xH100, cpu")
     running.add_argument("--rate", type=float, metavar="X", help="price of one device for one hour, in any currency")
     running.set_defaults(run=run_study)
@@ -71,7 +72,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.data import corpora, vocabulary
     from march_search.errors import MarchSearchError
     from march_search.report.tables import console
-    from march_search.study import candidates, price
+    from march_search.study import candidates, extending, price
     from march_search.study.folders import StudyFolder
     from march_search.study.plan import plan_rows
 
@@ -79,10 +80,11 @@ def run_study(options: argparse.Namespace) -> int:
     root = Path(options.root)
     study_folder = StudyFolder.of(root, name)
     try:
-        chosen = candidates.choose(config, folder)
+        drawn = candidates.choose(config, folder)
+        chosen = extending.extended(study_folder.path, config, drawn, options.extend)
         told = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
         rows_of = plan_rows(config, chosen, told, study_folder.path)
-        plan = None if options.dry_run else price.kept(study_folder.path)
+        plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
             plan = price.planned(config, chosen, device, options.rate)
@@ -97,6 +99,8 @@ def run_study(options: argparse.Namespace) -> int:
         many = price.built(price.stand_ins(config, chosen))
         print(f"{many} models built without memory, each with the parameters that its formula says")
         return 0
+    if options.extend:
+        extending.adopt(study_folder, config, chosen, drawn)
     return _train(config, name, folder, root, study_folder, chosen, plan)
 
 
@@ -132,13 +136,14 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.data.reference import reference_nats
     from march_search.files import make_folder, read_json, write_json
     from march_search.report.tables import console
-    from march_search.study import gpus, price
+    from march_search.study import extending, gpus, price
     from march_search.study.candidates import with_seeds
     from march_search.study.runner import StudyRun
 
     gpus.require(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
+    extending.keep(study_folder.path, chosen)
     write_json(study_folder.path / "plan.json", plan)
     store = prepared(config, root, folder)
     print(repeats(config, store), file=sys.stderr, flush=True)
