@@ -51,7 +51,9 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
 def test_an_extended_study_keeps_its_trials_and_gets_more(tmp_path: Path) -> None:
     write_space(tmp_path)
     first = run(tmp_path)
-    with pytest.raises(ConfigError, match=r"other settings: architectures had 3 entries and has 5"):
+    with pytest.raises(
+        ConfigError, match=r"toy was started with \[search\] trials = 3 and its file says 5: say --extend"
+    ):
         run(tmp_path, trials=5)
     more = run(tmp_path, extend=True, trials=5)
     assert more[:3] == first

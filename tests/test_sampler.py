@@ -78,6 +78,30 @@ def test_every_sampler_tries_members_only_and_each_once(inner: str) -> None:
     assert len({tuple(sorted(t.distributions.items(), key=str)) for t in study.trials}) == 1
 
 
+@pytest.mark.parametrize("inner", [s for s in ADAPTIVE if s != "gp"])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {
+            "structure": ["encoder-decoder", "decoder-only"],
+            "num_decoder_layers": [1, 2],
+            "tie_word_embeddings": [True, False],
+        },
+        {"bottleneck": ["none", "flat"], "d_bottleneck": [32, 64], "share_layers": [1, 2, "all"]},
+        {"length_reduction": [1.0, 0.5], "position": ["relative", "absolute"], "max_length": [128, 256]},
+        {"num_layers": 1, "d_model": 96, "num_heads": 4, "d_kv": 32, "feed_forward_proj": "relu"},
+    ],
+    ids=["structure", "bottleneck", "floats", "one axis"],
+)
+def test_every_axis_of_a_space_can_vary(axes: dict[str, object], inner: str) -> None:
+    found = solve(space(**axes).with_budget(tolerance="30%"))
+    shapes = tried(optimized(found, inner, 20))
+    assert len(set(shapes)) == len(shapes) == min(20, len(found))
+    assert all(a in found for a in shapes)
+    dimensions = FeasibleSampler(found).dimensions
+    assert all(dimensions.architecture(dimensions.params(a)) == a for a in shapes)
+
+
 @pytest.mark.parametrize("inner", ADAPTIVE)
 def test_a_study_ends_when_every_member_has_been_tried(inner: str) -> None:
     study = optimized(SMALL, inner, len(SMALL) + 10)

@@ -67,8 +67,9 @@ class Dimensions:
         if missing:
             raise ConfigError(f"the parameters lack {missing[0]}, which varies in this feasible set.")
         values = {axis: params.get(axis, _first(self.distributions[axis])) for axis in AXES}
-        if values["structure"] == "decoder-only" or not {"num_decoder_layers"} & {*params, *self.axes}:
-            values["num_decoder_layers"] = params.get("num_decoder_layers")
+        equal_depths = "num_decoder_layers" not in {*params, *self.axes}
+        if values["structure"] == "decoder-only" or equal_depths:
+            values["num_decoder_layers"] = None
         if values["bottleneck"] == "none":
             values["d_bottleneck"] = None
         return Architecture(**values)

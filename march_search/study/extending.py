@@ -40,8 +40,15 @@ def extended(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool
         return chosen
     _check_space(folder.name, kept.get("space"), space_table(chosen.found), extend)
     old, drawn = kept["settings"]["architectures"], [a.name for a in chosen.architectures]
+    if not extend and kept.get("drawn") == drawn:
+        return _with(chosen, old)
+    if not extend and config.search.trials > (trials := _config(kept).search.trials):
+        raise ConfigError(
+            f"{folder.name} was started with [search] trials = {trials} and its file says {config.search.trials}: say "
+            "--extend to add them, or give the file another name."
+        )
     if not extend:
-        return _with(chosen, old) if kept.get("drawn") == drawn else chosen
+        return chosen
     _check_growth(folder.name, config, kept)
     names = list(dict.fromkeys([*old, *drawn]))
     most = max(config.search.trials, len({*old, *config.search.architectures}))
