@@ -7,9 +7,9 @@ import pytest
 from test_study import CONFIG, TOY
 
 from march_search.config import SearchConfig, StudyConfig
-from march_search.errors import ConfigError
+from march_search.errors import ConfigError, StorageError
 from march_search.evidence.trials import read_study
-from march_search.study import candidates, extending
+from march_search.study import candidates, extending, kept
 from march_search.study.folders import StudyFolder
 from march_search.study.runner import StudyRun
 
@@ -42,7 +42,7 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
     if extend:
         extending.adopt(folder, config, chosen, drawn)
     folder.keep_settings(config, chosen.architectures)
-    extending.keep(folder.path, chosen)
+    kept.keep(folder.path, chosen)
     folder.keep_store(root / "store")
     StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
     return [f"{t.architecture.name}-s{t.seed}" for t in read_study("toy", root).trials]
@@ -87,7 +87,9 @@ def test_a_changed_space_is_shown_and_allowed_when_only_wider(tmp_path: Path) ->
     write_space(tmp_path)
     first = run(tmp_path)
     write_space(tmp_path, layers="[1, 2, 3, 4]", tolerance="8%")
-    with pytest.raises(ConfigError, match=r"wider than when it started: num_layers gained 4; the budget was 1,235,000"):
+    with pytest.raises(
+        ConfigError, match=r"wider than when it started: num_layers gained 4; the budget was 1,300,000 p"
+    ):
         run(tmp_path)
     assert run(tmp_path, extend=True, trials=4)[:3] == first
     write_space(tmp_path, layers="[1, 2, 4]", tolerance="8%")
@@ -102,3 +104,21 @@ def test_what_was_not_started_cannot_be_extended(tmp_path: Path) -> None:
     write_space(tmp_path)
     with pytest.raises(ConfigError, match="toy has not been started, so there is nothing to extend"):
         run(tmp_path, extend=True)
+
+
+def test_a_worker_finds_the_candidates_without_the_studys_files(tmp_path: Path) -> None:
+    write_space(tmp_path, rules='rules = ["d_ff >= 128"]\n')
+    (tmp_path / "past.csv").write_text("name,loss\nL2-D128-H4x32-F512-rope-V2048,4.5\n")
+    run(tmp_path, warm_start=("past.csv",), warm_start_trials=1)
+    config = replace(
+        CONFIG, space="own.toml", search=SearchConfig(trials=3, warm_start=("past.csv",), warm_start_trials=1)
+    )
+    chosen = candidates.choose(config, tmp_path)
+    (tmp_path / "own.toml").unlink()
+    (tmp_path / "past.csv").unlink()
+    again = kept.restored(tmp_path / "toy")
+    assert (list(again.found), again.architectures, again.priors) == (
+        list(chosen.found), chosen.architectures, chosen.priors,
+    )  # fmt: skip
+    with pytest.raises(StorageError, match=r"study\.json keeps no space"):
+        kept.restored(tmp_path)

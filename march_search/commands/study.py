@@ -136,14 +136,14 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.data.reference import reference_nats
     from march_search.files import make_folder, read_json, write_json
     from march_search.report.tables import console
-    from march_search.study import extending, gpus, price
+    from march_search.study import gpus, kept, price
     from march_search.study.candidates import with_seeds
     from march_search.study.runner import StudyRun
 
     gpus.require(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
-    extending.keep(study_folder.path, chosen)
+    kept.keep(study_folder.path, chosen)
     write_json(study_folder.path / "plan.json", plan)
     store = prepared(config, root, folder)
     print(repeats(config, store), file=sys.stderr, flush=True)

@@ -10,9 +10,9 @@ from march_search.config import StudyConfig
 from march_search.errors import ConfigError
 from march_search.files import read_json, write_json
 from march_search.settings import build
-from march_search.solver import FeasibleSet
 from march_search.study.candidates import Candidates, rates
 from march_search.study.folders import StudyFolder
+from march_search.study.kept import budget_of, space_table, table
 
 GROWING = (
     "trials",
@@ -55,13 +55,6 @@ def extended(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool
     return _with(chosen, names[:most] if config.search.strategy in ("design", "sample") else names)
 
 
-def keep(folder: Path, chosen: Candidates) -> None:
-    """Remembers the space of a study that starts, to show later what changed in it."""
-    kept = read_json(folder / "study.json")
-    if "space" not in kept or "store" not in kept:
-        write_json(folder / "study.json", kept | {"space": space_table(chosen.found)})
-
-
 def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: Candidates) -> None:
     """Writes an extension that `extended` allowed.
 
@@ -76,16 +69,8 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     settings = kept["settings"] | {"architectures": [a.name for a in chosen.architectures]}
     settings["search"] = settings["search"] | {key: new[key] for key in GROWING}
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
-    more = {"settings": settings, "space": space_table(chosen.found), "drawn": [a.name for a in drawn.architectures]}
-    write_json(folder.path / "study.json", kept | more)
-
-
-def space_table(found: FeasibleSet) -> dict[str, Any]:
-    """What a space allows, as study.json holds it."""
-    space, budget = found.space, found.budget
-    band = {"parameters": [budget.low, budget.high], "count": budget.count}
-    varying = {axis: list(values) for axis, values in space.axes.items()}
-    return {"axes": varying, "rules": [rule.text for rule in space.rules], "budget": band}
+    more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
+    write_json(folder.path / "study.json", kept | table(chosen) | more)
 
 
 def _with(chosen: Candidates, names: list[str]) -> Candidates:
@@ -119,11 +104,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
             gained.append(f"{axis} gained {_list(more)}")
     lost += [f'the rule "{rule}" is new' for rule in new["rules"] if rule not in old["rules"]]
     gained += [f'the rule "{rule}" is gone' for rule in old["rules"] if rule not in new["rules"]]
-    (low, high), (new_low, new_high) = old["budget"]["parameters"], new["budget"]["parameters"]
-    if (low, high) != (new_low, new_high) or old["budget"]["count"] != new["budget"]["count"]:
-        inside = new_low <= low and high <= new_high and old["budget"]["count"] == new["budget"]["count"]
-        words = f"the budget was {low:,.0f} to {high:,.0f} and is {new_low:,.0f} to {new_high:,.0f} parameters"
-        (gained if inside else lost).append(words)
+    was, now = budget_of(old["budget"]), budget_of(new["budget"])
+    if was != now:
+        inside = now.low <= was.low and was.high <= now.high and was.count == now.count
+        (gained if inside else lost).append(f"the budget was {was} and is {now}")
     return lost, gained
 
 
