@@ -129,3 +129,10 @@ def test_the_dry_run_prints_the_price(capsys: pytest.CaptureFixture[str]) -> Non
     assert "on 8xA5000 × 0.5 = " in told
     assert "a device has 24GB: DOES NOT FIT" in told
     assert told.endswith("24 models built without memory, each with the parameters that its formula says")
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x"])
+def test_a_price_must_be_one(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "run", "cpu-demo", "--dry-run", "--rate", rate])
+    assert f'"{rate}" must be a number above 0' in capsys.readouterr().err

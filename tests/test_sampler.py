@@ -212,6 +212,21 @@ def test_an_enqueued_shape_is_tried_as_it_is_and_a_part_of_one_is_kept() -> None
         sampler.suggest(study.ask())
 
 
+def test_a_part_of_which_all_is_tried_does_not_end_the_study() -> None:
+    sampler = FeasibleSampler(SMALL, "random")
+    study = optuna.create_study(sampler=sampler)
+    layers = [a.num_layers for a in SMALL]
+    for _ in range(layers.count(1) + 1):
+        study.enqueue_trial({"num_layers": 1})
+    study.optimize(lambda trial: loss(sampler.suggest(trial)), n_trials=layers.count(1) + 3)
+    states = [t.state for t in study.trials]
+    assert states.count(TrialState.PRUNED) == 1
+    assert states[-2:] == [TrialState.COMPLETE] * 2
+    study.enqueue_trial({"num_layers": 1})
+    with pytest.raises(optuna.TrialPruned, match="every feasible architecture with num_layers = 1 has been tried"):
+        sampler.suggest(study.ask())
+
+
 def test_replicates_are_as_many_as_asked_for() -> None:
     few = solve(space(num_layers=1, d_model=96, d_kv=32))
     study = optimized(few, "tpe", 1000, replicates=3)

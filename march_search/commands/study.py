@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.commands import Verbs
+from march_search.commands.pricing import amount
 from march_search.config import StudyConfig
 from march_search.study.folders import DEFAULT_ROOT
 
@@ -23,7 +24,7 @@ def add(verbs: Verbs) -> None:
     running.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
     running.add_argument("--extend", action="store_true", help="add to a started study what its file has more now")
     running.add_argument("--device", metavar="D", help="what a trial runs on, for its price: A5000, 8xH100, cpu")
-    running.add_argument("--rate", type=float, metavar="X", help="price of one device for one hour, in any currency")
+    running.add_argument("--rate", type=amount, metavar="X", help="price of one device for one hour, in any currency")
     running.set_defaults(run=run_study)
     for parser in (listing, running):
         parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")

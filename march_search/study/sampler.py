@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class FeasibleSampler(BaseSampler):
             optuna.TrialPruned: every member has been tried; `study.optimize` then ends.
         """
         if not set(AXES) <= set(trial.relative_params):
-            raise self._exhausted()
+            raise self._exhausted(trial.storage.get_trial_system_attrs(trial._trial_id))
         return self.dimensions.suggest(trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -111,7 +111,7 @@ class FeasibleSampler(BaseSampler):
             return self.inner.sample_independent(study, trial, param_name, param_distribution)
         name = study._storage.get_trial(trial._trial_id).user_attrs.get(ARCHITECTURE)
         if not name:
-            raise self._exhausted()
+            raise self._exhausted(trial.system_attrs)
         raise ConfigError(
             f"the range given for {param_name}, {param_distribution}, lacks the value of {name}: take it from "
             f'sampler.distributions["{param_name}"], or call sampler.suggest(trial).'
@@ -131,8 +131,10 @@ class FeasibleSampler(BaseSampler):
         """Has the inner sampler draw something else in each thread."""
         self.inner.reseed_rng()
 
-    def _exhausted(self) -> optuna.TrialPruned:
-        """What a trial is told when no member is left."""
+    def _exhausted(self, attrs: Mapping[str, Any]) -> optuna.TrialPruned:
+        """What a trial is told when no member is left for it."""
+        if fixed := attrs.get("fixed_params"):
+            return optuna.TrialPruned(f"every feasible architecture with {_listed(fixed)} has been tried.")
         return optuna.TrialPruned(f"every one of the {len(self.found):,} feasible architectures has been tried.")
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
@@ -157,8 +159,8 @@ class FeasibleSampler(BaseSampler):
             taken = self._taken(study, trial)
             number = self._choose(trial, proposed, fixed, {n for n, k in taken.items() if k >= self.replicates})
             if number is None:
-                with contextlib.suppress(RuntimeError):  # a study that is not in `optimize` cannot be stopped
-                    study.stop()
+                if not fixed:
+                    _stop(study)
                 return None
             chosen = self.found[number]
             self._numbers[chosen.name] = number
@@ -166,8 +168,7 @@ class FeasibleSampler(BaseSampler):
             taken = self._taken(study, trial)
             if taken[number] < self.replicates:
                 if sum(min(k, self.replicates) for k in taken.values()) + 1 >= self.replicates * len(self.found):
-                    with contextlib.suppress(RuntimeError):
-                        study.stop()  # this was the last one
+                    _stop(study)  # this was the last one
                 return chosen
             study._storage.set_trial_user_attr(trial._trial_id, ARCHITECTURE, "")
             time.sleep(random.random() * 0.05)  # so that the two do not meet again
@@ -184,10 +185,7 @@ class FeasibleSampler(BaseSampler):
             proposed = {axis: axis_value(start, axis) for axis in self.dimensions.axes}
         number = self._neighbours.nearest(proposed, tried, fixed)
         if number is None and self._neighbours.nearest(proposed, (), fixed) is None:
-            raise ConfigError(
-                f"no feasible architecture has {', '.join(f'{k} = {v}' for k, v in fixed.items())}, as the enqueued "
-                "trial asks."
-            )
+            raise ConfigError(f"no feasible architecture has {_listed(fixed)}, as the enqueued trial asks.")
         return number
 
     def _any(self, rng: np.random.Generator, tried: set[int]) -> int | None:
@@ -221,6 +219,17 @@ class FeasibleSampler(BaseSampler):
             except ValueError:
                 self._numbers[name] = None
         return self._numbers[name]
+
+
+def _stop(study: optuna.Study) -> None:
+    """Ends `study.optimize` after the trials that run; a study that is not in it cannot be stopped."""
+    with contextlib.suppress(RuntimeError):
+        study.stop()
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """`d_model = 65, num_layers = 2`."""
+    return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
