@@ -274,25 +274,67 @@ class BatchPlan:
         return cls(sequences, ranks, micro, share // micro)
 
 
+ADAPTIVE = ("tpe", "gp", "cmaes", "random", "qmc")
+"""Strategies that choose the next architecture when it can start."""
+
+OBJECTIVES = ("loss", "params", "flops", "memory", "depth", "tokens_per_second")
+"""What a study may look for."""
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """`[search]`: which architectures are tried."""
 
     trials: int = 8
     """How many architectures."""
-    strategy: Literal["design", "sample", "all", "list"] = "design"
-    """`design`: spread over the feasible set; `sample`: uniform from it; `all` of it; `list`: only `architectures`."""
+    strategy: Literal["design", "sample", "all", "list", "tpe", "gp", "cmaes", "random", "qmc"] = "design"
+    """`design`: spread over the feasible set; `sample`: uniform from it; `all` of it; `list`: only `architectures`.
+    `tpe`, `gp`, `cmaes`, `random`, `qmc`: Optuna's sampler of that name is asked whenever a trial can start, and the
+    nearest feasible architecture that has not been tried is trained."""
     spread: tuple[str, ...] = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
     """Axes over which a design spreads."""
     seed: int = 0
-    """Seed of `design` and `sample`."""
+    """Seed of `design`, `sample` and Optuna's samplers."""
     architectures: tuple[str, ...] = ()
     """Names that are tried first, on the budget or not; with `list`, the only ones."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; every architecture is trained once with each."""
+    learning_rates: tuple[float, ...] = ()
+    """Every architecture and seed is trained with each of these, and ranked at its best; empty for the one of
+    `[training]`."""
+    objectives: tuple[str, ...] = ("loss",)
+    """What a sampler looks for and a Pareto set is drawn by: `loss` first, then `params`, `flops`, `memory`, `depth` or
+    `tokens_per_second`, the smallest best, or the largest behind a `-`. Pruning goes by the loss alone."""
+    warm_start: tuple[str, ...] = ()
+    """Results that Optuna's samplers know from the start: folders of past studies, CSV files with the columns name and
+    loss, or a shipped table, `march-2023`. They are no trials of this study."""
+    warm_start_trials: int = 0
+    """How many of the best among them are tried first, if they are feasible here."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether a sampler chooses as results come in."""
+        return self.strategy in ADAPTIVE
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
+        if len(set(self.learning_rates)) < len(self.learning_rates) or not all(0 < r < 10 for r in self.learning_rates):
+            raise ConfigError("[search]: learning_rates must be different numbers in (0, 10).")
+        known = [name.removeprefix("-") for name in self.objectives]
+        if self.objectives[:1] != ("loss",) or len(set(known)) < len(known) or not set(known) <= set(OBJECTIVES):
+            raise ConfigError(
+                f'[search]: objectives must begin with "loss" and name others once, of {", ".join(OBJECTIVES[1:])}, '
+                f"not {list(self.objectives)}."
+            )
+        if self.strategy == "cmaes" and len(self.objectives) > 1:
+            raise ConfigError('[search]: "cmaes" seeks one objective: take "tpe" or "gp", or objectives = ["loss"].')
+        if self.warm_start_trials < 0 or (self.warm_start_trials and not self.warm_start):
+            raise ConfigError("[search]: warm_start_trials is how many of warm_start to try first: give that too.")
+        if self.warm_start and not (self.adaptive or self.warm_start_trials):
+            raise ConfigError(
+                f'[search]: strategy "{self.strategy}" learns nothing from warm_start: say "tpe", or how many of the '
+                "best to try first with warm_start_trials."
+            )
         if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("[search]: trials must be at least 1, and seeds a list of different numbers.")
         if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):

@@ -39,12 +39,12 @@ def pareto(found: "FeasibleSet", by: Sequence[str] = OBJECTIVES, setup: Setup = 
         columns = [(-1.0 if key[0:1] == "-" else 1.0) * members.measure(key.removeprefix("-"), setup) for key in by]
         numbers = np.concatenate([numbers, more])
         points = np.concatenate([points, np.stack(columns, axis=1)])
-        kept = _front(points)
+        kept = front(points)
         numbers, points = numbers[kept], points[kept]
     return found.select(numbers[np.lexsort(points.T[::-1])])
 
 
-def _front(points: NDArray[np.float64]) -> NDArray[np.int64]:
+def front(points: NDArray[np.float64]) -> NDArray[np.int64]:
     """(m,) indices of the rows that none of the (n, k) rows beats.
 
     Takes one row after another in lexicographic order, so that each still there when its turn comes is on the front,

@@ -16,7 +16,7 @@ FLOORS = [
     {"architecture", "budget", "rules", "shipped", "config", "cost"},
     {"space", "outcome", "memory"},
     {"grid", "selection", "ds_config", "scaling"},
-    {"members", "design", "pareto"},
+    {"members", "design", "pareto", "objectives"},
     {"solver"},
     {"closest", "data", "model", "report"},
     {"evidence"},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.commands import Verbs
+from march_search.commands.pricing import amount
 from march_search.config import StudyConfig
 from march_search.study.folders import DEFAULT_ROOT
 
@@ -21,6 +22,9 @@ def add(verbs: Verbs) -> None:
     )
     running.add_argument("study", metavar="STUDY", help="a TOML file, or the name of a shipped study")
     running.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
+    running.add_argument("--extend", action="store_true", help="add to a started study what its file has more now")
+    running.add_argument("--device", metavar="D", help="what a trial runs on, for its price: A5000, 8xH100, cpu")
+    running.add_argument("--rate", type=amount, metavar="X", help="price of one device for one hour, in any currency")
     running.set_defaults(run=run_study)
     for parser in (listing, running):
         parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
@@ -69,7 +73,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.data import corpora, vocabulary
     from march_search.errors import MarchSearchError
     from march_search.report.tables import console
-    from march_search.study import candidates
+    from march_search.study import candidates, extending, price
     from march_search.study.folders import StudyFolder
     from march_search.study.plan import plan_rows
 
@@ -77,26 +81,35 @@ def run_study(options: argparse.Namespace) -> int:
     root = Path(options.root)
     study_folder = StudyFolder.of(root, name)
     try:
-        chosen = candidates.choose(config, folder)
+        drawn = candidates.choose(config, folder)
+        chosen = extending.extended(study_folder.path, config, drawn, options.extend)
         told = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
         rows_of = plan_rows(config, chosen, told, study_folder.path)
+        plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
+        if plan is None:
+            device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
+            plan = price.planned(config, chosen, device, options.rate)
+        rows_of += price.price_rows(plan)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
     out = console(stderr=not options.dry_run)
-    _print_plan(out, name, rows_of)
+    _print_plan(out, f"study {name}", rows_of)
     if options.dry_run:
-        _print_candidates(out, chosen, config)
+        if chosen.architectures:
+            _print_candidates(out, chosen, config)
+        many = price.built(price.stand_ins(config, chosen))
+        print(f"{many} models built without memory, each with the parameters that its formula says")
         return 0
-    return _train(config, name, folder, root, study_folder, chosen)
+    if options.extend:
+        extending.adopt(study_folder, config, chosen, drawn)
+    return _train(config, name, folder, root, study_folder, chosen, plan)
 
 
-def _print_plan(out: Any, name: str, rows: list[tuple[str, str]]) -> None:
-    """The plan as two columns."""
+def _print_plan(out: Any, title: str, rows: list[tuple[str, str]]) -> None:
+    """Rows as two columns."""
     from rich.table import Table
 
-    table = Table(
-        title=f"study {name}", title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
-    )
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for row in rows:
@@ -118,18 +131,21 @@ def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
 
 
-def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any) -> int:
+def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any, plan: Any) -> int:
     """Prepares the data and runs the trials; the exit code says how it ended."""
     from march_search.commands.preparing import prepared, repeats
     from march_search.data.reference import reference_nats
     from march_search.files import make_folder, read_json, write_json
-    from march_search.study import gpus
+    from march_search.report.tables import console
+    from march_search.study import gpus, kept, price
     from march_search.study.candidates import with_seeds
     from march_search.study.runner import StudyRun
 
     gpus.require(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
+    kept.keep(study_folder.path, chosen)
+    write_json(study_folder.path / "plan.json", plan)
     store = prepared(config, root, folder)
     print(repeats(config, store), file=sys.stderr, flush=True)
     study_folder.keep_store(store.folder)
@@ -138,6 +154,8 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     summary = StudyRun(config, study_folder, store.folder, with_seeds(chosen, config)).run()
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
     print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
+    took = price.actual(study_folder.path, config)
+    _print_plan(console(stderr=True), "what it took", price.comparison_rows(plan, took))
     if summary.signum:
         print(f"{name}: interrupted; the same command goes on from here.", file=sys.stderr)
         return 128 + summary.signum

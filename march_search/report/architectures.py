@@ -103,6 +103,7 @@ _SHOWN = (
     "letters_shown",
     "pairs_shown",
     "confounds_shown",
+    "stands_out",
 )
 
 
@@ -172,3 +173,18 @@ OTHER_COLUMNS = (
     Column("tokens", "tokens", "tokens", si),
     Column("reason", "why", "why", left=True),
 )
+
+
+def pareto_columns(objectives: Sequence[str]) -> tuple[Column, ...]:
+    """Columns of a Pareto set by these objectives."""
+    known = {
+        "loss": Column("loss", "loss", "loss", "{:.4f}".format),
+        "params": Column("params", "parameters", "params", count),
+        "flops": Column("flops", "FLOPs/token", "FLOPs", si),
+        "memory": Column("memory", "memory", "memory", size),
+        "depth": Column("depth", "depth", "depth", count),
+        "tokens_per_second": Column("tokens_per_second", "tokens/s", "tok/s", si),
+    }
+    stands_out = Column("stands_out", "Pareto", "", left=True)
+    shape = (replace(column, wide_only=True) for column in SHAPE_COLUMNS)
+    return (stands_out, _NAME, *shape, *(known[name] for name in objectives))

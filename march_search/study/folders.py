@@ -5,7 +5,7 @@ import os
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ class StudyFolder:
         """Folder of the trials."""
         return self.path / "trials"
 
-    def trial(self, number: int, architecture: str, seed: int) -> Path:
-        """Folder of one trial."""
-        return self.trials / f"{number:04d}-{architecture}-s{seed}"
+    def trial(self, number: int, architecture: str, seed: int, learning_rate: float | None = None) -> Path:
+        """Folder of one trial; its learning rate is said where the study has several."""
+        rate = "" if learning_rate is None else f"-lr{learning_rate:g}"
+        return self.trials / f"{number:04d}-{architecture}-s{seed}{rate}"
 
     def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
         """Writes the study's settings and architectures; once its text is prepared, checks that they are the same.
@@ -97,11 +98,20 @@ class StudyFolder:
                 "it back, or give the study's file another name."
             )
 
-    def write_trial(self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path) -> None:
-        """Makes a trial's folder with its trial.json."""
+    def write_trial(
+        self,
+        folder: Path,
+        config: StudyConfig,
+        architecture: str,
+        seed: int,
+        store: Path,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Makes a trial's folder with its trial.json; `learning_rate` is its own where the study has several."""
         make_folder(folder)
         relative = os.path.relpath(store.resolve(), folder.resolve())
-        trial = TrialConfig(architecture, relative, seed, config.data, config.training, config.devices)
+        training = config.training if learning_rate is None else replace(config.training, learning_rate=learning_rate)
+        trial = TrialConfig(architecture, relative, seed, config.data, training, config.devices)
         write_json(folder / "trial.json", asdict(trial))
 
 

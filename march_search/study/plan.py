@@ -2,34 +2,40 @@
 
 import os
 from pathlib import Path
+from statistics import fmean
 
 from march_search.budget import Budget
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.report.tables import count, plural, si
-from march_search.study.candidates import Candidates
+from march_search.study.candidates import Candidates, how_many, rates
+from march_search.study.price import stand_ins
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
     """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
     training, data = config.training, config.data
     budget = chosen.found.budget
-    trials = len(chosen.architectures) * len(config.search.seeds)
-    flops = sum(
-        a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length) for a in chosen.architectures
+    many, seeds, learning_rates = how_many(chosen, config), config.search.seeds, rates(config)
+    trials = many * len(seeds) * len(learning_rates)
+    flops = fmean(
+        a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
+        for a in stand_ins(config, chosen)
     )
-    shapes = plural(len(chosen.architectures), "architecture")
+    product = [plural(many, "architecture"), plural(len(seeds), "seed")]
+    product += [plural(len(learning_rates), "learning rate")] if len(learning_rates) > 1 else []
     return [
         ("question", config.question or "–"),
         ("answer", config.answer or "–"),
         ("candidates", _candidates(config, chosen, budget)),
-        ("trials", f"{trials} = {shapes} × {plural(len(config.search.seeds), 'seed')}"),
+        *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
+        ("trials", f"{trials} = {' × '.join(product)}"),
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
                    f"{si(training.tokens * trials)} in all"),
-        ("FLOPs", f"{si(flops * training.tokens * len(config.search.seeds))} in all, forward and backward"),
+        ("FLOPs", f"{si(flops * training.tokens * trials)} in all, forward and backward"),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("data", text),
-        ("recipe", _recipe(training)),
+        ("recipe", _recipe(training, learning_rates)),
         ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
         ("pruner", config.pruner.kind),
@@ -49,7 +55,7 @@ def _batch(config: StudyConfig) -> str:
 
 def _example(data: DataConfig, chosen: Candidates) -> str:
     """What a model reads."""
-    if chosen.architectures[0].structure == "decoder-only":
+    if [*chosen.architectures, chosen.found[0]][0].structure == "decoder-only":
         return f"{data.sequence_length} tokens of text as they are, each predicted from those before"
     lengths = data.lengths
     return (
@@ -58,10 +64,12 @@ def _example(data: DataConfig, chosen: Candidates) -> str:
     )
 
 
-def _recipe(t: TrainingConfig) -> str:
+def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
     """Optimizer and precision."""
     scaled = t.learning_rate_scaling == "width"
-    rate = f"{t.learning_rate:g}" + (f" at {t.base_shape}, scaled by width and depth," if scaled else "")
+    rate = " or ".join(f"{rate:g}" for rate in learning_rates) + (
+        f" at {t.base_shape}, scaled by width and depth," if scaled else ""
+    )
     return (
         f"AdamW {rate} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
         f"weight decay {t.weight_decay:g}, clipping {t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}"
@@ -70,11 +78,17 @@ def _recipe(t: TrainingConfig) -> str:
 
 def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
     """Where the architectures come from."""
-    off = len(chosen.off_budget)
-    listed = f", {off} of them listed off the budget" if off else ""
-    return (
-        f"{len(chosen.architectures)} of {len(chosen.found):,} feasible for {budget} ({config.search.strategy}{listed})"
-    )
+    off, first = len(chosen.off_budget), len(chosen.architectures)
+    told = f", {off} of them listed off the budget" if off else ""
+    if config.search.adaptive:
+        told = f" chooses as results come in{f', after {first} that are given' if first else ''}{told}"
+    return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({config.search.strategy}{told})"
+
+
+def _warm_start(config: StudyConfig, chosen: Candidates) -> str:
+    """What the study knows from elsewhere."""
+    members = sum(prior.architecture in chosen.found for prior in chosen.priors)
+    return f"{plural(len(chosen.priors), 'result')} of {', '.join(config.search.warm_start)}, {members} feasible here"
 
 
 def _devices(config: StudyConfig) -> str:

@@ -1,0 +1,79 @@
+"""The complete architectures of a study that no other beats in all of its objectives, and the knee among them."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from march_search.config import OBJECTIVES, StudyConfig
+from march_search.errors import UsageError
+from march_search.evidence.trials import StudyRecord, TrialRecord
+from march_search.files import read_json
+from march_search.objectives import columns, knee, value
+from march_search.pareto import front
+from march_search.report.architectures import architecture_row
+from march_search.settings import build, nearest
+
+
+def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One row an architecture with a complete trial, lowest loss first; `pareto` and `knee` say which stand out.
+
+    The loss is the mean over seeds at the best learning rate, the speed what those trials reached. Parameters,
+    operations, depth and memory are the shape's own, by the formulas.
+
+    Args:
+        study: the study.
+        by: objectives as in `[search]`; empty for the study's own.
+
+    Raises:
+        UsageError: an objective that does not exist, or fewer than two.
+    """
+    config = build(StudyConfig, {k: v for k, v in study.settings.items() if k != "architectures"}, study.name)
+    by = tuple(by or config.search.objectives)
+    for name in by:
+        if name.removeprefix("-") not in OBJECTIVES:
+            raise UsageError(f'there is no objective "{name}". {nearest(name.removeprefix("-"), OBJECTIVES)}')
+    if len(by) < 2:
+        raise UsageError(
+            f"{study.name} has one objective: name others with --by loss,flops or --by loss,-tokens_per_second."
+        )
+    rows = [_row(trials, by, config) for trials in _at_best_rate(study)]
+    rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
+    points = columns([[row[name.removeprefix("-")] for name in by] for row in rows], by)
+    best = front(points)
+    for place, row in enumerate(rows):
+        row["pareto"], row["knee"] = place in best, False
+    if rows:
+        rows[int(best[knee(points[best])])]["knee"] = True
+    for row in rows:
+        row["stands_out"] = "knee" if row["knee"] else "*" if row["pareto"] else ""
+    return rows
+
+
+def _at_best_rate(study: StudyRecord) -> list[list[TrialRecord]]:
+    """The complete trials of every architecture at the learning rate with the lowest mean loss."""
+    groups: dict[str, dict[float, list[TrialRecord]]] = {}
+    for trial in study.trials:
+        if trial.state == "complete" and trial.loss is not None:
+            rate = (read_json(trial.folder / "trial.json") or {}).get("training", {}).get("learning_rate", 0.0)
+            groups.setdefault(trial.architecture.name, {}).setdefault(rate, []).append(trial)
+    return [min(rates.values(), key=_mean_loss) for rates in groups.values()]
+
+
+def _mean_loss(trials: Sequence[TrialRecord]) -> float:
+    """Mean over seeds."""
+    return fmean(trial.loss for trial in trials if trial.loss is not None)
+
+
+def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
+    """One architecture, with its objectives under their names."""
+    a, speeds = trials[0].architecture, [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
+    row = architecture_row(a) | {"loss": _mean_loss(trials), "num_seeds": len(trials)}
+    for name in (n.removeprefix("-") for n in by if n != "loss"):
+        measured = fmean(speeds) if speeds else None
+        row[name] = measured if name == "tokens_per_second" else value(name, a, config)
+    return row
+
+
+def _loss(row: dict[str, Any]) -> float:
+    """What rows are ordered by."""
+    return float(row["loss"])

@@ -1,0 +1,138 @@
+"""The member of a feasible set nearest to what a sampler proposes, those already tried left out.
+
+`FeasibleSet.nearest` looks at every member. Here a whole run of neighbouring `d_ff` is looked at at once, since the
+nearest of a run is where the wanted `d_ff` lies, or an end: 8 million members take a tenth of a second.
+"""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from march_search.grid import MESH, Combination, Ints, Mesh
+from march_search.solver import FeasibleSet
+from march_search.space import AXES
+
+Numbers = NDArray[np.float64]
+
+
+class Neighbours:
+    """Members of one set by their distance from part of a shape; a class because its columns are made once.
+
+    The distance is that of `Members.octaves_from`, squared, over the axes that are given.
+    """
+
+    def __init__(self, found: FeasibleSet) -> None:
+        """Lays out the runs of `found`."""
+        self.found = found
+        runs = np.diff(np.append(found.starts, len(found.runs.mesh)))
+        self._combination = np.repeat(np.arange(len(runs), dtype=np.int32), runs)
+        self._low = np.log2(found.d_ff[found.runs.first])
+        self._high = np.log2(found.d_ff[found.runs.first + found.runs.length - 1])
+
+    def nearest(self, wanted: Mapping[str, Any], tried: Collection[int], fixed: Mapping[str, Any]) -> int | None:
+        """The number of the nearest member that is not in `tried`; None if there is none.
+
+        Args:
+            wanted: values of some axes, `num_decoder_layers` as a real number of layers.
+            tried: numbers of members.
+            fixed: values that it must have.
+        """
+        ends = self._squares(wanted, fixed)
+        most = min(len(tried) + 1, len(ends))  # so many runs have a nearest member each, one of which is not tried
+        runs = np.argpartition(ends, most - 1)[:most]
+        runs = np.sort(runs[np.isfinite(ends[runs])])
+        begins, lengths = self.found.begins[runs], self.found.runs.length[runs].astype(np.int64)
+        numbers = np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+        d_ff = self.found.decode(numbers).d_ff
+        outside = np.isin(numbers, np.fromiter(tried, dtype=np.int64, count=len(tried)))
+        if "d_ff" in fixed:
+            outside |= d_ff != fixed["d_ff"]
+        if outside.all():
+            return None
+        squares = np.repeat(self._outer_squares(wanted, fixed, runs), lengths)
+        if "d_ff" in wanted:
+            squares = squares + (np.log2(d_ff) - np.log2(wanted["d_ff"])) ** 2
+        return int(numbers[np.argmin(np.where(outside, np.inf, squares))])
+
+    def values(self, axis: str) -> list[Any]:
+        """Values of an axis that members have: numbers ascending, others in the space's order."""
+        if axis == "d_ff":
+            first, last = self.found.runs.first, self.found.runs.first + self.found.runs.length
+            size = len(self.found.d_ff) + 1
+            covered = np.cumsum(np.bincount(first, minlength=size) - np.bincount(last, minlength=size)) > 0
+            return [int(value) for value in self.found.d_ff[covered[:-1]]]
+        if axis in MESH:
+            present = {
+                int(mesh.axes[MESH.index(axis)][place] or 0)
+                for mesh, points in self._points
+                for place in np.unique(np.unravel_index(points, mesh.shape)[MESH.index(axis)])
+            }
+            return sorted(present)
+        seen = {_outer(combination, axis) for combination in self.found.combinations}
+        return sorted(seen, key=None if all(type(v) is int for v in seen) else self.found.space.axes[axis].index)
+
+    @cached_property
+    def _points(self) -> list[tuple[Mesh, Ints]]:
+        """Each mesh with its points that have members."""
+        meshes = {id(c.mesh): c.mesh for c in self.found.combinations}
+        owner = np.array([list(meshes).index(id(c.mesh)) for c in self.found.combinations])[self._combination]
+        return [(mesh, np.unique(self.found.runs.mesh[owner == k])) for k, mesh in enumerate(meshes.values())]
+
+    def _squares(self, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> Numbers:
+        """(R,) squared distance of the nearest member of each run."""
+        squares = self._outer_squares(wanted, fixed, slice(None))
+        if "d_ff" in wanted:
+            target = np.log2(wanted["d_ff"])
+            squares += np.maximum(0, np.maximum(self._low - target, target - self._high)) ** 2
+        if "d_ff" in fixed:
+            target = np.log2(fixed["d_ff"])
+            squares[(self._low > target) | (self._high < target)] = np.inf
+        return squares
+
+    def _outer_squares(self, wanted: Mapping[str, Any], fixed: Mapping[str, Any], runs: Any) -> Numbers:
+        """Squared distance of these runs, `d_ff` left out; infinite where a fixed axis differs."""
+        combinations = self.found.combinations
+        outer = np.zeros(len(combinations))
+        for place, combination in enumerate(combinations):
+            for axis in AXES:
+                if axis not in (*MESH, "d_ff"):
+                    outer[place] += _square(axis, _outer(combination, axis), wanted, fixed)
+        owner = self._combination[runs]
+        squares: Numbers = outer[owner]
+        meshes = {id(c.mesh): c.mesh for c in combinations}
+        tables = {key: _mesh_squares(mesh, wanted, fixed) for key, mesh in meshes.items()}
+        if len(tables) == 1:
+            squares += next(iter(tables.values()))[self.found.runs.mesh[runs]]
+            return squares
+        kinds = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[owner]
+        for kind, table in enumerate(tables.values()):
+            mine = kinds == kind
+            squares[mine] += table[self.found.runs.mesh[runs][mine]]
+        return squares
+
+
+def _outer(combination: Combination, axis: str) -> Any:
+    """The value of an axis that is not on the mesh."""
+    return combination.depth if axis == "num_decoder_layers" else combination.outer[axis]
+
+
+def _mesh_squares(mesh: Mesh, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> Numbers:
+    """(points,) squared distance over the axes of a mesh."""
+    total = np.zeros(())
+    for axis, values in zip(MESH, mesh.axes, strict=True):
+        total = np.add.outer(total, [_square(axis, value or 0, wanted, fixed) for value in values])
+    return total.reshape(-1)
+
+
+def _square(axis: str, value: Any, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> float:
+    """Squared distance of one value; infinite where it must be another."""
+    if axis in fixed and value != fixed[axis]:
+        return float("inf")
+    if axis not in wanted or value == wanted[axis]:
+        return 0.0
+    if type(value) is int and type(wanted[axis]) is int:
+        return float(np.log2(max(value, 1) / max(wanted[axis], 1)) ** 2)
+    return 1.0

@@ -1,0 +1,252 @@
+"""What a study will take, before it starts, and what it took: tokens, FLOPs, device-hours, money, disk, memory."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from march_search import cost
+from march_search.architecture import Architecture
+from march_search.config import StudyConfig
+from march_search.cost import Setup
+from march_search.devices import Device, parse_device, this_cpu
+from march_search.errors import ConfigError, UsageError
+from march_search.files import read_json, read_lines
+from march_search.memory import memory
+from march_search.objectives import setup_of
+from march_search.report.tables import count, duration, si, size
+from march_search.strategy import Rungs
+from march_search.study.candidates import Candidates, how_many, rates
+
+SAMPLE = 64
+"""Members that stand for those a sampler will choose."""
+
+USABLE = 0.9
+"""Share of a device's memory that may be filled: contexts, workspaces and fragments need the rest."""
+
+
+def planned(
+    config: StudyConfig,
+    chosen: Candidates,
+    device: Device | None = None,
+    rate: float | None = None,
+    rungs: Sequence[int] = (),
+    keep: float = 1 / 3,
+) -> dict[str, Any]:
+    """The price of a study; what nobody knows is None.
+
+    With rungs the numbers of trials are exact, and the mean of all candidates stands for those that will go on. Without
+    them, nothing is taken to be stopped: what a pruner saves cannot be known.
+
+    Args:
+        config: the study.
+        chosen: its candidates.
+        device: what a trial runs on, all ranks together.
+        rate: price of one device for one hour, in any currency.
+        rungs: token counts at which the best of all candidates go on, ascending, the end last.
+        keep: share of a rung's candidates that goes on.
+    """
+    shapes = stand_ins(config, chosen)
+    setup, many, seeds = setup_of(config, device or cost.STUDY_DEVICES), how_many(chosen, config), config.search.seeds
+    stages = survivors(many * len(rates(config)), rungs or [config.training.tokens], keep)
+    tokens = sum(trained * trials for trained, trials in stages) * len(seeds)
+    flops = fmean(float(cost.flops_per_token(a, setup)) for a in shapes)
+    hours = None
+    if device is not None:
+        hours = tokens * fmean(1 / cost.tokens_per_second(a, setup) for a in shapes) / 3600 * device.count
+    reached = accumulate(trained for trained, _ in stages)
+    tightest = max(shapes, key=lambda a: memory(a, setup).total)
+    return {
+        "architectures": many,
+        "trials": many * len(seeds) * len(rates(config)),
+        "stages": [{"tokens": t, "trials": n * len(seeds)} for t, (_, n) in zip(reached, stages, strict=True)],
+        "tokens": tokens,
+        "flops": flops * tokens,
+        "device": None if device is None else str(device),
+        "basis": None if device is None else device.basis,
+        "device_hours": hours,
+        "rate": rate,
+        "money": None if hours is None or rate is None else hours * rate,
+        "memory": None if device is None else _memory(tightest, setup, config),
+        "disk_bytes": _disk(config, shapes, stages, bool(rungs)),
+    }
+
+
+def kept(folder: Path) -> dict[str, Any] | None:
+    """The plan with which the study in `folder` was launched; None before that."""
+    plan = read_json(folder / "plan.json")
+    return plan if isinstance(plan, dict) else None
+
+
+def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ...]:
+    """The candidates, or with a sampler a uniform sample of the set they will come from."""
+    if not config.search.adaptive:
+        return chosen.architectures
+    return tuple(chosen.found.sample(min(SAMPLE, len(chosen.found)), config.search.seed))
+
+
+def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
+    """(tokens from the rung before, candidates that train them) of each rung."""
+    stages, before = [], 0
+    for rung in rungs:
+        stages.append((rung - before, many))
+        many, before = len(Rungs(keep=keep).promoted(dict.fromkeys(range(many), 0.0))), rung
+    return stages
+
+
+def built(shapes: Sequence[Architecture]) -> int:
+    """Builds every model on the `meta` device, which allocates nothing; how many were built.
+
+    Raises:
+        ConfigError: a model has other parameters than its shape says.
+    """
+    import torch
+
+    from march_search.model import build
+
+    for a in shapes:
+        with torch.device("meta"):
+            real = sum(parameter.numel() for parameter in build(a).parameters())
+        if real != a.num_params:
+            raise ConfigError(f"{a.name} was built with {real:,} parameters, and its shape has {a.num_params:,}.")
+    return len(shapes)
+
+
+def cpu() -> Device | None:
+    """This machine as a device, measured in a process of its own so that torch need not be loaded here; None if not."""
+    code = "import dataclasses, json; from march_search.devices import this_cpu; "
+    code += "print(json.dumps(dataclasses.asdict(this_cpu())))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return Device(**json.loads(asked.stdout)) if asked.returncode == 0 else None
+
+
+def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = False) -> Device | None:
+    """The devices of a trial: as `text` says, `A5000` for as many as the study has ranks; else this machine's CPU.
+
+    Raises:
+        UsageError: no such device, or a number that is not the study's.
+    """
+    if text is None:
+        return None if config.devices.kind != "cpu" else this_cpu() if torch_is_loaded else cpu()
+    device, ranks = parse_device(text), config.devices.ranks
+    if device.name == "cpu" or device.count == ranks:
+        return device
+    if device.count == 1:
+        return replace(device, count=ranks)
+    raise UsageError(f'--device {text}: a trial of this study runs on {ranks} ([devices] ranks): say "{device.name}".')
+
+
+def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
+    """What a study in `folder` took so far, by its trials' own lines: the keys of `planned` that can be measured."""
+    tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
+    for path in sorted(folder.glob("trials/*/trial.json")):
+        trial = read_json(path) or {}
+        lines = [line for line in read_lines(path.parent / "metrics.jsonl") if "tokens" in line]
+        trained = max((line["tokens"] for line in lines), default=0)
+        a = Architecture.parse(trial["architecture"])
+        trials, tokens = trials + 1, tokens + trained
+        flops += trained * float(cost.flops_per_token(a, setup_of(config)))
+        seconds += _seconds(lines)
+    kind, together = config.devices.kind, config.devices.parallel_trials
+    devices = config.devices.ranks if kind == "cuda" else 1 / together  # trials at once share a CPU
+    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {
+        "trials": trials,
+        "tokens": tokens,
+        "flops": flops,
+        "device_hours": seconds / 3600 * devices,
+        "disk_bytes": sum(files),
+    }
+
+
+def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) pairs of a plan."""
+    rows = []
+    if len(plan["stages"]) > 1:
+        reached = ", ".join(f"{stage['trials']} to {si(stage['tokens'])}" for stage in plan["stages"])
+        rows.append(("survivors", f"{reached} tokens"))
+    if plan["device_hours"] is not None:
+        money = "" if plan["money"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
+        whole = "" if len(plan["stages"]) > 1 else " if no trial is stopped"
+        hours = f"{plan['device_hours']:,.3g} on {plan['device']}{money}{whole}"
+        rows.append(("device-hours", f"{hours}; {plan['basis']}"))
+    else:
+        rows.append(("device-hours", "say on what with --device 8xA5000, and for how much an hour with --rate"))
+    if plan["memory"] is not None:
+        rows.append(("memory", _memory_words(plan["memory"])))
+    disk = plan["disk_bytes"]
+    parts = ", ".join(f"{size(value)} {key.replace('_', ' ')}" for key, value in disk.items())
+    rows.append(("disk", f"{size(sum(disk.values()))} at most: {parts}"))
+    return rows
+
+
+def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) pairs: planned, taken, and the share."""
+    pairs = [
+        ("trials", plan["trials"], took["trials"], count),
+        ("tokens", plan["tokens"], took["tokens"], si),
+        ("FLOPs", plan["flops"], took["flops"], si),
+        ("device time", plan["device_hours"], took["device_hours"], lambda hours: duration(hours * 3600)),
+        ("disk", sum(plan["disk_bytes"].values()), took["disk_bytes"], size),
+    ]
+    return [
+        (what, f"{show(was)}, {'not planned' if told is None else f'{was / told:.0%} of the {show(told)} planned'}")
+        for what, told, was, show in pairs
+    ]
+
+
+def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any]:
+    """What the largest candidate takes of each device, at the micro batch that is told or the largest that fits."""
+    if config.training.micro_batch_sequences is None and setup.device.memory_bytes:
+        share = config.batch.sequences // config.batch.ranks
+        tries = [replace(setup, micro_batch=micro) for micro in range(share, 0, -1) if share % micro == 0]
+        room = USABLE * setup.device.memory_bytes
+        setup = next((s for s in tries if memory(a, s).total <= room), tries[-1])
+    return {
+        "architecture": a.name,
+        "bytes": round(memory(a, setup).total),
+        "device_bytes": setup.device.memory_bytes,
+        "micro_batch": setup.micro_batch,
+    }
+
+
+def _memory_words(told: dict[str, Any]) -> str:
+    """Whether the largest candidate fits."""
+    words = f"{size(told['bytes'])} at most, {told['architecture']} at micro batch {told['micro_batch']}"
+    if not told["device_bytes"]:
+        return words
+    verdict = (
+        "fits" if told["bytes"] <= USABLE * told["device_bytes"] else "DOES NOT FIT: smaller micro batch, more ZeRO"
+    )
+    return f"{words}; a device has {size(told['device_bytes'])}: {verdict}"
+
+
+def _disk(
+    config: StudyConfig, shapes: Sequence[Architecture], stages: Sequence[tuple[int, int]], paused: bool
+) -> dict[str, int]:
+    """Bytes by kind, at their most: two checkpoints of each trial that runs or waits, weights of those that end."""
+    training, seeds = config.training, len(config.search.seeds)
+    params = max(a.num_params for a in shapes)
+    setup = setup_of(config)
+    state = setup.scalar_bytes + (8 if setup.stage == 0 else 12)
+    open_trials = stages[0][1] * seeds if paused else min(config.devices.parallel_trials, stages[0][1] * seeds)
+    evaluations = len(training.evaluation_steps) * (4 * config.data.validation_sequences + 300)
+    return {
+        "checkpoints": 2 * state * params * open_trials * bool(training.checkpoints or paused),
+        "weights": setup.scalar_bytes * params * stages[-1][1] * seeds * training.keep_weights,
+        "metrics": (evaluations + 250 * training.steps) * stages[0][1] * seeds,
+        "text": (2 if config.data.vocab_size <= 2**16 else 4) * training.tokens,
+    }
+
+
+def _seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """How long a trial trained and was evaluated, by its metric lines."""
+    train = [line for line in lines if line.get("kind") == "train" and line.get("tokens_per_second")]
+    before = [0, *(line["tokens"] for line in train)]
+    trained = sum((line["tokens"] - b) / line["tokens_per_second"] for line, b in zip(train, before, strict=False))
+    return float(trained + sum(line.get("seconds", 0.0) for line in lines if line.get("kind") == "evaluation"))

@@ -1,0 +1,95 @@
+"""Results from elsewhere that a study's sampler knows from the start: past studies, CSV files, a shipped table."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from march_search.architecture import Architecture
+from march_search.config import SearchConfig, TrialConfig
+from march_search.errors import ConfigError
+from march_search.files import read_json
+from march_search.outcome import complete
+from march_search.settings import build, nearest
+from march_search.shipped import shipped_folder
+from march_search.solver import FeasibleSet
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A result from elsewhere."""
+
+    architecture: Architecture
+    loss: float
+    source: str
+    """Where it is from."""
+
+
+def read_priors(search: SearchConfig, folder: Path) -> tuple[Prior, ...]:
+    """Results of all sources of `warm_start`, the lowest loss first; one an architecture and source.
+
+    Args:
+        search: the study's settings.
+        folder: what relative paths are looked for in, before the current folder.
+
+    Raises:
+        ConfigError: a source does not exist or holds no result, or a table cannot be read.
+    """
+    found = [prior for source in search.warm_start for prior in _read(source, folder)]
+    return tuple(sorted(found, key=lambda prior: prior.loss))
+
+
+def best_members(priors: Sequence[Prior], found: FeasibleSet, most: int) -> list[Architecture]:
+    """At most so many different members of `found` among these results, in their order."""
+    members = dict.fromkeys(prior.architecture for prior in priors if prior.architecture in found)
+    return list(members)[:most]
+
+
+def _read(source: str, folder: Path) -> list[Prior]:
+    """The results of one source."""
+    shipped = {path.stem: path for path in shipped_folder("studies").glob("*.csv")}
+    path = next((p for p in (folder / source, Path(source)) if p.exists()), shipped.get(source))
+    if path is None:
+        raise ConfigError(
+            f'[search]: warm_start has "{source}", which is no study\'s folder, no CSV file and no shipped table. '
+            f"{nearest(source, shipped)}"
+        )
+    losses = _of_study(path) if path.is_dir() else _of_table(path)
+    if not losses:
+        raise ConfigError(f"[search]: warm_start has {path}, which holds no complete trial.")
+    return [Prior(Architecture.parse(name), loss, source) for name, loss in losses.items()]
+
+
+def _of_study(folder: Path) -> dict[str, float]:
+    """Mean loss of every architecture with a complete trial, at its best learning rate."""
+    losses: dict[tuple[str, float], list[float]] = {}
+    for path in sorted(folder.glob("trials/*/trial.json")):
+        config = build(TrialConfig, read_json(path) or {}, str(path))
+        result = complete(path.parent, config)
+        if result is not None:
+            losses.setdefault((result["architecture"], config.training.learning_rate), []).append(result["loss"])
+    means = sorted(((name, sum(all_) / len(all_)) for (name, _), all_ in losses.items()), key=lambda row: -row[1])
+    return dict(means)  # the best rate is the last to be written
+
+
+def _of_table(path: Path) -> dict[str, float]:
+    """Loss of every architecture of a CSV file at its most tokens; lines that begin with # are left out.
+
+    Raises:
+        ConfigError: a column is missing or a line cannot be read.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
+    table = csv.DictReader(lines)
+    if not {"name", "loss"} <= set(table.fieldnames or ()):
+        raise ConfigError(f"{path}: must have the columns name and loss, and may have tokens.")
+    most: dict[str, tuple[float, float]] = {}
+    for row in table:
+        try:
+            name, tokens, loss = Architecture.parse(row["name"]).name, float(row.get("tokens") or 0), float(row["loss"])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {row['name']}: {error}") from None
+        if not math.isfinite(loss):
+            raise ConfigError(f"{path}: {row['name']}: a loss must be a finite number, not {loss}.")
+        most[name] = max(most.get(name, (-1.0, 0.0)), (tokens, loss))
+    return {name: loss for name, (_, loss) in most.items()}

@@ -1,0 +1,262 @@
+"""A sampler chooses what a study trains next, from all that is known: other trials, seeds, rates, earlier studies."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from march_search import Architecture
+from march_search.config import ADAPTIVE, DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
+from march_search.errors import ConfigError
+from march_search.settings import build
+from march_search.study import candidates
+from march_search.study.adaptive import next_trial, view
+from march_search.study.candidates import Planned
+from march_search.study.folders import StudyFolder
+from march_search.study.sampler import FeasibleSampler
+from march_search.study.warm import read_priors
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+CONFIG = StudyConfig(
+    space="cpu-demo",
+    search=SearchConfig(strategy="tpe", trials=14),
+    data=DataConfig(vocab_size=2048, sequence_length=64),
+    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
+)
+
+
+def searching(**search: object) -> StudyConfig:
+    """The study with these settings of its search."""
+    return replace(CONFIG, search=replace(CONFIG.search, **search))
+
+
+def loss(wanted: Planned) -> float:
+    """Best at three layers of width 96; a rate of 2e-3 suits all."""
+    a = wanted.architecture
+    return 4 + abs(a.num_layers - 3) / 3 + abs(a.d_model - 96) / 96 + abs(wanted.learning_rate - 2e-3)
+
+
+def added(study: optuna.Study, wanted: Planned) -> optuna.Trial:
+    """A trial of it, as the machinery that trains makes one."""
+    study.enqueue_trial({"d_model": wanted.architecture.d_model}, user_attrs={
+        "architecture": wanted.architecture.name, "seed": wanted.seed, "learning_rate": wanted.learning_rate,
+    })  # fmt: skip
+    return study.ask()
+
+
+def search(config: StudyConfig, folder: Path, storage: object = None) -> tuple[optuna.Study, list[Planned]]:
+    """A study run to its end; every fourth trial is stopped after half."""
+    chosen = candidates.choose(config, folder)
+    study = optuna.create_study(storage=storage)
+    ask, order = next_trial(config, chosen), []
+    todo = iter(candidates.planned(chosen, config))
+    while wanted := next(todo, None) or ask(study):
+        trial = added(study, wanted)
+        order.append(wanted)
+        if trial.number % 4 == 3:
+            trial.report(loss(wanted) + 1, step=2048)
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, loss(wanted))
+    return study, order
+
+
+@pytest.mark.parametrize("strategy", [s for s in ADAPTIVE if s != "gp"])
+def test_each_sampler_is_asked_until_there_are_enough(strategy: str, tmp_path: Path) -> None:
+    config = searching(strategy=strategy)
+    study, order = search(config, tmp_path)
+    found = candidates.choose(config, tmp_path).found
+    assert len({w.architecture for w in order}) == len(order) == len(study.trials) == 14
+    assert all(w.architecture in found for w in order)
+    assert search(config, tmp_path)[1] == order
+    assert search(searching(strategy=strategy, seed=1), tmp_path)[1] != order
+
+
+def test_a_gaussian_process_is_asked_too(tmp_path: Path) -> None:
+    _, order = search(searching(strategy="gp", trials=12), tmp_path)
+    assert len({w.architecture for w in order}) == 12
+
+
+def test_a_study_goes_on_as_if_it_had_not_been_left(tmp_path: Path) -> None:
+    for strategy in ("tpe", "cmaes"):
+        config = searching(strategy=strategy)
+        journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / strategy))
+        study, order = search(config, tmp_path, optuna.storages.JournalStorage(journal))
+        part = optuna.create_study()
+        part.add_trials(study.trials[:11])
+        assert next_trial(config, candidates.choose(config, tmp_path))(part) == order[11]
+
+
+def test_listed_shapes_come_first_and_every_seed_and_rate_follows(tmp_path: Path) -> None:
+    listed = ("L2-D64-H2x32-F100-rope-V2048",)
+    config = searching(trials=4, architectures=listed, seeds=(1, 2), learning_rates=(1e-3, 2e-3))
+    _, order = search(config, tmp_path)
+    assert [w.architecture.name for w in order[:4]] == [*listed] * 4
+    combinations = {(w.architecture.name, w.seed, w.learning_rate) for w in order}
+    assert len(order) == len(combinations) == 4 * 2 * 2
+
+
+def test_trials_that_run_are_not_asked_for_again(tmp_path: Path) -> None:
+    chosen = candidates.choose(CONFIG, tmp_path)
+    ask, study = next_trial(CONFIG, chosen), optuna.create_study()
+    shapes = set()
+    for _ in range(14):
+        wanted = ask(study)
+        assert wanted is not None
+        shapes.add(wanted.architecture)
+        added(study, wanted)
+    assert len(shapes) == 14
+    assert ask(study) is None
+
+
+def test_a_small_space_ends_before_the_trials_do(tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text(
+        '[budget]\nparameters = "1.3M"\ntolerance = "30%"\n[axes]\nnum_layers = [1, 2]\nd_model = 128\nnum_heads = 4\n'
+        "d_kv = 32\nd_ff = [256, 512, 1024]\nvocab_size = 2048\n"
+    )
+    config = replace(searching(trials=50), space="few.toml")
+    chosen = candidates.choose(config, tmp_path)
+    _, order = search(config, tmp_path)
+    assert sorted(chosen.found.index(w.architecture) for w in order) == list(range(len(chosen.found)))
+    assert candidates.how_many(chosen, config) == len(chosen.found) < 50
+
+
+def seen_by(config: StudyConfig, study: optuna.Study, folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """The view that a sampler has of a study."""
+    chosen = candidates.choose(config, folder)
+    sampler = FeasibleSampler(chosen.found, config.search.strategy, listed=chosen.architectures)
+    return view(sampler, study.trials, config, chosen.priors).trials
+
+
+def test_a_sampler_sees_architectures_not_trials(tmp_path: Path) -> None:
+    config = searching(seeds=(0, 1), learning_rates=(1e-3, 2e-3))
+    shapes = candidates.choose(searching(strategy="sample"), tmp_path).architectures
+    study = optuna.create_study()
+    for rate, seed, value in ((1e-3, 0, 5.0), (1e-3, 1, 5.2), (2e-3, 0, 4.0), (2e-3, 1, 4.2)):
+        study.tell(added(study, Planned(shapes[0], seed, rate)), value)
+    stopped = added(study, Planned(shapes[1], 0, 1e-3))
+    stopped.report(6.0, step=1024)
+    stopped.report(5.5, step=2048)
+    study.tell(stopped, state=TrialState.PRUNED)
+    added(study, Planned(shapes[2], 0, 1e-3))
+    study.tell(added(study, Planned(shapes[3], 0, 1e-3)), state=TrialState.FAIL)
+    complete, pruned, running, failed = seen_by(config, study, tmp_path)
+    assert complete.value == pytest.approx(4.1)
+    assert (pruned.state, pruned.intermediate_values) == (TrialState.PRUNED, {1024: 6.0, 2048: 5.5})
+    assert (running.state, failed.state) == (TrialState.RUNNING, TrialState.FAIL)
+    bound = seen_by(replace(config, search=replace(config.search, strategy="gp")), study, tmp_path)[1]
+    assert (bound.state, bound.value) == (TrialState.COMPLETE, 5.5)
+
+
+def test_several_objectives_are_several_values(tmp_path: Path) -> None:
+    config = searching(objectives=("loss", "flops", "-depth"), trials=12)
+    study, order = search(config, tmp_path)
+    seen = [t for t in seen_by(config, study, tmp_path) if t.state == TrialState.COMPLETE]
+    assert len(seen) == len(order)
+    assert seen[0].values[2] == -2 * order[0].architecture.num_layers
+    assert len({w.architecture for w in order}) == 12
+
+
+def table(folder: Path, text: str) -> str:
+    """A CSV file of results."""
+    (folder / "past.csv").write_text(text)
+    return "past.csv"
+
+
+def test_a_warm_start_is_known_and_not_ranked(tmp_path: Path) -> None:
+    shapes = candidates.choose(searching(strategy="sample"), tmp_path).architectures
+    lines = [f"{a.name},{loss(Planned(a, 0, 2e-3)) + 3},1" for a in shapes]
+    source = table(tmp_path, "\n".join(["name,loss,tokens", *lines, f"{shapes[0].name},99,0"]) + "\n")
+    config = searching(warm_start=(source,))
+    study = optuna.create_study()
+    seen = seen_by(config, study, tmp_path)
+    assert {t.user_attrs["warm_start"] for t in seen} == {source}
+    assert len(seen) == 14
+    assert max(t.value for t in seen) < 90
+    _, warm = search(config, tmp_path)
+    _, cold = search(CONFIG, tmp_path)
+    assert sum(map(loss, warm)) < sum(map(loss, cold))
+    first = Planned(shapes[5], 0, 2e-3)
+    study.tell(added(study, first), 1.0)
+    moved = sorted(t.value for t in seen_by(config, study, tmp_path) if "warm_start" in t.user_attrs)
+    assert (moved[6] + moved[7]) / 2 == pytest.approx(1.0)
+
+
+def test_the_best_of_a_warm_start_are_tried_first(tmp_path: Path) -> None:
+    shapes = candidates.choose(searching(strategy="sample"), tmp_path).architectures
+    lines = [f"{a.name},{9 - k}" for k, a in enumerate(shapes[:5])]
+    source = table(tmp_path, "\n".join(["# from elsewhere", "name,loss", *lines, "L2-D65-H4x32-F100,0.1"]))
+    for strategy in ("tpe", "design", "list"):
+        config = searching(
+            strategy=strategy, warm_start=(source,), warm_start_trials=2, architectures=(shapes[9].name,)
+        )
+        first = candidates.choose(config, tmp_path).architectures[:3]
+        assert first == (shapes[9], shapes[4], shapes[3])
+
+
+def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> None:
+    folder = StudyFolder.of(tmp_path, "old")
+    name = "L2-D96-H3x32-F256-rope-V2048"
+    for number, (rate, value) in enumerate(((1e-3, 5.0), (2e-3, 4.0))):
+        trial = folder.trial(number, name, 0, rate)
+        folder.write_trial(trial, CONFIG, name, 0, tmp_path / "store", rate)
+        written = build(TrialConfig, json.loads((trial / "trial.json").read_text()), "x")
+        assert written.training.learning_rate == rate
+        assert trial.name.endswith(f"-s0-lr{rate:g}")
+        result = {"architecture": name, "seed": 0, "tokens": 4096, "loss": value}
+        (trial / "result.json").write_text(json.dumps(result))
+    [prior] = read_priors(SearchConfig(strategy="tpe", warm_start=("old",)), tmp_path)
+    assert (prior.architecture.name, prior.loss, prior.source) == (name, 4.0, "old")
+    recorded = read_priors(SearchConfig(strategy="tpe", warm_start=("march-2023",)), tmp_path)
+    assert len(recorded) == 25
+    assert recorded[0].loss == min(p.loss for p in recorded)
+    assert Architecture.parse("L12-D768-H12x64-F3072-abs-xlayer-V30000") in [p.architecture for p in recorded]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n", "must have the columns name and loss"),
+        ("name,loss\nL2,4\n", "'L2' is no architecture's name"),
+        ("name,loss\nL2-D96-H3x32-F256,inf\n", "a loss must be a finite number, not inf"),
+        ("name,loss\nL2-D96-H3x32-F256,x\n", "could not convert string to float: 'x'"),
+        ("name,loss\n", "which holds no complete trial"),
+    ],
+)
+def test_a_bad_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_priors(SearchConfig(strategy="tpe", warm_start=(table(tmp_path, text),)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rates": (1e-3, 1e-3)}, "learning_rates must be different numbers"),
+        ({"objectives": ("flops",)}, 'objectives must begin with "loss"'),
+        ({"objectives": ("loss", "flop")}, "of params, flops, memory, depth, tokens_per_second, not"),
+        ({"strategy": "cmaes", "objectives": ("loss", "flops")}, '"cmaes" seeks one objective'),
+        ({"strategy": "design", "warm_start": ("x",)}, 'strategy "design" learns nothing from warm_start'),
+        ({"warm_start_trials": 2}, "warm_start_trials is how many of warm_start"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        searching(**settings)
+
+
+def test_a_missing_warm_start_and_a_vocabulary_that_does_not_fit_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'warm_start has "march-2022", .* Did you mean "march-2023"\?'):
+        candidates.choose(searching(warm_start=("march-2022",)), tmp_path)
+    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, \[data\] vocab_size is 4,096"):
+        candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
+
+
+def test_rates_are_in_the_plan_and_in_the_settings(tmp_path: Path) -> None:
+    config = searching(strategy="design", trials=3, learning_rates=(1e-3, 4e-3), seeds=(0, 1))
+    wanted = candidates.planned(candidates.choose(config, tmp_path), config)
+    assert len(wanted) == 3 * 2 * 2
+    assert {w.learning_rate for w in wanted} == {1e-3, 4e-3}
+    assert asdict(config)["search"]["learning_rates"] == (1e-3, 4e-3)

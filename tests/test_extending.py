@@ -1,0 +1,124 @@
+"""A started study can get more of everything, and loses nothing without being told."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_study import CONFIG, TOY
+
+from march_search.config import SearchConfig, StudyConfig
+from march_search.errors import ConfigError, StorageError
+from march_search.evidence.trials import read_study
+from march_search.study import candidates, extending, kept
+from march_search.study.folders import StudyFolder
+from march_search.study.runner import StudyRun
+
+SPACE = """
+[budget]
+parameters = "1.3M"
+tolerance = "{tolerance}"
+[axes]
+num_layers = {layers}
+d_model = [96, 128, 192]
+num_heads = 4
+d_kv = 32
+d_ff = {{ min = 64, max = 2048, multiple_of = 64 }}
+vocab_size = 2048
+position = "rotary"
+"""
+
+
+def write_space(folder: Path, layers: str = "[1, 2, 3]", tolerance: str = "5%", rules: str = "") -> None:
+    """A space file."""
+    (folder / "own.toml").write_text(rules + SPACE.format(layers=layers, tolerance=tolerance))
+
+
+def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search: object) -> list[str]:
+    """Runs the study as the command does, with toy trials; the names of its trials in order."""
+    config = replace(config, space="own.toml", search=replace(SearchConfig(trials=3), **search))
+    folder = StudyFolder.of(root, "toy")
+    drawn = candidates.choose(config, root)
+    chosen = extending.extended(folder.path, config, drawn, extend)
+    if extend:
+        extending.adopt(folder, config, chosen, drawn)
+    folder.keep_settings(config, chosen.architectures)
+    kept.keep(folder.path, chosen)
+    folder.keep_store(root / "store")
+    StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
+    return [f"{t.architecture.name}-s{t.seed}" for t in read_study("toy", root).trials]
+
+
+def test_an_extended_study_keeps_its_trials_and_gets_more(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    first = run(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"toy was started with \[search\] trials = 3 and its file says 5: say --extend"
+    ):
+        run(tmp_path, trials=5)
+    more = run(tmp_path, extend=True, trials=5)
+    assert more[:3] == first
+    assert len(set(more)) == 5
+    assert run(tmp_path, trials=5) == more  # the same command without --extend goes on with what was extended
+    seeds = run(tmp_path, extend=True, trials=5, seeds=(0, 1))
+    assert seeds[:5] == more
+    assert len(seeds) == 10
+
+
+def test_an_extension_takes_nothing_away(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    run(tmp_path, seeds=(0, 1))
+    for search, said in (
+        ({"trials": 2, "seeds": (0, 1)}, r"\[search\] trials of toy was 3 and is 2"),
+        ({"seeds": (1,)}, r"\[search\] seeds of toy lost 0"),
+        ({"seeds": (0, 1), "learning_rates": (1e-2,)}, r"\[search\] learning_rates of toy lost 0.0001"),
+    ):
+        with pytest.raises(ConfigError, match=f"--extend only adds: {said}"):
+            run(tmp_path, extend=True, **search)
+    other = replace(CONFIG, training=replace(CONFIG.training, learning_rate=1e-2))
+    with pytest.raises(ConfigError, match=r"learning_rates of toy lost 0\.0001"):
+        run(tmp_path, extend=True, config=other, seeds=(0, 1))
+    other = replace(CONFIG, training=replace(CONFIG.training, weight_decay=0.5))
+    with pytest.raises(ConfigError, match=r"other settings: training\.weight_decay was 0\.1 and is 0\.5"):
+        run(tmp_path, extend=True, config=other, trials=5, seeds=(0, 1))
+    assert len(run(tmp_path, seeds=(0, 1))) == 6
+
+
+def test_a_changed_space_is_shown_and_allowed_when_only_wider(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    first = run(tmp_path)
+    write_space(tmp_path, layers="[1, 2, 3, 4]", tolerance="8%")
+    with pytest.raises(
+        ConfigError, match=r"wider than when it started: num_layers gained 4; the budget was 1,300,000 p"
+    ):
+        run(tmp_path)
+    assert run(tmp_path, extend=True, trials=4)[:3] == first
+    write_space(tmp_path, layers="[1, 2, 4]", tolerance="8%")
+    with pytest.raises(ConfigError, match=r"the space of toy is narrower than when it started: num_layers lost 3\. Br"):
+        run(tmp_path, extend=True, trials=4)
+    write_space(tmp_path, layers="[1, 2, 3, 4]", tolerance="8%", rules='rules = ["d_ff >= 128"]\n')
+    with pytest.raises(ConfigError, match='narrower than when it started: the rule "d_ff >= 128" is new'):
+        run(tmp_path, extend=True, trials=4)
+
+
+def test_what_was_not_started_cannot_be_extended(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    with pytest.raises(ConfigError, match="toy has not been started, so there is nothing to extend"):
+        run(tmp_path, extend=True)
+
+
+def test_a_worker_finds_the_candidates_without_the_studys_files(tmp_path: Path) -> None:
+    write_space(tmp_path, rules='rules = ["d_ff >= 128"]\n')
+    (tmp_path / "past.csv").write_text("name,loss\nL2-D128-H4x32-F512-rope-V2048,4.5\n")
+    run(tmp_path, warm_start=("past.csv",), warm_start_trials=1)
+    config = replace(
+        CONFIG, space="own.toml", search=SearchConfig(trials=3, warm_start=("past.csv",), warm_start_trials=1)
+    )
+    chosen = candidates.choose(config, tmp_path)
+    (tmp_path / "own.toml").unlink()
+    (tmp_path / "past.csv").unlink()
+    again = kept.restored(tmp_path / "toy")
+    assert (list(again.found), again.architectures, again.priors) == (
+        list(chosen.found), chosen.architectures, chosen.priors,
+    )  # fmt: skip
+    with pytest.raises(StorageError, match=r"study\.json keeps no space"):
+        kept.restored(tmp_path)

@@ -1,0 +1,138 @@
+"""What a study will take is said before it starts, and compared with what it took."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_study import CONFIG, run
+
+from march_search import Architecture
+from march_search.cli import main
+from march_search.config import DevicesConfig, PrunerConfig, SearchConfig, StudyConfig
+from march_search.cost import Setup, hours
+from march_search.devices import parse_device
+from march_search.errors import ConfigError, UsageError
+from march_search.memory import memory
+from march_search.study import candidates, price
+from march_search.study.plan import plan_rows
+
+A5000 = parse_device("A5000")
+
+
+def planned(config: StudyConfig, **options: object) -> dict:
+    """The price of a study."""
+    return price.planned(config, candidates.choose(config, Path()), **options)
+
+
+def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
+    config = replace(CONFIG, search=SearchConfig(trials=5, seeds=(0, 1, 2)))
+    plan = planned(config, device=A5000, rate=1.1)
+    shapes = candidates.choose(config, Path()).architectures
+    setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=16)
+    assert (plan["architectures"], plan["trials"], plan["tokens"]) == (5, 15, 15 * 4096)
+    assert plan["flops"] == pytest.approx(3 * 4096 * sum(a.flops_per_token(64) for a in shapes))
+    assert plan["device_hours"] == pytest.approx(3 * sum(hours(a, setup) for a in shapes))
+    assert plan["money"] == pytest.approx(1.1 * plan["device_hours"])
+
+
+def test_rates_and_ranks_multiply_the_price() -> None:
+    search = SearchConfig(trials=5)
+    once = planned(replace(CONFIG, search=search), device=A5000)
+    rates = planned(replace(CONFIG, search=replace(search, learning_rates=(1e-3, 2e-3, 4e-3))), device=A5000)
+    assert rates["tokens"] == 3 * once["tokens"]
+    assert rates["device_hours"] == pytest.approx(3 * once["device_hours"])
+    four = planned(replace(CONFIG, search=search, devices=DevicesConfig(ranks=4)), device=replace(A5000, count=4))
+    assert four["device_hours"] == pytest.approx(once["device_hours"], rel=1e-9)
+
+
+def test_survivors_are_those_of_the_rungs() -> None:
+    assert price.survivors(24, [20, 60, 200, 1000], 1 / 3) == [(20, 24), (40, 8), (140, 3), (800, 1)]
+    config = replace(CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)))
+    plan = planned(config, rungs=(1024, 2048, 4096))
+    assert plan["stages"] == [
+        {"tokens": 1024, "trials": 48}, {"tokens": 2048, "trials": 16}, {"tokens": 4096, "trials": 6},
+    ]  # fmt: skip
+    assert plan["tokens"] == 1024 * 48 + 1024 * 16 + 2048 * 6
+    assert ("survivors", "48 to 1.02k, 16 to 2.05k, 6 to 4.1k tokens") in price.price_rows(plan)
+
+
+def test_the_tightest_candidate_is_named_and_told_whether_it_fits() -> None:
+    big = Architecture(num_layers=24, d_model=2048, num_heads=32, d_ff=8192, vocab_size=2048)
+    small = Architecture(num_layers=2, d_model=64, num_heads=1, d_ff=64, vocab_size=2048)
+    search = SearchConfig(strategy="list", architectures=(small.name, big.name))
+    for micro, fits in ((None, False), (1, False)):
+        training = replace(CONFIG.training, micro_batch_sequences=micro)
+        plan = planned(replace(CONFIG, search=search, training=training), device=A5000)
+        assert plan["memory"]["architecture"] == big.name
+        told = dict(price.price_rows(plan))["memory"]
+        assert told.endswith("a device has 24GB: fits") is fits
+        assert ("DOES NOT FIT" in told) is not fits
+    plan = planned(replace(CONFIG, search=replace(search, architectures=(small.name,))), device=A5000)
+    setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=plan["memory"]["micro_batch"])
+    assert plan["memory"]["bytes"] == memory(small, setup).total
+    assert dict(price.price_rows(plan))["memory"].endswith("fits")
+
+
+def test_every_candidate_is_built_and_counted() -> None:
+    shapes = candidates.choose(replace(CONFIG, search=SearchConfig(trials=5)), Path()).architectures
+    assert price.built(shapes) == 5
+
+    class Liar(Architecture):
+        num_params = 1  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match=r"was built with [\d,]+ parameters, and its shape has 1\."):
+        price.built([Liar(num_layers=1, d_model=64, d_ff=64, vocab_size=256)])
+
+
+def test_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
+    config = replace(CONFIG, search=SearchConfig(strategy="tpe", trials=9, warm_start=("march-2023",)))
+    chosen = candidates.choose(config, Path())
+    plan = price.planned(config, chosen)
+    assert (plan["architectures"], plan["trials"], plan["device_hours"]) == (9, 9, None)
+    assert len(price.stand_ins(config, chosen)) == 64
+    rows = dict(plan_rows(config, chosen, "text", Path("runs/x")))
+    assert rows["candidates"].endswith("(tpe chooses as results come in)")
+    assert rows["warm start"] == "25 results of march-2023, 0 feasible here"
+    assert "--device 8xA5000" in dict(price.price_rows(plan))["device-hours"]
+
+
+def test_what_a_study_took_is_compared_with_the_plan(tmp_path: Path) -> None:
+    pruner = PrunerConfig(kind="median", startup_trials=3, warmup_tokens=2048)
+    config = replace(CONFIG, devices=DevicesConfig(kind="cpu"), pruner=pruner)
+    run(tmp_path, config)
+    plan = planned(config)
+    took = price.actual(tmp_path / "toy", config)
+    trials = [json.loads(p.read_text().splitlines()[-1]) for p in tmp_path.glob("toy/trials/*/metrics.jsonl")]
+    assert took["trials"] == plan["trials"] == 6
+    assert took["tokens"] == sum(line["tokens"] for line in trials)
+    assert took["device_hours"] == pytest.approx(took["tokens"] / 1000 / 3600)
+    assert took["disk_bytes"] > 0
+    rows = dict(price.comparison_rows(plan | {"device_hours": took["device_hours"] * 2}, took))
+    assert rows["trials"] == "6, 100% of the 6 planned"
+    assert rows["device time"].startswith("2")
+    assert rows["device time"].endswith("planned")
+    assert dict(price.comparison_rows(plan, took))["device time"].endswith("not planned")
+
+
+def test_a_number_of_devices_that_is_not_the_studys_is_refused() -> None:
+    config = replace(CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
+    assert str(price.device_of(config, "A5000")) == "8xA5000"
+    assert price.device_of(config, None) is None
+    with pytest.raises(UsageError, match=r'a trial of this study runs on 8 \(\[devices\] ranks\): say "A5000"'):
+        price.device_of(config, "4xA5000")
+
+
+def test_the_dry_run_prints_the_price(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", "t5-220m", "--dry-run", "--device", "8xA5000", "--rate", "0.5"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "on 8xA5000 × 0.5 = " in told
+    assert "a device has 24GB: DOES NOT FIT" in told
+    assert told.endswith("24 models built without memory, each with the parameters that its formula says")
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x"])
+def test_a_price_must_be_one(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "run", "cpu-demo", "--dry-run", "--rate", rate])
+    assert f'"{rate}" must be a number above 0' in capsys.readouterr().err
