@@ -28,6 +28,7 @@ from march_search.config import DataConfig, DevicesConfig, TrainingConfig, Trial
 from march_search.data.preparation import prepare
 from march_search.training import checkpoints
 from march_search.training.__main__ import main as train
+from march_search.training.metrics import CLOCKS
 
 ARCHITECTURE = "L1-D32-H2x16-F64-geglu-rope-V400"
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
@@ -36,9 +37,6 @@ TRAINING = TrainingConfig(
     evaluations=6, checkpoints=23,
 )  # fmt: skip
 """96 steps of four micro batches, a checkpoint after every fourth step."""
-
-CLOCKS = ("seconds", "tokens_per_second", "data_wait_seconds")
-"""What no two runs have in common."""
 
 FORKS = multiprocessing.get_context("forkserver")
 """Starts processes from one that has its libraries loaded."""

@@ -18,6 +18,7 @@ from march_search import Architecture, outcome
 from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
 from march_search.ds_config import ds_config
 from march_search.errors import ConfigError
+from march_search.flops import flops_per_token
 from march_search.settings import build
 from march_search.training.schedule import schedule
 
@@ -53,9 +54,55 @@ def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     assert got["loss"] == lines(folder, "evaluation")[-1]["loss"] < lines(folder, "train")[0]["loss"] - 0.3
     assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert {"torch", "deepspeed", "python"} <= set(got["versions"])
-    assert got["peak_memory_bytes"] > 10**8
+    assert got["peak_memory_bytes"] == got["peak_host_memory_bytes"] > 10**8
     assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "ds_config.json").read_text())["gradient_clipping"] == 1.0
+
+
+def test_every_step_says_where_its_seconds_went_and_its_share_of_the_peak(straight: Path) -> None:
+    told = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    tokens, got = TINY_TRAINING.global_batch_tokens, result(straight)
+    cost = flops_per_token(Architecture.parse(TINY), DATA.sequence_length)
+    [peak] = json.loads((straight / "device_peak.json").read_text()).values()
+    assert (got["flops_per_token"], got["peak_flops"]) == (cost, peak)
+    assert got["flop_utilisation"] == pytest.approx(got["tokens_per_second"] * cost / peak, abs=1e-4)
+    for line in (line for line in told if line["kind"] == "train"):
+        parts = [line[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "step")]
+        assert min(parts) > 0
+        assert sum(parts) < 1.01 * tokens / line["tokens_per_second"] + 1e-4
+        assert line["flop_utilisation"] == pytest.approx(line["tokens_per_second"] * cost / peak, abs=1e-4)
+        assert line["gradient_norm"] > 0
+    for line in (line for line in told if line["kind"] == "evaluation"):
+        assert line["peak_memory_bytes"] == line["peak_host_memory_bytes"] > 10**8
+
+
+def test_the_gradient_norm_is_that_before_clipping(make_trial: MakeTrial, straight: Path) -> None:
+    folder = make_trial("unclipped", gradient_clipping=0.0, tokens=256, evaluations=1, checkpoints=0)
+    assert run_trial(folder).returncode == 0
+    norm = lines(folder, "train")[0]["gradient_norm"]
+    assert norm == pytest.approx(lines(straight, "train")[0]["gradient_norm"], rel=1e-5)
+    assert norm > TINY_TRAINING.gradient_clipping
+
+
+def test_tensorboard_shows_each_step_once_though_the_trial_was_killed(make_trial: MakeTrial, straight: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = make_trial("killed")
+    process = start_trial(folder)
+    wait_for_step(folder, 14, process)
+    process.kill()
+    process.wait()
+    with (folder / "events.out.tfevents.0.march-search").open("ab") as file:
+        file.write(b"\x18\0\0")  # a record torn by the kill
+    assert run_trial(folder).returncode == 0
+    shown = EventAccumulator(str(folder))
+    shown.Reload()
+    for kind, name in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "context_gain")):
+        curve = [(event.step, event.value) for event in shown.Scalars(f"{kind}/{name}")]
+        told = [(line["step"], line[name]) for line in lines(straight, kind)]
+        assert [step for step, _ in curve] == [step for step, _ in told]
+        assert [value for _, value in curve] == pytest.approx([value for _, value in told], rel=1e-6)
+    assert len(shown.Scalars("train/flop_utilisation")) == 48
 
 
 def test_every_evaluation_keeps_the_loss_of_each_validation_example(make_trial: MakeTrial, straight: Path) -> None:
@@ -93,6 +140,7 @@ def test_two_ranks_have_the_loss_of_one_at_the_same_global_batch(
     assert result(two)["context_gain"] == pytest.approx(result(straight)["context_gain"], abs=1e-4)
     for line_one, line_two in zip(lines(straight, "train"), lines(two, "train"), strict=True):
         assert line_two["loss"] == pytest.approx(line_one["loss"], abs=1e-4)
+        assert line_two["gradient_norm"] == pytest.approx(line_one["gradient_norm"], rel=1e-3)
 
 
 def test_accumulation_changes_nothing_but_the_memory(make_trial: MakeTrial, straight: Path) -> None:
