@@ -486,3 +486,42 @@ def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
         assert len(decayed) + len(others) == len(names)
         assert "embedding" in decayed
         assert not any("norm" in name or "bias" in name or "position" in name for name in decayed)
+
+
+def test_our_adamw_is_torchs_to_the_bit_hooks_and_state_included() -> None:
+    import torch
+
+    from march_search.training.adamw import AdamW
+
+    seen, ends = [], []
+    for kind in (torch.optim.AdamW, AdamW):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        matrices = {"params": [layer.weight], "weight_decay": 0.1}
+        optimizer = kind([matrices, {"params": [layer.bias]}], lr=1e-2, fused=True)
+        optimizer.register_step_pre_hook(lambda one, *_: seen.append(type(one)))
+        for _ in range(4):
+            layer(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert layer.weight.grad is None
+            optimizer.load_state_dict(optimizer.state_dict())
+        ends.append(torch.cat([layer.weight.detach().flatten(), layer.bias.detach()]))
+    assert torch.equal(*ends)
+    assert seen == [torch.optim.AdamW] * 4 + [AdamW] * 4
+
+
+def test_a_trial_starts_without_torchs_compiler(make_trial: MakeTrial) -> None:
+    code = (
+        "import os, sys; from march_search.training.__main__ import main; os.environ['RANK'] = '0';"
+        "assert main(sys.argv[1:]) == 0; assert 'torch._dynamo' not in sys.modules"
+    )
+    folder = make_trial("one", tokens=256, checkpoints=0, evaluations=1)
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert outcome.complete(folder, trial_config(folder)) is not None
+
+
+def test_the_supervisor_does_not_load_torch() -> None:
+    code = "import sys, march_search.training.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

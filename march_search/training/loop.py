@@ -22,6 +22,7 @@ from march_search.model.layers import FeedForward
 from march_search.outcome import sealed
 from march_search.scaling import base_shape
 from march_search.training import checkpoints, environment, evaluation, fitting, ranks, utilisation, weights
+from march_search.training.adamw import AdamW
 from march_search.training.environment import Place
 from march_search.training.groups import parameter_groups
 from march_search.training.metrics import MetricsFile
@@ -116,7 +117,7 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
     groups = parameter_groups(model, base)
     if place.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
