@@ -68,6 +68,15 @@ def straight(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def straight_on_two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks."""
+    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("straight", ranks=2)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
 def trial_maker(store: Path, parent: Path) -> Callable[..., Path]:
     """A function that makes trial folders below `parent`."""
 

@@ -176,12 +176,9 @@ def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, strai
 
 @pytest.mark.parametrize(("ranks", "stops"), [(1, (12, 18, 18)), (2, (18,))])
 def test_a_paused_trial_ends_as_if_it_had_not_been(
-    make_trial: MakeTrial, straight: Path, ranks: int, stops: tuple[int, ...]
+    make_trial: MakeTrial, straight: Path, straight_on_two: Path, ranks: int, stops: tuple[int, ...]
 ) -> None:
-    paused, whole = make_trial("paused", ranks=ranks), straight
-    if ranks > 1:
-        whole = make_trial("whole", ranks=ranks)
-        assert run_trial(whole).returncode == 0
+    paused, whole = make_trial("paused", ranks=ranks), straight if ranks == 1 else straight_on_two
     for steps in stops:  # where a checkpoint is written and nothing evaluated; where neither is; where it is already
         ended = run_trial(paused, "--until", str(steps * 256))
         assert ended.returncode == 0, ended.stderr
@@ -231,16 +228,15 @@ def test_a_result_counts_only_as_it_was_written(make_trial: MakeTrial, straight:
     assert outcome.complete(folder, config) is None
 
 
-def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial) -> None:
-    straight, stopped = make_trial("straight", ranks=2), make_trial("stopped", ranks=2)
-    assert run_trial(straight).returncode == 0
+def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial, straight_on_two: Path) -> None:
+    stopped = make_trial("stopped", ranks=2)
     process = start_trial(stopped)
     wait_for_step(stopped, 14, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert alive(str(stopped)) == []
     assert run_trial(stopped).returncode == 0
-    assert lines(stopped, "evaluation") == lines(straight, "evaluation")
+    assert lines(stopped, "evaluation") == lines(straight_on_two, "evaluation")
 
 
 def test_killing_the_supervisor_leaves_no_rank_behind(make_trial: MakeTrial) -> None:

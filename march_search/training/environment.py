@@ -22,6 +22,8 @@ from march_search.training import ranks
 GROUP_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before the trial fails; under a supervisor that much longer than it waits."""
 
+_LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -53,7 +55,7 @@ def take_place(config: DevicesConfig) -> Place:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if world_size != config.ranks:
         raise TrialError(f"the trial is planned for {config.ranks} ranks, and {world_size} were started.")
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size // config.nodes)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // (local_size * config.parallel_trials)))
     device = _device(config, local_rank)
@@ -89,10 +91,12 @@ def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
             timeout=timeout,
         )
     elif meeting:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
         store = dist.FileStore(meeting, world_size)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     else:
+        if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
         dist.init_process_group(backend, timeout=timeout)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         os.environ.setdefault(name, value)  # DeepSpeed asks for them, and uses the group that exists

@@ -21,7 +21,7 @@ from march_search.model import build
 from march_search.model.layers import FeedForward
 from march_search.outcome import sealed
 from march_search.scaling import base_shape
-from march_search.training import checkpoints, environment, evaluation, fitting, ranks, utilisation, weights
+from march_search.training import checkpoints, environment, evaluation, fitting, launch, ranks, utilisation, weights
 from march_search.training.adamw import AdamW
 from march_search.training.environment import Place
 from march_search.training.groups import parameter_groups
@@ -75,7 +75,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         ConfigError, DataError: architecture, store and settings do not fit together.
         TrialError: the loss or the gradient is not finite.
     """
-    stop = StopRequest()
+    stop = StopRequest(launch.Orders(folder).signum if config.devices.launcher != "own" else None)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
@@ -252,7 +252,7 @@ def _save(trial: _Trial) -> None:
 
 def _obey(trial: _Trial) -> None:
     """After a signal: all ranks save together and end; the state is that of the last step, whatever has begun since."""
-    signum = trial.stop.signum
+    signum = trial.stop.look()
     if trial.place.world_size > 1:
         told = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
