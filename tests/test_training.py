@@ -168,6 +168,8 @@ def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, strai
     assert not (stopped / "result.json").exists()
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a line torn by the kill
+    for number, path in enumerate(sorted(stopped.rglob("*"))):  # by a clock that went back an hour, and again
+        os.utime(path, (time.time() + 3600 - number,) * 2)
     assert run_trial(stopped).returncode == 0
     for kind in ("train", "evaluation"):
         assert lines(stopped, kind) == lines(straight, kind)
@@ -439,6 +441,20 @@ def test_a_persons_own_deepspeed_keys_stand_beside_the_studys(make_trial: MakeTr
 
 
 @pytest.mark.parametrize(
+    ("zero_stage", "offloaded"), [(2, ("offload_optimizer",)), (3, ("offload_optimizer", "offload_param"))]
+)
+def test_offloading_needs_no_compiler_and_trains_the_same(
+    make_trial: MakeTrial, straight: Path, zero_stage: int, offloaded: tuple[str, ...]
+) -> None:
+    own = {"zero_optimization": {name: {"device": "cpu"} for name in offloaded}}
+    folder = make_trial("offloaded", tokens=4 * 256, zero_stage=zero_stage, deepspeed=own, evaluations=1, checkpoints=0)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    for ours, plain in zip(lines(folder, "train"), lines(straight, "train"), strict=False):
+        assert ours["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("own", "message"),
     [
         ({"zero_optimisation": {"stage": 1}}, 'has no key "zero_optimisation". Did you mean "zero_optimization"?'),
@@ -516,6 +532,13 @@ def test_a_trial_starts_without_torchs_compiler(make_trial: MakeTrial) -> None:
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert outcome.complete(folder, trial_config(folder)) is not None
+
+
+def test_nothing_that_a_trial_decides_hangs_on_the_clock_of_the_wall() -> None:
+    package = Path(outcome.__file__).parent
+    files = [package / "outcome.py", package / "files.py", *(package / "training").glob("*.py")]
+    told = [f.name for f in files if "time.time(" in f.read_text() or "datetime.now" in f.read_text()]
+    assert told == ["events.py"]  # which only shows it
 
 
 def test_the_supervisor_does_not_load_torch() -> None:
