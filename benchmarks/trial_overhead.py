@@ -4,8 +4,9 @@ OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60]
 
 A trial as a study starts it (supervisor, rank, DeepSpeed, metrics, TensorBoard, prefetched batches) and a loop of plain
 torch, a process each, in turn: the model, optimizer, clipping and schedule of `studies/cpu-demo.toml`, one thread, the
-same examples, which the bare loop has in memory before it begins. Fastest quarter of a process's steps, first ones left
-out; medians over rounds. Then the seconds of a start, by part, in one process that calls what a rank calls.
+same examples, which the bare loop has in memory before it begins. Compared are the fastest tenths of all their steps,
+the first ones of each process left out: other processes only add. Then the seconds of a start, by part, in one process
+that calls what a rank calls; medians over rounds.
 """
 
 import argparse
@@ -49,7 +50,10 @@ def compare(root: Path, rounds: int, steps: int) -> None:
     from march_search.data.preparation import prepare
 
     study = build(StudyConfig, read_file(STUDY), str(STUDY))
-    store, ratios, starts = prepare(study.data, root, root, tokens=study.training.tokens), [], []
+    store, batch = prepare(study.data, root, root, tokens=study.training.tokens), study.training.global_batch_tokens
+    ours: list[float] = []
+    theirs: list[float] = []
+    starts = []
     for number in range(rounds):
         folder = trial(root / str(number), store, study, steps)
         began = time.time()
@@ -59,12 +63,10 @@ def compare(root: Path, rounds: int, steps: int) -> None:
                 time.sleep(0.01)
             starts.append(time.time() - began)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        batch = study.training.global_batch_tokens
-        ours = fast([batch / line["tokens_per_second"] for line in lines if line["kind"] == "train"])
-        theirs = fast(told(command(__file__, "--bare", folder)))
-        ratios.append(theirs / ours)
-        print(f"{batch / ours:,.0f} tokens/s, bare {batch / theirs:,.0f}: {ratios[-1]:.3f}", flush=True)
-    print(f"tokens/s of a trial to the bare loop's: {statistics.median(ratios):.3f} (at least 0.95 is the aim)")
+        ours += [batch / line["tokens_per_second"] for line in lines if line["kind"] == "train"][WARM_UP:]
+        theirs += told(command(__file__, "--bare", folder))[WARM_UP:]
+        print(f"round {number + 1}: {batch / fast(ours):,.0f} tokens/s, bare {batch / fast(theirs):,.0f}", flush=True)
+    print(f"tokens/s of a trial to the bare loop's: {fast(theirs) / fast(ours):.3f} (at least 0.95 is the aim)")
     print(f"seconds from launch to first step: {statistics.median(starts):.2f}, least {min(starts):.2f}")
     every = [told(command(__file__, "--parts", trial(root / f"parts-{n}", store, study, 1))) for n in range(rounds)]
     for part in every[0]:
@@ -100,9 +102,8 @@ def first_step(folder: Path) -> bool:
 
 
 def fast(seconds: list[float]) -> float:
-    """Mean of the fastest quarter: other processes only add."""
-    kept = sorted(seconds[WARM_UP:])
-    return statistics.mean(kept[: max(1, len(kept) // 4)])
+    """Mean of the fastest tenth."""
+    return statistics.mean(sorted(seconds)[: max(1, len(seconds) // 10)])
 
 
 def bare(folder: Path) -> list[float]:
