@@ -94,7 +94,7 @@ def test_the_readmes_python_says_what_it_does() -> None:
 
 
 def test_the_readmes_space_has_architectures_and_its_other_tables_can_be_meant() -> None:
-    data, devices, training, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
+    devices, data, training, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
     assert len(solve(SearchSpace.from_table(space))) > 100
     assert build(DevicesConfig, devices["devices"], "README.md").nodes == 2
     assert base_shape(build(TrainingConfig, training["training"], "README.md")) == Architecture.parse(
