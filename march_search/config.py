@@ -214,7 +214,16 @@ class DevicesConfig:
     kind: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes GPUs where torch finds any."""
     ranks: int = 1
-    """Processes of a trial, one a GPU; on a CPU they share the cores."""
+    """Processes of a trial on all its machines together, one a GPU; on a CPU they share the cores."""
+    nodes: int = 1
+    """Machines of a trial, `ranks / nodes` processes on each. They see the same folders under the same names."""
+    launcher: Literal["own", "deepspeed", "srun"] = "own"
+    """What starts the ranks: `own` on this machine; `deepspeed`, its launcher, on the hosts of `hostfile`; `srun`, from
+    within an allocation of Slurm."""
+    hostfile: str | None = None
+    """For `deepspeed`: a file with a line `name slots=8` for each host, reached by ssh without a password."""
+    port: int | None = None
+    """Where the ranks of several machines meet on the first; None for one that is free here."""
     threads: int | None = None
     """CPU threads of a rank; None divides the machine's cores."""
     parallel_trials: int = 1
@@ -228,6 +237,19 @@ class DevicesConfig:
         """Refuses settings that cannot be meant."""
         if min(self.ranks, self.parallel_trials, 1 if self.threads is None else self.threads) < 1:
             raise ConfigError("[devices]: ranks, threads and parallel_trials must be at least 1.")
+        if self.nodes < 1 or self.ranks % self.nodes:
+            raise ConfigError(f"[devices]: {self.ranks} ranks cannot be divided between {self.nodes} nodes.")
+        if self.launcher == "own" and self.nodes > 1:
+            raise ConfigError(
+                f'[devices]: {self.nodes} nodes need launcher = "deepspeed" and a hostfile, or launcher = "srun".'
+            )
+        if (self.launcher == "deepspeed") != (self.hostfile is not None):
+            raise ConfigError('[devices]: launcher = "deepspeed" and hostfile need each other.')
+        if self.launcher != "own" and self.parallel_trials > 1:
+            raise ConfigError(
+                f'[devices]: launcher = "{self.launcher}" gives all devices to one trial: parallel_trials must be 1, '
+                f"not {self.parallel_trials}."
+            )
         _check_finite(self, "devices")
         if self.hang_seconds < 0:
             raise ConfigError(f"[devices]: hang_seconds must not be negative, and is {self.hang_seconds}; 0 for never.")

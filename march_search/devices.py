@@ -76,24 +76,28 @@ CPU_LAYER_SECONDS = 3.7e-6 * 201e9
 """`Device.layer_seconds` times the fp32 peak: elementwise work is taken to be as fast as products are."""
 
 
-def this_cpu() -> Device:
-    """This machine, its peaks measured now, in half a second: products of 1024 x 1024 matrices on all its cores."""
+def products_per_second(precision: str, device: str, size: int) -> list[float]:
+    """Operations a second of six products of `size` x `size` matrices, two more left out that warm up."""
     import torch
 
-    def measure(kind: torch.dtype) -> float:
-        x = torch.ones(1024, 1024, dtype=kind)
-        seconds = []
-        for _ in range(8):
-            start = time.perf_counter()
-            torch.mm(x, x)
-            seconds.append(time.perf_counter() - start)
-        return 2 * 1024**3 / statistics.median(seconds[2:])
+    x = torch.ones(size, size, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, device=device)
+    speeds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        torch.mm(x, x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        speeds.append(2 * size**3 / (time.perf_counter() - start))
+    return speeds[2:]
 
-    fp32_flops = measure(torch.float32)
+
+def this_cpu() -> Device:
+    """This machine, its peaks measured now, in half a second: products of 1024 x 1024 matrices on all its cores."""
+    fp32_flops, bf16_flops = (statistics.median(products_per_second(p, "cpu", 1024)) for p in ("fp32", "bf16"))
     return Device(
         "cpu",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        bf16_flops=measure(torch.bfloat16),
+        bf16_flops=bf16_flops,
         fp32_flops=fp32_flops,
         utilisation=CPU_UTILISATION,
         layer_seconds=CPU_LAYER_SECONDS / fp32_flops,

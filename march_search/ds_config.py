@@ -21,7 +21,10 @@ OWNERS = {
 }
 """What [training] says, by the key that DeepSpeed has for it."""
 
-FREE = ("steps_per_print", "wall_clock_breakdown", "zero_optimization.reduce_bucket_size")
+FREE = (
+    *("steps_per_print", "wall_clock_breakdown", "zero_optimization.reduce_bucket_size"),
+    "zero_force_ds_cpu_optimizer",
+)
 """Keys written here that a person may set otherwise."""
 
 KNOWN = frozenset(
@@ -44,7 +47,8 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
 
     bf16 needs ZeRO 1 or more, which on one device is the same arithmetic: at stage 0 DeepSpeed cannot accumulate bf16
     gradients in fp32. `gradient_clipping` changed its default in DeepSpeed 0.19.2, and a mistyped key would be ignored
-    in silence. ZeRO's default bucket of 5e8 gradients would take 1 or 2 GB, whatever the model's size.
+    in silence. ZeRO's default bucket of 5e8 gradients would take 1 or 2 GB, whatever the model's size. An offloaded
+    optimizer is torch's too, which is fused on a CPU: DeepSpeed would compile its own.
 
     Raises:
         ConfigError: a key of `training.deepspeed` that DeepSpeed does not know or that contradicts the study.
@@ -64,6 +68,7 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
             "reduce_bucket_size": BUCKET_ELEMENTS,
         },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }

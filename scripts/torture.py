@@ -1,9 +1,10 @@
 """Kills trials at random moments and damages checkpoints; what comes out must be what comes out of an untouched trial.
 
-python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0]
+python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0] [--ranks 1]
 
 Each start is a rank as its supervisor starts it, forked from a process that has loaded torch and DeepSpeed already:
-kills hit work rather than imports. One start in ten is the whole command instead. Trials are resumed after each kill
+kills hit work rather than imports. With --ranks 2 it is two, under ZeRO 2, and a process that ends one when the other
+is killed. One start in ten is the whole command instead. Trials are resumed after each kill
 until they are complete; then weights, metrics (without clocks), losses of every validation example and the result have
 to equal, bit for bit, those of a trial that nobody touched. A new trial is begun until there were enough kills. Exit
 code 0 only if all of that holds.
@@ -19,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -28,6 +30,7 @@ from march_search.config import DataConfig, DevicesConfig, TrainingConfig, Trial
 from march_search.data.preparation import prepare
 from march_search.training import checkpoints
 from march_search.training.__main__ import main as train
+from march_search.training.metrics import CLOCKS
 
 ARCHITECTURE = "L1-D32-H2x16-F64-geglu-rope-V400"
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
@@ -37,9 +40,6 @@ TRAINING = TrainingConfig(
 )  # fmt: skip
 """96 steps of four micro batches, a checkpoint after every fourth step."""
 
-CLOCKS = ("seconds", "tokens_per_second", "data_wait_seconds")
-"""What no two runs have in common."""
-
 FORKS = multiprocessing.get_context("forkserver")
 """Starts processes from one that has its libraries loaded."""
 
@@ -47,7 +47,7 @@ FORKS = multiprocessing.get_context("forkserver")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tortures; the exit code says whether everything held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 200), ("damages", 1000), ("seed", 0)):
+    for name, default in (("kills", 200), ("damages", 1000), ("seed", 0), ("ranks", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     told = parser.parse_args(arguments)
     rng = random.Random(told.seed)
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         store = _store(root)
-        untouched, seconds = _untouched(root, store)
-        held = _kill(root, store, untouched, seconds, told.kills, rng)
-        return 0 if _damage(root, store, told.damages, rng) and held else 1
+        untouched, seconds = _untouched(root, store, told.ranks)
+        held = _kill(root, store, untouched, seconds, told, rng)
+        return 0 if (not told.damages or _damage(root, store, told.damages, rng)) and held else 1
 
 
 def _store(root: Path) -> Path:
@@ -71,28 +71,50 @@ def _store(root: Path) -> Path:
     return prepare(replace(DATA, corpus=str(corpus)), root, corpus, tokens=1)
 
 
-def _trial(root: Path, store: Path, name: str) -> Path:
+def _trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
     """The folder of a new trial."""
     folder = root / name
     folder.mkdir()
-    devices = DevicesConfig(kind="cpu", threads=1)
-    config = TrialConfig(ARCHITECTURE, os.path.relpath(store, folder), 0, DATA, TRAINING, devices)
+    devices, recipe = DevicesConfig(kind="cpu", ranks=ranks, threads=1), replace(TRAINING, zero_stage=2 * (ranks > 1))
+    config = TrialConfig(ARCHITECTURE, os.path.relpath(store, folder), 0, DATA, recipe, devices)
     (folder / "trial.json").write_text(json.dumps(asdict(config)))
     return folder
 
 
-def _start(folder: Path, whole: bool = False) -> "multiprocessing.process.BaseProcess":
-    """Trains the trial: its one rank, or the `whole` command."""
-    process = FORKS.Process(target=_command if whole else _rank, args=(folder,))
+def _start(folder: Path, ranks: int = 1, whole: bool = False) -> "multiprocessing.process.BaseProcess":
+    """Trains the trial: its ranks, or the `whole` command."""
+    target, more = (_command, ()) if whole else (_ranks, (ranks,)) if ranks > 1 else (_rank, (0, 1))
+    process = FORKS.Process(target=target, args=(folder, *more))
     process.start()
     return process
 
 
-def _rank(folder: Path) -> None:
+def _rank(folder: Path, rank: int, ranks: int) -> None:
     """One rank, its output in trial.log."""
     _log(folder)
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ.update({name: str(value) for name, value in told.items()})
     os._exit(train([str(folder)]))
+
+
+def _ranks(folder: Path, ranks: int) -> None:
+    """Several ranks; the first that ends otherwise than well takes the others with it."""
+    os.environ["MARCH_SEARCH_MEETING"] = str(folder / f".rendezvous.{uuid.uuid4().hex}")
+    running: list[int] = []
+    for rank in range(ranks):
+        child = os.fork()
+        if not child:
+            _rank(folder, rank, ranks)
+        running.append(child)
+    signal.signal(signal.SIGTERM, lambda signum, _: [os.kill(one, signum) for one in running])
+    code = 0
+    while running:
+        child, status = os.wait()
+        running.remove(child)
+        code = code or os.waitstatus_to_exitcode(status)
+        for other in running if code else ():
+            os.kill(other, signal.SIGKILL)
+    os._exit(code % 256)
 
 
 def _command(folder: Path) -> None:
@@ -108,11 +130,11 @@ def _log(folder: Path) -> None:
     os.dup2(log, 2)
 
 
-def _untouched(root: Path, store: Path) -> tuple[Path, float]:
+def _untouched(root: Path, store: Path, ranks: int) -> tuple[Path, float]:
     """A trial that nobody touches, and how long it takes."""
-    _start(_trial(root, store, "warm")).join()
-    began, folder = time.monotonic(), _trial(root, store, "untouched")
-    process = _start(folder)
+    _start(_trial(root, store, "warm", ranks), ranks).join()
+    began, folder = time.monotonic(), _trial(root, store, "untouched", ranks)
+    process = _start(folder, ranks)
     process.join()
     if process.exitcode:
         raise SystemExit((folder / "trial.log").read_text())
@@ -121,14 +143,16 @@ def _untouched(root: Path, store: Path) -> tuple[Path, float]:
     return folder, seconds
 
 
-def _kill(root: Path, store: Path, untouched: Path, seconds: float, kills: int, rng: random.Random) -> bool:
+def _kill(
+    root: Path, store: Path, untouched: Path, seconds: float, told: argparse.Namespace, rng: random.Random
+) -> bool:
     """Stops trials at random moments, with SIGTERM one time in ten, until there were enough kills."""
     wanted, ended, same, where = _traces(untouched), 0, 0, Counter[str]()
-    while where.total() - where["asked to stop"] < kills:
-        folder = _trial(root, store, f"killed-{ended}")
+    while where.total() - where["asked to stop"] < told.kills:
+        folder = _trial(root, store, f"killed-{ended}", told.ranks)
         while not (folder / "result.json").is_file():
             whole = rng.random() < 0.1
-            process = _start(folder, whole)
+            process = _start(folder, told.ranks, whole)
             process.join(rng.uniform(0, seconds * (3 if whole else 1)))
             if process.is_alive():
                 where[_stop(folder, process, rng)] += 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
+from march_search.training.metrics import CLOCKS
 
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
 TINY = "L1-D32-H2x16-F64-geglu-rope-V400"
@@ -67,6 +68,15 @@ def straight(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def straight_on_two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on two ranks."""
+    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("straight", ranks=2)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
 def trial_maker(store: Path, parent: Path) -> Callable[..., Path]:
     """A function that makes trial folders below `parent`."""
 
@@ -104,11 +114,7 @@ def result(folder: Path) -> dict:
 def lines(folder: Path, kind: str) -> list[dict]:
     """Metric lines of one kind, without what depends on the clock."""
     every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "data_wait_seconds")}
-        for line in every
-        if line["kind"] == kind
-    ]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in every if line["kind"] == kind]
 
 
 def alive(marker: str) -> list[str]:

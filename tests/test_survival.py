@@ -33,6 +33,14 @@ def test_random_kills_change_no_bit_and_random_damages_are_seen() -> None:
     assert "60 seen" in ended.stdout
 
 
+def test_random_kills_of_one_of_two_ranks_change_no_bit() -> None:
+    script = Path(__file__).parent.parent / "scripts" / "torture.py"
+    command = [sys.executable, str(script), "--kills", "3", "--damages", "0", "--ranks", "2"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert " the same\n" in ended.stdout
+
+
 def children(process: "subprocess.Popen[bytes]") -> list[int]:
     """The ranks of a running trial."""
     return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
@@ -106,10 +114,11 @@ def test_a_negative_time_to_hang_is_refused() -> None:
         DevicesConfig(hang_seconds=-1.0)
 
 
-def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial, ranks: int) -> None:
     batch = {"tokens": 2 * 128 * 32, "global_batch_tokens": 128 * 32, "micro_batch_sequences": 1}
     recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
-    untouched, stopped = make_trial("untouched", **recipe), make_trial("stopped", **recipe)
+    untouched, stopped = (make_trial(name, ranks=ranks, **recipe) for name in ("untouched", "stopped"))
     assert run_trial(untouched).returncode == 0
     process = start_trial(stopped)
     wait_for_step(stopped, 1, process)
@@ -168,6 +177,34 @@ def test_a_trial_on_a_full_disk_goes_on_when_there_is_room(store: Path, disk: Pa
     for kind in ("train", "evaluation"):
         assert lines(folder, kind) == lines(straight, kind)
     assert (folder / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+
+
+def test_a_disk_that_is_full_just_when_the_result_is_written_costs_the_last_steps_only(
+    disk: Path, straight: Path, tmp_path: Path, store: Path
+) -> None:
+    folder = trial_maker(store, disk)("full")
+    process = start_trial(folder)
+    wait_for_step(folder, 40, process)  # the last checkpoint is that of step 36
+    process.kill()
+    process.wait()
+    code = (  # fills the disk once all but the result is written
+        "import os, sys; from march_search.training import weights; from march_search.training.__main__ import main\n"
+        "def save(engine, folder, place, real=weights.save):\n"
+        "    real(engine, folder, place); there = os.statvfs(sys.argv[2])\n"
+        "    ballast = os.open(sys.argv[2] + '/ballast', os.O_CREAT | os.O_WRONLY)\n"
+        "    os.posix_fallocate(ballast, 0, there.f_bavail * there.f_bsize)\n"
+        "weights.save = save; os.environ['RANK'] = '0'; sys.exit(main(sys.argv[1:2]))"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(disk)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 4, ended.stderr
+    assert f"{folder / 'result.json'}: cannot be written: No space left on device." in ended.stderr
+    assert not (folder / "result.json").exists()
+    assert (folder / "checkpoints" / "step-000000036" / "manifest.json").is_file()
+    (disk / "ballast").unlink()
+    assert run_trial(folder).returncode == 0
+    assert lines(folder, "train") == lines(straight, "train")
+    assert result(folder)["loss"] == result(straight)["loss"]
 
 
 def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room(

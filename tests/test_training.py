@@ -18,6 +18,7 @@ from march_search import Architecture, outcome
 from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
 from march_search.ds_config import ds_config
 from march_search.errors import ConfigError
+from march_search.flops import flops_per_token
 from march_search.settings import build
 from march_search.training.schedule import schedule
 
@@ -53,9 +54,55 @@ def test_a_trial_sees_exactly_its_tokens_and_learns(straight: Path) -> None:
     assert got["loss"] == lines(folder, "evaluation")[-1]["loss"] < lines(folder, "train")[0]["loss"] - 0.3
     assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert {"torch", "deepspeed", "python"} <= set(got["versions"])
-    assert got["peak_memory_bytes"] > 10**8
+    assert got["peak_memory_bytes"] == got["peak_host_memory_bytes"] > 10**8
     assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "ds_config.json").read_text())["gradient_clipping"] == 1.0
+
+
+def test_every_step_says_where_its_seconds_went_and_its_share_of_the_peak(straight: Path) -> None:
+    told = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    tokens, got = TINY_TRAINING.global_batch_tokens, result(straight)
+    cost = flops_per_token(Architecture.parse(TINY), DATA.sequence_length)
+    [peak] = json.loads((straight / "device_peak.json").read_text()).values()
+    assert (got["flops_per_token"], got["peak_flops"]) == (cost, peak)
+    assert got["flop_utilisation"] == pytest.approx(got["tokens_per_second"] * cost / peak, abs=1e-4)
+    for line in (line for line in told if line["kind"] == "train"):
+        parts = [line[f"{name}_seconds"] for name in ("data_wait", "forward", "backward", "step")]
+        assert min(parts) > 0
+        assert sum(parts) < 1.01 * tokens / line["tokens_per_second"] + 1e-4
+        assert line["flop_utilisation"] == pytest.approx(line["tokens_per_second"] * cost / peak, abs=1e-4)
+        assert line["gradient_norm"] > 0
+    for line in (line for line in told if line["kind"] == "evaluation"):
+        assert line["peak_memory_bytes"] == line["peak_host_memory_bytes"] > 10**8
+
+
+def test_the_gradient_norm_is_that_before_clipping(make_trial: MakeTrial, straight: Path) -> None:
+    folder = make_trial("unclipped", gradient_clipping=0.0, tokens=256, evaluations=1, checkpoints=0)
+    assert run_trial(folder).returncode == 0
+    norm = lines(folder, "train")[0]["gradient_norm"]
+    assert norm == pytest.approx(lines(straight, "train")[0]["gradient_norm"], rel=1e-5)
+    assert norm > TINY_TRAINING.gradient_clipping
+
+
+def test_tensorboard_shows_each_step_once_though_the_trial_was_killed(make_trial: MakeTrial, straight: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = make_trial("killed")
+    process = start_trial(folder)
+    wait_for_step(folder, 14, process)
+    process.kill()
+    process.wait()
+    with (folder / "events.out.tfevents.0.march-search").open("ab") as file:
+        file.write(b"\x18\0\0")  # a record torn by the kill
+    assert run_trial(folder).returncode == 0
+    shown = EventAccumulator(str(folder))
+    shown.Reload()
+    for kind, name in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "context_gain")):
+        curve = [(event.step, event.value) for event in shown.Scalars(f"{kind}/{name}")]
+        told = [(line["step"], line[name]) for line in lines(straight, kind)]
+        assert [step for step, _ in curve] == [step for step, _ in told]
+        assert [value for _, value in curve] == pytest.approx([value for _, value in told], rel=1e-6)
+    assert len(shown.Scalars("train/flop_utilisation")) == 48
 
 
 def test_every_evaluation_keeps_the_loss_of_each_validation_example(make_trial: MakeTrial, straight: Path) -> None:
@@ -93,6 +140,7 @@ def test_two_ranks_have_the_loss_of_one_at_the_same_global_batch(
     assert result(two)["context_gain"] == pytest.approx(result(straight)["context_gain"], abs=1e-4)
     for line_one, line_two in zip(lines(straight, "train"), lines(two, "train"), strict=True):
         assert line_two["loss"] == pytest.approx(line_one["loss"], abs=1e-4)
+        assert line_two["gradient_norm"] == pytest.approx(line_one["gradient_norm"], rel=1e-3)
 
 
 def test_accumulation_changes_nothing_but_the_memory(make_trial: MakeTrial, straight: Path) -> None:
@@ -120,6 +168,8 @@ def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, strai
     assert not (stopped / "result.json").exists()
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # a line torn by the kill
+    for number, path in enumerate(sorted(stopped.rglob("*"))):  # by a clock that went back an hour, and again
+        os.utime(path, (time.time() + 3600 - number,) * 2)
     assert run_trial(stopped).returncode == 0
     for kind in ("train", "evaluation"):
         assert lines(stopped, kind) == lines(straight, kind)
@@ -128,12 +178,9 @@ def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, strai
 
 @pytest.mark.parametrize(("ranks", "stops"), [(1, (12, 18, 18)), (2, (18,))])
 def test_a_paused_trial_ends_as_if_it_had_not_been(
-    make_trial: MakeTrial, straight: Path, ranks: int, stops: tuple[int, ...]
+    make_trial: MakeTrial, straight: Path, straight_on_two: Path, ranks: int, stops: tuple[int, ...]
 ) -> None:
-    paused, whole = make_trial("paused", ranks=ranks), straight
-    if ranks > 1:
-        whole = make_trial("whole", ranks=ranks)
-        assert run_trial(whole).returncode == 0
+    paused, whole = make_trial("paused", ranks=ranks), straight if ranks == 1 else straight_on_two
     for steps in stops:  # where a checkpoint is written and nothing evaluated; where neither is; where it is already
         ended = run_trial(paused, "--until", str(steps * 256))
         assert ended.returncode == 0, ended.stderr
@@ -183,16 +230,15 @@ def test_a_result_counts_only_as_it_was_written(make_trial: MakeTrial, straight:
     assert outcome.complete(folder, config) is None
 
 
-def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial) -> None:
-    straight, stopped = make_trial("straight", ranks=2), make_trial("stopped", ranks=2)
-    assert run_trial(straight).returncode == 0
+def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial, straight_on_two: Path) -> None:
+    stopped = make_trial("stopped", ranks=2)
     process = start_trial(stopped)
     wait_for_step(stopped, 14, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 143
     assert alive(str(stopped)) == []
     assert run_trial(stopped).returncode == 0
-    assert lines(stopped, "evaluation") == lines(straight, "evaluation")
+    assert lines(stopped, "evaluation") == lines(straight_on_two, "evaluation")
 
 
 def test_killing_the_supervisor_leaves_no_rank_behind(make_trial: MakeTrial) -> None:
@@ -395,6 +441,20 @@ def test_a_persons_own_deepspeed_keys_stand_beside_the_studys(make_trial: MakeTr
 
 
 @pytest.mark.parametrize(
+    ("zero_stage", "offloaded"), [(2, ("offload_optimizer",)), (3, ("offload_optimizer", "offload_param"))]
+)
+def test_offloading_needs_no_compiler_and_trains_the_same(
+    make_trial: MakeTrial, straight: Path, zero_stage: int, offloaded: tuple[str, ...]
+) -> None:
+    own = {"zero_optimization": {name: {"device": "cpu"} for name in offloaded}}
+    folder = make_trial("offloaded", tokens=4 * 256, zero_stage=zero_stage, deepspeed=own, evaluations=1, checkpoints=0)
+    ended = run_trial(folder)
+    assert ended.returncode == 0, ended.stderr
+    for ours, plain in zip(lines(folder, "train"), lines(straight, "train"), strict=False):
+        assert ours["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
     ("own", "message"),
     [
         ({"zero_optimisation": {"stage": 1}}, 'has no key "zero_optimisation". Did you mean "zero_optimization"?'),
@@ -438,3 +498,49 @@ def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
         assert len(decayed) + len(others) == len(names)
         assert "embedding" in decayed
         assert not any("norm" in name or "bias" in name or "position" in name for name in decayed)
+
+
+def test_our_adamw_is_torchs_to_the_bit_hooks_and_state_included() -> None:
+    import torch
+
+    from march_search.training.adamw import AdamW
+
+    seen, ends = [], []
+    for kind in (torch.optim.AdamW, AdamW):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        matrices = {"params": [layer.weight], "weight_decay": 0.1}
+        optimizer = kind([matrices, {"params": [layer.bias]}], lr=1e-2, fused=True)
+        optimizer.register_step_pre_hook(lambda one, *_: seen.append(type(one)))
+        for _ in range(4):
+            layer(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert layer.weight.grad is None
+            optimizer.load_state_dict(optimizer.state_dict())
+        ends.append(torch.cat([layer.weight.detach().flatten(), layer.bias.detach()]))
+    assert torch.equal(*ends)
+    assert seen == [torch.optim.AdamW] * 4 + [AdamW] * 4
+
+
+def test_a_trial_starts_without_torchs_compiler(make_trial: MakeTrial) -> None:
+    code = (
+        "import os, sys; from march_search.training.__main__ import main; os.environ['RANK'] = '0';"
+        "assert main(sys.argv[1:]) == 0; assert 'torch._dynamo' not in sys.modules"
+    )
+    folder = make_trial("one", tokens=256, checkpoints=0, evaluations=1)
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert outcome.complete(folder, trial_config(folder)) is not None
+
+
+def test_nothing_that_a_trial_decides_hangs_on_the_clock_of_the_wall() -> None:
+    package = Path(outcome.__file__).parent
+    files = [package / "outcome.py", package / "files.py", *(package / "training").glob("*.py")]
+    told = [f.name for f in files if "time.time(" in f.read_text() or "datetime.now" in f.read_text()]
+    assert told == ["events.py"]  # which only shows it
+
+
+def test_the_supervisor_does_not_load_torch() -> None:
+    code = "import sys, march_search.training.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,7 @@ def require(devices: DevicesConfig) -> None:
     Raises:
         ConfigError: `kind` is "cuda" and too few GPUs are here.
     """
-    wanted = devices.ranks * devices.parallel_trials
+    wanted = devices.ranks // devices.nodes * devices.parallel_trials
     if devices.kind == "cuda" and (found := count()) < wanted:
         raise ConfigError(
             f"[devices]: the study wants {wanted} GPUs and torch finds {found} here: run it elsewhere, lower ranks, or "

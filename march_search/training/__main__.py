@@ -20,7 +20,7 @@ from march_search.config import TrainingConfig, TrialConfig
 from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError
 from march_search.files import DISK_TROUBLE, lock, read_json, write_json
 from march_search.settings import build, read_file
-from march_search.training import ranks, supervisor
+from march_search.training import launch, ranks, supervisor
 
 OUT_OF_MEMORY = "out_of_memory"
 """State of a failure that a smaller micro batch may mend."""
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m march_search.training DIR [--until TOKENS]   (DIR holds trial.json)", file=sys.stderr)
         return 2
     folder, until = told_so
+    launch.take_part()
     ranks.die_with_parent()  # before torch is loaded: that takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be saved yet, and a traceback would help nobody
     if "RANK" in os.environ:
@@ -83,7 +84,7 @@ def _run(folder: Path, until: int | None) -> int:
     """The trial, in this process or in one process a rank."""
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     try:
-        plan = config.batch
+        _ = config.batch
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
     last = _last_step(config.training, until)
@@ -96,7 +97,7 @@ def _run(folder: Path, until: int | None) -> int:
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
         more = [] if until is None else ["--until", str(until)]
-        return supervisor.supervise(folder, plan.ranks, config.devices.hang_seconds, more)
+        return supervisor.supervise(folder, config.devices, more)
 
 
 def _last_step(training: TrainingConfig, until: int | None) -> int:

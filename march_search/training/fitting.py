@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from march_search.architecture import Architecture
-from march_search.config import TrialConfig
+from march_search.config import DevicesConfig, TrialConfig
 from march_search.cost import Setup
 from march_search.devices import Device
 from march_search.files import read_json, write_json
@@ -83,7 +83,7 @@ def _divisor(share: int, most: int) -> int:
 def _predicted(config: TrialConfig, place: Place) -> int:
     """The largest micro batch that the cost model expects to fit, 1 if none does."""
     plan, data, training = config.batch, config.data, config.training
-    a, room = Architecture.parse(config.architecture), USABLE * _free_bytes(place, config.devices.parallel_trials)
+    a, room = Architecture.parse(config.architecture), USABLE * _free_bytes(place, config.devices)
     device = Device("this", 0, 1.0, 1.0, 1.0, count=plan.ranks, keeps_scores=place.device.type == "cpu")
     setup = Setup(
         device=device,
@@ -100,7 +100,7 @@ def _predicted(config: TrialConfig, place: Place) -> int:
     return next((n for n in sizes if memory(a, replace(setup, micro_batch=n)).total <= room), 1)
 
 
-def _free_bytes(place: Place, parallel_trials: int) -> int:
+def _free_bytes(place: Place, devices: DevicesConfig) -> int:
     """Memory that this rank may fill: of its GPU, or its part of the machine's that nobody uses."""
     if place.device.type == "cuda":
         return int(torch.cuda.mem_get_info(place.device)[0])
@@ -108,7 +108,7 @@ def _free_bytes(place: Place, parallel_trials: int) -> int:
     for line in _meminfo():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    return free // (place.world_size * parallel_trials)
+    return free // (place.world_size // devices.nodes * devices.parallel_trials)
 
 
 def _meminfo() -> list[str]:

@@ -21,12 +21,15 @@ from march_search.model import build
 from march_search.model.layers import FeedForward
 from march_search.outcome import sealed
 from march_search.scaling import base_shape
-from march_search.training import checkpoints, environment, evaluation, fitting, ranks, weights
+from march_search.training import checkpoints, environment, evaluation, fitting, launch, ranks, utilisation, weights
+from march_search.training.adamw import AdamW
 from march_search.training.environment import Place
 from march_search.training.groups import parameter_groups
 from march_search.training.metrics import MetricsFile
+from march_search.training.phases import Phases
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.schedule import schedule
+from march_search.training.utilisation import Utilisation
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
 """Inputs, None for a decoder-only model, and targets."""
@@ -47,6 +50,8 @@ class _Trial:
     validation: evaluation.Validation
     engine: Any
     stop: StopRequest
+    phases: Phases
+    utilisation: Utilisation
     metrics: MetricsFile | None = None
     step: int = 0
     seconds: float = 0.0
@@ -70,7 +75,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         ConfigError, DataError: architecture, store and settings do not fit together.
         TrialError: the loss or the gradient is not finite.
     """
-    stop = StopRequest()
+    stop = StopRequest(launch.Orders(folder).signum if config.devices.launcher != "own" else None)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
@@ -79,10 +84,11 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         )
     place = environment.take_place(config.devices)
     config = fitting.fitted(folder, config, place)
+    use = utilisation.measured(folder, config, architecture, place)
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     engine = _engine(folder, config, architecture, place)
-    trial = _Trial(folder, config, architecture, place, batches, validation, engine, stop)
+    trial = _Trial(folder, config, architecture, place, batches, validation, engine, stop, Phases(place.device), use)
     if place.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
@@ -111,7 +117,7 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
     groups = parameter_groups(model, base)
     if place.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
-    optimizer = torch.optim.AdamW(
+    optimizer = AdamW(
         [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
@@ -126,6 +132,7 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
         config=ds_config(training, config.batch),
         dist_init_required=False,
     )
+    environment.keep_gradient_norm(engine)
     return engine
 
 
@@ -176,10 +183,14 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         asked = time.perf_counter()
         inputs, targets = next(micro_batches)
         waited += time.perf_counter() - asked
+        trial.phases.mark()
         inputs = None if inputs is None else inputs.to(trial.place.device)
         loss = engine(inputs, targets.to(trial.place.device))
+        trial.phases.mark("forward_seconds")
         engine.backward(loss)
+        trial.phases.mark("backward_seconds")
         engine.step()
+        trial.phases.mark("step_seconds")
         losses.append(loss.detach().float())
         trial.micro_seconds = time.perf_counter() - asked
         ranks.beat()
@@ -196,12 +207,13 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         raise DivergedError(
             f"diverged at step {trial.step:,}: loss {value}, gradient norm {norm}. Lower the learning rate."
         )
-    tokens = trial.config.training.global_batch_tokens
+    tokens, phases = trial.config.training.global_batch_tokens, trial.phases.seconds()
     if trial.metrics:
         trial.metrics.append(
             "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
             gradient_norm=norm, learning_rate=_base_rate(trial), tokens_per_second=round(tokens / seconds, 1),
-            data_wait_seconds=round(waited, 6),
+            flop_utilisation=trial.utilisation.at(tokens / seconds), data_wait_seconds=round(waited, 6),
+            **{name: round(taken, 6) for name, taken in phases.items()},
         )  # fmt: skip
 
 
@@ -215,7 +227,7 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluates now and writes the line."""
     began, training = time.perf_counter(), trial.config.training
     found = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
-    values = found.values
+    values, memory = found.values, environment.memory_of_all(trial.place)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
@@ -224,7 +236,7 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
         tokens = trial.step * training.global_batch_tokens
         found.keep(trial.folder / "validation" / f"{tokens:015d}.npy")
         seconds = round(time.perf_counter() - began, 3)
-        trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, seconds=seconds)
+        trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, **memory, seconds=seconds)
         trial.metrics.sync()
     return values
 
@@ -240,7 +252,7 @@ def _save(trial: _Trial) -> None:
 
 def _obey(trial: _Trial) -> None:
     """After a signal: all ranks save together and end; the state is that of the last step, whatever has begun since."""
-    signum = trial.stop.signum
+    signum = trial.stop.look()
     if trial.place.world_size > 1:
         told = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
@@ -255,9 +267,7 @@ def _obey(trial: _Trial) -> None:
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
     """Writes the weights, then the result, last of all files and whole; checkpoints are of no use after it."""
     training, place = trial.config.training, trial.place
-    memory = torch.tensor([environment.peak_memory_bytes(place.device)], dtype=torch.int64, device=place.device)
-    if place.world_size > 1:
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
+    memory, speed = environment.memory_of_all(place), training.tokens / trial.seconds
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
         raise TrialError(f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not trained on.")
@@ -278,9 +288,12 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     "epochs": round(trial.batches.epochs(training.tokens), 4),
                     "perplexity": math.exp(min(last["loss"], 700.0)),
                     **last,
-                    "tokens_per_second": round(training.tokens / trial.seconds, 1),
+                    "tokens_per_second": round(speed, 1),
                     "train_seconds": round(trial.seconds, 2),
-                    "peak_memory_bytes": int(memory),
+                    "flop_utilisation": trial.utilisation.at(speed),
+                    "flops_per_token": trial.utilisation.flops_per_token,
+                    "peak_flops": trial.utilisation.peak_flops,
+                    **memory,
                     "micro_batch_halvings": fitting.halvings(trial.folder),
                     "training": asdict(training),
                     **environment.describe_machine(place),

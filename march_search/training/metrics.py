@@ -1,4 +1,7 @@
-"""metrics.jsonl: one line a step and one an evaluation; a resumed trial drops the lines of what it will do again."""
+"""metrics.jsonl: one line a step and one an evaluation; a resumed trial drops the lines of what it will do again.
+
+Beside it the same for TensorBoard.
+"""
 
 import json
 import os
@@ -6,6 +9,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from march_search.files import read_lines
+from march_search.training.events import EventFile
+
+CLOCKS = frozenset(
+    {"seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes"}
+    | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds"}
+)
+"""Values of a line that depend on the machine and the moment; all others are the same in a resumed trial."""
 
 
 class MetricsFile:
@@ -21,13 +31,17 @@ class MetricsFile:
             os.fsync(file.fileno())
         temporary.replace(path)
         self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+        self._events = EventFile(path.parent, kept)
 
     def append(self, kind: str, **values: Any) -> None:
         """Adds one line."""
-        self._file.write(_line({"kind": kind} | values))
+        line = {"kind": kind} | values
+        self._file.write(_line(line))
+        self._events.append(line)
 
     def sync(self) -> None:
-        """Makes sure the lines so far survive a crash of the machine."""
+        """Makes sure the lines so far survive a crash of the machine, and shows them to TensorBoard."""
+        self._events.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
 

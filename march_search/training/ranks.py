@@ -6,7 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -31,13 +31,14 @@ class InterruptedTrialError(Exception):
 def die_with_parent() -> None:
     """Asks Linux to kill this process when the one that MARCH_SEARCH_PARENT names dies, however that happens.
 
-    A trial started by hand has no such variable and outlives its shell. Elsewhere than on Linux nothing is done.
+    A rank that another launcher started dies with that. A trial started by hand has neither and outlives its shell.
+    Elsewhere than on Linux nothing is done.
     """
     parent = os.environ.get("MARCH_SEARCH_PARENT")
-    if not parent or sys.platform != "linux":
+    if not (parent or "RANK" in os.environ) or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(parent):  # it died before we asked
+    if parent and os.getppid() != int(parent):  # it died before we asked
         os._exit(1)
 
 
@@ -76,10 +77,16 @@ def beat_at(modules: Iterable[Any]) -> None:
 class StopRequest:
     """Remembers the first SIGTERM or SIGINT, to be obeyed between two micro batches."""
 
-    def __init__(self) -> None:
-        self.signum = 0
+    def __init__(self, orders: Callable[[], int] | None = None) -> None:
+        """Also asks `orders`, where signals do not come through."""
+        self.signum, self._orders = 0, orders
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._remember)
+
+    def look(self) -> int:
+        """The signal to obey, 0 for none."""
+        self.signum = self.signum or (self._orders() if self._orders else 0)
+        return self.signum
 
     def _remember(self, signum: int, _frame: FrameType | None) -> None:
         self.signum = self.signum or signum

@@ -1,0 +1,179 @@
+"""What a trial costs besides its model: tokens/s against a bare PyTorch loop, and seconds from launch to first step.
+
+OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60]
+
+A trial as a study starts it (supervisor, rank, DeepSpeed, metrics, TensorBoard, prefetched batches) and a loop of plain
+torch, a process each, in turn: the model, optimizer, clipping and schedule of `studies/cpu-demo.toml`, one thread, the
+same examples, which the bare loop has in memory before it begins. Compared are the fastest tenths of all their steps,
+the first ones of each process left out: other processes only add. Then the seconds of a start, by part, in one process
+that calls what a rank calls; medians over rounds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from march_search.config import DevicesConfig, StudyConfig, TrialConfig
+from march_search.settings import build, read_file
+
+ARCHITECTURE = "L2-D128-H12x16-F448-rope-V2048"
+STUDY = Path(__file__).parent.parent / "studies" / "cpu-demo.toml"
+WARM_UP = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rounds", 5), ("steps", 60)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("bare", "parts"):
+        parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.bare:
+        return print(json.dumps(bare(told.bare)))
+    if told.parts:
+        return print(json.dumps(parts(told.parts)))
+    with tempfile.TemporaryDirectory() as name:
+        return compare(Path(name), told.rounds, told.steps)
+
+
+def compare(root: Path, rounds: int, steps: int) -> None:
+    """Prints one line a round, then the medians and the parts of a start."""
+    from march_search.data.preparation import prepare
+
+    study = build(StudyConfig, read_file(STUDY), str(STUDY))
+    store, batch = prepare(study.data, root, root, tokens=study.training.tokens), study.training.global_batch_tokens
+    ours: list[float] = []
+    theirs: list[float] = []
+    starts = []
+    for number in range(rounds):
+        folder = trial(root / str(number), store, study, steps)
+        began = time.time()
+        with subprocess.Popen(command("-m", "march_search.training", folder), stderr=subprocess.DEVNULL) as process:
+            while not first_step(folder):
+                assert process.poll() is None
+                time.sleep(0.01)
+            starts.append(time.time() - began)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        ours += [batch / line["tokens_per_second"] for line in lines if line["kind"] == "train"][WARM_UP:]
+        theirs += told(command(__file__, "--bare", folder))[WARM_UP:]
+        print(f"round {number + 1}: {batch / fast(ours):,.0f} tokens/s, bare {batch / fast(theirs):,.0f}", flush=True)
+    print(f"tokens/s of a trial to the bare loop's: {fast(theirs) / fast(ours):.3f} (at least 0.95 is the aim)")
+    print(f"seconds from launch to first step: {statistics.median(starts):.2f}, least {min(starts):.2f}")
+    every = [told(command(__file__, "--parts", trial(root / f"parts-{n}", store, study, 1))) for n in range(rounds)]
+    for part in every[0]:
+        print(f"{statistics.median(one[part] for one in every):8.2f}  {part}")
+
+
+def trial(folder: Path, store: Path, study: StudyConfig, steps: int) -> Path:
+    """The folder of a trial of so many steps, evaluated and saved at their end only."""
+    folder.mkdir()
+    tokens = steps * study.training.global_batch_tokens
+    training = replace(study.training, tokens=tokens, warmup_tokens=0, evaluations=1, checkpoints=0, keep_weights=False)
+    devices = DevicesConfig("cpu", threads=1)
+    config = TrialConfig(ARCHITECTURE, os.path.relpath(store, folder), 0, study.data, training, devices)
+    (folder / "trial.json").write_text(json.dumps(asdict(config)))
+    return folder
+
+
+def command(*arguments: object) -> list[str]:
+    """Python with these arguments."""
+    return [sys.executable, *map(str, arguments)]
+
+
+def told(command: list[str]) -> Any:
+    """The last line of JSON that a command prints."""
+    ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def first_step(folder: Path) -> bool:
+    """Whether the trial has taken a step."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.is_file() and metrics.stat().st_size > 0
+
+
+def fast(seconds: list[float]) -> float:
+    """Mean of the fastest tenth."""
+    return statistics.mean(sorted(seconds)[: max(1, len(seconds) // 10)])
+
+
+def bare(folder: Path) -> list[float]:
+    """Seconds of each step of a loop of plain torch."""
+    import torch
+
+    from march_search import Architecture
+    from march_search.data.batches import Batches
+    from march_search.data.store import Store
+    from march_search.model import build as build_model
+    from march_search.training.groups import parameter_groups
+    from march_search.training.schedule import schedule
+
+    torch.set_num_threads(1)
+    config = build(TrialConfig, read_file(folder / "trial.json"), "trial.json")
+    training, sequences = config.training, config.batch.sequences
+    batches = Batches(Store.open(folder / config.store), config.data, config.seed, "encoder-decoder")
+    examples = [[torch.from_numpy(x) for x in batches.train(n * sequences, sequences)] for n in range(training.steps)]
+    torch.manual_seed(config.seed)
+    model = build_model(Architecture.parse(config.architecture), training.init)
+    groups = [{"params": [*g.parameters.values()], **g.settings(training)} for g in parameter_groups(model, None)]
+    optimizer = torch.optim.AdamW(groups, betas=training.betas, eps=training.epsilon, fused=True)
+    rate, seconds = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(training)), []
+    for inputs, targets in examples:
+        began = time.perf_counter()
+        loss = model(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        rate.step()
+        loss.item()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def parts(folder: Path) -> dict[str, float]:
+    """Seconds of the parts of a start, in the order in which a rank comes to them."""
+    seconds: dict[str, float] = {}
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any, **keywords: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
+
+        return wrapper
+
+    def imported(name: str) -> None:
+        timed(f"import {name}", __import__)(name)
+
+    config = build(TrialConfig, read_file(folder / "trial.json"), "trial.json")
+    for name in ("torch", "deepspeed", "tensorboard.summary.writer.record_writer", "march_search.training.loop"):
+        imported(name)
+    from march_search.training import checkpoints, environment, loop, utilisation
+    from march_search.training.evaluation import Validation
+
+    for module, name, part in (
+        (environment, "take_place", "process group"), (utilisation, "measured", "peak of matrix products"),
+        (loop, "Batches", "order of the data"), (Validation, "of", "validation examples"),
+        (loop, "_engine", "model and engine"), (checkpoints, "load", "look for checkpoints"),
+        (loop, "_one_step", "first step"),
+    ):  # fmt: skip
+        setattr(module, name, timed(part, getattr(module, name)))
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    loop.train(folder, config, last_step=1)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

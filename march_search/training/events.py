@@ -1,0 +1,43 @@
+"""The metrics as an event file of TensorBoard; `tensorboard --logdir` on a study's folder shows its trials as runs."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+NAME = "events.out.tfevents.0.march-search"
+
+SHOWN = ("loss", "context_gain", "gradient_norm", "learning_rate", "tokens_per_second", "flop_utilisation")
+"""Values of a metrics line that become a curve, `train/loss` say; the others are in metrics.jsonl."""
+
+
+class EventFile:
+    """Appends to the event file of one trial."""
+
+    def __init__(self, folder: Path, lines: Iterable[dict[str, Any]]) -> None:
+        """Writes the file anew with these metrics lines, all that a resumed trial keeps: no step is there twice."""
+        temporary = folder / ".events.new"
+        self._writer = RecordWriter(temporary.open("wb"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        for line in lines:
+            self.append(line)
+        self._writer.flush()
+        temporary.replace(folder / NAME)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Adds one metrics line."""
+        shown = {name: line[name] for name in SHOWN if line.get(name) is not None}
+        values = [Summary.Value(tag=f"{line['kind']}/{name}", simple_value=value) for name, value in shown.items()]
+        self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def flush(self) -> None:
+        """Shows TensorBoard what there is."""
+        self._writer.flush()
+
+    def _write(self, event: Event) -> None:
+        """Adds one event."""
+        self._writer.write(event.SerializeToString())
