@@ -1,0 +1,79 @@
+"""One trial's turn on this worker: its process, what it has written, what it has cost."""
+
+import fcntl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from optuna.trial import FrozenTrial
+
+from march_search.config import StudyConfig
+from march_search.files import read_lines
+from march_search.study.child import Child
+from march_search.study.leases import Lease
+
+FENCE = ".fence"
+"""File in a trial's folder whose lock its process holds: two processes never train in one folder."""
+
+
+@dataclass
+class Turn:
+    """A trial that this worker has."""
+
+    trial: FrozenTrial
+    lease: Lease
+    folder: Path
+    slot: int
+    """Which share of the devices it has."""
+    reported: set[int]
+    """Token counts already told to Optuna."""
+    child: Child | None = None
+    """Its process; None while a former one still holds the folder."""
+    spent: int = 0
+    """Tokens trained in this turn, repeated ones counted."""
+    last: int = field(init=False)
+    """Tokens of the last training step."""
+
+    def __post_init__(self) -> None:
+        self.last = self.lease.start
+
+    def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
+        """Starts the process; False while another still trains in the folder."""
+        fence = _fence(self.folder)
+        if fence is None:
+            return False
+        with fence:
+            until = None if self.lease.until >= config.training.tokens else self.lease.until
+            self.child = Child.start(self.folder, config.devices, command, self.slot, until, hidden, fence.fileno())
+        return True
+
+    def count(self, line: dict[str, Any], batch: int) -> None:
+        """Adds a training step's tokens; a process that went back to a checkpoint repeats some."""
+        tokens = line["tokens"]
+        if line["kind"] == "train":
+            self.spent += tokens - self.last if tokens > self.last else batch
+            self.last = tokens
+
+
+def _fence(folder: Path) -> IO[str] | None:
+    """The folder's fence, locked; None if another process has it."""
+    file = (folder / FENCE).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def resume_point(folder: Path, batch: int) -> int:
+    """Tokens of the newest whole checkpoint; 0 without one."""
+    steps = (path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/manifest.json"))
+    return max((int(step) for step in steps if step.isdigit()), default=0) * batch
+
+
+def unseen_cost(folder: Path, lease: Lease, batch: int) -> int:
+    """What a turn whose worker died has cost at most: what its metrics reach, and the step it was in."""
+    reached = max((line["tokens"] for line in read_lines(folder / "metrics.jsonl") if "tokens" in line), default=0)
+    return max(0, min(reached + batch, lease.until) - lease.start)
