@@ -1,5 +1,7 @@
-"""What makes a trial complete: a result.json whose tokens equal the data budget. An exit code never does."""
+"""What makes a trial complete: a whole result.json whose tokens equal the data budget. An exit code never does."""
 
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,33 @@ def killed(kills_before: int | None) -> str:
     return "somebody sent it; the machine did not run out of memory"
 
 
+def sealed(result: dict[str, Any]) -> dict[str, Any]:
+    """`result` with `sha256`, the hash of all else in it as JSON: keys sorted, no spaces."""
+    content = {name: value for name, value in result.items() if name != "sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _is_whole(result: dict[str, Any]) -> bool:
+    """Whether a result is what was written.
+
+    Version 1 had no seal. Those are taken as they are, for what they cost to train: renamed into place after fsync,
+    they were never half-written, and nothing can tell whether they were changed since.
+    """
+    if result.get("schema_version") == 1 and "sha256" not in result:
+        return True
+    try:
+        return sealed(result) == result
+    except ValueError:  # a number that is none
+        return False
+
+
 def complete(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
-    """The result of a trial that reached its data budget with a finite loss; None for any other."""
+    """The result of a trial that reached its data budget with a finite loss; None for any other, or a damaged one."""
     result = read_json(folder / "result.json")
-    if not isinstance(result, dict) or result.get("architecture") != Architecture.parse(config.architecture).name:
+    if not isinstance(result, dict) or not _is_whole(result):
+        return None
+    if result.get("architecture") != Architecture.parse(config.architecture).name:
         return None
     loss = result.get("loss")
     whole = result.get("tokens") == config.training.tokens and result.get("seed") == config.seed

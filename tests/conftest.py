@@ -82,10 +82,10 @@ def trial_maker(store: Path, parent: Path) -> Callable[..., Path]:
     return make
 
 
-def run_trial(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Trains to the end, without a compiler or ninja on PATH."""
+def run_trial(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Trains to the end, or until the tokens that `arguments` say, without a compiler or ninja on PATH."""
     environment = os.environ | {"PATH": "/nonexistent"}
-    command = [sys.executable, "-m", "march_search.training", str(folder)]
+    command = [sys.executable, "-m", "march_search.training", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 

@@ -26,6 +26,11 @@ BROAD = "L2-D64-H4x16-F256-geglu-rope-V400"
 """Its activations are what takes memory."""
 
 
+def trial_config(folder: Path) -> TrialConfig:
+    """What a trial was told."""
+    return build(TrialConfig, json.loads((folder / "trial.json").read_text()), "trial.json")
+
+
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[bytes]") -> None:
     """Returns once the trial has written that step."""
     deadline = time.monotonic() + 120
@@ -119,6 +124,63 @@ def test_a_stopped_trial_ends_as_if_it_had_not_been(make_trial: MakeTrial, strai
     for kind in ("train", "evaluation"):
         assert lines(stopped, kind) == lines(straight, kind)
     assert result(stopped)["loss"] == result(straight)["loss"]
+
+
+@pytest.mark.parametrize(("ranks", "stops"), [(1, (12, 18, 18)), (2, (18,))])
+def test_a_paused_trial_ends_as_if_it_had_not_been(
+    make_trial: MakeTrial, straight: Path, ranks: int, stops: tuple[int, ...]
+) -> None:
+    paused, whole = make_trial("paused", ranks=ranks), straight
+    if ranks > 1:
+        whole = make_trial("whole", ranks=ranks)
+        assert run_trial(whole).returncode == 0
+    for steps in stops:  # where a checkpoint is written and nothing evaluated; where neither is; where it is already
+        ended = run_trial(paused, "--until", str(steps * 256))
+        assert ended.returncode == 0, ended.stderr
+        assert lines(paused, "train") == lines(whole, "train")[:steps]
+        assert [line["step"] for line in lines(paused, "evaluation")] == sorted({*stops, 16})[: 3 if steps > 16 else 1]
+        assert not (paused / "result.json").exists()
+        assert outcome.complete(paused, trial_config(paused)) is None
+    assert run_trial(paused, "--until", str(48 * 256)).returncode == 0
+    assert lines(paused, "train") == lines(whole, "train")
+    added = [line for line in lines(paused, "evaluation") if line["step"] in (12, 18)]
+    assert [line for line in lines(paused, "evaluation") if line not in added] == lines(whole, "evaluation")
+    assert (paused / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    assert result(paused)["loss"] == result(whole)["loss"]
+
+
+def test_a_trial_that_ended_where_it_is_now_to_pause_is_evaluated_there(make_trial: MakeTrial) -> None:
+    folder = make_trial("stopped")
+    process = start_trial(folder)
+    wait_for_step(folder, 14, process)
+    process.kill()
+    process.wait()
+    assert run_trial(folder, "--until", str(12 * 256)).returncode == 0
+    assert [line["step"] for line in lines(folder, "train")] == list(range(1, 13))
+    assert [line["step"] for line in lines(folder, "evaluation")] == [12]
+
+
+@pytest.mark.parametrize(("tokens", "nearest"), [("300", 256), ("0", 256), ("12544", 12288)])
+def test_a_trial_pauses_after_whole_steps_only(make_trial: MakeTrial, tokens: str, nearest: int) -> None:
+    ended = run_trial(make_trial("odd"), "--until", tokens)
+    assert ended.returncode == 2
+    rule = "must be a multiple of global_batch_tokens (256) up to tokens (12,288)"
+    assert ended.stderr == f"march-search: --until {tokens}: {rule}; the nearest is {nearest}.\n"
+
+
+def test_a_result_counts_only_as_it_was_written(make_trial: MakeTrial, straight: Path) -> None:
+    folder, config, good = make_trial("other"), trial_config(straight), result(straight)
+    assert outcome.complete(straight, config) == good
+    for change in ({"loss": 0.1}, {"sha256": "0" * 64}, {"schema_version": 1}, {"peak_memory_bytes": None}):
+        (folder / "result.json").write_text(json.dumps(good | change))
+        assert outcome.complete(folder, config) is None
+    unsealed = {name: value for name, value in good.items() if name != "sha256"}
+    (folder / "result.json").write_text(json.dumps(unsealed))
+    assert outcome.complete(folder, config) is None
+    (folder / "result.json").write_text(json.dumps(unsealed | {"schema_version": 1}))  # of a version without seals
+    assert outcome.complete(folder, config) is not None
+    (folder / "result.json").write_text(json.dumps(outcome.sealed(good | {"tokens": 256})))
+    assert outcome.complete(folder, config) is None
 
 
 def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial) -> None:

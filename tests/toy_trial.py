@@ -1,8 +1,8 @@
-"""Stands in for `python -m march_search.training DIR`: reads trial.json, writes metrics and a result, trains nothing.
+"""Stands in for `python -m march_search.training DIR [--until TOKENS]`: writes metrics and a result, trains nothing.
 
 The loss falls from 8 to a number that depends on the shape alone, wide models being best. Environment variables make it
 misbehave: TOY_SECONDS an evaluation, TOY_FAIL / TOY_KILL / TOY_SILENT the architecture that fails, is killed, or ends
-with code 0 and no result.
+with code 0 and no result. Paused at TOKENS it goes on from there, killed from its beginning.
 """
 
 import json
@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 from march_search import Architecture
+from march_search.files import write_json
+from march_search.outcome import sealed
 from march_search.training.ranks import die_with_parent
 
 die_with_parent()
@@ -23,15 +25,22 @@ final = 5 - Architecture.parse(name).d_model / 1000 + 0.001 * trial["seed"]
 if name == os.environ.get("TOY_FAIL"):
     (folder / "failure.json").write_text(json.dumps({"reason": "the toy was told to fail."}))
     sys.exit(1)
-with (folder / "metrics.jsonl").open("w", buffering=1) as metrics:
-    for part in range(1, 5):
+until = int(sys.argv[3]) if sys.argv[2:3] == ["--until"] else tokens
+pause = folder / "toy_paused"
+done = int(pause.read_text()) if pause.is_file() else 0
+with (folder / "metrics.jsonl").open("a" if done else "w", buffering=1) as metrics:
+    for seen in sorted({tokens * part // 4 for part in range(1, 5)} | {until}):
+        if not done < seen <= until:
+            continue
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
-        loss = final + (8 - final) * (1 - part / 4)
-        shared = {"step": part, "tokens": tokens * part // 4, "loss": loss}
+        loss = final + (8 - final) * (1 - seen / tokens)
+        shared = {"step": seen, "tokens": seen, "loss": loss}
         metrics.write(json.dumps({"kind": "train", **shared, "tokens_per_second": 1000.0}) + "\n")
-        metrics.write(json.dumps({"kind": "evaluation", **shared, "context_gain": 0.01 * part}) + "\n")
+        metrics.write(json.dumps({"kind": "evaluation", **shared, "context_gain": 0.04 * seen / tokens}) + "\n")
         if name == os.environ.get("TOY_KILL"):
             os.kill(os.getpid(), signal.SIGKILL)
-if name != os.environ.get("TOY_SILENT"):
+if until < tokens:
+    pause.write_text(str(max(done, until)))
+elif name != os.environ.get("TOY_SILENT"):
     result = {"architecture": name, "seed": trial["seed"], "tokens": tokens, "loss": final, "context_gain": 0.04}
-    (folder / "result.json").write_text(json.dumps(result | {"tokens_per_second": 1000.0}))
+    write_json(folder / "result.json", sealed(result | {"tokens_per_second": 1000.0}))

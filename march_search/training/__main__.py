@@ -1,8 +1,10 @@
-"""`python -m march_search.training DIR [--ranks N]`: trains the trial in DIR to its end, or says why not.
+"""`python -m march_search.training DIR [--until TOKENS]`: trains the trial in DIR, or says why not.
 
-Exit codes: 0 complete; 1 failed, reason in failure.json; 2 trial.json cannot be meant; 130 and 143 interrupted after a
-checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial starts again from its last
-checkpoint with half the micro batch, up to six times. This process only watches: each rank is a process below it.
+To its end, or until TOKENS: it is evaluated there, leaves a checkpoint, and goes on when it is started again.
+Exit codes: 0 complete, or at TOKENS; 1 failed, reason in failure.json; 2 trial.json or TOKENS cannot be meant; 130 and
+143 interrupted after a checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial
+starts again from its last checkpoint with half the micro batch, up to six times. This process only watches: each rank
+is a process below it.
 """
 
 import os
@@ -14,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from march_search import outcome
-from march_search.config import TrialConfig
-from march_search.errors import ConfigError, MarchSearchError, StorageError
+from march_search.config import TrainingConfig, TrialConfig
+from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError
 from march_search.files import DISK_TROUBLE, lock, read_json, write_json
 from march_search.settings import build, read_file
 from march_search.training import ranks, supervisor
@@ -26,29 +28,40 @@ OUT_OF_MEMORY = "out_of_memory"
 
 def main(arguments: list[str]) -> int:
     """Runs one trial; returns the exit code."""
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m march_search.training DIR   (DIR holds trial.json)", file=sys.stderr)
+    told_so = _understood(arguments)
+    if told_so is None:
+        print("usage: python -m march_search.training DIR [--until TOKENS]   (DIR holds trial.json)", file=sys.stderr)
         return 2
+    folder, until = told_so
     ranks.die_with_parent()  # before torch is loaded: that takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be saved yet, and a traceback would help nobody
     if "RANK" in os.environ:
         ranks.answer()
-    folder = Path(arguments[0])
     # Idle OpenMP threads wait a moment and then sleep. By default they spin: beside one other busy process, two threads
     # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     told = dict(os.environ)  # joining a process group changes it
-    code = _guarded(folder)
+    code = _guarded(folder, until)
     if code and "RANK" not in told and _goes_on(folder):
         # A new program in this process: what held the memory is gone; its number and its parent stay.
         os.execve(sys.executable, [sys.executable, "-m", "march_search.training", *arguments], told)
     return code
 
 
-def _guarded(folder: Path) -> int:
+def _understood(arguments: list[str]) -> tuple[Path, int | None] | None:
+    """The trial's folder, and after how many tokens to pause; None where that is not what was typed."""
+    match arguments:
+        case [folder] if not folder.startswith("-"):
+            return Path(folder), None
+        case [folder, "--until", tokens] if not folder.startswith("-") and tokens.isdecimal():
+            return Path(folder), int(tokens)
+    return None
+
+
+def _guarded(folder: Path, until: int | None) -> int:
     """The exit code of the trial, its failure written down."""
     try:
-        return _run(folder)
+        return _run(folder, until)
     except ranks.InterruptedTrialError as stop:
         return stop.exit_code
     except MarchSearchError as error:
@@ -66,29 +79,45 @@ def _guarded(folder: Path) -> int:
         return _failed(folder, _in_words(error), 1)
 
 
-def _run(folder: Path) -> int:
+def _run(folder: Path, until: int | None) -> int:
     """The trial, in this process or in one process a rank."""
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     try:
         plan = config.batch
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
+    last = _last_step(config.training, until)
     if outcome.complete(folder, config) is not None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have come before they were removed
         print(f"{folder}: is complete already.", file=sys.stderr)
         return 0
     if "RANK" in os.environ:
-        return _train(folder, config)
+        return _train(folder, config, last)
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
-        return supervisor.supervise(folder, plan.ranks, config.devices.hang_seconds)
+        more = [] if until is None else ["--until", str(until)]
+        return supervisor.supervise(folder, plan.ranks, config.devices.hang_seconds, more)
 
 
-def _train(folder: Path, config: TrialConfig) -> int:
+def _last_step(training: TrainingConfig, until: int | None) -> int:
+    """The step after which to stop: that of `until` tokens, or the trial's last."""
+    if until is None:
+        return training.steps
+    batch = training.global_batch_tokens
+    if not 0 < until <= training.tokens or until % batch:
+        near = min(max(1, round(until / batch)), training.steps) * batch
+        raise UsageError(
+            f"--until {until}: must be a multiple of global_batch_tokens ({batch:,}) up to tokens "
+            f"({training.tokens:,}); the nearest is {near}."
+        )
+    return until // batch
+
+
+def _train(folder: Path, config: TrialConfig, last_step: int) -> int:
     """The trial, in this process."""
     from march_search.training.loop import train
 
-    train(folder, config)
+    train(folder, config, last_step)
     return 0
 
 

@@ -16,9 +16,10 @@ from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.ds_config import ds_config
 from march_search.errors import ConfigError, DivergedError, TrialError
-from march_search.files import make_folder, write_json
+from march_search.files import make_folder, read_lines, write_json
 from march_search.model import build
 from march_search.model.layers import FeedForward
+from march_search.outcome import sealed
 from march_search.scaling import base_shape
 from march_search.training import checkpoints, environment, evaluation, fitting, ranks, weights
 from march_search.training.environment import Place
@@ -58,8 +59,11 @@ class _Trial:
     """After so many micro batches all ranks look whether one was told to stop."""
 
 
-def train(folder: Path, config: TrialConfig) -> None:
-    """Trains the trial in `folder` from its newest checkpoint to its data budget and writes result.json.
+def train(folder: Path, config: TrialConfig, last_step: int) -> None:
+    """Trains the trial in `folder` from its newest checkpoint to `last_step`.
+
+    The last of its data budget ends with result.json, an earlier one with an evaluation and a checkpoint. Neither of
+    them changes what comes later.
 
     Raises:
         InterruptedTrialError: SIGTERM or SIGINT came; a checkpoint is written.
@@ -88,8 +92,11 @@ def train(folder: Path, config: TrialConfig) -> None:
     ranks.beat_at(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
     if place.is_first:
         trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
-    last = _steps(trial)
-    _finish(trial, last)
+    evaluated = _steps(trial, last_step)
+    if last_step == config.training.steps:
+        _finish(trial, evaluated)
+    elif trial.saved < trial.step:
+        _save(trial)
     environment.leave()
 
 
@@ -122,13 +129,15 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
     return engine
 
 
-def _steps(trial: _Trial) -> dict[str, float]:
-    """Takes every step that is left; returns the last evaluation."""
+def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
+    """Takes every step up to `last_step` and evaluates there at the latest; returns the last evaluation."""
     training = trial.config.training
-    evaluate_after, save_after = set(training.evaluation_steps), set(training.checkpoint_steps)
+    evaluate_after, save_after = {*training.evaluation_steps, last_step}, set(training.checkpoint_steps)
     micro_batches = prefetch(_micro_batches(trial))
     last: dict[str, float] = {}
-    while trial.step < training.steps:
+    if trial.step == last_step and not _is_evaluated(trial):  # it ended here, and was not told to evaluate
+        last = _evaluate(trial)
+    while trial.step < last_step:
         _one_step(trial, micro_batches)
         if trial.step in evaluate_after:
             last = _evaluate(trial)
@@ -136,6 +145,14 @@ def _steps(trial: _Trial) -> dict[str, float]:
             _save(trial)
     micro_batches.close()
     return last
+
+
+def _is_evaluated(trial: _Trial) -> bool:
+    """Whether the trial has been evaluated after the tokens it has seen; all ranks answer alike."""
+    lines = read_lines(trial.folder / "metrics.jsonl") if trial.place.is_first else []
+    found = [any(line["kind"] == "evaluation" and line["step"] == trial.step for line in lines)]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def _micro_batches(trial: _Trial) -> Iterator[Batch]:
@@ -249,23 +266,25 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
     if place.is_first:
         write_json(
             trial.folder / "result.json",
-            {
-                "schema_version": 1,
-                "state": "complete",
-                "architecture": trial.architecture.name,
-                "num_params": trial.architecture.num_params,
-                "seed": trial.config.seed,
-                "tokens": trial.step * training.global_batch_tokens,
-                "steps": trial.step,
-                "epochs": round(trial.batches.epochs(training.tokens), 4),
-                "perplexity": math.exp(min(last["loss"], 700.0)),
-                **last,
-                "tokens_per_second": round(training.tokens / trial.seconds, 1),
-                "train_seconds": round(trial.seconds, 2),
-                "peak_memory_bytes": int(memory),
-                "micro_batch_halvings": fitting.halvings(trial.folder),
-                "training": asdict(training),
-                **environment.describe_machine(place),
-            },
+            sealed(
+                {
+                    "schema_version": 2,
+                    "state": "complete",
+                    "architecture": trial.architecture.name,
+                    "num_params": trial.architecture.num_params,
+                    "seed": trial.config.seed,
+                    "tokens": trial.step * training.global_batch_tokens,
+                    "steps": trial.step,
+                    "epochs": round(trial.batches.epochs(training.tokens), 4),
+                    "perplexity": math.exp(min(last["loss"], 700.0)),
+                    **last,
+                    "tokens_per_second": round(training.tokens / trial.seconds, 1),
+                    "train_seconds": round(trial.seconds, 2),
+                    "peak_memory_bytes": int(memory),
+                    "micro_batch_halvings": fitting.halvings(trial.folder),
+                    "training": asdict(training),
+                    **environment.describe_machine(place),
+                }
+            ),
         )
         checkpoints.remove(trial.folder / "checkpoints")

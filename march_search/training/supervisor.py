@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,8 @@ class _Trial:
     folder: Path
     ranks: int
     hang_seconds: float
+    arguments: Sequence[str]
+    """What each rank is told besides the folder."""
     kills: int | None = field(default_factory=memory_kills)
     processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     signum: int = 0
@@ -54,13 +57,13 @@ class _Trial:
                 process.send_signal(signum)
 
 
-def supervise(folder: Path, num_ranks: int, hang_seconds: float) -> int:
+def supervise(folder: Path, num_ranks: int, hang_seconds: float, arguments: Sequence[str]) -> int:
     """Runs the ranks of the trial in `folder`; returns 0 if all ended well, else the first code that says otherwise.
 
     The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on. Where no rank
     gets on for `hang_seconds` (0: for ever), all show their stacks, are killed, and go on from the checkpoint once.
     """
-    trial = _Trial(folder, num_ranks, hang_seconds)
+    trial = _Trial(folder, num_ranks, hang_seconds, arguments)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, trial.pass_on)
     code = _attempt(trial)
@@ -107,7 +110,7 @@ def _start(trial: _Trial, rank: int, meeting: Path, pulse: int) -> "subprocess.P
         ranks.PULSE: pulse,
     }
     environment = os.environ | {name: str(value) for name, value in told.items()}
-    command = [sys.executable, "-m", "march_search.training", str(trial.folder)]
+    command = [sys.executable, "-m", "march_search.training", str(trial.folder), *trial.arguments]
     return subprocess.Popen(command, env=environment, pass_fds=[pulse])
 
 
