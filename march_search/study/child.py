@@ -32,14 +32,18 @@ class Tail:
 
     def __init__(self, folder: Path) -> None:
         """Reads metrics.jsonl in `folder` from its beginning."""
-        self._path, self._read, self._rest = folder / "metrics.jsonl", 0, b""
+        self._path, self._file, self._read, self._rest = folder / "metrics.jsonl", 0, 0, b""
+        self.resets = 0
+        """How often the file was cut back or replaced."""
 
     def new_lines(self) -> list[dict[str, Any]]:
         """Lines written since the last call; a line still being written waits for the next."""
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._read:  # a resumed trial cut its file back
+                known, self._file = self._file, os.fstat(file.fileno()).st_ino
+                if file.seek(0, os.SEEK_END) < self._read or known not in (0, self._file):  # a resumed trial cut it
                     self._read, self._rest = 0, b""
+                    self.resets += 1
                 file.seek(self._read)
                 data = file.read()
         except OSError:
@@ -56,7 +60,7 @@ class Child:
 
     folder: Path
     process: "subprocess.Popen[bytes]"
-    _tail: Tail
+    tail: Tail
     _kills: int | None = None
     _deadline: float | None = None
 
@@ -98,7 +102,7 @@ class Child:
 
     def new_lines(self) -> list[dict[str, Any]]:
         """Metric lines written since the last call."""
-        return self._tail.new_lines()
+        return self.tail.new_lines()
 
     def ask_to_stop(self, hurry: bool = False) -> None:
         """Asks the trial, once, to save and end; kills it if it has not after `STOP_SECONDS`, or at once in a hurry."""

@@ -30,30 +30,46 @@ class Turn:
     """Token counts already told to Optuna."""
     child: Child | None = None
     """Its process; None while a former one still holds the folder."""
-    spent: int = 0
-    """Tokens trained in this turn, repeated ones counted."""
     last: int = field(init=False)
     """Tokens of the last training step."""
+    _repeated: int = 0
+    _resets: int = 0
+    """Of metrics.jsonl, as far as they are counted."""
+    _left: bool = False
+    """Whether an earlier turn left a metrics.jsonl that has not been cut back yet."""
 
     def __post_init__(self) -> None:
         self.last = self.lease.start
+
+    @property
+    def spent(self) -> int:
+        """Tokens trained in this turn, those counted that a process which started again repeated."""
+        return max(0, self.last - self.lease.start) + self._repeated
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
         """Starts the process; False while another still trains in the folder."""
         fence = _fence(self.folder)
         if fence is None:
             return False
+        self._left = (self.folder / "metrics.jsonl").exists()
         with fence:
             until = None if self.lease.until >= config.training.tokens else self.lease.until
             self.child = Child.start(self.folder, config.devices, command, self.slot, until, hidden, fence.fileno())
         return True
 
-    def count(self, line: dict[str, Any], batch: int) -> None:
-        """Adds a training step's tokens; a process that went back to a checkpoint repeats some."""
+    def count(self, line: dict[str, Any]) -> bool:
+        """Notes how far a line is; whether it is new, and not left by an earlier turn.
+
+        A file that is cut back was so by a process that goes on from a checkpoint. What it had beyond the turn's start
+        the first time is an earlier turn's; later the tokens are trained again.
+        """
+        assert self.child is not None
         tokens = line["tokens"]
-        if line["kind"] == "train":
-            self.spent += tokens - self.last if tokens > self.last else batch
-            self.last = tokens
+        if self.child.tail.resets > self._resets:
+            self._repeated += 0 if self._left else max(0, self.last - max(tokens, self.lease.start))
+            self._resets, self._left, self.last = self.child.tail.resets, False, self.lease.start
+        self.last = max(self.last, tokens)
+        return bool(tokens > self.lease.start)
 
 
 def _fence(folder: Path) -> IO[str] | None:

@@ -182,7 +182,7 @@ class Worker:
             return False
         child.kill()
         end = ends.complete(turn.folder) or end  # a result wins over the pruner
-        paused = child.process.returncode == 0 and turn.last >= turn.lease.until
+        paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
         if end is None and not paused and not self.signals.signum:
             end = ends.failed(child)
         return self._give_back(turn) if end is None else self._finish(turn, end)
@@ -191,8 +191,8 @@ class Worker:
         """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
         assert turn.child is not None
         for line in turn.child.new_lines():
-            self.shown.line(turn.trial.number, line)
-            turn.count(line, self.job.config.training.global_batch_tokens)
+            if turn.count(line):
+                self.shown.line(turn.trial.number, line)
             tokens = line["tokens"]
             if line["kind"] != "evaluation" or tokens >= self.job.config.training.tokens:
                 continue
