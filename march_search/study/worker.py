@@ -158,7 +158,7 @@ class Worker:
                 turn.folder, self.job.config, told["architecture"], told["seed"], self.job.store,
                 told.get("learning_rate"),
             )  # fmt: skip
-        end = read_json(turn.folder / "outcome.json") or self.survey.exhausted(turn.lease)
+        end = read_json(turn.folder / "outcome.json") or ends.complete(turn.folder) or self.survey.exhausted(turn.lease)
         if end is not None:
             self._finish(turn, end)
             return False
