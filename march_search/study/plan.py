@@ -7,6 +7,7 @@ from march_search.budget import Budget
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.report.tables import count, plural, si
 from march_search.study.candidates import Candidates
+from march_search.study.rungs import in_words as pruning
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
@@ -31,7 +32,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("recipe", _recipe(training)),
         ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
-        ("pruner", config.pruner.kind),
+        ("pruner", pruning(config, len(chosen.architectures))),
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip

@@ -53,17 +53,29 @@ def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, s
         StorageError: the storage cannot be opened; a password in its URL is not repeated.
         ConfigError: the URL is in an environment variable that is not set.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = resolve(url)
-    try:
+    storage = opened(url, folder)
+    with guarded():
         return optuna.create_study(
             study_name=name,
-            storage=open_storage(url, folder),
+            storage=storage,
             direction="minimize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=seed),
             pruner=make_pruner(pruner),
         )
+
+
+def opened(url: str | None, folder: Path) -> BaseStorage:
+    """The storage of a study's setting.
+
+    Raises:
+        StorageError: it cannot be opened; a password in its URL is not repeated.
+        ConfigError: the URL is in an environment variable that is not set.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = resolve(url)
+    try:
+        return open_storage(url, folder)
     except StorageError:
         raise
     except Exception as error:

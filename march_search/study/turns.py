@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from march_search.config import StudyConfig
 from march_search.files import read_lines
+from march_search.study import ends
 from march_search.study.child import Child
 from march_search.study.leases import Lease
 
@@ -47,12 +48,14 @@ class Turn:
         return max(0, self.last - self.lease.start) + self._repeated
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
-        """Starts the process; False while another still trains in the folder."""
+        """Starts the process, unless the trial is complete; False while another still trains in the folder."""
         fence = _fence(self.folder)
         if fence is None:
             return False
         self._left = (self.folder / "metrics.jsonl").exists()
         with fence:
+            if ends.complete(self.folder):  # the process that had the folder until now finished what it was at
+                return True
             until = None if self.lease.until >= config.training.tokens else self.lease.until
             self.child = Child.start(self.folder, config.devices, command, self.slot, until, hidden, fence.fileno())
         return True

@@ -167,12 +167,14 @@ class Worker:
 
     def _follow(self, turn: Turn) -> bool:
         """Reads what a trial has written; whether its turn is over."""
-        if turn.child is None and (
-            self.signals.signum or not turn.start(self.job.config, self.job.command, self._hidden)
-        ):
-            return bool(self.signals.signum) and self._give_back(turn)
+        if turn.child is None:
+            if self.signals.signum:
+                return self._give_back(turn)
+            if not turn.start(self.job.config, self.job.command, self._hidden):
+                return False
         child = turn.child
-        assert child is not None
+        if child is None:
+            return self._finish(turn, ends.complete(turn.folder) or {})
         stopped = child.process.poll() is not None
         try:
             end = self._read(turn)
