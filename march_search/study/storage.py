@@ -1,6 +1,7 @@
 """Opens the Optuna study of a folder: a journal file by default, SQLite, PostgreSQL or a gRPC proxy by URL."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         url = "postgresql+psycopg" + url.removeprefix(scheme)
     with _schema_lock(url):
         storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine(url))
+    weakref.finalize(storage, storage.engine.dispose)  # its connections would be left open
     if scheme.startswith("sqlite"):
         _begin_immediately(storage)
     return optuna.storages.get_storage(storage)

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial
 from march_search.config import StudyConfig
 from march_search.files import read_lines
 from march_search.study import ends
-from march_search.study.child import Child
+from march_search.study.child import Child, Tail
 from march_search.study.leases import Lease
 
 FENCE = ".fence"
@@ -33,6 +33,8 @@ class Turn:
     """Its process; None while a former one still holds the folder."""
     last: int = field(init=False)
     """Tokens of the last training step."""
+    _seen: set[tuple[str, int]] = field(default_factory=set)
+    """Kind and tokens of lines that were read."""
     _repeated: int = 0
     _resets: int = 0
     """Of metrics.jsonl, as far as they are counted."""
@@ -59,6 +61,20 @@ class Turn:
             until = None if self.lease.until >= config.training.tokens else self.lease.until
             self.child = Child.start(self.folder, config.devices, command, self.slot, until, hidden, fence.fileno())
         return True
+
+    def lines(self, stopped: bool) -> list[dict[str, Any]]:
+        """New metric lines; of a process that has stopped, all that were missed, too.
+
+        A file that was written anew, to the very length it had, looks as if nothing happened.
+        """
+        assert self.child is not None
+        lines = self.child.new_lines()
+        self._seen.update((line["kind"], line["tokens"]) for line in lines)
+        if stopped:
+            lines += [
+                line for line in Tail(self.folder).new_lines() if (line["kind"], line["tokens"]) not in self._seen
+            ]
+        return lines
 
     def count(self, line: dict[str, Any]) -> bool:
         """Notes how far a line is; whether it is new, and not left by an earlier turn.

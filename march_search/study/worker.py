@@ -177,7 +177,7 @@ class Worker:
             return self._finish(turn, ends.complete(turn.folder) or {})
         stopped = child.process.poll() is not None
         try:
-            end = self._read(turn)
+            end = self._read(turn, stopped)
         except UpdateFinishedTrialError:
             return self._lose(turn)
         if end is None and not stopped:
@@ -189,10 +189,9 @@ class Worker:
             end = ends.failed(child)
         return self._give_back(turn) if end is None else self._finish(turn, end)
 
-    def _read(self, turn: Turn) -> End | None:
+    def _read(self, turn: Turn, stopped: bool) -> End | None:
         """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
-        assert turn.child is not None
-        for line in turn.child.new_lines():
+        for line in turn.lines(stopped):
             if turn.count(line):
                 self.shown.line(turn.trial.number, line)
             tokens = line["tokens"]
