@@ -354,7 +354,8 @@ def test_a_proxy_serves_postgresql_alone(
         assert ended.stdout == "3\n", ended.stderr
     finally:
         proxy.terminate()
-        assert proxy.wait(timeout=30) == 143
+        proxy.communicate(timeout=30)
+    assert proxy.returncode == 143
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:

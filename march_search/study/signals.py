@@ -20,7 +20,7 @@ class Signals:
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
         """Asks to stop as the signal would."""
-        self.signum = self.signum or signum
+        self.signum = self.signum or int(signum)
         self.times += 1
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
