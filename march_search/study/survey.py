@@ -98,7 +98,7 @@ class Survey:
                 loss, folder = trial.intermediate_values[rung], self.path(trial)
                 end = ends.pruned(loss, rung, f"not among the best on the rung of {rung:,} tokens")
                 write_json(folder / "outcome.json", end)
-                self._leases.storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [loss])
+                ends.tell(self._leases.storage, trial, end)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
 

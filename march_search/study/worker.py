@@ -221,7 +221,7 @@ class Worker:
                 return self._lose(turn)
             write_json(turn.folder / "outcome.json", end)
             self.leases.close(turn.trial, turn.lease, turn.spent)
-            ends.tell(self.job.study, turn.trial, end)
+            ends.tell(self.leases.storage, turn.trial, end)
         if end["state"] != "failed":
             shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
         self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
