@@ -120,8 +120,8 @@ def test_rungs_are_whole_steps_and_small_studies_have_none() -> None:
     assert in_words(config, 3) == "none: rungs need 4 candidates, and there are 3; all train to the end"
     with pytest.raises(ConfigError, match="a rung at 20,000 tokens lies beyond the 10,240 of a trial"):
         replace(config, pruner=PrunerConfig(rungs=(20_000,)))
-    with pytest.raises(ConfigError, match=r"rungs must be ascending and above 0, not \[0\.5, 0\.2\]"):
-        PrunerConfig(rungs=(0.5, 0.2))
+    with pytest.raises(ConfigError, match=r"rungs must be numbers above 0, not \[0\.5, -1\]"):
+        PrunerConfig(rungs=(0.5, -1))
 
 
 def test_a_study_never_trains_on_more_tokens_than_it_may(tmp_path: Path) -> None:
