@@ -31,6 +31,9 @@ POLL_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 """Between two looks at the storage while there is nothing to take; less where workers beat faster than that."""
 
+BUSY = 0.25
+"""Intervals between two beats that a worker without room lets pass before it looks at the storage again."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -122,11 +125,11 @@ class Worker:
 
     def _fill(self) -> None:
         """Takes trials while there is room and something to take."""
-        now, idle = time.monotonic(), min(IDLE_SECONDS, self.job.config.heartbeat_seconds / 8)
+        now, beat = time.monotonic(), self.job.config.heartbeat_seconds
         free = self.job.config.devices.parallel_trials - len(self.turns)
-        if now >= self._look and (free > 0 or now >= self._look + idle):
+        if now >= self._look + (0 if free > 0 else BUSY * beat):
             self._todo = self.survey.look({turn.trial.number for turn in self.turns})
-            self._look = time.monotonic() + idle
+            self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
         while self._todo and free > 0:
             if turn := self._take():
                 self.turns.append(turn)
