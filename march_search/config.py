@@ -361,6 +361,8 @@ class StudyConfig:
     """One line, shown by `study list`."""
     question: str = ""
     """What the study asks."""
+    answer: str = ""
+    """What would count as an answer."""
     budget: str | None = None
     """Parameter budget, if not the space's own."""
     tolerance: str | None = None

@@ -21,6 +21,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
     shapes = plural(len(chosen.architectures), "architecture")
     return [
         ("question", config.question or "–"),
+        ("answer", config.answer or "–"),
         ("candidates", _candidates(config, chosen, budget)),
         ("trials", f"{trials} = {shapes} × {plural(len(config.search.seeds), 'seed')}"),
         ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "

@@ -1,0 +1,67 @@
+"""The experiments of 2023 as studies: every one says what it asks, plans, and has its arms where it says they are."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import march_architecture, march_runs
+
+from march_search import Architecture, SearchSpace, solve
+from march_search.cli import main
+from march_search.shipped import shipped_folder
+
+FOLDER = shipped_folder("studies") / "march-2023"
+STUDIES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def table(name: str) -> dict[str, Any]:
+    """A study's file."""
+    return tomllib.loads(STUDIES[name].read_text())
+
+
+def test_every_experiment_of_2023_is_a_study() -> None:
+    at_220m = {
+        "baseline", "heads-layers", "heads-layers-no-kv", "dims-layers", "dims-heads-layers", "heads-d-kv",
+        "head-schedule", "glu", "d-ff", "baseline-v2", "length-reduction", "albert", "decoder-only", "bottlenecks",
+    }  # fmt: skip
+    assert set(STUDIES) == at_220m | {"large-baseline", "large-heads-layers", "large-dims-layers"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_says_what_it_asks_and_what_would_answer_it(name: str) -> None:
+    study = table(name)
+    assert study["question"].endswith(("?", ")"))
+    assert len(study["answer"]) > 40
+    assert study["search"]["seeds"] == [42, 43, 44]
+    assert study["training"]["tokens"] == 1000 * 2**20
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_arms_are_on_the_budget_and_on_multiples_of_64_or_marked(name: str) -> None:
+    study, text = table(name), STUDIES[name].read_text()
+    space = SearchSpace.load(study["space"])
+    found = solve(space)
+    for arm in study["search"]["architectures"]:
+        shape = Architecture.parse(arm)
+        assert shape.name == arm
+        assert shape.d_model % 64 == shape.d_ff % 64 == 0
+        [line] = [line for line in text.splitlines() if f'"{arm}"' in line]
+        assert (shape in found) == ("off the budget" not in line), line
+        millions, percent = re.search(r"# ([\d.]+)M ([+-][\d.]+)%", line).groups()
+        assert float(millions) == pytest.approx(shape.num_params / 1e6, abs=0.05)
+        assert space.budget.difference_percent(shape.num_params) == pytest.approx(float(percent), abs=0.05)
+
+
+def test_the_25_runs_of_2023_are_arms() -> None:
+    arms = {arm for name in STUDIES for arm in table(name)["search"]["architectures"]}
+    assert {march_architecture(run).name for run in march_runs()} <= arms
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", f"march-2023/{name}", "--dry-run", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(table(name)['search']['architectures'])} candidates, in order" in printed
+    assert "8 GPUs a trial" in printed
