@@ -1,11 +1,11 @@
 """How many trials a second the machinery of studies can hand out and close, by workers and storage.
 
-python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 200] [--storages journal,postgresql]
+python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 64] [--storages journal,postgresql]
 
 A trial here trains nothing and starts no process: a worker takes it under the study's lock, reports two evaluations,
 and closes it, exactly as `march-search worker` does. Workers are processes forked from one that has its libraries
-loaded, so importing (1.5 s a worker) is left out; opening the storage is, too: the clock runs from the moment at which
-all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its own on loopback.
+loaded, so importing (1.5 s a worker) is left out; opening the storage and the first look at it are, too: the clock runs
+from the moment at which all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its own on loopback.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FORKS = multiprocessing.get_context("forkserver")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,4,16,64")
-    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--trials", type=int, default=64, help="trials, or two for each worker if that is more")
     parser.add_argument("--storages", default="journal,postgresql")
     told = parser.parse_args(arguments)
     FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "psycopg"])
@@ -45,7 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in told.storages.split(","):
             for count in map(int, told.workers.split(",")):
                 root = folder / f"{kind}-{count}"
-                speed = measure(root, f"s-{kind}-{count}", server if kind == "postgresql" else None, count, told.trials)
+                speed = measure(
+                    root,
+                    f"s-{kind}-{count}",
+                    server if kind == "postgresql" else None,
+                    count,
+                    max(told.trials, 2 * count),
+                )
                 print(f"{kind:11s} {count:7d} {speed:9.1f}", flush=True)
     return 0
 
@@ -79,9 +85,9 @@ def work(folder: StudyFolder, config: StudyConfig, ready: "multiprocessing.synch
     """A worker: takes, reports and closes trials until none waits."""
     study = open_study(folder, config)
     leases = Leases(study, study._storage, folder.path / "lock", f"worker-{os.getpid()}")
+    todo = study.get_trials(deepcopy=False)
     ready.release()
     go.wait()
-    todo = study.get_trials(deepcopy=False)
     todo = todo[os.getpid() % len(todo) :] + todo[: os.getpid() % len(todo)]
     for trial in todo:
         with leases.locked():

@@ -21,7 +21,7 @@ from test_study import CONFIG, optuna_study, run
 from march_search.cli import main
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.study import candidates, storage, workers
+from march_search.study import candidates, storage, watching, workers
 from march_search.study.folders import StudyFolder
 from march_search.study.journal import JOURNAL, open_journal
 from march_search.study.leases import Lease, Leases
@@ -356,6 +356,23 @@ def test_a_proxy_serves_postgresql_alone(
         proxy.terminate()
         proxy.communicate(timeout=30)
     assert proxy.returncode == 143
+
+
+def test_a_study_that_has_not_begun_is_not_made_by_looking(tmp_path: Path) -> None:
+    config = replace(CONFIG, storage=f"sqlite:///{tmp_path}/s.db")
+    folder = StudyFolder.of(tmp_path, "toy")
+    folder.keep_settings(config, [])
+    with pytest.raises(StorageError, match="the study has no trial yet: march-search study run toy"):
+        watching.opened(folder, config)
+    assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/s.db") == []
+
+
+@pytest.mark.parametrize("kind", ["median", "halving", "hyperband"])
+def test_optunas_pruners_are_options(tmp_path: Path, kind: str) -> None:
+    config = replace(CONFIG, pruner=PrunerConfig(kind=kind, startup_trials=1))
+    ended = run(tmp_path, config)
+    assert ended.complete + ended.pruned == 6
+    assert ended.complete >= 1
 
 
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:

@@ -37,10 +37,21 @@ def find(name: str, root: Path) -> StudyFolder:
 
 
 def opened(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
-    """The Optuna study of a started study; never makes one."""
+    """The Optuna study of a started study.
+
+    Raises:
+        StorageError: the storage cannot be opened, or does not have it.
+    """
+    name = folder.path.name
+    missing = StorageError(f"{folder.path}: the study has no trial yet: march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
-        raise StorageError(f"{folder.path}: the study has no trial yet: march-search study run {folder.path.name}.")
-    return storage.open_study(folder.path.name, folder.path, config.storage, config.pruner, config.search.seed)
+        raise missing
+    opened, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
+    try:
+        with storage.guarded():
+            return optuna.load_study(study_name=name, storage=opened, pruner=pruner)
+    except KeyError:
+        raise missing from None
 
 
 def state(trial: FrozenTrial) -> str:
