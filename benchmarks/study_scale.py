@@ -4,8 +4,9 @@ python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 64] [--storages
 
 A trial here trains nothing and starts no process: a worker takes it under the study's lock, reports two evaluations,
 and closes it, exactly as `march-search worker` does. Workers are processes forked from one that has its libraries
-loaded, so importing (1.5 s a worker) is left out; opening the storage and the first look at it are, too: the clock runs
-from the moment at which all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its own on loopback.
+loaded, so importing (1.5 s a worker) is left out; opening the storage and the first look at it are, too: the clock
+runs from the moment at which all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its
+own on loopback.
 """
 
 import argparse

@@ -78,8 +78,9 @@ def run_proxy(options: argparse.Namespace) -> int:
     from march_search.errors import UsageError
     from march_search.study import storage
     from march_search.study.signals import Signals
+    from march_search.study.urls import resolve
 
-    url = storage.resolve(options.storage) or ""
+    url = resolve(options.storage) or ""
     if not options.storage.startswith("env:"):
         raise UsageError("storage-proxy reads its URL from a variable, env:NAME: a command line can be seen by others.")
     if not urlsplit(url).scheme.startswith("postgres"):

@@ -14,7 +14,7 @@ from march_search.config import StudyConfig, TrialConfig
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.files import make_folder, read_json, write_json
 from march_search.settings import build
-from march_search.study.storage import public
+from march_search.study.urls import public
 
 DEFAULT_ROOT = "runs"
 """Folder that studies are kept in, below the current one."""

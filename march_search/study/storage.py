@@ -1,6 +1,5 @@
 """Opens the Optuna study of a folder: a journal file by default, SQLite, PostgreSQL or a gRPC proxy by URL."""
 
-import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,39 +11,13 @@ import optuna
 from optuna.storages import BaseStorage
 
 from march_search.config import PrunerConfig
-from march_search.errors import ConfigError, StorageError
+from march_search.errors import StorageError
 from march_search.files import lock
 from march_search.study.journal import JOURNAL, open_journal
+from march_search.study.urls import resolve
 
 _SCHEMA_LOCK = 0x6D617263
 """Number of the PostgreSQL advisory lock under which tables are made."""
-
-
-def resolve(url: str | None) -> str | None:
-    """The storage's URL: as it is, or what the environment variable of `env:NAME` holds.
-
-    Raises:
-        ConfigError: the variable is not set.
-    """
-    if url is None or not url.startswith("env:"):
-        return url
-    name = url.removeprefix("env:")
-    if not os.environ.get(name):
-        raise ConfigError(f"storage is {url!r}, and the environment variable {name} is not set: export it first.")
-    return os.environ[name]
-
-
-def public(url: str | None) -> str | None:
-    """What may be written down of a storage's setting: all of it but a password; `env:NAME` stays a name."""
-    if url is None or url.startswith("env:"):
-        return url
-    parts = urlsplit(url)
-    if parts.query:  # a password may stand there, too
-        parts = parts._replace(query="")
-    if parts.password is None:
-        return parts.geturl()
-    name = f"{parts.username}@" if parts.username else ""
-    return parts._replace(netloc=name + parts.netloc.rpartition("@")[2]).geturl()
 
 
 def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, seed: int) -> optuna.Study:

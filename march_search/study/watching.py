@@ -18,6 +18,7 @@ from march_search.study.folders import StudyFolder
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
 from march_search.study.survey import committed
+from march_search.study.urls import public
 
 Row = dict[str, Any]
 
@@ -123,7 +124,7 @@ def _planned(config: StudyConfig, trial: FrozenTrial, row: Row) -> int:
 def openers(folder: StudyFolder, config: StudyConfig) -> list[str]:
     """The commands that open the study elsewhere, without a password."""
     kept = config.storage or str(folder.path / JOURNAL)
-    where = f'"${kept.removeprefix("env:")}"' if kept.startswith("env:") else storage.public(kept)
+    where = f'"${kept.removeprefix("env:")}"' if kept.startswith("env:") else public(kept)
     return [f"optuna-dashboard {where}", f"tensorboard --logdir {folder.trials}"]
 
 
