@@ -12,6 +12,7 @@ own on loopback.
 import argparse
 import multiprocessing
 import os
+import random
 import sys
 import tempfile
 import time
@@ -21,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import local_postgres
-from optuna.trial import Trial, TrialState
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.study import candidates, ends
@@ -83,24 +85,31 @@ def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> 
 
 
 def work(folder: StudyFolder, config: StudyConfig, ready: "multiprocessing.synchronize.Semaphore", go: object) -> None:
-    """A worker: takes, reports and closes trials until none waits."""
+    """A worker: looks, takes a trial, trains it, and looks again until none waits."""
     study = open_study(folder, config)
     leases = Leases(study, study._storage, folder.path / "lock", f"worker-{os.getpid()}")
-    todo = study.get_trials(deepcopy=False)
+    study.get_trials(deepcopy=False)
     ready.release()
     go.wait()
-    todo = todo[os.getpid() % len(todo) :] + todo[: os.getpid() % len(todo)]
-    for trial in todo:
-        with leases.locked():
-            lease = leases.take(trial, 0, config.training.tokens)
-        if lease is None:
-            continue
-        for step in (1, 2):
-            Trial(study, trial._trial_id).report(5.0 / step, step)
-        with leases.locked():
-            assert leases.holds(trial, lease)
-            leases.close(trial, lease, 0)
-            ends.tell(leases.storage, trial, {"state": "complete", "loss": 2.0})
+    chance = random.Random(os.getpid())
+    while todo := [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]:
+        while todo and not train(study, leases, todo.pop(0), config):
+            chance.shuffle(todo)
+
+
+def train(study: optuna.Study, leases: Leases, trial: FrozenTrial, config: StudyConfig) -> bool:
+    """Takes, reports and closes a trial; False if another worker was faster."""
+    with leases.locked():
+        lease = leases.take(trial, 0, config.training.tokens)
+    if lease is None:
+        return False
+    for step in (1, 2):
+        Trial(study, trial._trial_id).report(5.0 / step, step)
+    with leases.locked():
+        assert leases.holds(trial, lease)
+        leases.close(trial, lease, 0)
+        ends.tell(leases.storage, trial, {"state": "complete", "loss": 2.0})
+    return True
 
 
 if __name__ == "__main__":
