@@ -20,16 +20,16 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study
+    from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study, worker
 
     top = _Parser(prog="march-search", description="Which shape should this transformer have?")
     top.add_argument("--version", action="store_true", help="print the version and stop")
     verbs = top.add_subparsers(
         dest="verb",
-        metavar="solve | study | rank | pareto | report | replay | data | export | doctor",
+        metavar="solve | study | worker | storage-proxy | rank | pareto | report | replay | data | export | doctor",
         parser_class=_Parser,
     )
-    for command in (solve, study, rank, pareto, report, replay, data, export, doctor):
+    for command in (solve, study, worker, rank, pareto, report, replay, data, export, doctor):
         command.add(verbs)
     return top
 

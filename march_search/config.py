@@ -332,6 +332,12 @@ class SearchConfig:
     loss, or a shipped table, `march-2023`. They are no trials of this study."""
     warm_start_trials: int = 0
     """How many of the best among them are tried first, if they are feasible here."""
+    max_tokens: int | None = None
+    """Tokens that all trials of the study may train on together, repeated ones counted; what would exceed them is not
+    started. None for no limit."""
+    race: float | None = None
+    """Confidence, 0.95 say, at which the winner is to be separated from the others: after the candidates, the leaders
+    are trained with further seeds until it is, or `max_tokens` ends. None for no race."""
 
     @property
     def adaptive(self) -> bool:
@@ -361,29 +367,52 @@ class SearchConfig:
             raise ConfigError("[search]: trials must be at least 1, and seeds a list of different numbers.")
         if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):
             raise ConfigError("[search]: seed and seeds must lie in [0, 2^32).")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"[search]: max_tokens must be at least 1, not {self.max_tokens}.")
+        if self.race is not None and not 0.5 < self.race < 1:
+            raise ConfigError(f"[search]: race is a confidence between 0.5 and 1, not {self.race}.")
         if self.strategy == "list" and not self.architectures:
             raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
 
 
 @dataclass(frozen=True)
 class PrunerConfig:
-    """`[pruner]`: when Optuna stops a trial early."""
+    """`[pruner]`: when a trial is stopped early."""
 
-    kind: Literal["none", "median", "halving"] = "none"
-    """`median`: worse than the median of earlier trials at the same tokens. `halving`: successive halving."""
+    kind: Literal["rungs", "median", "halving", "hyperband", "none"] = "rungs"
+    """`rungs`: all candidates train to the first rung, the best `keep` of them go on from there to the next, and so on;
+    with several seeds the mean decides. `median`: worse than the median of earlier trials at the same tokens.
+    `halving` and `hyperband`: Optuna's, which decide as trials come in. `none`: all train to the end."""
+    rungs: tuple[float, ...] = (0.02, 0.06, 0.2)
+    """Where `rungs` stops to compare: token counts, or up to 1 shares of a trial's tokens. Rounded up to whole steps;
+    the end is always added."""
+    keep: float = 1 / 3
+    """Share of a rung's candidates that goes on, rounded up."""
     startup_trials: int = 4
     """`median`: trials that run to their end before any is stopped."""
     warmup_tokens: int = 0
-    """No trial is stopped before it has seen so many tokens."""
+    """`median`, `halving`, `hyperband`: no trial is stopped before it has seen so many tokens."""
     reduction_factor: int = 2
-    """`halving`: one in so many goes on at each rung."""
+    """`halving`, `hyperband`: one in so many goes on at each rung."""
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""
+        _check_finite(self, "pruner")
         if self.startup_trials < 0 or self.warmup_tokens < 0 or self.reduction_factor < 2:
             raise ConfigError(
                 "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
             )
+        if not 0 < self.keep < 1:
+            raise ConfigError(f"[pruner]: keep must lie between 0 and 1, not {self.keep}.")
+        if not self.rungs or min(self.rungs) <= 0:
+            raise ConfigError(f"[pruner]: rungs must be numbers above 0, not {list(self.rungs)}.")
+
+    def rung_tokens(self, training: TrainingConfig) -> tuple[int, ...]:
+        """Rungs in tokens, whole steps, ascending, the end of the data budget last."""
+        batch = training.global_batch_tokens
+        asked = [rung * training.tokens if rung <= 1 else rung for rung in self.rungs]
+        steps = {math.ceil(tokens / batch - 1e-9) for tokens in asked}
+        return tuple(step * batch for step in sorted({*steps, training.steps}))
 
 
 @dataclass(frozen=True)
@@ -403,12 +432,27 @@ class StudyConfig:
     tolerance: str | None = None
     """Tolerance, if not the space's own."""
     storage: str | None = None
-    """An Optuna storage URL; None keeps a journal file in the study's folder."""
+    """None keeps a journal file in the study's folder. Or a URL: `sqlite:////path.db`, `postgresql://user@host/name`,
+    `grpc://host:port` of `march-search storage-proxy`; `env:NAME` for the URL in an environment variable, which keeps a
+    password out of files."""
+    heartbeat_seconds: float = 20.0
+    """How often a worker shows that it lives. The trials of one that is silent for three times as long go on
+    elsewhere."""
     search: SearchConfig = SearchConfig()
     pruner: PrunerConfig = PrunerConfig()
     data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     devices: DevicesConfig = DevicesConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses settings that cannot be meant."""
+        if not 0.05 <= self.heartbeat_seconds <= 3600:
+            raise ConfigError(f"heartbeat_seconds must lie between 0.05 and 3600, not {self.heartbeat_seconds}.")
+        beyond = [rung for rung in self.pruner.rungs if rung > max(1, self.training.tokens)]
+        if self.pruner.kind == "rungs" and beyond:
+            raise ConfigError(
+                f"[pruner]: a rung at {beyond[0]:,.0f} tokens lies beyond the {self.training.tokens:,} of a trial."
+            )
 
     @property
     def batch(self) -> BatchPlan:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from march_search import Architecture, SearchSpace, solve
-from march_search.config import DataConfig, DevicesConfig, TrainingConfig
+from march_search.config import DataConfig, DevicesConfig, StudyConfig, TrainingConfig
 from march_search.data import vocabulary
 from march_search.scaling import base_shape
 from march_search.settings import build
@@ -94,7 +94,10 @@ def test_the_readmes_python_says_what_it_does() -> None:
 
 
 def test_the_readmes_space_has_architectures_and_its_other_tables_can_be_meant() -> None:
-    devices, data, training, space = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
+    blocks = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
+    rungs, storage, devices, data, training, space = blocks
+    budget = {"tokens": 1000 * 2**20}
+    assert build(StudyConfig, {"space": "t5", "training": budget, **rungs, **storage}, "README.md").search.race == 0.95
     assert len(solve(SearchSpace.from_table(space))) > 100
     assert build(DevicesConfig, devices["devices"], "README.md").nodes == 2
     assert base_shape(build(TrainingConfig, training["training"], "README.md")) == Architecture.parse(

@@ -26,6 +26,7 @@ TOY = (sys.executable, str(Path(__file__).parent / "toy_trial.py"))
 CONFIG = StudyConfig(
     space="cpu-demo",
     search=SearchConfig(trials=6),
+    pruner=PrunerConfig(kind="none"),
     data=DataConfig(vocab_size=2048, sequence_length=64),
     training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
 )
@@ -136,31 +137,6 @@ def test_an_interrupted_study_goes_on_and_loses_nothing(tmp_path: Path, signum: 
     trials = optuna_study(tmp_path).trials
     assert [t.number for t in trials] == list(range(6))
     assert len(list(tmp_path.glob("toy/trials/*"))) == 6
-
-
-def test_two_processes_never_run_one_study(tmp_path: Path) -> None:
-    process = study_process(tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("toy/trials/*/metrics.jsonl")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with pytest.raises(StorageError, match="toy is being run by another process"):
-            run(tmp_path)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-
-
-def test_a_journal_torn_at_any_byte_opens_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
-    run(tmp_path)
-    journal = tmp_path / "toy" / storage.JOURNAL
-    whole = journal.read_bytes()
-    for cut in range(1, 120, 7):
-        journal.write_bytes(whole[:-cut])
-        study = optuna_study(tmp_path)
-        assert sum(t.state == TrialState.COMPLETE for t in study.trials) >= 4
-        study.enqueue_trial({"d_model": 64})
-        assert len(optuna_study(tmp_path).trials) == 7
 
 
 def test_a_lock_left_by_a_kill_does_not_hold_the_study_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

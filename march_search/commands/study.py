@@ -1,20 +1,28 @@
 """`march-search study`: list the shipped studies, run one, or say what running it would do."""
 
 import argparse
+import json
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
+from march_search.commands import Verbs, watch
 from march_search.commands.pricing import amount
 from march_search.config import StudyConfig
 from march_search.study.folders import DEFAULT_ROOT
 
+if TYPE_CHECKING:
+    from march_search.study.runner import Summary
+
 
 def add(verbs: Verbs) -> None:
     """Adds the command to the parser."""
-    study = verbs.add_parser("study", help="run a study, or list those that are shipped")
-    actions = study.add_subparsers(dest="action", metavar="list | run", required=True, parser_class=type(study))
+    study = verbs.add_parser("study", help="run, watch, stop and go on with studies, list those that are shipped")
+    actions = study.add_subparsers(
+        dest="action", metavar="list | run | status | show | stop | resume | retry | race | delete", required=True,
+        parser_class=type(study),
+    )  # fmt: skip
     listing = actions.add_parser("list", help="shipped studies, and those below the root")
     listing.set_defaults(run=run_list)
     running = actions.add_parser(
@@ -26,6 +34,8 @@ def add(verbs: Verbs) -> None:
     running.add_argument("--device", metavar="D", help="what a trial runs on, for its price: A5000, 8xH100, cpu")
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device for one hour, in any currency")
     running.set_defaults(run=run_study)
+    listing.add_argument("--json", action="store_true", help="JSON instead of a table")
+    watch.add(actions)
     for parser in (listing, running):
         parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
 
@@ -45,10 +55,19 @@ def run_list(options: argparse.Namespace) -> int:
         kept = read_json(path)
         settings = kept.get("settings", {}) if isinstance(kept, dict) else {}
         trials = len(list(path.parent.glob("trials/*/trial.json")))
-        rows.append({"study": str(path.parent), "trials": trials, "description": settings.get("description", "")})
+        ended = Counter((read_json(one) or {}).get("state", "?") for one in path.parent.glob("trials/*/outcome.json"))
+        states = ", ".join(f"{number} {state}" for state, number in sorted(ended.items()))
+        rows.append({
+            "study": str(path.parent), "trials": trials, "states": states or None,
+            "description": settings.get("description", ""),
+        })  # fmt: skip
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
     columns = (
         Column("study", "study", "study", left=True),
         Column("trials", "trials started", "trials"),
+        Column("states", "ended", "ended", left=True),
         Column("description", "what it asks", "what it asks", left=True),
     )
     print_table(console(), rows, columns, "")
@@ -73,7 +92,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.data import corpora, vocabulary
     from march_search.errors import MarchSearchError
     from march_search.report.tables import console
-    from march_search.study import candidates, extending, price
+    from march_search.study import candidates, extending, price, rungs
     from march_search.study.folders import StudyFolder
     from march_search.study.plan import plan_rows
 
@@ -88,7 +107,8 @@ def run_study(options: argparse.Namespace) -> int:
         plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
-            plan = price.planned(config, chosen, device, options.rate)
+            stages = rungs.rung_tokens(config, candidates.how_many(chosen, config))
+            plan = price.planned(config, chosen, device, options.rate, stages, config.pruner.keep)
         rows_of += price.price_rows(plan)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
@@ -138,7 +158,8 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.files import make_folder, read_json, write_json
     from march_search.report.tables import console
     from march_search.study import gpus, kept, price
-    from march_search.study.candidates import with_seeds
+    from march_search.study.adaptive import next_trial
+    from march_search.study.candidates import planned
     from march_search.study.runner import StudyRun
 
     gpus.require(config.devices)
@@ -151,15 +172,23 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     study_folder.keep_store(store.folder)
     write_json(study_folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
     write_json(study_folder.path / "reference.json", reference_nats(store, config.data))
-    summary = StudyRun(config, study_folder, store.folder, with_seeds(chosen, config)).run()
+    propose = next_trial(config, chosen) if config.search.adaptive else None
+    summary = StudyRun(config, study_folder, store.folder, planned(chosen, config), propose=propose).run()
+    took = price.comparison_rows(plan, price.actual(study_folder.path, config))
+    _print_plan(console(stderr=True), "what it took", took)
+    return report(summary, name, root)
+
+
+def report(summary: "Summary", name: str, root: Path) -> int:
+    """Says on stderr how a study's run ended; the exit code."""
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
     print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
-    took = price.actual(study_folder.path, config)
-    _print_plan(console(stderr=True), "what it took", price.comparison_rows(plan, took))
+    for note in summary.notes:
+        print(f"{name}: {note}", file=sys.stderr)
     if summary.signum:
         print(f"{name}: interrupted; the same command goes on from here.", file=sys.stderr)
         return 128 + summary.signum
-    return 1 if summary.failed or summary.left else 0
+    return 1 if summary.failed else 0
 
 
 def _root_option(root: Path) -> str:

@@ -9,16 +9,18 @@ of a warm start are in the view alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from march_search.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.objectives import value
-from march_search.study.candidates import Candidates, Planned, rates
+from march_search.study.candidates import Candidates, Planned, how_many, rates
 from march_search.study.sampler import ARCHITECTURE, FeasibleSampler, make_sampler
 from march_search.study.warm import Prior
 
@@ -26,11 +28,23 @@ REMEMBERS = ("cmaes", "qmc")
 """Samplers whose state is in what they proposed before, which is then proposed again in order."""
 
 
-NextTrial = Callable[[optuna.Study], Planned | None]
+@dataclass(frozen=True)
+class NextTrial:
+    """Says what a study trains next."""
+
+    ask: Callable[[optuna.Study], Planned | None]
+    ranges: dict[str, BaseDistribution]
+    """Of every dimension, the same for all trials."""
+    total: int
+    """Trials that the study will have, with all seeds and learning rates."""
+
+    def __call__(self, study: optuna.Study) -> Planned | None:
+        """The next trial; None if the study has enough."""
+        return self.ask(study)
 
 
 def next_trial(config: StudyConfig, chosen: Candidates) -> NextTrial:
-    """A function that says what a study trains next; None once it has `search.trials` architectures, or all there are.
+    """What says what a study trains next; None once it has `search.trials` architectures, or all there are.
 
     The study's trials say in their attributes `architecture`, `seed` and, where there are several, `learning_rate` what
     they are. Who calls it holds the study's lock until the trial is in the study: two that asked at once would be told
@@ -56,7 +70,8 @@ def next_trial(config: StudyConfig, chosen: Candidates) -> NextTrial:
         except optuna.TrialPruned:
             return None
 
-    return ask
+    ranges = {axis: sampler.distributions[axis] for axis in sampler.dimensions.axes}
+    return NextTrial(ask, ranges, how_many(chosen, config) * len(search.seeds) * len(rates(config)))
 
 
 def grouped(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
@@ -153,5 +168,5 @@ def _identity(trial: FrozenTrial, config: StudyConfig) -> tuple[str, int, float]
     return (
         attrs[ARCHITECTURE],
         attrs.get("seed", config.search.seeds[0]),
-        attrs.get("learning_rate") or rates(config)[0],
+        attrs.get("learning_rate", config.training.learning_rate),
     )

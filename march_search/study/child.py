@@ -27,39 +27,23 @@ STOP_SECONDS = 330
 """How long a trial may take to save after it is asked to stop; then it is killed. Large models write for minutes."""
 
 
-@dataclass
-class Child:
-    """A running trial."""
+class Tail:
+    """Metric lines of a trial, as they are written."""
 
-    folder: Path
-    process: "subprocess.Popen[bytes]"
-    _kills: int | None = None
-    _read: int = 0
-    _rest: bytes = b""
-    _deadline: float | None = None
-
-    @classmethod
-    def start(cls, folder: Path, devices: DevicesConfig, command: Sequence[str], slot: int = 0) -> "Child":
-        """Starts `command FOLDER` in a session of its own, its output in trial.log; `slot` chooses its GPUs."""
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)
-        if devices.kind != "cpu" and devices.parallel_trials > 1:
-            environment["CUDA_VISIBLE_DEVICES"] = _gpus(devices.ranks, slot)
-        kills = memory_kills()
-        with (folder / "trial.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*command, str(folder)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
-        return cls(folder, process, kills)
+    def __init__(self, folder: Path) -> None:
+        """Reads metrics.jsonl in `folder` from its beginning."""
+        self._path, self._file, self._read, self._rest = folder / "metrics.jsonl", 0, 0, b""
+        self.resets = 0
+        """How often the file was cut back or replaced."""
 
     def new_lines(self) -> list[dict[str, Any]]:
-        """Metric lines written since the last call; a line still being written waits for the next."""
+        """Lines written since the last call; a line still being written waits for the next."""
         try:
-            with (self.folder / "metrics.jsonl").open("rb") as file:
-                if file.seek(0, os.SEEK_END) < self._read:  # a resumed trial cut its file back
+            with self._path.open("rb") as file:
+                known, self._file = self._file, os.fstat(file.fileno()).st_ino
+                if file.seek(0, os.SEEK_END) < self._read or known not in (0, self._file):  # a resumed trial cut it
                     self._read, self._rest = 0, b""
+                    self.resets += 1
                 file.seek(self._read)
                 data = file.read()
         except OSError:
@@ -68,6 +52,57 @@ class Child:
         *whole, self._rest = (self._rest + data).split(b"\n")
         lines = parse_lines(line.decode(errors="replace") for line in whole)
         return [line for line in lines if _is_metric(line)]
+
+
+@dataclass
+class Child:
+    """A running trial."""
+
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+    tail: Tail
+    _kills: int | None = None
+    _deadline: float | None = None
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        devices: DevicesConfig,
+        command: Sequence[str],
+        slot: int = 0,
+        until: int | None = None,
+        hidden: Sequence[str] = (),
+        fence: int | None = None,
+    ) -> "Child":
+        """Starts `command FOLDER` in a session of its own, its output in trial.log.
+
+        Args:
+            folder: the trial's.
+            devices: what it runs on.
+            command: program and first arguments.
+            slot: number of the trial among those that run here, which chooses its GPUs.
+            until: tokens at which the trial pauses; None for its end.
+            hidden: environment variables that it must not see.
+            fence: an open file whose lock lasts as long as the process.
+        """
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *hidden):
+            environment.pop(name, None)
+        if devices.kind != "cpu" and devices.parallel_trials > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = _gpus(devices.ranks, slot)
+        kills = memory_kills()
+        with (folder / "trial.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, str(folder), *([] if until is None else ["--until", str(until)])],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                pass_fds=() if fence is None else (fence,),
+            )  # fmt: skip
+        return cls(folder, process, Tail(folder), kills)
+
+    def new_lines(self) -> list[dict[str, Any]]:
+        """Metric lines written since the last call."""
+        return self.tail.new_lines()
 
     def ask_to_stop(self, hurry: bool = False) -> None:
         """Asks the trial, once, to save and end; kills it if it has not after `STOP_SECONDS`, or at once in a hurry."""

@@ -23,6 +23,8 @@ GROWING = (
     "spread",
     "warm_start",
     "warm_start_trials",
+    "max_tokens",
+    "race",
 )
 """Keys of `[search]` that an extension may change."""
 

@@ -13,6 +13,8 @@ from march_search.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.files import make_folder, read_json, write_json
+from march_search.settings import build
+from march_search.study.urls import public
 
 DEFAULT_ROOT = "runs"
 """Folder that studies are kept in, below the current one."""
@@ -47,14 +49,14 @@ class StudyFolder:
         return self.path / "trials"
 
     def trial(self, number: int, architecture: str, seed: int, learning_rate: float | None = None) -> Path:
-        """Folder of one trial; its learning rate is said where the study has several."""
+        """Folder of one trial; its learning rate is said where it is not the study's own."""
         rate = "" if learning_rate is None else f"-lr{learning_rate:g}"
         return self.trials / f"{number:04d}-{architecture}-s{seed}{rate}"
 
     def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
         """Writes the study's settings and architectures; once its text is prepared, checks that they are the same.
 
-        The storage's URL is left out: it may hold a password.
+        A password in the storage's URL is left out.
 
         Raises:
             ConfigError: they changed; the message names the first key that differs.
@@ -62,7 +64,7 @@ class StudyFolder:
         """
         make_folder(self.trials)
         settings = json.loads(json.dumps(asdict(config))) | {"architectures": [a.name for a in architectures]}
-        del settings["storage"]
+        settings["storage"] = public(config.storage)
         path = self.path / "study.json"
         kept = read_json(path)
         if kept is None and not path.exists():
@@ -82,6 +84,30 @@ class StudyFolder:
         """What ties this folder to its study in a storage that others use too."""
         return str(read_json(self.path / "study.json")["id"])
 
+    def config(self) -> StudyConfig:
+        """The settings the study was started with.
+
+        Raises:
+            StorageError: it has not been started, or its file is damaged.
+        """
+        kept = read_json(self.path / "study.json")
+        if not isinstance(kept, dict) or not isinstance(kept.get("settings"), dict):
+            raise StorageError(f"{self.path}: there is no study; start it with march-search study run.")
+        table = {key: value for key, value in kept["settings"].items() if key != "architectures"}
+        return build(StudyConfig, table, str(self.path / "study.json"))
+
+    @property
+    def store(self) -> Path:
+        """The prepared text.
+
+        Raises:
+            StorageError: none has been prepared yet.
+        """
+        kept = read_json(self.path / "study.json")
+        if not isinstance(kept, dict) or "store_path" not in kept:
+            raise StorageError(f"{self.path}: the study's text is not prepared yet: march-search study run.")
+        return self.path / str(kept["store_path"])
+
     def keep_store(self, store: Path) -> None:
         """Remembers which prepared text the study reads; later checks that it is the same.
 
@@ -90,8 +116,11 @@ class StudyFolder:
         """
         path = self.path / "study.json"
         kept = read_json(path)
+        where = os.path.relpath(store.resolve(), self.path.resolve())
         if "store" not in kept:
-            write_json(path, kept | {"store": store.name})
+            write_json(path, kept | {"store": store.name, "store_path": where})
+        elif kept["store"] == store.name and kept.get("store_path") != where:
+            write_json(path, kept | {"store_path": where})
         elif kept["store"] != store.name:
             raise DataError(
                 f"the text has changed since {self.path.name} started ({kept['store']} then, {store.name} now): bring "
@@ -99,23 +128,23 @@ class StudyFolder:
             )
 
     def write_trial(
-        self,
-        folder: Path,
-        config: StudyConfig,
-        architecture: str,
-        seed: int,
-        store: Path,
-        learning_rate: float | None = None,
+        self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path, rate: float | None = None
     ) -> None:
-        """Makes a trial's folder with its trial.json; `learning_rate` is its own where the study has several."""
+        """Makes a trial's folder with its trial.json; `rate` is its learning rate, if not the study's."""
         make_folder(folder)
         relative = os.path.relpath(store.resolve(), folder.resolve())
-        training = config.training if learning_rate is None else replace(config.training, learning_rate=learning_rate)
+        training = config.training if rate is None else replace(config.training, learning_rate=rate)
         trial = TrialConfig(architecture, relative, seed, config.data, training, config.devices)
         write_json(folder / "trial.json", asdict(trial))
 
 
 _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
+
+_FREE = (
+    "description", "question", "storage", "heartbeat_seconds", "max_tokens", "race", "keep_weights", "hang_seconds",
+    "parallel_trials",
+)  # fmt: skip
+"""Settings that may change while a study is under way."""
 
 
 def _filled(old: Any, defaults: Any) -> Any:
@@ -129,7 +158,7 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     """The first key on which two tables of settings differ, in words; empty if none."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
-            ignored = key in ("description", "question", "keep_weights", "hang_seconds")
+            ignored = key in _FREE
             found = "" if ignored else _difference(old.get(key), new.get(key), f"{where}{key}.")
             if found:
                 return found

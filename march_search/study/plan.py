@@ -9,6 +9,7 @@ from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.report.tables import count, plural, si
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import stand_ins
+from march_search.study.rungs import in_words as pruning
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
@@ -38,7 +39,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("recipe", _recipe(training, learning_rates)),
         ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
-        ("pruner", config.pruner.kind),
+        ("pruner", pruning(config, len(chosen.architectures))),
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip

@@ -1,11 +1,14 @@
 """What a person sees while a study runs: one live line a trial on a terminal, plain lines where stderr is piped."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from march_search.report.tables import WIDE, common_tail, console, duration, si
+from march_search.study.child import Tail
 
 
 class StudyProgress:
@@ -26,6 +29,7 @@ class StudyProgress:
             transient=True,
         )
         self._live = self._out.is_terminal
+        self._tails: dict[int, Tail] = {}
 
     def __enter__(self) -> "StudyProgress":
         if self._live:
@@ -51,6 +55,25 @@ class StudyProgress:
         else:
             self.say(f"trial {label}: {'goes on' if resumed else 'starts'}")
 
+    def paused(self, number: int) -> None:
+        """A trial no longer runs here, and is not over."""
+        if number in self._tasks:
+            self._bars.remove_task(self._tasks.pop(number))
+
+    def others(self, running: list[tuple[FrozenTrial, Path]]) -> None:
+        """Shows the trials of other workers, read from their folders; on a terminal only."""
+        if not self._live:
+            return
+        for number in set(self._tails) - {trial.number for trial, _ in running}:
+            del self._tails[number]
+            self.paused(number)
+        for trial, folder in running:
+            if trial.number not in self._tails:
+                self._tails[trial.number] = Tail(folder)
+                self.started(trial.number, trial.user_attrs["architecture"], resumed=True)
+            for line in self._tails[trial.number].new_lines():
+                self.line(trial.number, line)
+
     def line(self, number: int, line: dict[str, Any]) -> None:
         """A metric line of a running trial."""
         last = self._last[number] = self._last[number] | line | {f"{line['kind']}_loss": line["loss"]}
@@ -61,8 +84,7 @@ class StudyProgress:
 
     def ended(self, number: int, name: str, state: str, text: str) -> None:
         """A trial is over."""
-        if number in self._tasks:
-            self._bars.remove_task(self._tasks.pop(number))
+        self.paused(number)
         sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
         self.say(f"{sign} {number + 1}/{self._trials} {name.removesuffix(self._tail)}: {state}; {text}")
 

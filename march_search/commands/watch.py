@@ -1,0 +1,197 @@
+"""`march-search study status | show | stop | resume | retry | race | delete`: studies that were started."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from march_search.commands import Verbs
+from march_search.study.folders import DEFAULT_ROOT
+
+
+def add(actions: Verbs) -> None:
+    """Adds the actions to those of `march-search study`."""
+    for name, run, text in (
+        ("status", run_status, "states, workers, tokens and time left"),
+        ("show", run_show, "one trial: settings, evaluations, how it ended"),
+        ("stop", run_stop, "ask all workers, on all hosts, to save and end"),
+        ("resume", run_resume, "go on with a study, with the settings it was started with"),
+        ("retry", run_retry, "train failed trials again, all or those of the numbers"),
+        ("race", run_race, "more seeds for the leaders until the winner is separated from the others"),
+        ("delete", run_delete, "delete a study's folder and its records"),
+    ):
+        parser = actions.add_parser(name, help=text)
+        parser.add_argument("study", metavar="STUDY", help="a started study's name, or its TOML file")
+        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+        if name in ("status", "show"):
+            parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+        if name == "show":
+            parser.add_argument("trial", metavar="TRIAL", type=int, help="the trial's number, from 0")
+        if name == "retry":
+            parser.add_argument("trials", metavar="TRIAL", type=int, nargs="*", help="numbers, from 0 (default: all)")
+        if name == "delete":
+            parser.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "race":
+            parser.add_argument("--confidence", type=float, default=0.95, help="of the separation (default: 0.95)")
+        parser.set_defaults(run=run)
+
+
+def _found(options: argparse.Namespace) -> Any:
+    """Folder, settings and Optuna study."""
+    from march_search.commands.worker import started
+    from march_search.study import watching
+
+    folder, config = started(options.study, Path(options.root))
+    return folder, config, watching.opened(folder, config)
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Prints what a study is doing."""
+    from march_search.study import watching
+
+    folder, config, study = _found(options)
+    trials = study.get_trials(deepcopy=False)
+    rows, crew = watching.trial_rows(folder, config, trials), watching.worker_rows(study, folder)
+    total, name = watching.totals(config, trials, rows), folder.path.name
+    if options.json:
+        value = {"schema_version": 1, "study": name, **total, "trials": rows, "workers": crew}
+        print(json.dumps(value | {"open_with": watching.openers(folder, config)}, indent=1))
+        return 0
+    _print_status(name, total, rows, crew, watching.openers(folder, config))
+    return 0
+
+
+def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[Any], openers: list[str]) -> None:
+    """The tables of `study status`."""
+    from march_search.report.tables import Column, console, count, duration, print_table, si
+
+    left = total["seconds_left"]
+    parts = [f"{number} {state}" for state, number in total["states"].items()]
+    limit = f", at most {si(total['max_tokens'])}" if total["max_tokens"] else ""
+    notes = [
+        f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} planned now, "
+        f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
+        + ("" if left is None else f"; {duration(left)} left at this speed"),
+    ]
+    columns = (
+        Column("trial", "trial", "#"),
+        Column("name", "name", "name", left=True),
+        Column("seed", "seed", "seed", wide_only=True),
+        Column("state", "state", "state", left=True),
+        Column("tokens", "tokens", "tokens", si),
+        Column("loss", "loss", "loss", lambda value: f"{value:.4f}"),
+        Column("retries", "retries", "retries", wide_only=True),
+        Column("worker", "worker", "worker", left=True, wide_only=True),
+    )
+    out = console()
+    print_table(out, rows, columns, f"{name}: {', '.join(parts)}", notes)
+    if crew:
+        heads = (
+            Column("worker", "worker", "worker", left=True),
+            Column("state", "state", "state", left=True),
+            Column("slots", "slots", "slots"),
+            Column("beats", "beats", "beats", count),
+            Column("beat_seconds", "last beat", "last", lambda value: f"{duration(value)} ago"),
+        )
+        print_table(out, crew, heads, "workers")
+    for line in openers:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def run_show(options: argparse.Namespace) -> int:
+    """Prints one trial."""
+    from march_search.errors import UsageError
+    from march_search.report.tables import console
+    from march_search.study import watching
+
+    folder, config, study = _found(options)
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= options.trial < len(trials):
+        raise UsageError(f"{folder.path.name} has trials 0 to {len(trials) - 1}, no {options.trial}.")
+    row = watching.trial_rows(folder, config, trials)[options.trial] | watching.told(folder, trials[options.trial])
+    if options.json:
+        print(json.dumps({"schema_version": 1, "study": folder.path.name, **row}, indent=1))
+        return 0
+    out = console()
+    for key, value in row.items():
+        if value is not None:
+            text = value if isinstance(value, str) else json.dumps(value)
+            out.print(f"{key.replace('_', ' ')}: {text}", markup=False, soft_wrap=True)
+    return 0
+
+
+def run_stop(options: argparse.Namespace) -> int:
+    """Asks all workers to save and end."""
+    from march_search.study import watching, workers
+
+    folder, _, study = _found(options)
+    study.set_user_attr(workers.STOP, True)
+    alive = [row["worker"] for row in watching.worker_rows(study, folder) if row["state"] == "alive"]
+    whom = f"asked {len(alive)} workers to save and end" if alive else "no worker is alive"
+    print(f"{folder.path.name}: {whom}. Go on: march-search study resume {folder.path.name}", file=sys.stderr)
+    return 0
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    """Works on a study again, after a stop or an interruption."""
+    from march_search.commands.study import report
+    from march_search.study import gpus, workers
+    from march_search.study.runner import StudyRun
+
+    folder, config, study = _found(options)
+    gpus.require(config.devices)
+    study.set_user_attr(workers.STOP, None)
+    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
+
+
+def run_retry(options: argparse.Namespace) -> int:
+    """Enqueues failed trials again; a worker trains them."""
+    from march_search.files import lock
+    from march_search.study import enqueueing, watching
+
+    folder, _, study = _found(options)
+    with lock(folder.path / "lock"):
+        failed = watching.failed(study, options.trials)
+        for trial in failed:
+            enqueueing.repeat(study, trial, retry_of=trial.number)
+    name = folder.path.name
+    print(f"{name}: {len(failed)} trials enqueued again. Train them: march-search study resume {name}", file=sys.stderr)
+    return 0
+
+
+def run_race(options: argparse.Namespace) -> int:
+    """Trains further seeds of the leaders until the winner is separated."""
+    from dataclasses import replace
+
+    from march_search.commands.study import report
+    from march_search.study import gpus
+    from march_search.study.runner import StudyRun
+
+    folder, config, _ = _found(options)
+    gpus.require(config.devices)
+    config = replace(config, search=replace(config.search, race=options.confidence))
+    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
+
+
+def run_delete(options: argparse.Namespace) -> int:
+    """Deletes a study, unless somebody works on it."""
+    import optuna
+
+    from march_search.errors import StorageError
+    from march_search.study import watching
+
+    folder, config, study = _found(options)
+    name = folder.path.name
+    if any(row["state"] == "alive" for row in watching.worker_rows(study, folder)):
+        raise StorageError(f"{name} has workers: march-search study stop {name} first.")
+    if not options.yes:
+        print(f"delete {folder.path} with {len(study.trials)} trials? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 0
+    if config.storage is not None:
+        optuna.delete_study(study_name=name, storage=study._storage)
+    shutil.rmtree(folder.path)
+    print(f"{name}: deleted.", file=sys.stderr)
+    return 0

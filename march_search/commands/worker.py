@@ -1,0 +1,97 @@
+"""`march-search worker` and `march-search storage-proxy`: more processes, on any host, for a study that was started."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from march_search.commands import Verbs
+from march_search.study.folders import DEFAULT_ROOT, StudyFolder
+
+SBATCH = """#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=1-8              # eight workers
+#SBATCH --gpus={ranks}
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@300      # five minutes before the end: the trial saves, another worker goes on
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# The study is on a file system that all nodes see, with locks; its storage is PostgreSQL, or grpc:// before it.
+march-search worker {name} --root {root} &
+worker=$!
+trap 'kill -TERM $worker' TERM
+wait $worker; code=$?
+while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done
+if [ $code -eq 143 ]; then scontrol requeue "$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"; fi
+exit $code
+"""
+
+
+def add(verbs: Verbs) -> None:
+    """Adds the commands to the parser."""
+    worker = verbs.add_parser("worker", help="train trials of a study that was started, beside other workers")
+    worker.add_argument("study", metavar="STUDY", help="a started study's name, or its TOML file")
+    worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script of workers instead")
+    worker.set_defaults(run=run)
+    proxy = verbs.add_parser("storage-proxy", help="let very many workers share a PostgreSQL storage, over gRPC")
+    proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, a variable that holds a PostgreSQL URL")
+    proxy.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
+    proxy.add_argument("--port", type=int, default=13000, help="port to listen on (default: 13000)")
+    proxy.set_defaults(run=run_proxy)
+    worker.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+
+
+def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
+    """The folder and settings of a started study; a TOML file adds what is not kept, a password say."""
+    from march_search.commands.study import load
+    from march_search.study import watching
+
+    if text.endswith(".toml"):
+        config, name, _ = load(text)
+        return watching.find(name, root), config
+    folder = watching.find(text, root)
+    return folder, folder.config()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Works on a study until it ends."""
+    from march_search.commands.study import report
+    from march_search.study import gpus, kept
+    from march_search.study.adaptive import next_trial
+    from march_search.study.runner import StudyRun
+
+    root = Path(options.root)
+    folder, config = started(options.study, root)
+    if options.sbatch:
+        sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
+        return 0
+    gpus.require(config.devices)
+    propose = next_trial(config, kept.restored(folder.path)) if config.search.adaptive else None
+    return report(StudyRun(config, folder, folder.store, propose=propose).run(), folder.path.name, root)
+
+
+def run_proxy(options: argparse.Namespace) -> int:
+    """Serves a storage until it is stopped."""
+    from concurrent.futures import ThreadPoolExecutor
+    from urllib.parse import urlsplit
+
+    from optuna.storages._grpc.server import make_server
+
+    from march_search.errors import UsageError
+    from march_search.study import storage
+    from march_search.study.signals import Signals
+    from march_search.study.urls import resolve
+
+    url = resolve(options.storage) or ""
+    if not options.storage.startswith("env:"):
+        raise UsageError("storage-proxy reads its URL from a variable, env:NAME: a command line can be seen by others.")
+    if not urlsplit(url).scheme.startswith("postgres"):
+        raise UsageError("storage-proxy serves PostgreSQL only: a journal or SQLite behind it loses records.")
+    with storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
+        server = make_server(storage.opened(url, Path()), options.host, options.port, pool)
+        server.start()
+        print(f"serving at grpc://{options.host}:{options.port}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        while server.wait_for_termination(timeout=0.5) and not signals.signum:
+            pass
+        server.stop(5).wait()
+        return 128 + signals.signum

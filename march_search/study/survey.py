@@ -1,0 +1,138 @@
+"""A worker's look at the whole study: gives back trials of dead workers, stops those that were not promoted."""
+
+import shutil
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from optuna.trial import FrozenTrial, TrialState
+
+from march_search.files import write_json
+from march_search.study import ends, enqueueing, racing, rungs, workers
+from march_search.study.ends import End
+from march_search.study.leases import MAX_RETRIES, Lease, Leases
+from march_search.study.progress import StudyProgress
+from march_search.study.turns import resume_point, unseen_cost
+
+if TYPE_CHECKING:
+    from march_search.study.worker import Job
+
+
+class Survey:
+    """What one worker has seen of the study."""
+
+    def __init__(self, job: "Job", leases: Leases, witness: workers.Witness, shown: StudyProgress) -> None:
+        """Nothing seen yet."""
+        self._job, self._leases, self._witness, self._shown = job, leases, witness, shown
+        self._batch = job.config.training.global_batch_tokens
+        self.over = False
+        """Whether nothing is left to do for anybody."""
+
+    def look(self, mine: Set[int]) -> list[tuple[FrozenTrial, int]]:
+        """Trials that may be taken now, and until how many tokens each; `mine` are this worker's."""
+        trials = self._trials()
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        beats = workers.beats(self._job.study) if running else {}
+        dead = [t for t in running if t.number not in mine and self._dead(t, beats)]
+        if dead:
+            self._give_back(dead)
+            trials = self._trials()
+        plan = self._plan(trials)
+        if plan.stopped:
+            self._stop(plan.stopped)
+        if not plan.runnable and not running and self._more():
+            return self.look(mine)
+        by_number = {t.number: t for t in trials}
+        found = [(by_number[number], until) for number, until in plan.runnable.items()]
+        if self._job.config.search.max_tokens is not None:
+            found = [one for one in found if self.affordable(one[1] - self._start(*one), trials)]
+        self.over = not (found or dead or any(t.state == TrialState.RUNNING for t in trials))
+        self._shown.others([(t, self.path(t)) for t in running if t.number not in mine])
+        return found
+
+    def _start(self, trial: FrozenTrial, until: int) -> int:
+        """Tokens at which a trial would go on."""
+        return min(until, resume_point(self.path(trial), self._batch))
+
+    def _trials(self) -> list[FrozenTrial]:
+        """All trials, as they are now."""
+        return self._job.study.get_trials(deepcopy=False)
+
+    def path(self, trial: FrozenTrial) -> Path:
+        """A trial's folder."""
+        told = trial.user_attrs
+        return self._job.folder.trial(trial.number, told["architecture"], told["seed"], told.get("learning_rate"))
+
+    def _plan(self, trials: list[FrozenTrial]) -> rungs.Schedule:
+        """What may run."""
+        config = self._job.config
+        regular = [t for t in trials if not rungs.apart(t)]
+        where = rungs.rung_tokens(config, len({rungs.candidate(t) for t in regular}))
+        whole = self._job.propose is None or len(regular) >= self._job.propose.total
+        return rungs.schedule(trials, where, config.pruner.keep, whole)
+
+    def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
+        """Whether nobody is left who has this running trial."""
+        lease = Lease.of(trial)
+        return self._witness.silent((trial.number, lease.attempt), beats, lease.worker)
+
+    def _give_back(self, dead: list[FrozenTrial]) -> None:
+        """Lets trials of dead workers wait, each once."""
+        for trial in dead:
+            lease = Lease.of(trial)
+            cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
+            with self._leases.locked():
+                given = self._leases.give_back(trial, lease, cost, died=True)
+            if given and lease.worker:
+                self._shown.say(
+                    f"trial {trial.number + 1}: worker {lease.worker} is gone, the trial goes on here or there"
+                )
+
+    def _stop(self, stopped: Mapping[int, int]) -> None:
+        """Closes trials that were not promoted from their rung."""
+        with self._leases.locked():
+            for trial in self._trials():
+                rung = stopped.get(trial.number)
+                if rung is None or trial.state != TrialState.WAITING:
+                    continue
+                loss, folder = trial.intermediate_values[rung], self.path(trial)
+                end = ends.pruned(loss, rung, f"not among the best on the rung of {rung:,} tokens")
+                write_json(folder / "outcome.json", end)
+                ends.tell(self._leases.storage, trial, end)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
+
+    def exhausted(self, lease: Lease) -> End | None:
+        """The end of a trial that killed too many workers."""
+        if lease.retries <= MAX_RETRIES:
+            return None
+        text = f"its worker died {lease.retries} times while it ran: see trial.log, and march-search study retry."
+        return {"state": "failed", "tokens": None, "loss": None, "text": text}
+
+    def affordable(self, tokens: int, trials: list[FrozenTrial] | None = None) -> bool:
+        """Whether so many more tokens stay within the study's."""
+        limit = self._job.config.search.max_tokens
+        return limit is None or committed(self._trials() if trials is None else trials) + tokens <= limit
+
+    def _more(self) -> bool:
+        """Adds the next trial of a study that chooses as it goes, or of its race; whether there is one."""
+        with self._leases.locked():
+            trials = self._trials()
+            if any(t.state == TrialState.RUNNING for t in trials) or self._plan(trials).runnable:
+                return True
+            study, config = self._job.study, self._job.config
+            if self._job.propose and (wanted := self._job.propose(study)) is not None:
+                return bool(
+                    enqueueing.enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate)
+                )
+            race = config.search.race
+            return race is not None and self.affordable(config.training.tokens) and racing.add_seeds(study, race)
+
+
+def committed(trials: list[FrozenTrial]) -> int:
+    """Tokens that the study's trials have cost, and those that the running ones may still cost."""
+    total = 0
+    for trial in trials:
+        lease = Lease.of(trial)
+        total += lease.spent + (lease.until - lease.start if trial.state == TrialState.RUNNING else 0)
+    return total

@@ -1,0 +1,156 @@
+"""What a study is doing, asked from outside: its storage and its trials' folders, nothing that runs."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from march_search.config import StudyConfig
+from march_search.errors import ConfigError, StorageError
+from march_search.files import read_json, read_lines
+from march_search.settings import nearest
+from march_search.study import rungs, storage, workers
+from march_search.study.folders import StudyFolder
+from march_search.study.journal import JOURNAL
+from march_search.study.leases import Lease
+from march_search.study.survey import committed
+from march_search.study.urls import public
+
+Row = dict[str, Any]
+
+
+def find(name: str, root: Path) -> StudyFolder:
+    """The started study of that name.
+
+    Raises:
+        StorageError: there is none.
+    """
+    folder = StudyFolder.of(root, name)
+    if not (folder.path / "study.json").is_file():
+        known = [path.parent.name for path in root.glob("*/study.json")]
+        tail = nearest(name, known) if known else "None has been run there: march-search study run NAME."
+        raise StorageError(f"{root} holds no study {name!r}. {tail}")
+    return folder
+
+
+def opened(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
+    """The Optuna study of a started study.
+
+    Raises:
+        StorageError: the storage cannot be opened, or does not have it.
+    """
+    name = folder.path.name
+    missing = StorageError(f"{folder.path}: the study has no trial yet: march-search study run {name}.")
+    if config.storage is None and not (folder.path / JOURNAL).is_file():
+        raise missing
+    opened, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
+    try:
+        with storage.guarded():
+            return optuna.load_study(study_name=name, storage=opened, pruner=pruner)
+    except KeyError:
+        raise missing from None
+
+
+def state(trial: FrozenTrial) -> str:
+    """A trial's state in a word: `paused` waits on a rung, `waiting` has not begun or was interrupted."""
+    if trial.state == TrialState.WAITING:
+        return "paused" if trial.intermediate_values and Lease.of(trial).worker is None else "waiting"
+    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+
+
+def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
+    """One row a trial: state, tokens, loss, worker."""
+    candidates = len({rungs.candidate(t) for t in trials if not rungs.apart(t)})
+    plan = rungs.schedule(trials, rungs.rung_tokens(config, candidates), config.pruner.keep)
+    rows = []
+    for trial in trials:
+        told, lease = trial.user_attrs, Lease.of(trial)
+        path = folder.trial(trial.number, told["architecture"], told["seed"])
+        lines = [line for line in read_lines(path / "metrics.jsonl") if isinstance(line.get("tokens"), int)]
+        speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
+        losses = [line["loss"] for line in lines if line.get("kind") == "evaluation"]
+        rows.append({
+            "trial": trial.number, "name": told["architecture"], "seed": told["seed"], "state": state(trial),
+            "tokens": max((line["tokens"] for line in lines), default=0),
+            "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
+            "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
+            "worker": lease.worker if trial.state == TrialState.RUNNING else None,
+            "retries": lease.retries, "spent_tokens": lease.spent, "reason": told.get("reason"),
+        })  # fmt: skip
+    return rows
+
+
+def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
+    """One row a worker that has not left: host, seconds since its last beat by its host's clock, whether it is gone."""
+    witness = workers.Witness(folder.path / "workers", 0)
+    return [
+        {
+            "worker": name, "host": beat.host, "pid": beat.pid, "slots": beat.slots, "beats": beat.count,
+            "beat_seconds": round(max(0.0, time.time() - beat.at), 1),
+            "state": "gone" if witness.gone(name, beat) else
+            "silent" if time.time() - beat.at > 3 * beat.interval else "alive",
+        }
+        for name, beat in workers.beats(study).items() if not beat.ended
+    ]  # fmt: skip
+
+
+def totals(config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
+    """States, tokens done of those planned now, and seconds left at the present speed; None where nothing runs."""
+    planned = sum(_planned(config, trial, row) for trial, row in zip(trials, rows, strict=True))
+    done = sum(row["tokens"] for row in rows)
+    speed = sum(row["tokens_per_second"] or 0 for row in rows)
+    return {
+        "states": dict(sorted(Counter(row["state"] for row in rows).items())),
+        "tokens_done": done,
+        "tokens_planned": planned,
+        "tokens_spent": committed(list(trials)),
+        "max_tokens": config.search.max_tokens,
+        "tokens_without_pruning": config.training.tokens * len(trials),
+        "seconds_left": round((planned - done) / speed) if speed and planned > done else None,
+    }
+
+
+def _planned(config: StudyConfig, trial: FrozenTrial, row: Row) -> int:
+    """Tokens that a trial will have seen when it is over, as far as is decided."""
+    if trial.state.is_finished():
+        return int(row["tokens"])
+    return max(int(row["tokens"]), int(row["until"] or config.training.tokens))
+
+
+def openers(folder: StudyFolder, config: StudyConfig) -> list[str]:
+    """The commands that open the study elsewhere, without a password."""
+    kept = config.storage or str(folder.path / JOURNAL)
+    where = f'"${kept.removeprefix("env:")}"' if kept.startswith("env:") else public(kept)
+    return [f"optuna-dashboard {where}", f"tensorboard --logdir {folder.trials}"]
+
+
+def failed(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
+    """Failed trials that have not been repeated: those of `numbers`, or all.
+
+    Raises:
+        ConfigError: one of them has not failed.
+    """
+    trials = study.get_trials(deepcopy=False)
+    repeated = {trial.user_attrs.get("retry_of") for trial in trials}
+    found = {t.number: t for t in trials if t.state == TrialState.FAIL and t.number not in repeated}
+    for number in numbers:
+        if number not in found:
+            raise ConfigError(f"trial {number} of {study.study_name} is no failed trial; failed: {sorted(found)}.")
+    return [found[number] for number in numbers or sorted(found)]
+
+
+def told(folder: StudyFolder, trial: FrozenTrial) -> Row:
+    """All that a trial's folder says in short."""
+    path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
+    return {
+        "folder": str(path),
+        "evaluations": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
+        "params": trial.params,
+        "lease": trial.user_attrs.get("lease"),
+        "outcome": read_json(path / "outcome.json"),
+        "result": read_json(path / "result.json"),
+    }

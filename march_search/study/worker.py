@@ -1,0 +1,244 @@
+"""A worker: takes trials of a study, trains each in a process of its own, and looks after those of dead workers."""
+
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial
+
+from march_search.config import StudyConfig
+from march_search.files import read_json, write_json
+from march_search.study import ends, workers
+from march_search.study.adaptive import NextTrial
+from march_search.study.child import TRAINING
+from march_search.study.ends import End
+from march_search.study.folders import StudyFolder
+from march_search.study.leases import Leases
+from march_search.study.progress import StudyProgress
+from march_search.study.signals import Signals
+from march_search.study.survey import Survey
+from march_search.study.turns import Turn, resume_point
+
+POLL_SECONDS = 0.1
+"""Between two looks at the trials that run here."""
+
+IDLE_SECONDS = 1.0
+"""Between two looks at the storage while there is nothing to take; less where workers beat faster than that."""
+
+BUSY = 0.25
+"""Intervals between two beats that a worker without room lets pass before it looks at the storage again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker works on."""
+
+    config: StudyConfig
+    folder: StudyFolder
+    study: optuna.Study
+    store: Path
+    """The prepared text."""
+    command: Sequence[str] = TRAINING
+    """Trains the trial in the folder named after it."""
+    propose: NextTrial | None = None
+    """The next trial of a study that chooses as it goes; None when it has enough."""
+
+
+class Worker:
+    """One worker; a class because a loop, its signals and its heartbeat share its state."""
+
+    def __init__(self, job: Job, shown: StudyProgress, signals: Signals) -> None:
+        """A worker on `job` that shows on `shown` what it sees and ends on `signals`."""
+        config, lockers = job.config, job.folder.path / "workers"
+        self.job, self.shown, self.signals = job, shown, signals
+        self.heart = workers.Heart(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
+        self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heart.worker)
+        self.survey = Survey(job, self.leases, workers.Witness(lockers, config.heartbeat_seconds), shown)
+        self.turns: list[Turn] = []
+        self._todo: list[tuple[FrozenTrial, int]] = []
+        self._look, self._said = 0.0, False
+        kept = config.storage or ""
+        self._hidden = [kept.removeprefix("env:")] if kept.startswith("env:") else []
+        self._random = random.Random(self.heart.worker)
+
+    def run(self) -> None:
+        """Works until the study is at its end or a signal comes; trials under way are then given back.
+
+        Raises:
+            StorageError: the storage cannot be used, or the disk is full.
+        """
+        try:
+            while self._step():
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            self._abandon()
+            raise
+        self.heart.leave()
+
+    def _abandon(self) -> None:
+        """Leaves after an error: the trials go on elsewhere, at once if the storage still works."""
+        for turn in self.turns:
+            self._kill(turn)
+        with suppress(Exception):
+            for turn in self.turns:
+                self._give_back(turn)
+            self.heart.leave()
+        self.heart.close()
+
+    def _step(self) -> bool:
+        """One round of the loop; whether there is a next."""
+        if self.heart.due():
+            self._beat()
+        if self.signals.signum:
+            self._stop()
+        else:
+            self._fill()
+        for turn in list(self.turns):
+            if self._follow(turn):
+                self.turns.remove(turn)
+        return bool(self.turns) or not (self.signals.signum or self.survey.over)
+
+    def _beat(self) -> None:
+        """Shows that this worker lives, and drops trials that were taken from it while it was too slow for that."""
+        self.heart.tick()
+        for turn in list(self.turns):
+            if not self.leases.holds(turn.trial, turn.lease):
+                self._lose(turn)
+                self.turns.remove(turn)
+        if self.job.study.user_attrs.get(workers.STOP) and not self.signals.signum:
+            self.signals.ask()
+
+    def _stop(self) -> None:
+        """Asks the trials to save and end; a second signal does not wait."""
+        if self.turns and not self._said:
+            self.shown.say("stopping: the trials save their state; a second Ctrl-C stops them at once")
+        self._said = True
+        for turn in self.turns:
+            if turn.child:
+                turn.child.ask_to_stop(hurry=self.signals.times > 1)
+
+    def _fill(self) -> None:
+        """Takes trials while there is room and something to take."""
+        now, beat = time.monotonic(), self.job.config.heartbeat_seconds
+        free = self.job.config.devices.parallel_trials - len(self.turns)
+        if now >= self._look + (0 if free > 0 else BUSY * beat):
+            self._todo = self.survey.look({turn.trial.number for turn in self.turns})
+            self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
+        while self._todo and free > 0:
+            if turn := self._take():
+                self.turns.append(turn)
+                free -= 1
+                self._look = 0.0
+
+    def _take(self) -> Turn | None:
+        """Takes the first trial of the list, or another if somebody was faster; None if this was none."""
+        trial, until = self._todo.pop(0)
+        folder = self.survey.path(trial)
+        start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
+        with self.leases.locked():
+            if not self.survey.affordable(until - start):
+                return None
+            lease = self.leases.take(trial, start, until)
+        if lease is None:
+            self._random.shuffle(self._todo)
+            return None
+        taken = {turn.slot for turn in self.turns}
+        slot = min(set(range(len(taken) + 1)) - taken)
+        turn = Turn(trial, lease, folder, slot, set(trial.intermediate_values))
+        return turn if self._begin(turn) else None
+
+    def _begin(self, turn: Turn) -> bool:
+        """Prepares a trial's folder; False for one that is at its end already."""
+        told, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
+        if not resumed:
+            self.job.folder.write_trial(
+                turn.folder, self.job.config, told["architecture"], told["seed"], self.job.store,
+                told.get("learning_rate"),
+            )  # fmt: skip
+        end = read_json(turn.folder / "outcome.json") or ends.complete(turn.folder) or self.survey.exhausted(turn.lease)
+        if end is not None:
+            self._finish(turn, end)
+            return False
+        self.shown.started(turn.trial.number, told["architecture"], resumed)
+        return True
+
+    def _follow(self, turn: Turn) -> bool:
+        """Reads what a trial has written; whether its turn is over."""
+        if turn.child is None:
+            if self.signals.signum:
+                return self._give_back(turn)
+            if not turn.start(self.job.config, self.job.command, self._hidden):
+                return False
+        child = turn.child
+        if child is None:
+            return self._finish(turn, ends.complete(turn.folder) or {})
+        stopped = child.process.poll() is not None
+        try:
+            end = self._read(turn, stopped)
+        except UpdateFinishedTrialError:
+            return self._lose(turn)
+        if end is None and not stopped:
+            return False
+        child.kill()
+        end = ends.complete(turn.folder) or end  # a result wins over the pruner
+        paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
+        if end is None and not paused and not self.signals.signum:
+            end = ends.failed(child)
+        return self._give_back(turn) if end is None else self._finish(turn, end)
+
+    def _read(self, turn: Turn, stopped: bool) -> End | None:
+        """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
+        for line in turn.lines(stopped):
+            if turn.count(line):
+                self.shown.line(turn.trial.number, line)
+            tokens = line["tokens"]
+            if line["kind"] != "evaluation" or tokens >= self.job.config.training.tokens:
+                continue
+            trial = Trial(self.job.study, turn.trial._trial_id)
+            if tokens not in turn.reported:
+                trial.report(line["loss"], step=tokens)
+                turn.reported.add(tokens)
+            newest = tokens == max(turn.reported)  # the pruner judges the newest report
+            if newest and not self.signals.signum and trial.should_prune():
+                return ends.pruned(line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner")
+        return None
+
+    def _give_back(self, turn: Turn) -> bool:
+        """Lets a trial wait: paused on a rung, or interrupted."""
+        with self.leases.locked():
+            self.leases.give_back(turn.trial, turn.lease, turn.spent)
+        self.shown.paused(turn.trial.number)
+        self._look = 0.0
+        return True
+
+    def _finish(self, turn: Turn, end: End) -> bool:
+        """Writes a trial's end down and tells Optuna, if the trial is still this worker's."""
+        with self.leases.locked():
+            if not self.leases.holds(turn.trial, turn.lease):
+                return self._lose(turn)
+            write_json(turn.folder / "outcome.json", end)
+            self.leases.close(turn.trial, turn.lease, turn.spent)
+            ends.tell(self.leases.storage, turn.trial, end)
+        if end["state"] != "failed":
+            shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
+        self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
+        self._look = 0.0
+        return True
+
+    def _lose(self, turn: Turn) -> bool:
+        """Drops a trial that others took over, and its process."""
+        self._kill(turn)
+        self.shown.say(f"trial {turn.trial.number + 1}: this worker was silent for too long, and others have it now")
+        self.shown.paused(turn.trial.number)
+        return True
+
+    def _kill(self, turn: Turn) -> None:
+        """Leaves no process of a trial behind."""
+        if turn.child:
+            turn.child.kill()

@@ -1,0 +1,165 @@
+"""Rungs, token budgets and races: what is promoted, what is never started, who wins."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from test_study import CONFIG, optuna_study, run
+
+from march_search.config import PrunerConfig, SearchConfig, TrainingConfig
+from march_search.errors import ConfigError
+from march_search.evidence.trials import read_study
+from march_search.study.leases import Lease
+from march_search.study.rungs import in_words, schedule
+
+RUNGS = (1024, 2048, 4096)
+
+
+def trial(number: int, *losses: float, state: TrialState = TrialState.WAITING, **told: object) -> FrozenTrial:
+    """A trial with a loss on each of its first rungs."""
+    values = dict(zip(RUNGS, losses, strict=False))
+    ended = 1.0 if state == TrialState.COMPLETE else None
+    made = create_trial(
+        state=state,
+        value=ended,
+        intermediate_values=values,
+        user_attrs={"architecture": f"a{number}", "seed": 0, **told},
+    )
+    made.number = number
+    return made
+
+
+def test_a_rung_is_decided_once_all_have_reached_it_or_failed() -> None:
+    trials = [trial(0, 4.0), trial(1, 3.0), trial(2, 5.0), trial(3)]
+    assert dict(schedule(trials, RUNGS, 0.5).runnable) == {3: 1024}
+    trials[3] = trial(3, state=TrialState.FAIL)
+    decided = schedule(trials, RUNGS, 0.5)
+    assert dict(decided.runnable) == {0: 2048, 1: 2048}
+    assert dict(decided.stopped) == {2: 1024}
+    trials[:2] = [trial(0, 4.0, 2.0), trial(1, 3.0, 2.5)]
+    assert dict(schedule(trials, RUNGS, 0.5).runnable) == {0: 4096}
+    assert dict(schedule(trials, RUNGS, 0.5).stopped) == {1: 2048, 2: 1024}
+
+
+def test_nothing_is_promoted_while_candidates_are_still_to_come() -> None:
+    trials = [trial(n, 4.0 + n) for n in range(4)]
+    assert dict(schedule(trials, RUNGS, 0.5, whole=False).runnable) == {}
+    assert dict(schedule(trials, RUNGS, 0.5, whole=True).runnable) == {0: 2048, 1: 2048}
+
+
+def test_the_seeds_of_an_architecture_are_judged_by_their_mean_and_go_on_together() -> None:
+    losses = {"a": (4.0, 4.4), "b": (3.9, 4.9), "c": (4.3, 4.0), "d": (9.0, 9.0)}
+    trials = [
+        trial(2 * n + s, loss, architecture=name, seed=s)
+        for n, (name, both) in enumerate(losses.items())
+        for s, loss in enumerate(both)
+    ]
+    decided = schedule(trials, RUNGS, 0.5)
+    assert dict(decided.runnable) == {0: 2048, 1: 2048, 4: 2048, 5: 2048}
+    assert set(decided.stopped) == {2, 3, 6, 7}
+
+
+def test_a_repeated_trial_is_compared_with_those_that_were_promoted() -> None:
+    trials = [trial(0, 4.0, 2.0), trial(1, 3.0, 2.5), trial(2, 5.0, state=TrialState.PRUNED)]
+    trials.append(trial(3, state=TrialState.FAIL))
+    assert dict(schedule([*trials, trial(4, 3.9, retry_of=3)], RUNGS, 0.5).runnable) == {0: 4096, 4: 2048}
+    assert dict(schedule([*trials, trial(4, 4.1, retry_of=3)], RUNGS, 0.5).stopped) == {1: 2048, 4: 1024}
+    assert schedule([*trials, trial(4, race=0.95)], RUNGS, 0.5).runnable[4] == 4096
+
+
+@given(st.integers(4, 12), st.randoms(use_true_random=False))
+@settings(max_examples=100, deadline=None)
+def test_order_and_failures_change_nothing_and_every_study_ends(count: int, rng: random.Random) -> None:
+    finals = [rng.random() for _ in range(count)]
+    failing = {n: rng.choice(RUNGS) for n in range(count) if rng.random() < 0.2}
+    ends = []
+    for _ in range(2):
+        trials, reached = [trial(n) for n in range(count)], dict.fromkeys(range(count), 0)
+        while runnable := dict(schedule(trials, RUNGS, 1 / 3).runnable):
+            number = rng.choice(list(runnable))
+            until = reached[number] = runnable[number]
+            steps = [r for r in RUNGS if r <= until and not failing.get(number, 9e9) <= r]
+            state = TrialState.WAITING
+            if failing.get(number, 9e9) <= until:
+                state = TrialState.FAIL
+            elif until == RUNGS[-1]:
+                state = TrialState.COMPLETE
+            trials[number] = trial(number, *(finals[number] for r in steps if r < RUNGS[-1]), state=state)
+        left = [t.number for t in trials if t.state == TrialState.WAITING]
+        assert set(left) == set(schedule(trials, RUNGS, 1 / 3).stopped)
+        ends.append(reached)
+    assert ends[0] == ends[1]
+
+
+def test_a_study_on_rungs_trains_the_best_to_the_end_and_stops_the_others(tmp_path: Path) -> None:
+    config = replace(CONFIG, pruner=PrunerConfig(rungs=(0.2, 2048), keep=0.5))
+    ended = run(tmp_path, config)
+    assert (ended.complete, ended.pruned, ended.left) == (2, 4, 0)
+    trials = optuna_study(tmp_path).trials
+    assert sorted(max(t.intermediate_values) for t in trials) == [1024, 1024, 1024, 2048, 3072, 3072]
+    widest = sorted(t.params["d_model"] for t in trials)[-3:]
+    assert {t.params["d_model"] for t in trials if t.state == TrialState.COMPLETE} <= set(widest)
+    reasons = {t.reason for t in read_study("toy", tmp_path).trials if t.state == "pruned"}
+    assert reasons == {
+        "not among the best on the rung of 1,024 tokens",
+        "not among the best on the rung of 2,048 tokens",
+    }
+    assert run(tmp_path, config) == ended
+
+
+def test_rungs_are_whole_steps_and_small_studies_have_none() -> None:
+    training = TrainingConfig(tokens=10_240, global_batch_tokens=1024)
+    assert PrunerConfig().rung_tokens(training) == (1024, 2048, 10_240)
+    assert PrunerConfig(rungs=(0.15, 5000)).rung_tokens(training) == (2048, 5120, 10_240)
+    config = replace(CONFIG, training=training, pruner=PrunerConfig(keep=0.5))
+    assert in_words(config, 8) == "rungs: 8 to 1.02k, 4 to 2.05k, 2 to 10.2k tokens"
+    assert in_words(config, 3) == "none: rungs need 4 candidates, and there are 3; all train to the end"
+    with pytest.raises(ConfigError, match="a rung at 20,000 tokens lies beyond the 10,240 of a trial"):
+        replace(config, pruner=PrunerConfig(rungs=(20_000,)))
+    with pytest.raises(ConfigError, match=r"rungs must be numbers above 0, not \[0\.5, -1\]"):
+        PrunerConfig(rungs=(0.5, -1))
+
+
+def test_a_study_never_trains_on_more_tokens_than_it_may(tmp_path: Path) -> None:
+    config = replace(CONFIG, search=SearchConfig(trials=6, max_tokens=3 * 4096 + 4095))
+    ended = run(tmp_path, config)
+    assert (ended.complete, ended.left) == (3, 3)
+    assert ended.notes == ("tokens: 12,288 of at most 16,383; what would exceed them was not started (3 trials left).",)
+    assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) == 3 * 4096
+    more = replace(config, search=SearchConfig(trials=6, max_tokens=100_000))
+    assert run(tmp_path, more).complete == 6
+
+
+def test_promotions_that_would_exceed_the_budget_are_not_started(tmp_path: Path) -> None:
+    pruner, search = PrunerConfig(rungs=(1024,), keep=0.5), SearchConfig(trials=6, max_tokens=6 * 1024 + 4096)
+    ended = run(tmp_path, replace(CONFIG, pruner=pruner, search=search))
+    assert (ended.complete, ended.pruned, ended.left) == (1, 3, 2)
+    assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) <= 6 * 1024 + 4096
+
+
+def test_a_race_gives_the_leaders_seeds_until_the_winner_stands_apart(tmp_path: Path) -> None:
+    names = tuple(f"L2-D{d}-H4x32-F64-rope-V2048" for d in (192, 160))
+    search = SearchConfig(strategy="list", architectures=names, race=0.95)
+    ended = run(tmp_path, replace(CONFIG, search=search))
+    assert (ended.failed, ended.left) == (0, 0)
+    assert ended.complete > 2
+    [note] = ended.notes
+    assert note.startswith(
+        f"race: {names[0]} is separated from all others at 95% after {ended.complete} complete trials"
+    )
+    raced = [t for t in optuna_study(tmp_path).trials if "race" in t.user_attrs]
+    assert (
+        len({(t.user_attrs["architecture"], t.user_attrs["seed"]) for t in raced}) == len(raced) == ended.complete - 2
+    )
+
+
+def test_a_race_of_equals_ends_with_the_budget_and_says_so(tmp_path: Path) -> None:
+    names = tuple(f"L{n}-D192-H4x32-F64-rope-V2048" for n in (2, 3))
+    search = SearchConfig(strategy="list", architectures=names, race=0.95, max_tokens=6 * 4096)
+    ended = run(tmp_path, replace(CONFIG, search=search))
+    assert ended.complete == 6
+    assert f"race: {names[0]} leads after 6 complete trials, not separated at 95% from {names[1]}." in ended.notes
