@@ -95,7 +95,7 @@ def test_the_readmes_python_says_what_it_does() -> None:
 
 def test_the_readmes_space_has_architectures_and_its_other_tables_can_be_meant() -> None:
     blocks = map(tomllib.loads, re.findall(r"```toml\n(.*?)```", README, flags=re.DOTALL))
-    rungs, storage, devices, data, training, space = blocks
+    devices, rungs, storage, data, training, space = blocks
     budget = {"tokens": 1000 * 2**20}
     assert build(StudyConfig, {"space": "t5", "training": budget, **rungs, **storage}, "README.md").search.race == 0.95
     assert len(solve(SearchSpace.from_table(space))) > 100

@@ -184,7 +184,7 @@ def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_p
     study, [other] = leased(tmp_path, "other")
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
     folder = StudyFolder.of(tmp_path, "toy")
-    worker = Worker(Job(CONFIG, folder, study, tmp_path / "store", slow), StudyProgress([], 1), Signals())
+    worker = Worker(Job(CONFIG, folder, study, tmp_path / "store", slow), StudyProgress([], 1, 1), Signals())
     worker._step()
     [turn] = worker.turns
     assert turn.child is not None

@@ -107,7 +107,7 @@ def run_study(options: argparse.Namespace) -> int:
         plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
-            stages = rungs.rung_tokens(config, candidates.how_many(chosen, config))
+            stages = rungs.rung_tokens(config, candidates.how_many(chosen, config) * len(candidates.rates(config)))
             plan = price.planned(config, chosen, device, options.rate, stages, config.pruner.keep)
         rows_of += price.price_rows(plan)
     except MarchSearchError as error:

@@ -39,7 +39,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("recipe", _recipe(training, learning_rates)),
         ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
-        ("pruner", pruning(config, len(chosen.architectures))),
+        ("pruner", pruning(config, many * len(learning_rates))),
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip

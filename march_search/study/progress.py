@@ -14,9 +14,9 @@ from march_search.study.child import Tail
 class StudyProgress:
     """Shows trials of one study on stderr: name, tokens done of the budget, loss, tokens/s, time left."""
 
-    def __init__(self, names: list[str], tokens: int) -> None:
-        """Prepares the display of one trial for each of `names`, of `tokens` tokens each."""
-        self._trials, self._tokens, self._tail = len(names), tokens, common_tail(names)
+    def __init__(self, names: list[str], tokens: int, total: int) -> None:
+        """Prepares the display of `total` trials of `tokens` tokens each; `names` are those known already."""
+        self._trials, self._tokens, self._tail = total, tokens, common_tail(names)
         self._out = console(stderr=True)
         self._wide = self._out.width >= WIDE
         self._tasks: dict[int, TaskID] = {}

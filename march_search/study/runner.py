@@ -71,7 +71,8 @@ class StudyRun:
             study = self._opened()
             names = [t.user_attrs["architecture"] for t in study.get_trials(deepcopy=False)]
             job = Job(self.config, self.folder, study, self.store, self.command, self.propose)
-            with StudyProgress(names, self.config.training.tokens) as shown, Signals() as signals:
+            total = max(len(names), self.propose.total if self.propose else 0)
+            with StudyProgress(names, self.config.training.tokens, total) as shown, Signals() as signals:
                 Worker(job, shown, signals).run()
             return self._summary(study, signals.signum)
 

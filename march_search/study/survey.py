@@ -67,8 +67,9 @@ class Survey:
         """What may run."""
         config = self._job.config
         regular = [t for t in trials if not rungs.apart(t)]
-        where = rungs.rung_tokens(config, len({rungs.candidate(t) for t in regular}))
-        whole = self._job.propose is None or len(regular) >= self._job.propose.total
+        total = self._job.propose.total if self._job.propose else 0  # more than there are yet
+        many = max(len({rungs.candidate(t) for t in regular}), total // len(config.search.seeds))
+        where, whole = rungs.rung_tokens(config, many), len(regular) >= total
         return rungs.schedule(trials, where, config.pruner.keep, whole)
 
     def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
