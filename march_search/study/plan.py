@@ -26,7 +26,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
     product += [plural(len(learning_rates), "learning rate")] if len(learning_rates) > 1 else []
     return [
         ("question", config.question or "–"),
-        ("answer", config.answer or "–"),
+        *([("answer", config.answer)] if config.answer else []),
         ("candidates", _candidates(config, chosen, budget)),
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
         ("trials", f"{trials} = {' × '.join(product)}"),
