@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     found = _evidence(study, options.horizon)
     folder = study.trials[0].folder.parent.parent
     if options.format == "html":
-        text = page(found, _command(study, options.root))
+        text = page(found, _command(study, options.root), _cost(folder))
     else:
         text = _plain_text(found, options.format)
     path = Path(options.output) if options.output else folder / f"report.{_ENDINGS[options.format]}"
@@ -66,6 +66,15 @@ def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
         return evidence(study, tokens=tokens, with_effects=True)
     except UsageError:
         return evidence(study, with_effects=True)
+
+
+def _cost(folder: Path) -> list[tuple[str, str]]:
+    """What the study was to take and took; nothing where no plan was kept."""
+    from march_search.study import price
+    from march_search.study.folders import StudyFolder
+
+    plan = price.kept(folder)
+    return price.comparison_rows(plan, price.actual(folder, StudyFolder(folder).config())) if plan else []
 
 
 def _command(study: "StudyRecord", root: str) -> str:
