@@ -19,8 +19,7 @@ from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchC
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.evidence.ranking import other_rows, ranked_rows
 from march_search.evidence.trials import read_study
-from march_search.study import candidates, storage
-from march_search.study.adaptive import next_trial
+from march_search.study import candidates, kept, storage
 from march_search.study.folders import StudyFolder
 from march_search.study.runner import StudyRun, Summary
 
@@ -40,8 +39,8 @@ def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(root / "store")
-    propose = next_trial(config, chosen) if config.search.adaptive else None
-    return StudyRun(config, folder, root / "store", candidates.planned(chosen, config), TOY, propose).run()
+    kept.keep(folder.path, chosen)
+    return StudyRun(config, folder, root / "store", candidates.planned(chosen, config), TOY).run()
 
 
 def optuna_study(root: Path, name: str = "toy") -> optuna.Study:

@@ -158,7 +158,6 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.files import make_folder, read_json, write_json
     from march_search.report.tables import console
     from march_search.study import gpus, kept, price
-    from march_search.study.adaptive import next_trial
     from march_search.study.candidates import planned
     from march_search.study.runner import StudyRun
 
@@ -172,8 +171,7 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     study_folder.keep_store(store.folder)
     write_json(study_folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
     write_json(study_folder.path / "reference.json", reference_nats(store, config.data))
-    propose = next_trial(config, chosen) if config.search.adaptive else None
-    summary = StudyRun(config, study_folder, store.folder, planned(chosen, config), propose=propose).run()
+    summary = StudyRun(config, study_folder, store.folder, planned(chosen, config)).run()
     took = price.comparison_rows(plan, price.actual(study_folder.path, config))
     _print_plan(console(stderr=True), "what it took", took)
     return report(summary, name, root)

@@ -56,8 +56,7 @@ def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
 def run(options: argparse.Namespace) -> int:
     """Works on a study until it ends."""
     from march_search.commands.study import report
-    from march_search.study import gpus, kept
-    from march_search.study.adaptive import next_trial
+    from march_search.study import gpus
     from march_search.study.runner import StudyRun
 
     root = Path(options.root)
@@ -66,8 +65,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
         return 0
     gpus.require(config.devices)
-    propose = next_trial(config, kept.restored(folder.path)) if config.search.adaptive else None
-    return report(StudyRun(config, folder, folder.store, propose=propose).run(), folder.path.name, root)
+    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, root)
 
 
 def run_proxy(options: argparse.Namespace) -> int:

@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
 from march_search.files import lock
-from march_search.study import enqueueing, racing, storage, workers
-from march_search.study.adaptive import NextTrial
+from march_search.study import enqueueing, kept, racing, storage, workers
+from march_search.study.adaptive import NextTrial, next_trial
 from march_search.study.child import TRAINING
 from march_search.study.enqueueing import Wanted
 from march_search.study.folders import StudyFolder
@@ -56,9 +56,11 @@ class StudyRun:
             store: its prepared text.
             wanted: trials to enqueue first; None for a worker, which takes what others have enqueued.
             command: what trains a trial.
-            propose: names the next trial when none is left, None when there are enough.
+            propose: names the next trial when none is left; None for the study's own sampler, if it has one.
         """
         self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
+        if propose is None and config.search.adaptive:
+            propose = next_trial(config, kept.restored(folder.path))
         self.command, self.propose = command, propose
 
     def run(self) -> Summary:
