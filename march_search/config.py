@@ -329,7 +329,7 @@ class SearchConfig:
     `tokens_per_second`, the smallest best, or the largest behind a `-`. Pruning goes by the loss alone."""
     warm_start: tuple[str, ...] = ()
     """Results that Optuna's samplers know from the start: folders of past studies, CSV files with the columns name and
-    loss, or a shipped table, `march-2023`. They are no trials of this study."""
+    loss, or tables of curves, `march-2023` is shipped. They are no trials of this study."""
     warm_start_trials: int = 0
     """How many of the best among them are tried first, if they are feasible here."""
     max_tokens: int | None = None

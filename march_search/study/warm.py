@@ -1,4 +1,4 @@
-"""Results from elsewhere that a study's sampler knows from the start: past studies, CSV files, a shipped table."""
+"""Results from elsewhere that a study's sampler knows from the start: past studies, CSV files, tables of curves."""
 
 import csv
 import math
@@ -48,14 +48,15 @@ def best_members(priors: Sequence[Prior], found: FeasibleSet, most: int) -> list
 
 def _read(source: str, folder: Path) -> list[Prior]:
     """The results of one source."""
-    shipped = {path.stem: path for path in shipped_folder("studies").glob("*.csv")}
-    path = next((p for p in (folder / source, Path(source)) if p.exists()), shipped.get(source))
+    shipped = {path.stem: path for path in shipped_folder("tables").glob("*.json")}
+    beside = (folder / source, Path(source))
+    path = next((p for p in beside if p.is_file() or (p / "trials").is_dir()), shipped.get(source))
     if path is None:
         raise ConfigError(
-            f'[search]: warm_start has "{source}", which is no study\'s folder, no CSV file and no shipped table. '
+            f'[search]: warm_start has "{source}", which is no study\'s folder, no CSV file and no table of curves. '
             f"{nearest(source, shipped)}"
         )
-    losses = _of_study(path) if path.is_dir() else _of_table(path)
+    losses = _of_study(path) if path.is_dir() else _of_curves(path) if path.suffix == ".json" else _of_table(path)
     if not losses:
         raise ConfigError(f"[search]: warm_start has {path}, which holds no complete trial.")
     return [Prior(Architecture.parse(name), loss, source) for name, loss in losses.items()]
@@ -71,6 +72,21 @@ def _of_study(folder: Path) -> dict[str, float]:
             losses.setdefault((result["architecture"], config.training.learning_rate), []).append(result["loss"])
     means = sorted(((name, sum(all_) / len(all_)) for (name, _), all_ in losses.items()), key=lambda row: -row[1])
     return dict(means)  # the best rate is the last to be written
+
+
+def _of_curves(path: Path) -> dict[str, float]:
+    """Last loss of every architecture of a table of recorded curves, the lowest of its runs.
+
+    Raises:
+        ConfigError: it is no such table.
+    """
+    try:
+        runs = [
+            (Architecture.parse(run["name"]).name, float(run["evaluations"][-1][1])) for run in read_json(path)["runs"]
+        ]
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise ConfigError(f"{path}: is no table of curves (march-search replay --help).") from None
+    return dict(sorted(runs, key=lambda run: -run[1]))
 
 
 def _of_table(path: Path) -> dict[str, float]:
