@@ -1,4 +1,4 @@
-"""Finds the spaces and studies that travel with the package, and those in a person's own files."""
+"""Finds the spaces, studies and tables that travel with the package, and those in a person's own files."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ def shipped_folder(kind: Kind) -> Path:
 def shipped_names(kind: Kind) -> list[str]:
     """Names of the shipped files, folders included: `cpu-demo`."""
     folder = shipped_folder(kind)
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob(f"*{_ENDING[kind]}"))
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob(f"*{_SUFFIX[kind]}"))
 
 
 def shipped_path(kind: Kind, name: str) -> Path:
@@ -34,9 +34,9 @@ def shipped_path(kind: Kind, name: str) -> Path:
     if path.suffix in (".toml", ".json") and path.is_file():
         return path
     known = shipped_names(kind)
-    word = name.removeprefix(f"{kind}/").removesuffix(_ENDING[kind])
+    word = name.removeprefix(f"{kind}/").removesuffix(_SUFFIX[kind])
     if word in known:
-        return shipped_folder(kind) / f"{word}{_ENDING[kind]}"
+        return shipped_folder(kind) / f"{word}{_SUFFIX[kind]}"
     if path.suffix in (".toml", ".json"):
         raise ConfigError(
             f"{name}: there is no such file, and no such {_SINGULAR[kind]} is shipped. {nearest(word, known)}"
@@ -44,5 +44,5 @@ def shipped_path(kind: Kind, name: str) -> Path:
     raise ConfigError(f'there is no {_SINGULAR[kind]} "{name}". {nearest(word, known)}')
 
 
-_SINGULAR: dict[str, str] = {"spaces": "space", "studies": "study", "tables": "table"}
-_ENDING: dict[str, str] = {"spaces": ".toml", "studies": ".toml", "tables": ".json"}
+_SINGULAR: dict[Kind, str] = {"spaces": "space", "studies": "study", "tables": "table of recorded curves"}
+_SUFFIX: dict[Kind, str] = {"spaces": ".toml", "studies": ".toml", "tables": ".json"}

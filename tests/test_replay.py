@@ -1,174 +1,225 @@
-"""Strategies on recorded curves: figures checked by hand, the shipped table, and the claim of the default strategy."""
+"""Strategies on recorded curves: figures reckoned by hand, the default strategy's claim, and what a table must be."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
 import pytest
+from reference import march_runs
+from test_study import run as run_toy_study
 
+from march_search import Architecture
 from march_search.cli import main
-from march_search.errors import ConfigError, DataError
-from march_search.replay.orders import replay
-from march_search.replay.proposals import Proposals, Random, Tpe
-from march_search.replay.strategies import STRATEGIES
-from march_search.replay.table import Table, read_table
+from march_search.replay.clock import replay_optuna
+from march_search.replay.curves import Curves, Replayed, curves
+from march_search.replay.rungs import replay_rungs
+from march_search.replay.strategies import Replay, parse, replay
+from march_search.replay.table import Run, Table, read_table
+from march_search.strategy import Rungs
 
-CURVES = {  # after 10, 20, 30, 40 tokens
-    "L1-D64-H1x64-F64": (5.0, 4.0, 3.0, 2.0),
-    "L2-D64-H1x64-F64": (5.1, 4.1, 3.1, 1.9),  # the best in the end, second until then
-    "L3-D64-H1x64-F64": (6.0, 5.5, 5.2, 5.1),
-    "L4-D64-H1x64-F64": (6.1, 5.6, 5.3, 5.2),
-}
-
-
-def write(path: Path, **changes: Any) -> Path:
-    """The four curves as a table's file."""
-    runs = [{"name": n, "evaluations": [[10 * (i + 1), x] for i, x in enumerate(c)]} for n, c in CURVES.items()]
-    path.write_text(json.dumps({"schema_version": 1, "source": "made up", "runs": runs} | changes))
-    return path
-
-
-@pytest.fixture
-def four(tmp_path: Path) -> Table:
-    return read_table(str(write(tmp_path / "four.json")))
+A, B, C, D = range(4)
+TOKENS = (20.0, 60.0, 200.0, 1000.0)
+LOSSES = ((8.0, 7.0, 6.0, 4.0), (9.0, 6.0, 5.5, 3.5), (7.5, 7.2, 6.5, 5.0), (10.0, 9.0, 8.0, 3.0))
+"""D is the best in the end and the worst until then."""
+FOUR = Table(
+    1,
+    "made up",
+    "nats",
+    tuple(Run(name, tuple(zip(TOKENS, losses, strict=True))) for name, losses in zip("ABCD", LOSSES, strict=True)),
+)
+QUIET = curves(FOUR, np.random.default_rng(0))
 
 
-class InOrder(Proposals):
-    """The runs as they are listed."""
-
-    def __init__(self, count: int) -> None:
-        self._left = iter(range(count))
-
-    def __next__(self) -> int:
-        return next(self._left)
+@pytest.fixture(autouse=True, scope="module")
+def quiet_optuna() -> Any:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield
+    optuna.logging.set_verbosity(before)
 
 
-def one(table: Table, strategy: str, workers: int = 1) -> tuple[int, int, int]:
-    """Tokens spent, the chosen run and the makespan, the runs taken as listed."""
-    ended = STRATEGIES[strategy](table.losses_NT, table.tokens, InOrder(len(table.architectures)), workers)
-    return ended.spent, ended.chosen, ended.makespan
+def halving(order: list[int], workers: int) -> Replayed:
+    """Optuna's successive halving with rungs after the first, second and fourth evaluation."""
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    return replay_optuna(QUIET, order, workers, pruner)
 
 
-def test_exhaustive_trains_everything_to_its_end(four: Table) -> None:
-    assert one(four, "exhaustive") == (160, 1, 160)
-    assert one(four, "exhaustive", workers=2) == (160, 1, 80)
-    assert one(four, "exhaustive", workers=3) == (160, 1, 80)
-
-
-def test_rungs_by_hand(four: Table) -> None:
-    # Rungs at 0.8, 2.4, 8 and 40 tokens: the first evaluation reaches the first three, where a third of four, rounded
-    # up, go on: the two best, to the end.
-    assert one(four, "rungs") == (4 * 10 + 2 * 30, 1, 100)
-    assert one(four, "rungs", workers=2) == (100, 1, 2 * 10 + 30)
-    assert one(four, "rungs", workers=8) == (100, 1, 10 + 30)
-
-
-def test_halving_by_hand(four: Table) -> None:
-    # Rungs after evaluations 1 and 4, reduction 4. The first run is alone on the rung and passes; the second is not the
-    # best of two there, nor are the others.
-    assert one(four, "halving") == (40 + 3 * 10, 0, 70)
-
-
-def test_median_by_hand(four: Table) -> None:
-    # Optuna spares the first five runs: all four train to their ends.
-    assert one(four, "median") == (160, 1, 160)
-
-
-def test_regret_is_that_of_the_chosen_run(four: Table) -> None:
-    ended = replay(four, "halving", orders=40, seed=3)
-    # The best run is chosen where it comes before the other good one: no later run ever passes the rung after both.
-    assert 0.25 < ended.found < 0.75
-    assert ended.worst >= 0.1 - 1e-9
-    assert ended.regret == pytest.approx((1 - ended.found) * 0.1, abs=1e-9)
-
-
-def test_orders_are_seeded_and_each_run_comes_once(four: Table) -> None:
-    assert sorted(Random(25, 1)) == list(range(25))
-    assert list(Random(25, 1)) == list(Random(25, 1)) != list(Random(25, 2))
-    assert replay(four, "halving", orders=9, noise=1.0, seed=5) == replay(four, "halving", orders=9, noise=1.0, seed=5)
-
-
-def test_tpe_proposes_each_run_once_and_goes_where_losses_are_low() -> None:
-    table = read_table("march-2023")
-    found = 0
-    for seed in range(8):
-        order, taken = Tpe(table.architectures, seed), []
-        for run in order:
-            taken.append(run)
-            order.tell(run, float(table.losses_NT[run, -1]))
-        assert sorted(taken) == list(range(25))
-        found += taken.index(int(table.losses_NT[:, -1].argmin()))
-    assert found / 8 < 12  # that of a random order
-
-
-def test_the_shipped_table_holds_the_runs_of_2023() -> None:
-    table = read_table("march-2023")
-    assert len(table.architectures) == 25
-    assert (len(table.tokens), table.tokens[0], table.tokens[-1]) == (50, 20 * 2**20, 1000 * 2**20)
-    assert {a.num_params for a in table.architectures} >= {222_054_912, 206_789_760}
-    assert set(table.families) == {"baseline", "heads_vs_layers", "dim_vs_layers", "glu", "d_ff"}
-    assert table.losses_NT[0, -1] == 5.48025
-    assert "bri25yu/march" in table.source
-
-
-@pytest.mark.parametrize("noise_of", ["run", "evaluation"])
-@pytest.mark.parametrize("workers", [1, 4, 8])
-def test_the_default_strategy_spends_a_twelfth_and_finds_the_best_run_of_2023(workers: int, noise_of: Any) -> None:
-    table = read_table("march-2023")
-    plain = replay(table, "rungs", orders=100, workers=workers)
-    assert plain.spent <= 0.09
-    assert plain.found == 1
-    noisy = replay(table, "rungs", orders=100, workers=workers, noise=0.005, noise_of=noise_of)
-    assert noisy.spent <= 0.09
-    assert noisy.found >= 0.99
-
-
-def test_the_default_strategy_holds_without_any_family() -> None:
-    table = read_table("march-2023")
-    for family in set(table.families):
-        left = table.without(family)
-        assert len(left.architectures) == len(left.losses_NT) < 25
-        ended = replay(left, "rungs", orders=100, noise=0.005)
-        assert ended.found >= 0.99
-        assert ended.spent - 1 / len(left.architectures) < 0.06  # beside the one run that has to be whole
-
-
-def test_replay_prints_a_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(write(tmp_path / "four.json"))
-    assert main(["replay", path, "--orders", "3", "--workers", "1,2"]) == 0
-    printed = capsys.readouterr().out
-    assert "four: 4 runs in 3 random orders" in printed
-    assert printed.count("hyperband") == 2
-    assert main(["replay", path, "--strategy", "rungs", "--orders", "3", "--format", "json"]) == 0
-    [row] = json.loads(capsys.readouterr().out)["rows"]
-    assert row["spent"] == pytest.approx(100 / 160)
+def test_rungs_on_four_curves_spend_what_one_reckons_by_hand() -> None:
+    # To 20: all four. To 60: C and A, a third of four rounded up. From there on A alone.
+    spent = 4 * 20 + 2 * 40 + 140 + 800
+    assert replay_rungs(QUIET, [A, B, C, D], 1, Rungs()) == Replayed(A, spent, spent, spent)
+    # Two workers: two go to 20 twice, C and A go to 60 at once, A goes on while the other worker waits.
+    assert replay_rungs(QUIET, [A, B, C, D], 2, Rungs()) == Replayed(A, spent, spent, 40 + 40 + 140 + 800)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("order", "workers", "expected"),
     [
-        ({"schema_version": 2}, 'a table is a JSON object with "schema_version": 1'),
-        ({"runs": []}, "needs at least two runs to choose from, and has 0"),
-        ({"runs": [{"name": "L1-D64-H1x64-F64"}] * 2}, "needs evaluations, a list of \\[tokens, loss\\]"),
-        (
-            {
-                "runs": [
-                    {"name": "L1-D64-H1x64-F64", "evaluations": [[1, 2.0]]},
-                    {"name": "L2-D64-H1x64-F64", "evaluations": [[2, 2.0]]},
-                ]
-            },
-            "L2-D64-H1x64-F64 was evaluated after other tokens than L1-D64-H1x64-F64",
-        ),
-        ({"runs": [{"name": "L1-D64-H1x64-F64", "evaluations": [[1, float("nan")]]}] * 2}, "finite losses"),
+        # A passes alone; B (9) falls behind 8 at 20; C leads at 20, falls behind 7 at 60; D falls at 20.
+        ([A, B, C, D], 1, Replayed(A, 1000 + 20 + 60 + 20, 1100, 1100)),
+        # B ends at 20, C goes from there to 80, D to 100; A is at 1000 then anyway.
+        ([A, B, C, D], 2, Replayed(A, 1100, 1100, 1000)),
+        # D passes alone and C, A lead where they are judged; B is pruned at 20.
+        ([D, C, B, A], 1, Replayed(D, 3020, 3020, 3020)),
     ],
 )
-def test_a_table_that_is_none_is_refused_in_one_line(tmp_path: Path, changes: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_table(str(write(tmp_path / "bad.json", **changes)))
+def test_successive_halving_on_four_curves_spends_what_one_reckons_by_hand(
+    order: list[int], workers: int, expected: Replayed
+) -> None:
+    assert halving(order, workers) == expected
 
 
-def test_a_mistyped_table_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match=r'there is no table "march-2024".*march-2023'):
-        read_table("march-2024")
-    assert main(["replay", "march-2023", "--workers", "0"]) == 2
-    assert "--workers takes numbers above 0" in capsys.readouterr().err
+def test_the_median_pruner_on_four_curves_spends_what_one_reckons_by_hand() -> None:
+    # B trains to its end. A and C are above its 6 at 60, D above its 9 at 20.
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=1)
+    assert replay_optuna(QUIET, [B, A, C, D], 1, pruner) == Replayed(B, 1000 + 60 + 60 + 20, 1140, 1140)
+
+
+def test_the_figures_of_a_strategy_are_those_of_its_orders() -> None:
+    row = replay(FOUR, parse("rungs"), 2, Replay(orders=3))
+    assert row["spent"] == row["spent_max"] == pytest.approx(1100 / 4000)
+    assert (row["regret"], row["found"], row["as_exhaustive"]) == (1.0, 0, 0)
+    assert row["time"] == pytest.approx(1020 / 2000)
+    assert row["idle"] == pytest.approx(1 - 1100 / (2 * 1020))
+    whole = replay(FOUR, parse("exhaustive"), 2, Replay(orders=3))
+    assert (whole["spent"], whole["regret"], whole["found"], whole["time"], whole["idle"]) == (1.0, 0.0, 3, 1.0, 0.0)
+
+
+def test_noise_of_a_curve_shifts_all_of_it_and_noise_of_an_evaluation_each_by_itself() -> None:
+    def shifts(**noise: float) -> Any:
+        seen: Curves = curves(FOUR, np.random.default_rng(1), **noise)
+        return np.array(seen.losses) - np.array(LOSSES)
+
+    assert np.ptp(shifts(noise=0.1), axis=1) == pytest.approx(0, abs=1e-12)
+    assert np.ptp(shifts(noise=0.1)[:, 0]) > 0.01
+    assert np.all(np.ptp(shifts(evaluation_noise=0.1), axis=1) > 0.01)
+
+
+def test_the_shipped_table_holds_the_25_runs_with_their_exact_parameters() -> None:
+    table, shapes = read_table("march-2023"), {run["name"]: run for run in march_runs()}
+    assert len(table.runs) == 25
+    for run in table.runs:
+        assert Architecture.parse(run.architecture or "").num_params == run.num_params == shapes[run.name]["num_params"]
+        assert len(run.evaluations) == 50
+        assert run.tokens == 1000 * 2**20
+
+
+@pytest.mark.parametrize("workers", [1, 4, 8])
+@pytest.mark.parametrize("noise", [(0.0, 0.0), (0.005, 0.0), (0.005, 0.005)])
+def test_the_default_strategy_finds_the_best_of_the_25_runs_for_9_percent(
+    workers: int, noise: tuple[float, float]
+) -> None:
+    row = replay(read_table("march-2023"), parse("rungs"), workers, Replay(1000, 0, *noise))
+    assert row["spent_max"] <= 0.09
+    assert row["found"] >= 990  # regret 0
+    if not noise[1]:  # with noise of its own on each last loss, the second run often seems the best
+        assert row["as_exhaustive"] >= 990
+
+
+@pytest.mark.parametrize("family", ["baseline", "heads_vs_layers", "dim_vs_layers", "glu", "d_ff"])
+def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
+    table = read_table("march-2023")
+    rest = replace(table, runs=tuple(run for run in table.runs if run.family != family))
+    assert len(rest.runs) < 25
+    row = replay(rest, parse("rungs"), 4, Replay(100, 1, 0.005, 0.005))
+    assert row["found"] >= 99
+    assert row["spent_max"] < 1 / len(rest.runs) + 0.05  # the one full run, and 5 % for all the others
+
+
+def test_tpe_tries_every_run_once_in_an_order_of_its_own() -> None:
+    table = read_table("march-2023")
+    how = Replay(orders=2, tpe=True)
+    assert replay(table, parse("exhaustive"), 4, how)["spent"] == 1
+    told = [replay(table, parse("halving"), 1, each) for each in (how, how, replace(how, tpe=False))]
+    assert told[0] == told[1] != told[2]
+
+
+def test_a_finished_study_becomes_a_table_that_can_be_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_toy_study(tmp_path)
+    assert main(["replay", "--export", "toy", "--root", str(tmp_path), "-o", str(tmp_path / "table.json")]) == 0
+    table = read_table(str(tmp_path / "table.json"))
+    assert len(table.runs) == 6
+    assert all(len(r.evaluations) == 4 and r.tokens == 4096 and r.seconds == 4.096 for r in table.runs)
+    assert main(["replay", str(tmp_path / "table.json"), "--orders", "2", "--workers", "1,2", "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["runs"], len(told["strategies"])) == (6, 12)
+    assert all(row["found"] == 2 for row in told["strategies"] if row["strategy"] == "exhaustive")
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_printed_table_fits(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["replay", "march-2023", "--orders", "1", "--workers", "8", "--noise", "0.005"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    names = [line.split()[0] for line in lines if "%" in line]
+    assert names == ["exhaustive", "median", "percentile", "halving", "hyperband", "rungs"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["march-2032"], 'there is no table of recorded curves "march-2032". Did you mean "march-2023"?'),
+        (["march-2023", "--strategy", "halvin"], 'there is no strategy "halvin". Did you mean "halving"?'),
+        (
+            ["march-2023", "--strategy", "halving:reduce=3"],
+            'halving has no option "reduce". Known: bootstrap_count, min',
+        ),
+        (["march-2023", "--strategy", "rungs:keep=2"], "rungs:keep=2: keep must be above 0 and at most 1, not 2."),
+        (["march-2023", "--strategy", "rungs:fractions=0.5"], "fractions must be above 0 and ascend to 1, not (0.5,)."),
+        (["march-2023", "--strategy", "rungs:keep=x"], '"keep=x" must look like key=number, or key=number/number/'),
+        (["march-2023", "--workers", "0"], '--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "0".'),
+        (["march-2023", "--orders", "0"], "--orders must be at least 1, not 0."),
+        (["march-2023", "--noise", "-1"], "--noise must be 0 or more, not -1.0."),
+        (["march-2023", "-o", "x.json"], "-o goes with --export; figures go to standard output: add > FILE."),
+    ],
+)
+def test_a_wrong_request_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema_version": 2}, "schema_version is 2; this version of march-search reads 1."),
+        ({"runs": []}, "a search needs at least 2 runs to choose from, not 0."),
+        ({"name": "B"}, '2 runs are called "B": give each run a name of its own.'),
+        ({"evaluations": []}, 'run "A": evaluations must be one or more pairs of [tokens, loss].'),
+        ({"evaluations": [[2, 1.0], [1, 1.0]]}, 'run "A": the tokens of its evaluations must be above 0 and ascend.'),
+        ({"evaluations": [[1, float("nan")]]}, 'run "A": every token count and loss must be finite.'),
+        ({"minutes": 0}, 'run "A": minutes and tokens_per_second must be above 0, or left out.'),
+        ({"architecture": "T5"}, "'T5' is no architecture's name"),
+        ({"evals": 1}, 'unknown key "runs[0].evals". Did you mean "evaluations"?'),
+    ],
+)
+def test_a_table_that_breaks_the_format_is_one_line_that_names_the_file(
+    change: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [{"name": name, "evaluations": [[1, 2.0]]} for name in "AB"]
+    value: dict[str, Any] = {"schema_version": 1, "source": "made up", "unit": "nats", "runs": runs}
+    (value if set(change) & set(value) else runs[0]).update(change)
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(value))
+    assert main(["replay", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert str(path) in told
+    assert told.count("\n") == 1
+
+
+def test_tpe_needs_architectures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [{"name": name, "evaluations": [[1, 2.0]]} for name in "AB"]
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"schema_version": 1, "source": "made up", "unit": "nats", "runs": runs}))
+    assert main(["replay", str(path), "--proposals", "tpe"]) == 2
+    assert 'TPE needs the architecture of every run; "A" has none. Use --proposals random.' in capsys.readouterr().err

@@ -2,122 +2,138 @@
 
 import argparse
 import json
-from dataclasses import asdict
+import logging
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
+from march_search.errors import UsageError
 
-NAMES = ("exhaustive", "median", "percentile", "halving", "hyperband", "rungs")
-"""Strategies, as in `replay/strategies.py`, which takes Optuna's import to read."""
+if TYPE_CHECKING:
+    from march_search.replay.strategies import Replay
+    from march_search.replay.table import Table
 
 
 def add(verbs: Verbs) -> None:
     """Adds the command to the parser."""
     replay = verbs.add_parser("replay", help="run search strategies on recorded learning curves, without training")
+    replay.add_argument("table", metavar="TABLE", help="a shipped table, or a JSON file; with --export, a study")
     replay.add_argument(
-        "table", metavar="TABLE", help="a table's file, the name of a shipped one, or, to export, a study"
+        "--strategy",
+        action="append",
+        metavar="NAME[:KEY=NUMBER,..]",
+        help="exhaustive, median, percentile, halving, hyperband, rungs or all (default); may be given again",
     )
-    replay.add_argument("--strategy", choices=("all", *NAMES), default="all", help="default: all of them")
-    replay.add_argument("--orders", type=int, default=100, metavar="N", help="random orders (default: 100)")
-    replay.add_argument("--workers", default="1", metavar="N,N", help="workers at the same time (default: 1)")
+    replay.add_argument("--orders", type=int, default=100, metavar="N", help="random orders of the runs (default: 100)")
+    replay.add_argument("--workers", default="1", metavar="N,..", help="trials at once (default: 1)")
+    replay.add_argument("--noise", type=float, default=0.0, metavar="NATS", help="normal shift of each whole curve")
     replay.add_argument(
-        "--noise", type=float, default=0.0, metavar="NATS", help="noise added to the curves (default: 0)"
+        "--evaluation-noise", type=float, default=0.0, metavar="NATS", help="normal shift of each evaluation"
     )
     replay.add_argument(
-        "--noise-of", choices=("run", "evaluation"), default="run", help="drawn once a run, as a seed's is"
+        "--proposals", choices=("random", "tpe"), default="random", help="what chooses the next run (default: random)"
     )
-    replay.add_argument(
-        "--proposals", choices=("random", "tpe"), default="random", help="who says which run comes next"
-    )
-    replay.add_argument("--seed", type=int, default=0)
+    replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna's steps an evaluation (default: 1)")
+    replay.add_argument("--seed", type=int, default=0, help="of the orders and the noise (default: 0)")
     replay.add_argument("--format", choices=("table", "json"), default="table")
-    replay.add_argument("--export", action="store_true", help="write the complete trials of the study TABLE as a table")
-    replay.add_argument("-o", "--output", metavar="FILE", help="where the exported table goes (default: STUDY.json)")
-    replay.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    replay.add_argument("--export", action="store_true", help="write the complete trials of a study as a table")
+    replay.add_argument("-o", "--output", metavar="FILE", help="where --export writes (default: standard output)")
+    replay.add_argument("--root", default="runs", metavar="DIR", help="folder of studies, for --export (default: runs)")
     replay.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exports a table, or replays one."""
+    """Prints the figures of every strategy, or exports a study."""
     if options.export:
         return _export(options)
-    from march_search.replay.orders import replay
+    if options.output:
+        raise UsageError("-o goes with --export; figures go to standard output: add > FILE.")
+    how, workers = _settings(options)
+    import optuna
+
+    from march_search.replay.strategies import NAMES, parse, replay
     from march_search.replay.table import read_table
 
+    optuna.logging.set_verbosity(logging.ERROR)
     table = read_table(options.table)
-    names = NAMES if options.strategy == "all" else (options.strategy,)
-    rows = [
-        asdict(
-            replay(
-                table,
-                name,
-                orders=options.orders,
-                workers=workers,
-                noise=options.noise,
-                noise_of=options.noise_of,
-                proposals=options.proposals,
-                seed=options.seed,
-            )
-        )
-        for workers in _workers(options)
-        for name in names
-    ]
+    texts = [t for given in options.strategy or ["all"] for t in (NAMES if given == "all" else (given,))]
+    strategies = [parse(text) for text in texts]
+    rows = [replay(table, strategy, many, how) for many in workers for strategy in strategies]
     if options.format == "json":
-        print(json.dumps({"schema_version": 1, "table": table.name, "rows": rows}, indent=1))
-        return 0
-    from march_search.report.tables import Column, console, print_table
-
-    columns = (
-        Column("strategy", "strategy", "strategy", left=True),
-        Column("workers", "workers", "workers"),
-        Column("spent", "tokens spent", "spent", lambda v: f"{v:.1%}"),
-        Column("found", "best found", "found", lambda v: f"{v:.1%}"),
-        Column("regret", "mean regret", "regret", lambda v: f"{v:.4f}"),
-        Column("worst", "worst regret", "worst", lambda v: f"{v:.4f}"),
-        Column("busy", "workers busy", "busy", lambda v: f"{v:.0%}"),
-    )
-    noise = f", noise of {options.noise:g} nats on every {options.noise_of}" if options.noise else ""
-    notes = [
-        "spent: share of the tokens that all runs take to their ends. "
-        "regret: loss of the chosen run minus the best, nats.",
-        "busy: share of the workers' time in which they train, all runs being equally fast. "
-        "Optuna's pruners have its defaults.",
-        f"Curves: {table.source}",
-    ]
-    title = f"{table.name}: {len(table.architectures)} runs in {options.orders} {_orders(options)} orders{noise}"
-    print_table(console(), rows, columns, title, notes)
+        value = {"schema_version": 1, "table": options.table, "source": table.source, "unit": table.unit}
+        settings = {name: getattr(how, name) for name in ("orders", "seed", "noise", "evaluation_noise", "step")}
+        value |= {"runs": len(table.runs), **settings, "proposals": options.proposals, "strategies": rows}
+        print(json.dumps(value, indent=1))
+    else:
+        _print(options.table, table, rows, how)
     return 0
 
 
-def _orders(options: argparse.Namespace) -> str:
-    """What kind of orders they are."""
-    return "random" if options.proposals == "random" else "TPE's"
-
-
-def _workers(options: argparse.Namespace) -> list[int]:
-    """The numbers of workers.
+def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
+    """How to replay, and with how many workers.
 
     Raises:
-        UsageError: one of them, or the orders, the noise or the seed, cannot be meant.
+        UsageError: a number is out of range.
     """
-    from march_search.errors import UsageError
+    words = options.workers.split(",")
+    if not all(word.strip().isascii() and word.strip().isdigit() and 1 <= int(word) <= 10_000 for word in words):
+        raise UsageError(f'--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "{options.workers}".')
+    for name in ("orders", "step"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, not {getattr(options, name)}.")
+    for name in ("noise", "evaluation_noise"):
+        if not (math.isfinite(getattr(options, name)) and getattr(options, name) >= 0):
+            raise UsageError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(options, name)}.")
+    if options.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, not {options.seed}.")
+    from march_search.replay.strategies import Replay
 
-    parts = options.workers.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--workers takes numbers above 0, 1,4,8 say, not {options.workers!r}.")
-    if options.orders < 1 or not 0 <= options.noise < float("inf") or options.seed < 0:
-        raise UsageError("--orders must be at least 1, --noise and --seed not negative.")
-    return [int(part) for part in parts]
+    tpe = options.proposals == "tpe"
+    how = Replay(options.orders, options.seed, options.noise, options.evaluation_noise, tpe, options.step)
+    return how, [int(word) for word in words]
+
+
+def _print(name: str, table: "Table", rows: list[dict[str, Any]], how: "Replay") -> None:
+    """The figures as a table."""
+    from march_search.report import tables
+
+    columns = (
+        tables.Column("strategy", "strategy", "strategy", left=True),
+        tables.Column("workers", "workers", "W"),
+        tables.Column("spent", "tokens spent", "spent", "{:.1%}".format),
+        tables.Column("spent_max", "at most", "max", "{:.1%}".format),
+        tables.Column("found", "best found", "found"),
+        tables.Column("as_exhaustive", "as exhaustive", "same"),
+        tables.Column("regret", "mean regret", "regret", "{:.4f}".format),
+        tables.Column("regret_max", "worst regret", "worst", "{:.4f}".format),
+        tables.Column("time", "time", "time", "{:.0%}".format),
+        tables.Column("idle", "idle", "idle", "{:.0%}".format),
+    )
+    noise = f", noise {how.noise:g} a curve and {how.evaluation_noise:g} an evaluation"
+    title = f"{name}: {len(table.runs)} runs in {tables.plural(how.orders, 'random order')}"
+    notes = [
+        f"tokens spent: of training every run to its end. Regret in {table.unit}, from the recorded losses.",
+        "best found, as exhaustive: orders with the lowest recorded loss; with the choice of training all.",
+        "time: against training every run with as many workers. idle: share of the workers' time.",
+        "Optuna's pruners start the next trial at once; rungs wait until all their candidates are there.",
+    ]
+    if how.tpe:
+        notes.append("TPE chose the next run, except for rungs, where every run starts anyway.")
+    title += noise if how.noise or how.evaluation_noise else ""
+    legend = "W workers, max most tokens spent, same as exhaustive"
+    tables.print_table(tables.console(), rows, columns, title, notes, legend)
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Writes a study's complete trials as a table."""
+    """Writes a study's table."""
     from march_search.evidence.trials import read_study
-    from march_search.files import write_json
+    from march_search.files import json_text, write_json
     from march_search.replay.table import study_table
 
-    study = read_study(options.table, Path(options.root))
-    path = Path(options.output or f"{study.name}.json")
-    write_json(path, study_table(study))
-    print(f"{path}: replay it with march-search replay {path}")
+    value = study_table(read_study(options.table, Path(options.root)))
+    if options.output:
+        write_json(Path(options.output), value)
+    else:
+        print(json_text(value), end="")
     return 0

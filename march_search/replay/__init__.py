@@ -1,1 +1,1 @@
-"""Search strategies run on recorded learning curves, without training."""
+"""Recorded learning curves, and search strategies run on them without training."""

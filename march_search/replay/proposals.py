@@ -1,71 +1,78 @@
-"""In which order a strategy gets to see the runs: at random, or as Optuna's TPE would try them."""
+"""Which run a trial takes: the next of a random order, or the one nearest to what Optuna's TPE proposes."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from march_search.architecture import Architecture
+from march_search.errors import UsageError
+from march_search.replay.clock import RUN
+from march_search.replay.table import Table
 
 
-class Proposals(Iterator[int]):
-    """Runs of a table, each once; an interface that `Random` and `Tpe` share."""
+class TpeProposals:
+    """TPE over the architectures of a table as the feasible set; each run is tried once.
 
-    def tell(self, run: int, loss: float) -> None:
-        """The last loss of a run that has ended."""
+    TPE proposes a point of the grid that the architectures span; the nearest run that is left is taken, and TPE learns
+    from the values of that run.
+    """
 
+    def __init__(self, table: Table, seed: int) -> None:
+        """Proposals for one study.
 
-class Random(Proposals):
-    """A random order."""
+        Raises:
+            UsageError: a run has no architecture.
+        """
+        if lacking := [run.name for run in table.runs if run.architecture is None]:
+            raise UsageError(
+                f'TPE needs the architecture of every run; "{lacking[0]}" has none. Use --proposals random.'
+            )
+        shapes = [asdict(Architecture.parse(run.architecture or "")) for run in table.runs]
+        varying = [axis for axis in shapes[0] if len({shape[axis] for shape in shapes}) > 1]
+        self._members = [{axis: shape[axis] for axis in varying} for shape in shapes]
+        self._space = {axis: _distribution([shape[axis] for shape in shapes]) for axis in varying}
+        self._told: set[int] = set()
+        self._proposer = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
 
-    def __init__(self, count: int, seed: int) -> None:
-        """An order of `count` runs."""
-        self._left = iter(np.random.default_rng(seed).permutation(count).tolist())
+    def __call__(self, study: optuna.Study, trial: Trial, left: Sequence[int]) -> int:
+        """The run among those left that is nearest to the proposal; the first of equally near ones."""
+        for ended in study.get_trials(deepcopy=False):
+            if ended.state.is_finished() and ended.number not in self._told:
+                self._tell(ended)
+        proposal = self._proposer.ask(self._space)
+        self._proposer.tell(proposal, state=TrialState.FAIL)
+        return min(left, key=lambda run: self._distance(proposal.params, self._members[run]))
 
-    def __next__(self) -> int:
-        return int(next(self._left))
-
-
-class Tpe(Proposals):
-    """The untried run nearest to what TPE proposes, as `FeasibleSampler` does with a space's feasible set."""
-
-    def __init__(self, architectures: Sequence[Architecture], seed: int) -> None:
-        """Proposals among `architectures`, over the fields in which they differ."""
-        shapes = [asdict(a) for a in architectures]
-        self._fields = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1]
-        self._shapes = [{f: s[f] for f in self._fields} for s in shapes]
-        self._distributions = {f: _distribution([s[f] for s in shapes]) for f in self._fields}
-        self._left = dict.fromkeys(range(len(shapes)))
-        self._study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
-
-    def __next__(self) -> int:
-        if not self._left:
-            raise StopIteration
-        trial = self._study.ask(self._distributions)
-        run = min(
-            self._left, key=lambda r: sum(self._apart(f, trial.params[f], self._shapes[r][f]) for f in self._fields)
+    def _tell(self, ended: FrozenTrial) -> None:
+        """Adds a finished trial of the replayed study to TPE's own, with the values of the run that it was."""
+        self._told.add(ended.number)
+        copy = optuna.trial.create_trial(
+            state=ended.state,
+            value=ended.value,
+            params=self._members[ended.user_attrs[RUN]],
+            distributions=self._space,
+            intermediate_values=ended.intermediate_values,
         )
-        del self._left[run]
-        return run
+        self._proposer.add_trial(copy)
 
-    def tell(self, run: int, loss: float) -> None:
-        """TPE learns from the run's own fields, not from those it proposed."""
-        told = optuna.create_trial(params=self._shapes[run], distributions=self._distributions, value=loss)
-        self._study.add_trial(told)
-
-    def _apart(self, field: str, one: Any, other: Any) -> float:
-        """Distance of two values, 1 for the ends of a range or for different choices."""
-        distribution = self._distributions[field]
-        if isinstance(distribution, IntDistribution):
-            return abs(int(one) - int(other)) / (distribution.high - distribution.low)
-        return float(one != other)
+    def _distance(self, a: dict[str, Any], b: dict[str, Any]) -> float:
+        """How far two points are apart: numbers by their logarithms over the axis's range, choices 0 or 1."""
+        total = 0.0
+        for axis, values in self._space.items():
+            if isinstance(values, IntDistribution):
+                total += (math.log(a[axis] / b[axis]) / math.log(values.high / values.low)) ** 2
+            else:
+                total += a[axis] != b[axis]
+        return total
 
 
 def _distribution(values: list[Any]) -> BaseDistribution:
-    """Optuna's distribution of a field's values."""
+    """The range of an axis, logarithmic; of what is no number, its choices."""
     if all(type(value) is int for value in values):
-        return IntDistribution(min(values), max(values))
+        return IntDistribution(min(values), max(values), log=True)
     return CategoricalDistribution(sorted(set(values), key=str))

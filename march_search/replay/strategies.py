@@ -1,100 +1,137 @@
-"""What a strategy does with recorded curves: who trains how far, and which run it names as the best.
+"""The strategies that can be replayed, by name, and the figures of each over many random orders."""
 
-Workers take runs one after the other and train at the same speed, so time is counted in tokens. Between two evaluations
-nothing is decided. Optuna's pruners are the real ones, on a study in memory; their steps are
-evaluations, counted from 1.
-"""
-
-import heapq
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import optuna
+from optuna.pruners import BasePruner
 
-from march_search.replay.proposals import Proposals
+from march_search.errors import UsageError
+from march_search.replay.clock import in_order, replay_optuna
+from march_search.replay.curves import Curves, Replayed, curves, schedule
+from march_search.replay.proposals import TpeProposals
+from march_search.replay.rungs import replay_rungs
+from march_search.replay.table import Table
+from march_search.settings import nearest
 from march_search.strategy import Rungs
 
-Losses = npt.NDArray[np.float64]
-"""Losses of N runs after T token counts."""
+PRUNERS: dict[str, Callable[..., BasePruner]] = {
+    "exhaustive": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "percentile": partial(optuna.pruners.PercentilePruner, percentile=25.0),
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+}
+"""Optuna's pruners with its own defaults; the percentile, which has none, is 25."""
 
-
-DEFAULT = Rungs()
+NAMES = (*PRUNERS, "rungs")
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """What came of one strategy on one order."""
+class Strategy:
+    """A strategy and its options."""
 
-    spent: int
-    """Tokens that were trained."""
-    chosen: int
-    """The run it names."""
-    makespan: int
-    """Tokens from the start to the end by the clock of one worker."""
+    text: str
+    """As a person wrote it: `halving:reduction_factor=3`."""
+    make: Callable[[], BasePruner] | Rungs
+    """Makes the pruner of one study; or our rungs."""
 
 
-def rungs(losses_NT: Losses, tokens: Sequence[int], order: Proposals, workers: int, rule: Rungs = DEFAULT) -> Replayed:
-    """The default strategy: every run to the first rung, the best share of them to the next.
+@dataclass(frozen=True)
+class Replay:
+    """How to replay."""
 
-    A rung's tokens are those of the first evaluation that reaches its fraction of the data budget.
+    orders: int = 100
+    seed: int = 0
+    noise: float = 0.0
+    """Standard deviation of a shift of each whole curve, as another seed would give."""
+    evaluation_noise: float = 0.0
+    """Standard deviation of a shift of each evaluation by itself."""
+    tpe: bool = False
+    """Whether TPE chooses which run comes next; else the order is random."""
+    step: int = 1
+    """Optuna's steps between two evaluations."""
+
+
+def parse(text: str) -> Strategy:
+    """The strategy that `halving` or `halving:min_resource=1,reduction_factor=3` means.
+
+    Raises:
+        UsageError: there is no such strategy, or it has no such option or value.
     """
-    stages = sorted({next(i for i, t in enumerate(tokens) if t >= f * tokens[-1] - 0.5) for f in rule.fractions})
-    alive, spent, makespan, before = list(order), 0, 0, 0
-    for stage in stages:
-        part = tokens[stage] - before
-        spent, makespan, before = spent + part * len(alive), makespan + part * -(-len(alive) // workers), tokens[stage]
-        at_stage = {run: float(losses_NT[run, stage]) for run in alive}
-        alive = list(rule.promoted(at_stage)) if stage != stages[-1] else alive
-    return Replayed(spent, min(alive, key=lambda run: losses_NT[run, -1]), makespan)
+    name, _, rest = text.partition(":")
+    if name not in NAMES:
+        raise UsageError(f'there is no strategy "{name}". {nearest(name, NAMES)}')
+    options = dict(_option(text, part) for part in rest.split(",") if part)
+    maker: Callable[..., Any] = PRUNERS.get(name, Rungs)
+    known = list(inspect.signature(maker).parameters)
+    if unknown := [key for key in options if key not in known]:
+        raise UsageError(f'{name} has no option "{unknown[0]}". {nearest(unknown[0], known) if known else ""}'.rstrip())
+    make = partial(maker, **options)
+    try:
+        made = make()
+    except TypeError:
+        raise UsageError(f"{text}: only fractions are several numbers; the other options are one.") from None
+    except ValueError as error:
+        raise UsageError(f"{text}: {str(error).rstrip('.')}.") from None
+    return Strategy(text, made if isinstance(made, Rungs) else make)
 
 
-def pruned(
-    losses_NT: Losses,
-    tokens: Sequence[int],
-    order: Proposals,
-    workers: int,
-    pruner: Callable[[int], optuna.pruners.BasePruner],
+def _option(text: str, part: str) -> tuple[str, Any]:
+    """One `key=value`; `a/b/c` is several numbers."""
+    key, _, value = part.partition("=")
+    try:
+        numbers = [float(number) for number in value.split("/")]
+    except ValueError:
+        raise UsageError(f'{text}: "{part}" must look like key=number, or key=number/number/number.') from None
+    if "/" in value or key == "fractions":
+        return key, tuple(numbers)
+    return key, int(numbers[0]) if numbers[0].is_integer() else numbers[0]
+
+
+def replay(table: Table, strategy: Strategy, workers: int, how: Replay) -> dict[str, Any]:
+    """The figures of one strategy with so many workers, over `how.orders` random orders.
+
+    Order and noise number n are the same for every strategy and number of workers. Regret is the recorded last loss of
+    the chosen run minus the lowest one, without noise. `as_exhaustive` counts the orders whose choice is the run with
+    the lowest last loss as seen, noise included: what training every run to its end would have chosen.
+    """
+    spent, regret, same, time, idle = [], [], 0, [], []
+    for number in range(how.orders):
+        rng = np.random.default_rng([how.seed, number])
+        order = [int(run) for run in rng.permutation(len(table.runs))]
+        seen = curves(table, rng, how.noise, how.evaluation_noise)
+        done = _once(table, strategy, workers, how, seen, order, number)
+        spent.append(done.tokens / seen.total())
+        regret.append(seen.final[done.choice] - min(seen.final))
+        same += seen.losses[done.choice][-1] == min(losses[-1] for losses in seen.losses)
+        whole = schedule([seen.tokens[run][-1] * seen.rates[run] for run in order], workers)
+        time.append(done.makespan / whole)
+        idle.append(1 - done.busy / (workers * done.makespan))
+    return {
+        "strategy": strategy.text,
+        "workers": workers,
+        "orders": how.orders,
+        "spent": float(np.mean(spent)),
+        "spent_max": max(spent),
+        "regret": float(np.mean(regret)),
+        "regret_max": max(regret),
+        "found": sum(value == 0 for value in regret),
+        "as_exhaustive": int(same),
+        "time": float(np.mean(time)),
+        "idle": max(0.0, float(np.mean(idle))),
+    }
+
+
+def _once(
+    table: Table, strategy: Strategy, workers: int, how: Replay, seen: Curves, order: list[int], number: int
 ) -> Replayed:
-    """Every run on its own, stopped where Optuna's pruner says so after an evaluation; steps are counted from 1."""
-    study = optuna.create_study(pruner=pruner(len(tokens)))
-    queue: list[tuple[int, int, optuna.Trial, int, int]] = []  # time, worker, trial, run, evaluation
-    spent = makespan = 0
-    done: dict[int, int] = {}
-
-    def start(now: int, worker: int) -> None:
-        run = next(order, None)
-        if run is not None:
-            heapq.heappush(queue, (now + tokens[0], worker, study.ask(), run, 0))
-
-    for worker in range(workers):
-        start(0, worker)
-    while queue:
-        now, worker, trial, run, at = heapq.heappop(queue)
-        loss, makespan = float(losses_NT[run, at]), max(makespan, now)
-        trial.report(loss, at + 1)
-        last = at == len(tokens) - 1
-        if not last and not trial.should_prune():
-            heapq.heappush(queue, (now + tokens[at + 1] - tokens[at], worker, trial, run, at + 1))
-            continue
-        state = optuna.trial.TrialState.COMPLETE if last else optuna.trial.TrialState.PRUNED
-        study.tell(trial, loss if last else None, state=state)
-        order.tell(run, loss)
-        spent, done[run] = spent + tokens[at], at
-        start(now, worker)
-    reached = max(done.values())  # a pruner may stop all of them
-    return Replayed(spent, min((r for r in done if done[r] == reached), key=lambda r: losses_NT[r, reached]), makespan)
-
-
-STRATEGIES: dict[str, Callable[[Losses, Sequence[int], Proposals, int], Replayed]] = {
-    "exhaustive": partial(pruned, pruner=lambda _: optuna.pruners.NopPruner()),
-    "median": partial(pruned, pruner=lambda _: optuna.pruners.MedianPruner()),
-    "percentile": partial(pruned, pruner=lambda _: optuna.pruners.PercentilePruner(25.0)),
-    "halving": partial(pruned, pruner=lambda _: optuna.pruners.SuccessiveHalvingPruner(1, reduction_factor=4)),
-    "hyperband": partial(pruned, pruner=lambda steps: optuna.pruners.HyperbandPruner(1, steps, reduction_factor=3)),
-    "rungs": rungs,
-}
-"""By the name of the command line. Optuna's pruners have its defaults: the median and the percentile spare the
-first five runs; halving and Hyperband start at the first evaluation, and the percentile keeps the best quarter."""
+    """One order."""
+    if isinstance(strategy.make, Rungs):
+        return replay_rungs(seen, order, workers, strategy.make)
+    proposals = TpeProposals(table, how.seed + number) if how.tpe else in_order
+    return replay_optuna(seen, order, workers, strategy.make(), proposals, f"order-{number}", how.step)

@@ -82,7 +82,8 @@ def _of_curves(path: Path) -> dict[str, float]:
     """
     try:
         runs = [
-            (Architecture.parse(run["name"]).name, float(run["evaluations"][-1][1])) for run in read_json(path)["runs"]
+            (Architecture.parse(run["architecture"]).name, float(run["evaluations"][-1][1]))
+            for run in read_json(path)["runs"]
         ]
     except (KeyError, TypeError, ValueError, IndexError):
         raise ConfigError(f"{path}: is no table of curves (march-search replay --help).") from None
