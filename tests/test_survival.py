@@ -116,7 +116,8 @@ def test_a_negative_time_to_hang_is_refused() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial, ranks: int) -> None:
-    batch = {"tokens": 2 * 128 * 32, "global_batch_tokens": 128 * 32, "micro_batch_sequences": 1}
+    step = 256 * ranks * 32  # long enough to be stopped within
+    batch = {"tokens": 2 * step, "global_batch_tokens": step, "micro_batch_sequences": 1}
     recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
     untouched, stopped = (make_trial(name, ranks=ranks, **recipe) for name in ("untouched", "stopped"))
     assert run_trial(untouched).returncode == 0
