@@ -70,7 +70,7 @@ def curves(found: Evidence) -> Figure | None:
     if not lines and not others:
         return None
     short = names(found)
-    room = 12 + 7.2 * max((len(short[p.architecture.name]) for p in leaders), default=0)
+    room = 14 + 8 * max((len(short[p.architecture.name]) for p in leaders), default=0)
     figure = Figure("Validation loss over tokens", 420)
     right, bottom = WIDTH - min(room, 330), 372
     points = [point for line in lines for point in line] + [p for t in others for p in _curve(t)]

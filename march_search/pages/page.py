@@ -69,7 +69,10 @@ def summary(found: Evidence) -> list[str]:
     tied = [row for row in rows[1:] if set(row["letters"] or "") & set(first["letters"] or "")]
     if tied and len(rows) > 1:
         told = short[tied[0]["name"]] if len(tied) == 1 else f"{len(tied)} others"
-        said.append(f"It cannot be told apart from {told}; its chance of being the best of these is {_best(first)}.")
+        said.append(
+            f"Over all comparisons, at 5 %, it cannot be told apart from {told}; by itself, its chance of being the "
+            f"best of these is {_best(first)}."
+        )
     elif len(rows) > 1 and first["letters"]:
         said.append(f"It is separated from all others; its chance of being the best of these is {_best(first)}.")
     return said
