@@ -104,6 +104,14 @@ def test_text_is_never_markup(tmp_path_factory: pytest.TempPathFactory, words: s
     assert text.count("<script>") == 1
 
 
+def test_a_studys_name_is_text_too(tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>&'\""
+    write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:3]}, name=name)
+    text = html(tmp_path, name)
+    assert "<img" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;&amp;" in text
+
+
 def test_the_command_writes_page_text_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study(tmp_path)
     assert main(["report", "demo", "--root", str(tmp_path), "--figures", str(tmp_path / "figures")]) == 0
