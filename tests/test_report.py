@@ -73,6 +73,14 @@ def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
         assert "inf" not in figure.svg()
 
 
+@pytest.mark.parametrize(("many", "said"), [(30, False), (70, True)])
+def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many: int, said: bool) -> None:
+    write_study(tmp_path, {f"L2-D128-H8x32-F{64 + i}-rope-V2048": [4 + i / 100] for i in range(many)}, name="many")
+    drawn = figures(evidence(read_study("many", tmp_path)))["ranking"].svg()
+    assert drawn.count('class="name"') == min(many, 60)
+    assert (f"the best 60 of {many}" in drawn) == said
+
+
 @pytest.mark.parametrize("many", [1, 2])
 def test_a_study_of_few_trials_has_a_page_too(tmp_path: Path, many: int) -> None:
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")

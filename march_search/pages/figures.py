@@ -9,6 +9,9 @@ from march_search.evidence.trials import TrialRecord
 from march_search.pages.svg import SERIES, WIDTH, Figure, Scale, apart, scale
 from march_search.report.tables import common_tail, si
 
+SHOWN = 60
+"""Architectures that a figure with a line for each has at most; it says so if there are more."""
+
 LEFT, TOP = 64, 40
 """Room for the values of the vertical axis, and for its name."""
 
@@ -37,7 +40,7 @@ def names(found: Evidence) -> dict[str, str]:
 
 def ranking(found: Evidence) -> Figure | None:
     """Each architecture's loss: a dot a seed, its mean, its interval."""
-    rows = found.ranking.rows[:24]
+    rows = found.ranking.rows[:SHOWN]
     if not rows:
         return None
     short, step = names(found), 26
@@ -46,7 +49,7 @@ def ranking(found: Evidence) -> Figure | None:
     figure = Figure("Validation loss of each architecture, every seed a dot", bottom + 44)
     ends = [row[k] for row in rows for k in ("interval_low", "interval_high") if row[k] is not None]
     x = scale([*ends, *(loss for row in rows for loss in row["losses"])], label + 24, WIDTH - 16)
-    figure.x_axis(x, TOP - 12, bottom, "validation loss, nats per target token", _three)
+    figure.x_axis(x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(found.ranking.rows)}", _three)
     for place, row in enumerate(rows):
         y = TOP - 12 + step * (place + 0.5)
         css = f"s{place}" if place < SERIES else "rest"
@@ -203,14 +206,18 @@ def predicted(found: Evidence) -> Figure | None:
     """Losses now and as the curves predict them."""
     if not found.horizon:
         return None
-    rows, short, step = found.horizon.rows[:16], names(found), 28
+    rows, short, step = found.horizon.rows[:SHOWN], names(found), 28
     label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
     bottom = TOP - 12 + step * len(rows)
     figure = Figure(f"Predicted loss after {found.horizon.tokens:,} tokens", bottom + 44)
     ends = [row[k] for row in rows for k in ("loss_now", "predicted_low", "predicted_high")]
     x = scale(ends, label + 24, WIDTH - 16)
     figure.x_axis(
-        x, TOP - 12, bottom, f"now (hollow), and predicted after {si(found.horizon.tokens)} tokens, 95 %", _two
+        x,
+        TOP - 12,
+        bottom,
+        f"now (hollow), and after {si(found.horizon.tokens)} tokens, 95 %{_cut(found.horizon.rows)}",
+        _two,
     )
     for place, row in enumerate(rows):
         y = TOP - 12 + step * (place + 0.5)
@@ -242,6 +249,11 @@ def _few(rows: Sequence[dict[str, Any]], axis: str, x: Scale) -> list[float]:
         if not kept or x(value) - x(kept[-1]) > 36:
             kept.append(value)
     return kept
+
+
+def _cut(rows: Sequence[Any]) -> str:
+    """What a figure leaves out, in words."""
+    return f"; the best {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
 
 
 def _whole(value: float) -> str:
