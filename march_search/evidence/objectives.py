@@ -6,8 +6,8 @@ from typing import Any
 
 from march_search.config import OBJECTIVES, StudyConfig
 from march_search.errors import UsageError
+from march_search.evidence.pooling import pool
 from march_search.evidence.trials import StudyRecord, TrialRecord
-from march_search.files import read_json
 from march_search.objectives import columns, knee, value
 from march_search.pareto import front
 from march_search.report.architectures import architecture_row
@@ -36,7 +36,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
         raise UsageError(
             f"{study.name} has one objective: name others with --by loss,flops or --by loss,-tokens_per_second."
         )
-    rows = [_row(trials, by, config) for trials in _at_best_rate(study)]
+    rows = [_row(pooled.trials, by, config) for pooled in pool(study)]
     rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
     points = columns([[row[name.removeprefix("-")] for name in by] for row in rows], by)
     best = front(points)
@@ -47,16 +47,6 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     for row in rows:
         row["stands_out"] = "knee" if row["knee"] else "*" if row["pareto"] else ""
     return rows
-
-
-def _at_best_rate(study: StudyRecord) -> list[list[TrialRecord]]:
-    """The complete trials of every architecture at the learning rate with the lowest mean loss."""
-    groups: dict[str, dict[float, list[TrialRecord]]] = {}
-    for trial in study.trials:
-        if trial.state == "complete" and trial.loss is not None:
-            rate = (read_json(trial.folder / "trial.json") or {}).get("training", {}).get("learning_rate", 0.0)
-            groups.setdefault(trial.architecture.name, {}).setdefault(rate, []).append(trial)
-    return [min(rates.values(), key=_mean_loss) for rates in groups.values()]
 
 
 def _mean_loss(trials: Sequence[TrialRecord]) -> float:
