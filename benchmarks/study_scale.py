@@ -2,7 +2,7 @@
 
 python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 64] [--storages journal,postgresql]
 
-A trial here trains nothing and starts no process: a worker takes it under the study's lock, reports two evaluations,
+A trial here trains nothing and starts no process: a worker takes it under its lock, reports two evaluations,
 and closes it, exactly as `march-search worker` does. Workers are processes forked from one that has its libraries
 loaded, so importing (1.5 s a worker) is left out; opening the storage and the first look at it are, too: the clock
 runs from the moment at which all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its
@@ -23,13 +23,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import local_postgres
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.study import candidates, ends
 from march_search.study.folders import StudyFolder
 from march_search.study.leases import Leases
 from march_search.study.runner import StudyRun, open_study
+from march_search.study.worker import IDLE_SECONDS
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -41,26 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--storages", default="journal,postgresql")
     told = parser.parse_args(arguments)
     FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "psycopg"])
-    print("storage     workers  trials/s")
+    print("storage     workers  trials/s  milliseconds a trial: lock held  worker CPU  server CPU")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(local_postgres.server(fsync=True)) if "postgresql" in told.storages else None
         for kind in told.storages.split(","):
             for count in map(int, told.workers.split(",")):
                 root = folder / f"{kind}-{count}"
-                speed = measure(
-                    root,
-                    f"s-{kind}-{count}",
-                    server if kind == "postgresql" else None,
-                    count,
-                    max(told.trials, 2 * count),
-                )
-                print(f"{kind:11s} {count:7d} {speed:9.1f}", flush=True)
+                trials, url = max(told.trials, 2 * count), server if kind == "postgresql" else None
+                seconds, held, cpu, served = measure(root, f"s-{kind}-{count}", url, count, trials)
+                each = [f"{1000 * value / trials:12.1f}" for value in (held, cpu, served)]
+                print(f"{kind:11s} {count:7d} {trials / seconds:9.1f} {' ' * 21}{'  '.join(each)}", flush=True)
     return 0
 
 
-def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> float:
-    """Trials a second of so many workers."""
+def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> tuple[float, float, float, float]:
+    """Seconds that so many workers take for so many trials; of all trials, locks held and CPU of workers and server."""
     config = StudyConfig(
         space="t5", budget="220M", storage=url, search=SearchConfig(trials=trials, strategy="sample"),
         pruner=PrunerConfig(kind="none"), data=DataConfig(), training=TrainingConfig(),
@@ -68,48 +65,79 @@ def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> 
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
     study = StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config))._opened()
-    ready, go = FORKS.Semaphore(0), FORKS.Event()
-    crew = [FORKS.Process(target=work, args=(folder, config, ready, go)) for _ in range(count)]
+    ready, go, spent = FORKS.Semaphore(0), FORKS.Event(), FORKS.Array("d", 2)
+    crew = [FORKS.Process(target=work, args=(folder, config, ready, go, spent)) for _ in range(count)]
     for one in crew:
         one.start()
     for _ in crew:
         ready.acquire()
-    began = time.monotonic()
+    began, served = time.monotonic(), server_cpu()
     go.set()
     for one in crew:
         one.join()
-    seconds = time.monotonic() - began
+    seconds, served = time.monotonic() - began, server_cpu() - served
     assert all(one.exitcode == 0 for one in crew)
     assert [t.state for t in study.get_trials(deepcopy=False)] == [TrialState.COMPLETE] * trials
-    return trials / seconds
+    return seconds, spent[0], spent[1], served
 
 
-def work(folder: StudyFolder, config: StudyConfig, ready: "multiprocessing.synchronize.Semaphore", go: object) -> None:
-    """A worker: looks, takes a trial, trains it, and looks again until none waits."""
+def server_cpu() -> float:
+    """Processor seconds of all PostgreSQL servers on this machine so far, ended connections included."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = stat.read_text().rsplit(") ", 1)
+        except OSError:
+            continue
+        if name.endswith("(postgres"):
+            ticks += sum(map(int, rest.split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def work(
+    folder: StudyFolder,
+    config: StudyConfig,
+    ready: "multiprocessing.synchronize.Semaphore",
+    go: "multiprocessing.synchronize.Event",
+    spent: "multiprocessing.sharedctypes.SynchronizedArray[float]",
+) -> None:
+    """A worker: looks, takes and trains what it saw wait, and looks again when nothing is left or a second is over."""
     study = open_study(folder, config)
     leases = Leases(study, study._storage, folder.path / "lock", f"worker-{os.getpid()}")
     study.get_trials(deepcopy=False)
     ready.release()
     go.wait()
+    before, held = time.process_time(), 0.0
     chance = random.Random(os.getpid())
     while todo := [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]:
-        while todo and not train(study, leases, todo.pop(0), config):
-            chance.shuffle(todo)
+        looked = time.monotonic()
+        while todo and time.monotonic() < looked + IDLE_SECONDS:
+            seconds = train(study, leases, todo.pop(0), config)
+            held += abs(seconds)
+            if seconds < 0:
+                chance.shuffle(todo)
+    with spent.get_lock():
+        spent[0] += held
+        spent[1] += time.process_time() - before
 
 
-def train(study: optuna.Study, leases: Leases, trial: FrozenTrial, config: StudyConfig) -> bool:
-    """Takes, reports and closes a trial; False if another worker was faster."""
-    with leases.locked():
+def train(study: optuna.Study, leases: Leases, trial: FrozenTrial, config: StudyConfig) -> float:
+    """Takes, reports and closes a trial; how long its lock was held, negative if another worker was faster."""
+    with leases.alone(trial):
+        began = time.monotonic()
         lease = leases.take(trial, 0, config.training.tokens)
+        held = time.monotonic() - began
     if lease is None:
-        return False
+        return -held
     for step in (1, 2):
-        Trial(study, trial._trial_id).report(5.0 / step, step)
-    with leases.locked():
+        leases.storage.set_trial_intermediate_value(trial._trial_id, step, 5.0 / step)
+    with leases.alone(trial):
+        began = time.monotonic()
         assert leases.holds(trial, lease)
         leases.close(trial, lease, 0)
         ends.tell(leases.storage, trial, {"state": "complete", "loss": 2.0})
-    return True
+        held += time.monotonic() - began
+    return held
 
 
 if __name__ == "__main__":

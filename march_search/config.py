@@ -335,6 +335,9 @@ class SearchConfig:
     max_tokens: int | None = None
     """Tokens that all trials of the study may train on together, repeated ones counted; what would exceed them is not
     started. None for no limit."""
+    reuse_trials: bool = False
+    """Whether complete trials of other studies under the same root that are the same (shape, seed, text, training) are
+    taken over instead of trained again."""
     race: float | None = None
     """Confidence, 0.95 say, at which the winner is to be separated from the others: after the candidates, the leaders
     are trained with further seeds until it is, or `max_tokens` ends. None for no race."""

@@ -19,7 +19,7 @@ from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchC
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.evidence.ranking import other_rows, ranked_rows
 from march_search.evidence.trials import read_study
-from march_search.study import candidates, kept, storage
+from march_search.study import candidates, kept, price, storage
 from march_search.study.folders import StudyFolder
 from march_search.study.runner import StudyRun, Summary
 
@@ -314,3 +314,38 @@ def test_reports_of_a_study_are_the_same_numbers_in_every_format(
         text = capsys.readouterr().out
         assert best["name"] in text
         assert f"{best['loss']:.3f}" in text
+
+
+def test_a_study_takes_over_the_same_trials_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path)
+    more = replace(CONFIG, search=replace(CONFIG.search, seeds=(0, 1), reuse_trials=True))
+    assert run(tmp_path, more, "second") == Summary(complete=12, pruned=0, failed=0, left=0, signum=0)
+    assert capsys.readouterr().err.count("taken from toy") == 6
+    first, second = (read_study(name, tmp_path).trials for name in ("toy", "second"))
+    mine = {(t.architecture, t.seed): t for t in second}
+    for trial in first:
+        taken = mine[trial.architecture, trial.seed]
+        assert (taken.folder / "result.json").read_bytes() == (trial.folder / "result.json").read_bytes()
+        assert (taken.folder / "metrics.jsonl").read_bytes() == (trial.folder / "metrics.jsonl").read_bytes()
+        assert json.loads((taken.folder / "outcome.json").read_text())["taken_from"] == f"toy/{trial.folder.name}"
+    kept_by_optuna = [t.intermediate_values for t in optuna_study(tmp_path, "second").trials]
+    assert [sorted(values) for values in kept_by_optuna] == [[1024, 2048, 3072]] * 12
+    assert price.actual(tmp_path / "second", more)["tokens"] == 6 * CONFIG.training.tokens
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 2e-3}, {"tokens": 8192}, {"betas": (0.9, 0.99)}])
+def test_a_trial_trained_otherwise_is_not_taken_over(tmp_path: Path, other: dict[str, object]) -> None:
+    run(tmp_path)
+    config = replace(
+        CONFIG, search=replace(CONFIG.search, reuse_trials=True), training=replace(CONFIG.training, **other)
+    )
+    run(tmp_path, config, "second")
+    assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))
+
+
+def test_a_damaged_result_is_not_taken_over(tmp_path: Path) -> None:
+    run(tmp_path)
+    for path in tmp_path.glob("toy/trials/*/result.json"):
+        path.write_text(path.read_text().replace("0.04", "0.05"))
+    run(tmp_path, replace(CONFIG, search=replace(CONFIG.search, reuse_trials=True)), "second")
+    assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))

@@ -189,7 +189,7 @@ def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_p
     [turn] = worker.turns
     assert turn.child is not None
     process = turn.child.process
-    with other.locked():
+    with other.alone(study.trials[0]):
         assert other.give_back(study.trials[0], turn.lease, 0, died=True)
         assert other.take(study.trials[0], 0, 4096) is not None
     worker._beat()

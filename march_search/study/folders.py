@@ -129,20 +129,21 @@ class StudyFolder:
 
     def write_trial(
         self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path, rate: float | None = None
-    ) -> None:
+    ) -> TrialConfig:
         """Makes a trial's folder with its trial.json; `rate` is its learning rate, if not the study's."""
         make_folder(folder)
         relative = os.path.relpath(store.resolve(), folder.resolve())
         training = config.training if rate is None else replace(config.training, learning_rate=rate)
         trial = TrialConfig(architecture, relative, seed, config.data, training, config.devices)
         write_json(folder / "trial.json", asdict(trial))
+        return trial
 
 
 _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
 
 _FREE = (
-    "description", "question", "storage", "heartbeat_seconds", "max_tokens", "race", "keep_weights", "hang_seconds",
-    "parallel_trials",
+    "description", "question", "storage", "heartbeat_seconds", "max_tokens", "race", "reuse_trials", "keep_weights",
+    "hang_seconds", "parallel_trials",
 )  # fmt: skip
 """Settings that may change while a study is under way."""
 

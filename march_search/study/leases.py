@@ -1,8 +1,9 @@
 """Who trains which trial: leases that a worker takes, keeps by its heartbeat, and loses when it falls silent.
 
-A lease is a user attribute of the trial. Every change of owner happens under the study's lock, a file in its folder,
-and starts with a fresh look at the trial: so two workers never both get it, and one that was only slow finds, before it
-writes a result, that the trial is no longer its own. Taking a waiting trial is Optuna's compare-and-set on top.
+A lease is a user attribute of the trial. Every change of owner happens under the trial's lock, a file in the study's
+folder, and starts with a fresh look at the trial: so two workers never both get it, and one that was only slow finds,
+before it writes a result, that the trial is no longer its own. Taking a waiting trial is Optuna's compare-and-set on
+top. What concerns all trials (adding some, staying within the study's tokens) happens under the study's own lock.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,9 @@ from march_search.files import lock
 
 MAX_RETRIES = 2
 """How often a trial goes on after its worker died; then it fails."""
+
+LOCKS = 16
+"""Lock files of a study's trials: workers that write to different trials seldom wait for each other."""
 
 LEASE = "lease"
 """User attribute of a trial."""
@@ -54,8 +58,12 @@ class Leases:
         self.study, self.storage, self.worker, self._path = study, storage, worker, path
 
     def locked(self) -> Any:
-        """The study's lock, as a context; waits for it."""
+        """The study's lock, as a context; waits for it. Taken before a trial's, never within one."""
         return lock(self._path)
+
+    def alone(self, trial: FrozenTrial) -> Any:
+        """The lock of a trial, which it shares with every sixteenth other, as a context; waits for it."""
+        return lock(self._path.with_name(f"{self._path.name}-{trial.number % LOCKS:02d}"))
 
     def _look(self, trial: FrozenTrial) -> FrozenTrial:
         """The trial as it is now."""
@@ -65,10 +73,19 @@ class Leases:
         """Replaces the trial's lease."""
         self.storage.set_trial_user_attr(trial._trial_id, LEASE, asdict(lease))
 
+    def waits(self, trial: FrozenTrial) -> bool:
+        """Whether the trial still waits, and nobody has had it since it was looked at."""
+        return self._same_wait(trial, self._look(trial))
+
+    @staticmethod
+    def _same_wait(trial: FrozenTrial, now: FrozenTrial) -> bool:
+        """Whether a trial `now` waits as it did."""
+        return now.state == TrialState.WAITING and Lease.of(now).attempt == Lease.of(trial).attempt
+
     def take(self, trial: FrozenTrial, start: int, until: int) -> Lease | None:
-        """Takes a waiting trial; None if it no longer waits. Only under the lock."""
+        """Takes a waiting trial; None if it no longer waits. Only under its lock."""
         now = self._look(trial)
-        if now.state != TrialState.WAITING or Lease.of(now).attempt != Lease.of(trial).attempt:
+        if not self._same_wait(trial, now):
             return None
         try:
             if not self.storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
@@ -86,7 +103,7 @@ class Leases:
         return now.state == TrialState.RUNNING and Lease.of(now) == lease
 
     def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, died: bool = False) -> bool:
-        """Lets a trial wait for the next worker; False if it is no longer as `lease` says. Only under the lock.
+        """Lets a trial wait for the next worker; False if it is no longer as `lease` says. Only under its lock.
 
         The lease is written before the state: a worker that dies in between leaves a trial without an owner, which is
         given back once more and costs no retry.
@@ -99,5 +116,5 @@ class Leases:
         return True
 
     def close(self, trial: FrozenTrial, lease: Lease, spent: int) -> None:
-        """Notes what a trial has cost in the end, before Optuna is told. Only under the lock, by its owner."""
+        """Notes what a trial has cost in the end, before Optuna is told. Only under its lock, by its owner."""
         self._write(trial, replace(lease, spent=lease.spent + spent))

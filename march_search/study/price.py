@@ -146,10 +146,13 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
     tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
     for path in sorted(folder.glob("trials/*/trial.json")):
         trial = read_json(path) or {}
+        trials += 1
+        if "taken_from" in (read_json(path.with_name("outcome.json")) or {}):
+            continue  # another study trained it
         lines = [line for line in read_lines(path.parent / "metrics.jsonl") if "tokens" in line]
         trained = max((line["tokens"] for line in lines), default=0)
         a = Architecture.parse(trial["architecture"])
-        trials, tokens = trials + 1, tokens + trained
+        tokens += trained
         flops += trained * float(cost.flops_per_token(a, setup_of(config)))
         seconds += _seconds(lines)
     kind, together = config.devices.kind, config.devices.parallel_trials

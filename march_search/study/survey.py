@@ -39,7 +39,7 @@ class Survey:
             trials = self._trials()
         plan = self._plan(trials)
         if plan.stopped:
-            self._stop(plan.stopped)
+            self._stop(trials, plan.stopped)
         if not plan.runnable and not running and self._more():
             return self.look(mine)
         by_number = {t.number: t for t in trials}
@@ -82,26 +82,28 @@ class Survey:
         for trial in dead:
             lease = Lease.of(trial)
             cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
-            with self._leases.locked():
+            with self._leases.alone(trial):
                 given = self._leases.give_back(trial, lease, cost, died=True)
             if given and lease.worker:
                 self._shown.say(
                     f"trial {trial.number + 1}: worker {lease.worker} is gone, the trial goes on here or there"
                 )
 
-    def _stop(self, stopped: Mapping[int, int]) -> None:
+    def _stop(self, trials: list[FrozenTrial], stopped: Mapping[int, int]) -> None:
         """Closes trials that were not promoted from their rung."""
-        with self._leases.locked():
-            for trial in self._trials():
-                rung = stopped.get(trial.number)
-                if rung is None or trial.state != TrialState.WAITING:
+        for trial in trials:
+            rung = stopped.get(trial.number)
+            if rung is None:
+                continue
+            loss, folder = trial.intermediate_values[rung], self.path(trial)
+            end = ends.pruned(loss, rung, f"not among the best on the rung of {rung:,} tokens")
+            with self._leases.alone(trial):
+                if not self._leases.waits(trial):
                     continue
-                loss, folder = trial.intermediate_values[rung], self.path(trial)
-                end = ends.pruned(loss, rung, f"not among the best on the rung of {rung:,} tokens")
                 write_json(folder / "outcome.json", end)
                 ends.tell(self._leases.storage, trial, end)
-                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-                self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
 
     def exhausted(self, lease: Lease) -> End | None:
         """The end of a trial that killed too many workers."""

@@ -4,7 +4,7 @@ import random
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
-from march_search.config import StudyConfig
-from march_search.files import read_json, write_json
-from march_search.study import ends, workers
+from march_search.config import StudyConfig, TrialConfig
+from march_search.files import read_json, read_lines, write_json
+from march_search.study import ends, reuse, workers
 from march_search.study.adaptive import NextTrial
 from march_search.study.child import TRAINING
 from march_search.study.ends import End
@@ -130,18 +130,21 @@ class Worker:
         if now >= self._look + (0 if free > 0 else BUSY * beat):
             self._todo = self.survey.look({turn.trial.number for turn in self.turns})
             self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
+        had_some = bool(self._todo)
         while self._todo and free > 0:
             if turn := self._take():
                 self.turns.append(turn)
                 free -= 1
-                self._look = 0.0
+        if had_some and free > 0:  # others were faster: there may be more by now
+            self._look = 0.0
 
     def _take(self) -> Turn | None:
         """Takes the first trial of the list, or another if somebody was faster; None if this was none."""
         trial, until = self._todo.pop(0)
         folder = self.survey.path(trial)
         start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
-        with self.leases.locked():
+        limited = self.job.config.search.max_tokens is not None
+        with self.leases.locked() if limited else nullcontext(), self.leases.alone(trial):
             if not self.survey.affordable(until - start):
                 return None
             lease = self.leases.take(trial, start, until)
@@ -156,17 +159,33 @@ class Worker:
     def _begin(self, turn: Turn) -> bool:
         """Prepares a trial's folder; False for one that is at its end already."""
         told, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
+        taken = None
         if not resumed:
-            self.job.folder.write_trial(
+            trial = self.job.folder.write_trial(
                 turn.folder, self.job.config, told["architecture"], told["seed"], self.job.store,
                 told.get("learning_rate"),
             )  # fmt: skip
-        end = read_json(turn.folder / "outcome.json") or ends.complete(turn.folder) or self.survey.exhausted(turn.lease)
+            if self.job.config.search.reuse_trials:
+                taken = self._take_over(turn, trial)
+        end = taken or read_json(turn.folder / "outcome.json") or ends.complete(turn.folder)
+        end = end or self.survey.exhausted(turn.lease)
         if end is not None:
             self._finish(turn, end)
             return False
         self.shown.started(turn.trial.number, told["architecture"], resumed)
         return True
+
+    def _take_over(self, turn: Turn, trial: TrialConfig) -> End | None:
+        """Copies a trial that another study completed, and its end; None if there is none that is the same."""
+        source = reuse.same_trial(self.job.folder.path.parent, trial)
+        if source is None:
+            return None
+        reuse.take_over(source, turn.folder, trial.training.keep_weights)
+        for line in read_lines(turn.folder / "metrics.jsonl"):
+            if line["kind"] == "evaluation" and line["tokens"] < trial.training.tokens:
+                self._report(turn, line["tokens"], line["loss"])
+        end, study = ends.complete(turn.folder) or {}, source.parent.parent.name
+        return end | {"taken_from": f"{study}/{source.name}", "text": f"{end['text']}; taken from {study}"}
 
     def _follow(self, turn: Turn) -> bool:
         """Reads what a trial has written; whether its turn is over."""
@@ -200,18 +219,27 @@ class Worker:
             tokens = line["tokens"]
             if line["kind"] != "evaluation" or tokens >= self.job.config.training.tokens:
                 continue
-            trial = Trial(self.job.study, turn.trial._trial_id)
-            if tokens not in turn.reported:
-                trial.report(line["loss"], step=tokens)
-                turn.reported.add(tokens)
+            self._report(turn, tokens, line["loss"])
             newest = tokens == max(turn.reported)  # the pruner judges the newest report
-            if newest and not self.signals.signum and trial.should_prune():
+            if newest and not self.signals.signum and self._prunes(turn):
                 return ends.pruned(line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner")
         return None
 
+    def _report(self, turn: Turn, tokens: int, loss: float) -> None:
+        """Tells Optuna an evaluation, once; `Trial.report` reads the trial, twice, before it does the same."""
+        if tokens not in turn.reported:
+            self.leases.storage.set_trial_intermediate_value(turn.trial._trial_id, tokens, loss)
+            turn.reported.add(tokens)
+
+    def _prunes(self, turn: Turn) -> bool:
+        """Whether Optuna's pruner, where the study has one, stops the trial now."""
+        if self.job.config.pruner.kind in ("none", "rungs"):
+            return False
+        return Trial(self.job.study, turn.trial._trial_id).should_prune()
+
     def _give_back(self, turn: Turn) -> bool:
         """Lets a trial wait: paused on a rung, or interrupted."""
-        with self.leases.locked():
+        with self.leases.alone(turn.trial):
             self.leases.give_back(turn.trial, turn.lease, turn.spent)
         self.shown.paused(turn.trial.number)
         self._look = 0.0
@@ -219,7 +247,7 @@ class Worker:
 
     def _finish(self, turn: Turn, end: End) -> bool:
         """Writes a trial's end down and tells Optuna, if the trial is still this worker's."""
-        with self.leases.locked():
+        with self.leases.alone(turn.trial):
             if not self.leases.holds(turn.trial, turn.lease):
                 return self._lose(turn)
             write_json(turn.folder / "outcome.json", end)
@@ -228,7 +256,8 @@ class Worker:
         if end["state"] != "failed":
             shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
         self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
-        self._look = 0.0
+        if not self._todo:  # else what the last look found is good for another moment
+            self._look = 0.0
         return True
 
     def _lose(self, turn: Turn) -> bool:
