@@ -1,4 +1,4 @@
-"""The experiments of 2023 as studies: every one says what it asks, plans, and has its arms where it says they are."""
+"""The experiments of 2023 as studies, for GPUs and for two cores: each says what it asks, and its arms are as it says."""
 
 import re
 import tomllib
@@ -65,3 +65,38 @@ def test_every_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert f"{len(table(name)['search']['architectures'])} candidates, in order" in printed
     assert "8 GPUs a trial" in printed
+
+
+CPU = {path.stem: path for path in sorted((shipped_folder("studies") / "cpu").glob("*.toml"))}
+
+
+def test_every_question_is_asked_at_a_scale_for_two_cores() -> None:
+    large = {name for name in STUDIES if name.startswith("large-")}
+    assert set(CPU) == set(STUDIES) - large | {"learning-rates"}
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_a_small_study_asks_the_same_on_one_budget_with_one_recipe(name: str) -> None:
+    text = CPU[name].read_text()
+    study, recipe = tomllib.loads(text), tomllib.loads(CPU["baseline"].read_text())
+    assert study["question"].endswith(("?", ")"))
+    assert len(study["answer"]) > 40
+    assert [study[key] for key in ("data", "training", "pruner")] == [recipe[key] for key in ("data", "training", "pruner")]
+    space = SearchSpace.load(study["space"])
+    for arm in study["search"]["architectures"]:
+        shape = Architecture.parse(arm)
+        assert shape.name == arm
+        assert 0.99e6 < shape.num_params_non_embedding < 1.1e6
+        assert abs(space.budget.difference_percent(shape.num_params)) <= 1
+        assert space.contains(shape) or shape.position == "absolute"
+        [line] = [line for line in text.splitlines() if f'"{arm}"' in line]
+        millions, percent = re.search(r"# ([\d.]+)M ([+-][\d.]+)%", line).groups()
+        assert float(millions) == pytest.approx(shape.num_params / 1e6, abs=0.0005)
+        assert space.budget.difference_percent(shape.num_params) == pytest.approx(float(percent), abs=0.05)
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_every_small_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", f"cpu/{name}", "--dry-run", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(tomllib.loads(CPU[name].read_text())['search']['architectures'])} candidates, in order" in printed
