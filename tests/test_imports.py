@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "march_search"
 FLOORS = [
     {"errors", "spans", "strategy"},
     {"files", "settings", "parameters"},
-    {"flops", "naming", "devices"},
+    {"flops", "naming", "devices", "seal"},
     {"architecture", "budget", "rules", "shipped", "config", "cost"},
     {"space", "outcome", "memory"},
     {"grid", "selection", "ds_config", "scaling"},

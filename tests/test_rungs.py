@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_study import CONFIG, optuna_study, run
 
+from march_search import seal
 from march_search.config import PrunerConfig, SearchConfig, TrainingConfig
 from march_search.errors import ConfigError
 from march_search.evidence.trials import read_study
+from march_search.study import candidates
+from march_search.study.folders import StudyFolder
 from march_search.study.leases import Lease
 from march_search.study.rungs import in_words, schedule
 
@@ -132,6 +135,23 @@ def test_a_study_never_trains_on_more_tokens_than_it_may(tmp_path: Path) -> None
     assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) == 3 * 4096
     more = replace(config, search=SearchConfig(trials=6, max_tokens=100_000))
     assert run(tmp_path, more).complete == 6
+
+
+@pytest.mark.parametrize(("damaged", "start"), [(False, 2048), (True, 1024)])
+def test_a_damaged_checkpoint_is_not_counted_on(tmp_path: Path, damaged: bool, start: int) -> None:
+    config = replace(CONFIG, search=SearchConfig(trials=1, max_tokens=3072))
+    [architecture] = candidates.choose(config, tmp_path).architectures
+    folder = StudyFolder.of(tmp_path, "toy").trial(0, architecture.name, 0)
+    for step in (1, 2):
+        tag = folder / "checkpoints" / f"step-{step:09d}"
+        tag.mkdir(parents=True)
+        (tag / "state").write_bytes(b"whole")
+        seal.seal(tag)
+    if damaged:
+        (tag / "state").write_bytes(b"torn")
+    ended = run(tmp_path, config)
+    assert ended.complete == 1
+    assert Lease.of(optuna_study(tmp_path).trials[0]).start == start
 
 
 def test_promotions_that_would_exceed_the_budget_are_not_started(tmp_path: Path) -> None:

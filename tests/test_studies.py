@@ -1,4 +1,4 @@
-"""The experiments of 2023 as studies, for GPUs and for two cores: each says what it asks, and its arms are as it says."""
+"""The experiments of 2023 as studies, for GPUs and for two cores: what each asks, and where its arms lie."""
 
 import re
 import tomllib
@@ -81,12 +81,14 @@ def test_a_small_study_asks_the_same_on_one_budget_with_one_recipe(name: str) ->
     study, recipe = tomllib.loads(text), tomllib.loads(CPU["baseline"].read_text())
     assert study["question"].endswith(("?", ")"))
     assert len(study["answer"]) > 40
-    assert [study[key] for key in ("data", "training", "pruner")] == [recipe[key] for key in ("data", "training", "pruner")]
+    assert [study[key] for key in ("data", "training", "pruner")] == [
+        recipe[key] for key in ("data", "training", "pruner")
+    ]
     space = SearchSpace.load(study["space"])
     for arm in study["search"]["architectures"]:
         shape = Architecture.parse(arm)
         assert shape.name == arm
-        assert 0.99e6 < shape.num_params_non_embedding < 1.1e6
+        assert 0.97e6 < shape.num_params_non_embedding < 1.1e6
         assert abs(space.budget.difference_percent(shape.num_params)) <= 1
         assert space.contains(shape) or shape.position == "absolute"
         [line] = [line for line in text.splitlines() if f'"{arm}"' in line]

@@ -3,10 +3,14 @@
 import json
 import multiprocessing
 import os
+import shlex
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +25,14 @@ from test_study import CONFIG, optuna_study, run
 from march_search.cli import main
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
+from march_search.files import read_lines
 from march_search.study import candidates, storage, watching, workers
 from march_search.study.folders import StudyFolder
 from march_search.study.journal import JOURNAL, open_journal
 from march_search.study.leases import Lease, Leases
 from march_search.study.runner import StudyRun, Summary, open_study
 from march_search.study.urls import public
+from march_search.training.events import EventFile
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -298,7 +304,8 @@ def test_a_password_is_told_nowhere(
     monkeypatch.setenv("STUDY_URL", postgres)
     monkeypatch.setenv("TOY_FAIL", candidates.choose(CONFIG, tmp_path).architectures[0].name)
     config = replace(CONFIG, storage="env:STUDY_URL", search=SearchConfig(trials=3))
-    spy = (sys.executable, "-c", "import os, sys; print(dict(os.environ), sys.argv); sys.exit(1)")
+    look = "import os; print(os.environ, os.popen('cat /proc/[1-9]*/cmdline 2>/dev/null').read()); raise SystemExit(1)"
+    spy = (sys.executable, "-c", look)
     assert run(tmp_path, config, "spied").failed == 1
     folder, chosen = StudyFolder.of(tmp_path, "told"), candidates.choose(config, tmp_path)
     folder.keep_settings(config, chosen.architectures)
@@ -324,6 +331,40 @@ def test_a_password_is_told_nowhere(
     told = StudyConfig(space="cpu-demo", storage=postgres)
     StudyFolder.of(tmp_path, "direct").keep_settings(told, [])
     assert canary not in (tmp_path / "direct" / "study.json").read_text()
+
+
+@pytest.mark.parametrize(("index", "page"), [(0, "api/studies"), (1, "data/runs")])
+def test_the_printed_commands_open_what_we_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int, page: str
+) -> None:
+    toml(tmp_path)
+    events = next((tmp_path / "toy" / "trials").iterdir())
+    EventFile(events, read_lines(events / "metrics.jsonl")).close()
+    capsys.readouterr()
+    assert main(["study", "status", "toy", "--root", str(tmp_path)]) == 0
+    words = ("optuna-dashboard ", "tensorboard ")[index]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(words)]
+    program, *arguments = shlex.split(line)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [Path(sys.executable).with_name(program), *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            told = answer(f"http://127.0.0.1:{port}/{page}", "toy" if index == 0 else events.name)
+        finally:
+            server.terminate()
+    assert ("toy" if index == 0 else events.name) in told
+
+
+def answer(url: str, wanted: str, seconds: float = 120) -> str:
+    """What a page says once it has `wanted`, or in the end."""
+    told, end = "", time.monotonic() + seconds
+    while wanted not in told and time.monotonic() < end:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=10) as page:
+            told = page.read().decode()
+        time.sleep(0.2)
+    return told
 
 
 def test_a_proxy_serves_postgresql_alone(

@@ -80,7 +80,7 @@ def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
 def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
     """Where the architectures come from."""
     off, first = len(chosen.off_budget), len(chosen.architectures)
-    told = f", {off} of them listed off the budget" if off else ""
+    told = f", {off} listed from outside" if off else ""
     if config.search.adaptive:
         told = f" chooses as results come in{f', after {first} that are given' if first else ''}{told}"
     return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({config.search.strategy}{told})"

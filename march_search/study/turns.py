@@ -1,6 +1,7 @@
 """One trial's turn on this worker: its process, what it has written, what it has cost."""
 
 import fcntl
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import IO, Any
 
 from optuna.trial import FrozenTrial
 
+from march_search import seal
 from march_search.config import StudyConfig
 from march_search.files import read_lines
 from march_search.study import ends
@@ -104,8 +106,19 @@ def _fence(folder: Path) -> IO[str] | None:
 
 def resume_point(folder: Path, batch: int) -> int:
     """Tokens of the newest whole checkpoint; 0 without one."""
-    steps = (path.parent.name.removeprefix("step-") for path in folder.glob("checkpoints/step-*/manifest.json"))
+    steps = (path.parent.name.removeprefix("step-") for path in folder.glob(f"checkpoints/step-*/{seal.MANIFEST}"))
     return max((int(step) for step in steps if step.isdigit()), default=0) * batch
+
+
+def drop_damaged(folder: Path) -> None:
+    """Deletes checkpoints newer than the newest that is as it was sealed: a trial could not go on from them.
+
+    Only while nobody trains in the folder. It reads all of a checkpoint.
+    """
+    for path in sorted(folder.glob(f"checkpoints/step-*/{seal.MANIFEST}"), reverse=True):
+        if seal.is_whole(path.parent):
+            return
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def unseen_cost(folder: Path, lease: Lease, batch: int) -> int:

@@ -145,7 +145,8 @@ def failed(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
 
 def told(folder: StudyFolder, trial: FrozenTrial) -> Row:
     """All that a trial's folder says in short."""
-    path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
+    attrs = trial.user_attrs
+    path = folder.trial(trial.number, attrs["architecture"], attrs["seed"], attrs.get("learning_rate"))
     return {
         "folder": str(path),
         "evaluations": {str(k): v for k, v in sorted(trial.intermediate_values.items())},

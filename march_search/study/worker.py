@@ -23,7 +23,7 @@ from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.signals import Signals
 from march_search.study.survey import Survey
-from march_search.study.turns import Turn, resume_point
+from march_search.study.turns import Turn, drop_damaged, resume_point
 
 POLL_SECONDS = 0.1
 """Between two looks at the trials that run here."""
@@ -142,9 +142,11 @@ class Worker:
         """Takes the first trial of the list, or another if somebody was faster; None if this was none."""
         trial, until = self._todo.pop(0)
         folder = self.survey.path(trial)
-        start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
         limited = self.job.config.search.max_tokens is not None
         with self.leases.locked() if limited else nullcontext(), self.leases.alone(trial):
+            if limited and self.leases.waits(trial):
+                drop_damaged(folder)  # else it would go on from further back, and cost more, than foreseen
+            start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
             if not self.survey.affordable(until - start):
                 return None
             lease = self.leases.take(trial, start, until)

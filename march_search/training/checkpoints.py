@@ -4,7 +4,6 @@ DeepSpeed writes in place and pickles: a folder without a manifest, or with a fi
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from march_search import seal
 from march_search.errors import StorageError
-from march_search.files import json_text, write_json
 from march_search.training import ranks
 from march_search.training.environment import Place
 
@@ -43,7 +42,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None
     ranks.beat()
     dist.barrier()
     if place.is_first:
-        write_json(folder / tag / "manifest.json", _manifest(folder / tag))
+        seal.seal(folder / tag, _beat)
         for old in _tags(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
@@ -78,7 +77,7 @@ def remove(folder: Path) -> None:
 
 def _give_back(tag: Path) -> None:
     """Deletes a checkpoint that could not be finished, and its bytes though torch still holds its files open."""
-    for path in _files(tag):
+    for path in seal.files(tag):
         with contextlib.suppress(OSError):
             os.truncate(path, 0)
     shutil.rmtree(tag, ignore_errors=True)
@@ -89,27 +88,11 @@ def _tags(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
-def _files(tag: Path) -> list[Path]:
-    """Files of one checkpoint, the manifest left out."""
-    return sorted(p for p in tag.rglob("*") if p.is_file() and p.name != "manifest.json")
-
-
 def _is_whole(tag: Path) -> bool:
-    """Whether every file of the manifest is there, unchanged, and nothing else is."""
-    try:
-        return (tag / "manifest.json").read_bytes() == json_text(_manifest(tag)).encode()
-    except OSError:
-        return False
+    """Whether a checkpoint is as it was sealed; shows that this rank lives while it reads."""
+    return seal.is_whole(tag, _beat)
 
 
-def _manifest(tag: Path) -> dict[str, Any]:
-    """What manifest.json says of the files that are there."""
-    hashes = {str(f.relative_to(tag)): _sha256(f) for f in _files(tag)}
-    return {"step": int(tag.name.removeprefix("step-")), "sha256": hashes}
-
-
-def _sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
+def _beat() -> None:
+    """Shows that this rank lives."""
     ranks.beat(ranks.STARTING)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

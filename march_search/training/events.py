@@ -38,6 +38,10 @@ class EventFile:
         """Shows TensorBoard what there is."""
         self._writer.flush()
 
+    def close(self) -> None:
+        """Writes what is left and closes the file."""
+        self._writer.close()
+
     def _write(self, event: Event) -> None:
         """Adds one event."""
         self._writer.write(event.SerializeToString())
