@@ -28,6 +28,8 @@ AXES: dict[str, Callable[[Architecture], float]] = {
 }
 """Dimensions that count by their logarithm: an effect is that of doubling."""
 GATED = "gated feed-forward"
+LEAST_RANGE = np.log2(1.25)
+"""Doublings over which a dimension must vary: from less, the effect of a doubling would be a guess."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Effect:
     @property
     def is_separable(self) -> bool:
         """Whether the design tells it apart from the others and from noise."""
+        return self.is_told_apart and self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the design tells it apart from the other dimensions."""
         return self.interval is not None and self.inflation < ENTANGLED
 
 
@@ -57,7 +64,7 @@ class Effects:
 
     effects: tuple[Effect, ...]
     fixed: tuple[str, ...]
-    """Dimensions that all architectures share."""
+    """Dimensions that are the same, or within a quarter, in all architectures."""
     condition: float
     """Condition number of the standardised design; infinite if singular."""
     degrees: int
@@ -124,7 +131,7 @@ def _design(architectures: Sequence[Architecture]) -> tuple[list[str], Array]:
     """Dimensions that vary, and their values (architectures, dimensions): logarithms to base 2, or 0 and 1."""
     columns = {name: np.log2([take(a) for a in architectures]) for name, take in AXES.items()}
     columns[GATED] = np.array([float(a.is_gated) for a in architectures])
-    names = [name for name, column in columns.items() if len(column) and np.ptp(column) > 1e-9]
+    names = [name for name, column in columns.items() if len(column) and np.ptp(column) >= LEAST_RANGE]
     return names, np.stack([columns[name] for name in names], axis=1) if names else np.empty((len(architectures), 0))
 
 

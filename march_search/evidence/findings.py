@@ -1,4 +1,4 @@
-"""Named findings about shapes as statements that a study can answer.
+"""Named findings and questions about shapes as statements that a study can answer.
 
 Each is a contrast: the mean difference in loss over all pairs of a study's architectures of which one lies on the side
 that the statement praises and everything else that it names is equal. What else differs in most pairs is told: a budget
@@ -28,7 +28,7 @@ Shape = Architecture
 
 @dataclass(frozen=True)
 class Statement:
-    """One finding of the 2023 study, or its opposite."""
+    """One finding of the 2023 study or one of its open questions, or its opposite."""
 
     text: str
     praises: Callable[[Shape, Shape], bool]
@@ -39,6 +39,21 @@ class Statement:
     """Dimensions that it is about."""
     margin: float = 0.0
     """Nats by which the praised side may be worse and the statement still hold."""
+    varies: tuple[str, ...] = ()
+    """Fields of `SAME` that it is about, and may differ."""
+
+
+SAME = (
+    *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
+    *("length_reduction", "noop_key"),
+)
+"""What two shapes have in common unless a statement is about it."""
+SHAPE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff")
+
+
+def _alone(shape: Shape) -> int | str:
+    """`all` for a stack of one layer, which shares its weights with all that there are."""
+    return "all" if shape.num_layers == 1 else shape.share_layers
 
 
 STATEMENTS = (
@@ -74,6 +89,14 @@ STATEMENTS = (
         NOTHING_NATS,
     ),
     Statement(
+        "heads instead of cross-attention key/value weights are better",
+        lambda a, b: (
+            a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared" and a.num_heads > b.num_heads
+        ),
+        ("num_layers", "d_model", "d_kv", "feed_forward_proj"),
+        ("heads",),
+    ),
+    Statement(
         "smaller d_ff for more layers is better",
         lambda a, b: a.d_ff < b.d_ff and a.num_layers > b.num_layers,
         ("d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
@@ -85,13 +108,89 @@ STATEMENTS = (
         ("num_layers", "d_kv", "feed_forward_proj", "cross_attention"),
         ("d_ff / d_model", "d_model"),
     ),
+    Statement(
+        "wider, fewer layers, and attention wider than the model is better",
+        lambda a, b: (
+            a.d_model > b.d_model
+            and a.num_layers < b.num_layers
+            and a.num_heads * a.d_kv * b.d_model > b.num_heads * b.d_kv * a.d_model
+        ),
+        ("d_kv", "feed_forward_proj", "cross_attention"),
+        ("heads", "d_model", "layers"),
+    ),
+    Statement(
+        "more heads in a stack's first layers than in its last is better",
+        lambda a, b: "first" in a.head_schedule and b.head_schedule == a.head_schedule.replace("first", "last"),
+        (*SHAPE, "feed_forward_proj", "cross_attention"),
+        (),
+        varies=("head_schedule",),
+    ),
+    Statement(
+        "heads that differ by layer are better than the same in all",
+        lambda a, b: a.head_schedule != "constant" and b.head_schedule == "constant",
+        (*SHAPE, "feed_forward_proj", "cross_attention"),
+        (),
+        varies=("head_schedule",),
+    ),
+    Statement(
+        "rotary positions are better than relative ones",
+        lambda a, b: a.position == "rotary" and b.position == "relative",
+        (*SHAPE, "feed_forward_proj", "cross_attention"),
+        (),
+        varies=("position",),
+    ),
+    Statement(
+        "rotary positions are better than absolute ones",
+        lambda a, b: a.position == "rotary" and b.position == "absolute",
+        ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        (),
+        varies=("position",),
+    ),
+    Statement(
+        "cross-attention to the encoder's output is better than to the layer of the same depth",
+        lambda a, b: a.cross_attention == "output" and b.cross_attention == "layer",
+        (*SHAPE, "feed_forward_proj"),
+        (),
+    ),
+    Statement(
+        "one set of weights for all layers costs nothing at equal parameters",
+        lambda a, b: a.share_layers == "all" and b.share_layers == 1 and b.num_layers > 1,
+        ("d_kv", "feed_forward_proj", "cross_attention"),
+        ("layers", "d_model", "heads"),
+        NOTHING_NATS,
+        ("share_layers",),
+    ),
+    Statement(
+        "the same weights used in more layers are better",
+        lambda a, b: a.share_layers == "all" and a.num_layers > b.num_layers and _alone(b) == "all",
+        ("d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention"),
+        ("layers",),
+        varies=("share_layers",),
+    ),
+    Statement(
+        "fewer positions from the encoder's middle on cost nothing",
+        lambda a, b: a.length_reduction < b.length_reduction,
+        (*SHAPE, "feed_forward_proj", "cross_attention"),
+        (),
+        NOTHING_NATS,
+        ("length_reduction",),
+    ),
+    Statement(
+        "a key to attend to nothing is better",
+        lambda a, b: a.noop_key != "none" and b.noop_key == "none",
+        (*SHAPE, "feed_forward_proj", "cross_attention"),
+        (),
+        varies=("noop_key",),
+    ),
+    Statement(
+        "a narrower residual stream and a larger d_ff is better",
+        lambda a, b: a.bottleneck != "none" and b.bottleneck == "none" and a.d_ff > b.d_ff,
+        ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        ("d_ff / d_model",),
+        varies=("bottleneck",),
+    ),
 )
-"""What the 2023 study asked of T5-style models with 220M parameters."""
-
-_ALWAYS = (
-    *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
-    *("length_reduction", "noop_key"),
-)
+"""What the 2023 study found or meant to ask of T5-style models with 220M parameters."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +238,7 @@ def _answer(
     data: DataNoise | None,
 ) -> Answer:
     """The contrast of one statement over all its pairs."""
-    equal = (*_ALWAYS, *statement.equal)
+    equal = (*(field for field in SAME if field not in statement.varies), *statement.equal)
     pairs = [
         (i, k)
         for i, a in enumerate(shapes)

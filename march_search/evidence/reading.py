@@ -70,7 +70,8 @@ class Evidence:
         if self.horizon:
             found.append(_horizon_section(self.horizon, ranking))
         if self.effects:
-            found += [_effects_section(self.effects), _findings_section(self.answers)]
+            found += [_effects_section(self.effects)] if self.effects.effects else []
+            found += [_findings_section(self.answers)]
         return found
 
     @property
@@ -140,7 +141,7 @@ def _effects_section(found: Effects) -> Section:
     ]
     said = ["nats: change of the loss when the dimension doubles, or by gating, the others held (least squares)."]
     if found.fixed:
-        said.append(f"The same in all architectures: {', '.join(found.fixed)}.")
+        said.append(f"The same, or within a quarter, in all architectures: {', '.join(found.fixed)}.")
     if found.degrees < 1 and rows:
         said.append(f"{plural(len(rows), 'dimension')}, and too few architectures for intervals.")
     said.append("importance: PED-ANOVA's share of what decides who is in the better half; it needs 8 architectures.")
@@ -149,6 +150,8 @@ def _effects_section(found: Effects) -> Section:
 
 def _why_not(effect: Effect) -> str:
     """Why an effect is not separable."""
+    if effect.is_told_apart:
+        return "its interval holds 0"
     return f"moves with {', '.join(effect.entangled_with)}" if effect.entangled_with else "too few architectures"
 
 
@@ -165,9 +168,12 @@ def _findings_section(found: Sequence[Answer]) -> Section:
             "confounds_shown": ", ".join(one.confounds) or None,
         }
         for one in found
+        if one.verdict != "not tested"
     ]
+    silent = len(found) - len(rows)
     said = (
         "nats: mean difference over the pairs that differ as the statement says, 95 % by both noises; below 0: better.",
         "pairs: how many agree. also differs: dimensions that the statement does not name and that moved as well.",
+        f"{silent} of {plural(len(found), 'statement')} that the 2023 study made or left open find no such pair here.",
     )
     return Section("findings of the 2023 study, asked of this one", rows, architectures.FINDING_COLUMNS, said)
