@@ -1,8 +1,11 @@
 """The report: what it holds, what it escapes, and how a real browser shows it."""
 
+import csv
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -210,3 +213,25 @@ def test_the_table_is_sorted_and_the_theme_switched_from_the_keyboard(browser: A
     shown.keyboard.press("Enter")
     assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 29)"
     shown.close()
+
+
+def test_small_tables_say_all_that_is_worth_keeping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path)
+    arguments = ["report", "demo", "--root", str(tmp_path), "--tables", str(tmp_path / "kept")]
+    assert main(arguments) == 0
+    text = (tmp_path / "kept" / "demo.md").read_text()
+    assert text.startswith("# demo\n")
+    assert "| rank | name |" in text
+    assert f"march-search study run demo.toml --root {tmp_path}" in text
+    rows = list(csv.DictReader((tmp_path / "kept" / "demo.csv").read_text().splitlines()))
+    assert len(rows) == len(read_study("demo", tmp_path).trials)
+    for row, trial in zip(rows, read_study("demo", tmp_path).trials, strict=True):
+        assert (row["name"], int(row["seed"])) == (trial.architecture.name, trial.seed)
+        assert row["state"] == trial.state
+        assert row["loss"] == "" if trial.loss is None else float(row["loss"]) == pytest.approx(trial.loss, abs=1e-6)
+        for line in trial.evaluations:
+            assert float(row[f"loss@{line['tokens']}"]) == pytest.approx(line["loss"], abs=1e-6)
+    again = [sys.executable, "scripts/compare_results.py", str(tmp_path / "kept" / "demo.csv"), str(tmp_path / "demo")]
+    told = subprocess.run(again, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent).stdout
+    complete = sum(row["state"] == "complete" for row in rows)
+    assert f"{complete} of {complete} agree" in told

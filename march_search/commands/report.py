@@ -21,6 +21,11 @@ def add(verbs: Verbs) -> None:
     )
     report.add_argument("--format", choices=("html", "markdown", "md", "csv", "json"), default="html")
     report.add_argument("--figures", metavar="DIR", help="also write each figure there, as SVG and, with resvg-py, PNG")
+    report.add_argument(
+        "--tables",
+        metavar="DIR",
+        help="also write there what is worth keeping: STUDY.md, and STUDY.csv with all curves",
+    )
     report.add_argument("--horizon", metavar="TOKENS", help="the budget to predict; default: ten times the study's")
     report.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
     report.set_defaults(run=run)
@@ -35,10 +40,8 @@ def run(options: argparse.Namespace) -> int:
     study = read_study(options.study, Path(options.root))
     found = _evidence(study, options.horizon)
     folder = study.trials[0].folder.parent.parent
-    if options.format == "html":
-        text = page(found, _command(study, options.root), _cost(folder))
-    else:
-        text = _plain_text(found, options.format)
+    command, cost = _command(study, options.root), _cost(folder)
+    text = page(found, command, cost) if options.format == "html" else _plain_text(found, options.format)
     path = Path(options.output) if options.output else folder / f"report.{_ENDINGS[options.format]}"
     if options.output == "-":
         sys.stdout.write(text)
@@ -47,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
         print(path)
     if options.figures:
         _write_figures(found, Path(options.figures))
+    if options.tables:
+        _write_tables(found, Path(options.tables), command, cost)
     return 0
 
 
@@ -80,7 +85,19 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
 def _command(study: "StudyRecord", root: str) -> str:
     """How to run the study again, and to write this page."""
     where = "" if root == "runs" else f" --root {root}"
-    return f"march-search study run {study.name}.toml{where}\nmarch-search report {study.name}{where}"
+    return f"march-search study run {_file(study)}{where}\nmarch-search report {study.name}{where}"
+
+
+def _file(study: "StudyRecord") -> str:
+    """What names the study's file: a shipped one by its place among them."""
+    from march_search.settings import read_file
+    from march_search.shipped import shipped_folder
+
+    studies = shipped_folder("studies")
+    for path in sorted(studies.glob(f"**/{study.name}.toml")):
+        if read_file(path).get("question", "") == study.settings.get("question", ""):
+            return str(path.relative_to(studies).with_suffix(""))
+    return f"{study.name}.toml"
 
 
 def _plain_text(found: "Evidence", kind: str) -> str:
@@ -94,6 +111,17 @@ def _plain_text(found: "Evidence", kind: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as text:
         writer(found)
     return text.getvalue()
+
+
+def _write_tables(found: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:
+    """What a repository should keep of a study."""
+    from march_search.files import make_folder, write_text
+    from march_search.pages.record import record_csv, record_text
+
+    make_folder(folder)
+    for ending, text in (("md", record_text(found, command, cost)), ("csv", record_csv(found))):
+        write_text(folder / f"{found.study.name}.{ending}", text)
+        print(folder / f"{found.study.name}.{ending}")
 
 
 def _write_figures(found: "Evidence", folder: Path) -> None:

@@ -51,7 +51,7 @@ def page(found: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) ->
         cost=cost,
         command=command,
         settings=json.dumps(settings, indent=1, ensure_ascii=False),
-        versions=_versions(found),
+        versions=versions(found),
         styles=_style("figures.css") + _style("report.css"),
     )
 
@@ -125,10 +125,13 @@ def _cell(column: Column, row: dict[str, Any], short: dict[str, str]) -> dict[st
     return {"text": text, "key": key, "left": column.left, "why": column.key == "reason"}
 
 
-def _versions(found: Evidence) -> list[tuple[str, str]]:
-    """Versions of the libraries that the first complete trial ran with."""
-    result = next((t.result for t in found.study.trials if t.result), None) or {}
-    return [(str(k), str(v)) for k, v in dict(result.get("versions") or {}).items()]
+def versions(found: Evidence) -> list[tuple[str, str]]:
+    """Libraries and the versions that the complete trials ran with, all of them where they differ."""
+    told: dict[str, dict[str, None]] = {}
+    for trial in found.study.trials:
+        for name, version in dict((trial.result or {}).get("versions") or {}).items():
+            told.setdefault(str(name), {})[str(version)] = None
+    return [(name, " and ".join(ran)) for name, ran in told.items()]
 
 
 @cache

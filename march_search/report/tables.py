@@ -170,10 +170,8 @@ def percent(value: float) -> str:
 
 
 def chance(value: float) -> str:
-    """A probability: `46%`, `<1%`, `>99%`."""
-    if 0 < value < 0.005:
-        return "<1%"
-    return ">99%" if 0.995 < value < 1 else f"{value:.0%}"
+    """An estimated probability: `46%`; `<1%` and `>99%` at the ends, as nothing is certain."""
+    return "<1%" if value < 0.005 else ">99%" if value > 0.995 else f"{value:.0%}"
 
 
 def si(value: float) -> str:
