@@ -1,10 +1,10 @@
 """What a trial costs besides its model: tokens/s against a bare PyTorch loop, and seconds from launch to first step.
 
-OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60]
+OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60] [--batch 2048]
 
 A trial as a study starts it (supervisor, rank, DeepSpeed, metrics, TensorBoard, prefetched batches) and a loop of plain
-torch, a process each, in turn: the model, optimizer, clipping and schedule of `studies/cpu-demo.toml`, one thread, the
-same examples, which the bare loop has in memory before it begins. Compared are the fastest tenths of all their steps,
+torch, a process each, in turn: optimizer, clipping and schedule of `studies/cpu-demo.toml`, one thread, the same
+examples, which the bare loop has in memory before it begins. Compared are the fastest tenths of all their steps,
 the first ones of each process left out: other processes only add. Then the seconds of a start, by part, in one process
 that calls what a rank calls; medians over rounds.
 """
@@ -32,7 +32,7 @@ WARM_UP = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 5), ("steps", 60)):
+    for name, default in (("rounds", 5), ("steps", 60), ("batch", 2048)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("bare", "parts"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
@@ -42,15 +42,17 @@ def main() -> None:
     if told.parts:
         return print(json.dumps(parts(told.parts)))
     with tempfile.TemporaryDirectory() as name:
-        return compare(Path(name), told.rounds, told.steps)
+        return compare(Path(name), told.rounds, told.steps, told.batch)
 
 
-def compare(root: Path, rounds: int, steps: int) -> None:
+def compare(root: Path, rounds: int, steps: int, batch: int) -> None:
     """Prints one line a round, then the medians and the parts of a start."""
     from march_search.data.preparation import prepare
 
     study = build(StudyConfig, read_file(STUDY), str(STUDY))
-    store, batch = prepare(study.data, root, root, tokens=study.training.tokens), study.training.global_batch_tokens
+    training = replace(study.training, global_batch_tokens=batch, tokens=steps * batch, warmup_tokens=0)
+    study = replace(study, data=replace(study.data, vocab_size=2048), training=training)
+    store = prepare(study.data, root, root, tokens=study.training.tokens)
     ours: list[float] = []
     theirs: list[float] = []
     starts = []

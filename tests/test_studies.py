@@ -90,7 +90,6 @@ def test_a_small_study_asks_the_same_on_one_budget_with_one_recipe(name: str) ->
         assert shape.name == arm
         assert 0.97e6 < shape.num_params_non_embedding < 1.1e6
         assert abs(space.budget.difference_percent(shape.num_params)) <= 1
-        assert space.contains(shape) or shape.position == "absolute"
         [line] = [line for line in text.splitlines() if f'"{arm}"' in line]
         millions, percent = re.search(r"# ([\d.]+)M ([+-][\d.]+)%", line).groups()
         assert float(millions) == pytest.approx(shape.num_params / 1e6, abs=0.0005)
