@@ -170,9 +170,6 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
 def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, value) pairs of a plan."""
     rows = []
-    if len(plan["stages"]) > 1:
-        reached = ", ".join(f"{stage['trials']} to {si(stage['tokens'])}" for stage in plan["stages"])
-        rows.append(("survivors", f"{reached} tokens"))
     if plan["device_hours"] is not None:
         money = "" if plan["money"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
         whole = "" if len(plan["stages"]) > 1 else " if no trial is stopped"
