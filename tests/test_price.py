@@ -14,6 +14,7 @@ from march_search.cost import Setup, hours
 from march_search.devices import parse_device
 from march_search.errors import ConfigError, UsageError
 from march_search.memory import memory
+from march_search.shipped import shipped_folder
 from march_search.study import candidates, price
 from march_search.study.plan import plan_rows
 
@@ -123,11 +124,16 @@ def test_a_number_of_devices_that_is_not_the_studys_is_refused() -> None:
         price.device_of(config, "4xA5000")
 
 
-def test_the_dry_run_prints_the_price(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "run", "t5-220m", "--dry-run", "--device", "8xA5000", "--rate", "0.5"]) == 0
+def test_the_dry_run_prints_the_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = (shipped_folder("studies") / "t5-220m.toml").read_text()
+    (tmp_path / "fixed.toml").write_text(study.replace("[training]", "[training]\nmicro_batch_sequences = 32"))
+    priced = ["--dry-run", "--device", "8xA5000", "--rate", "0.5"]
+    assert main(["study", "run", str(tmp_path / "fixed.toml"), *priced]) == 0
+    assert "a device has 24GB: DOES NOT FIT" in " ".join(capsys.readouterr().out.split())
+    assert main(["study", "run", "t5-220m", *priced]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "on 8xA5000 × 0.5 = " in told
-    assert "a device has 24GB: DOES NOT FIT" in told
+    assert "at micro batch 16; a device has 24GB: fits" in told
     assert told.endswith("24 models built without memory, each with the parameters that its formula says")
 
 
