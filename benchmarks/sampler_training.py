@@ -1,0 +1,71 @@
+"""TPE against uniform draws by real training: the recipe and the space of `studies/cpu-demo.toml`, at equal tokens.
+
+python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--root runs-samplers]
+
+Every study trains so many shapes to their end, two at a time on one thread each, none stopped early, and its sampler
+chooses from the same feasible set; a shape that one study has trained is taken over by the next. Printed is the best
+loss after every two trials, and the mean over sampler seeds. It goes on where it was interrupted.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+
+from march_search.shipped import shipped_folder
+from march_search.study.journal import JOURNAL
+
+SAMPLERS = ("tpe", "random")
+
+
+def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list[float]:
+    """Losses of a study's trials in the order in which they were chosen."""
+    text = (shipped_folder("studies") / "cpu-demo.toml").read_text()
+    for old, new in (
+        ('strategy = "design"', f'strategy = "{sampler}"\nreuse_trials = true'),
+        ("trials = 10", f"trials = {trials}"),
+        ("seed = 0", f"seed = {seed}"),
+        ('kind = "median"\nstartup_trials = 3\nwarmup_tokens = 102_400', 'kind = "none"'),
+        ("tokens = 409_600", f"tokens = {tokens}\nkeep_weights = false"),
+        ("evaluations = 8", "evaluations = 1"),
+        ("ranks = 1", "ranks = 1\nthreads = 1"),
+    ):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"{sampler}-{seed}"
+    (root / f"{name}.toml").write_text(text)
+    command = [sys.executable, "-m", "march_search", "study", "run", str(root / f"{name}.toml"), "--root", str(root)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    backend = optuna.storages.journal.JournalFileBackend(os.path.realpath(root / name / JOURNAL))
+    storage = optuna.storages.JournalStorage(backend)
+    return [t.value for t in optuna.load_study(study_name=name, storage=storage).trials if t.value is not None]
+
+
+def main() -> None:
+    """Runs the studies and prints what they found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=14)
+    parser.add_argument("--tokens", type=int, default=204_800)
+    parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--root", type=Path, default=Path("runs-samplers"))
+    told = parser.parse_args()
+    marks = range(2, told.trials + 1, 2)
+    print("best loss after".ljust(16), *(f"{n:>7d}" for n in marks), "  of all trials: mean")
+    for sampler in SAMPLERS:
+        curves, means = [], []
+        for seed in map(int, told.seeds.split(",")):
+            losses = study(told.root, sampler, seed, told.trials, told.tokens)
+            curves.append([min(losses[:n]) for n in marks])
+            means.append(statistics.fmean(losses))
+            print(f"{sampler} {seed}".ljust(16), *(f"{x:7.4f}" for x in curves[-1]), f"  {means[-1]:.4f}", flush=True)
+        mean = [statistics.fmean(column) for column in zip(*curves, strict=True)]
+        print(f"{sampler} mean".ljust(16), *(f"{x:7.4f}" for x in mean), f"  {statistics.fmean(means):.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
