@@ -349,3 +349,10 @@ def test_a_damaged_result_is_not_taken_over(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("0.04", "0.05"))
     run(tmp_path, replace(CONFIG, search=replace(CONFIG.search, reuse_trials=True)), "second")
     assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))
+
+
+def test_words_of_a_study_may_change_and_are_kept(tmp_path: Path) -> None:
+    run(tmp_path)
+    run(tmp_path, replace(CONFIG, question="Wide or deep?", answer="A difference."))
+    settings = read_study("toy", tmp_path).settings
+    assert (settings["question"], settings["answer"]) == ("Wide or deep?", "A difference.")

@@ -78,6 +78,8 @@ class StudyFolder:
                 f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "
                 "another --root."
             )
+        elif kept["settings"] != settings:
+            write_json(path, kept | {"settings": settings})
 
     @property
     def id(self) -> str:
@@ -142,8 +144,8 @@ class StudyFolder:
 _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
 
 _FREE = (
-    "description", "question", "storage", "heartbeat_seconds", "max_tokens", "race", "reuse_trials", "keep_weights",
-    "hang_seconds", "parallel_trials",
+    "description", "question", "answer", "storage", "heartbeat_seconds", "max_tokens", "race", "reuse_trials",
+    "keep_weights", "hang_seconds", "parallel_trials",
 )  # fmt: skip
 """Settings that may change while a study is under way."""
 
