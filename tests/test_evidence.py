@@ -211,3 +211,13 @@ def test_the_compute_equivalent_gain_by_hand() -> None:
     assert compute_equivalent_gain(3.0, 1e6, 4.0, 1e6, slope) is None  # e^3.3 times the tokens: too far
     assert end_slope([(1, 4.0), (2, 4.0), (3, 4.1), (4, 4.2)]) is None
     assert end_slope(curve[-1:]) is None
+
+
+def test_seeds_that_vary_unequally_are_told() -> None:
+    rng = np.random.default_rng(3)
+    alike = [seed_noise(rng.normal(4, 0.01, (6, seeds)).tolist()) for seeds in (2, 3) for _ in range(500)]
+    assert 0.002 < np.mean([noise.equal_chance < 0.01 for noise in alike if noise]) < 0.03
+    scale = np.array([0.001, 0.001, 0.001, 0.02, 0.02])[:, None]
+    unlike = [seed_noise((4 + scale * rng.normal(size=(5, 3))).tolist()) for _ in range(200)]
+    assert np.mean([noise.equal_chance < 0.01 for noise in unlike if noise]) > 0.8
+    assert seed_noise([[4.0, 4.1], [4.0]]).equal_chance == 1  # type: ignore[union-attr]

@@ -35,6 +35,8 @@ class SeedNoise:
     """Degrees of freedom of its estimate; infinite if it is assumed."""
     source: str
     """Where it comes from, in words."""
+    equal_chance: float = 1.0
+    """p of Bartlett's test that all shapes vary alike with the seed; 1 if assumed."""
 
     @property
     def is_measured(self) -> bool:
@@ -58,9 +60,24 @@ def seed_noise(losses: Sequence[Sequence[float]], assumed: SeedNoise | None = PU
         return assumed
     squares = sum(float(np.square(np.subtract(own, np.mean(own))).sum()) for own in losses if own)
     many = sum(len(own) > 1 for own in losses)
+    source = f"pooled over {plural(many, 'architecture')} with several seeds"
     return SeedNoise(
-        math.sqrt(squares / degrees), degrees, f"pooled over {plural(many, 'architecture')} with several seeds"
+        math.sqrt(squares / degrees), degrees, source, _equal_chance([own for own in losses if len(own) > 1])
     )
+
+
+def _equal_chance(losses: Sequence[Sequence[float]]) -> float:
+    """p of the test (Bartlett 1937) that all shapes vary alike; 1 where there are no two to compare."""
+    from scipy.special import chdtrc
+
+    degrees = np.array([len(own) - 1 for own in losses], float)
+    variances = np.array([np.var(own, ddof=1) for own in losses])
+    if len(losses) < 2 or variances.min() <= 0:
+        return 1.0
+    pooled = float(degrees @ variances / degrees.sum())
+    statistic = degrees.sum() * math.log(pooled) - float(degrees @ np.log(variances))
+    correction = 1 + (float((1 / degrees).sum()) - 1 / degrees.sum()) / (3 * (len(losses) - 1))
+    return float(chdtrc(len(losses) - 1, statistic / correction))
 
 
 @dataclass(frozen=True)

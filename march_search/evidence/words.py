@@ -55,9 +55,15 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     if seeds is None:
         return "Training noise: left out. One seed each: ties and chances know the validation documents only."
     if seeds.is_measured:
+        unequal = (
+            " Some vary more than others with the seed (Bartlett's test, p < 0.01): for those that vary most, ± is too "
+            "narrow, for the others too wide."
+            if seeds.equal_chance < 0.01
+            else ""
+        )
         return (
             f"Training noise: ± is the 95 % interval of the mean of seeds (t, {_freedom(seeds)}, "
-            f"deviation {seeds.deviation:.4f} nats, {seeds.source})."
+            f"deviation {seeds.deviation:.4f} nats, {seeds.source}).{unequal}"
         )
     return (
         f"One seed each: no ±, training noise was not measured. ASSUMED for ties and chances: {seeds.deviation:g} nats "
