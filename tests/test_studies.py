@@ -1,5 +1,6 @@
 """The experiments of 2023 as studies, for GPUs and for two cores: what each asks, and where its arms lie."""
 
+import csv
 import re
 import tomllib
 from pathlib import Path
@@ -101,3 +102,23 @@ def test_every_small_study_can_be_planned(name: str, tmp_path: Path, capsys: pyt
     assert main(["study", "run", f"cpu/{name}", "--dry-run", "--root", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert f"{len(tomllib.loads(CPU[name].read_text())['search']['architectures'])} candidates, in order" in printed
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_what_a_small_study_found_is_kept_whole(name: str) -> None:
+    results, search = shipped_folder("studies") / "results", tomllib.loads(CPU[name].read_text())["search"]
+    rows = list(csv.DictReader((results / f"{name}.csv").read_text().splitlines()))
+    rates = [f"{rate:g}" for rate in search.get("learning_rates", [2e-3])]
+    arms = {(arm, str(seed), rate) for arm in search["architectures"] for seed in search["seeds"] for rate in rates}
+    assert {(row["name"], row["seed"], row["learning_rate"]) for row in rows} == arms
+    assert all(row["state"] == "complete" and row["tokens"] == "1048576" for row in rows)
+    assert tomllib.loads(CPU[name].read_text())["question"] in (results / f"{name}.md").read_text()
+    assert f"`{name}`" in (results.parent / "FINDINGS.md").read_text()
+
+
+def test_arms_that_studies_share_have_one_result() -> None:
+    losses: dict[tuple[str, str, str], set[str]] = {}
+    for path in (shipped_folder("studies") / "results").glob("*.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            losses.setdefault((row["name"], row["seed"], row["learning_rate"]), set()).add(row["loss"])
+    assert all(len(found) == 1 for found in losses.values())
