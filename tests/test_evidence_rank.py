@@ -11,6 +11,7 @@ from synthetic import SHAPES, write_study
 
 from march_search.cli import main
 from march_search.evidence.documents import example_losses, read_documents
+from march_search.evidence.findings import STATEMENTS
 from march_search.evidence.pooling import pool
 from march_search.evidence.ranking import find_trial, rank, ranked_rows
 from march_search.evidence.reading import evidence
@@ -177,7 +178,7 @@ def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.Cap
     value = json.loads(told(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
     assert value["training_noise"]["degrees"] == 8
     assert value["data_noise"]["over"] == "16 blocks of 8 examples (their text is gone)"
-    assert len(value["findings"]) == 7
+    assert len(value["findings"]) == len(STATEMENTS)
     assert len(value["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
     rows = list(csv.DictReader(io.StringIO(told(tmp_path, capsys, "--format", "csv"))))
