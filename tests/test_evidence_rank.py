@@ -186,7 +186,7 @@ def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.Cap
     assert float(rows[0]["interval_low"]) == pytest.approx(value["ranked"][0]["interval_low"])
     text = told(tmp_path, capsys, "--format", "markdown", "--effects")
     assert "which dimension matters" in text
-    assert "| more heads and fewer layers is better |" in text
+    assert "| gated feed-forward is better |" in text
     assert "- Training noise: ±" in text
 
 
