@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,3 +358,19 @@ def test_words_of_a_study_may_change_and_are_kept(tmp_path: Path) -> None:
     run(tmp_path, replace(CONFIG, question="Wide or deep?", answer="A difference."))
     settings = read_study("toy", tmp_path).settings
     assert (settings["question"], settings["answer"]) == ("Wide or deep?", "A difference.")
+
+
+def test_runs_that_start_a_study_at_once_agree_on_it(tmp_path: Path) -> None:
+    folder, barrier = StudyFolder.of(tmp_path, "toy"), threading.Barrier(8)
+    chosen = candidates.choose(CONFIG, tmp_path)
+
+    def start(_: int) -> str:
+        barrier.wait()
+        folder.keep_settings(CONFIG, chosen.architectures)
+        first = folder.id
+        kept.keep(folder.path, chosen)
+        folder.keep_store(tmp_path / "store")
+        return first
+
+    with ThreadPoolExecutor(8) as crew:
+        assert set(crew.map(start, range(8))) == {folder.id}

@@ -12,7 +12,7 @@ from typing import Any
 from march_search.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.files import make_folder, read_json, write_json
+from march_search.files import lock, make_folder, read_json, write_json
 from march_search.settings import build
 from march_search.study.urls import public
 
@@ -65,21 +65,22 @@ class StudyFolder:
         make_folder(self.trials)
         settings = json.loads(json.dumps(asdict(config))) | {"architectures": [a.name for a in architectures]}
         settings["storage"] = public(config.storage)
-        path = self.path / "study.json"
-        kept = read_json(path)
-        if kept is None and not path.exists():
-            write_json(path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
-        elif not isinstance(kept, dict):
-            raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
-        elif "store" not in kept:  # the first start failed before any trial: the settings were mended
-            write_json(path, kept | {"settings": settings})
-        elif changed := _difference(_filled(kept.get("settings", {}), _DEFAULTS), settings):
-            raise ConfigError(
-                f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "
-                "another --root."
-            )
-        elif kept["settings"] != settings:
-            write_json(path, kept | {"settings": settings})
+        with lock(self.path / "lock"):  # two that start at once would each give it an id
+            path = self.path / "study.json"
+            kept = read_json(path)
+            if kept is None and not path.exists():
+                write_json(path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
+            elif not isinstance(kept, dict):
+                raise StorageError(f"{path}: is damaged; restore it, or delete {self.path} to start again.")
+            elif "store" not in kept:  # the first start failed before any trial: the settings were mended
+                write_json(path, kept | {"settings": settings})
+            elif changed := _difference(_filled(kept.get("settings", {}), _DEFAULTS), settings):
+                raise ConfigError(
+                    f"{self.path.name} was started with other settings: {changed}. Give the file another name, or use "
+                    "another --root."
+                )
+            elif kept["settings"] != settings:
+                write_json(path, kept | {"settings": settings})
 
     @property
     def id(self) -> str:
@@ -116,18 +117,19 @@ class StudyFolder:
         Raises:
             DataError: the text changed since the study started.
         """
-        path = self.path / "study.json"
-        kept = read_json(path)
-        where = os.path.relpath(store.resolve(), self.path.resolve())
-        if "store" not in kept:
-            write_json(path, kept | {"store": store.name, "store_path": where})
-        elif kept["store"] == store.name and kept.get("store_path") != where:
-            write_json(path, kept | {"store_path": where})
-        elif kept["store"] != store.name:
-            raise DataError(
-                f"the text has changed since {self.path.name} started ({kept['store']} then, {store.name} now): bring "
-                "it back, or give the study's file another name."
-            )
+        with lock(self.path / "lock"):
+            path = self.path / "study.json"
+            kept = read_json(path)
+            where = os.path.relpath(store.resolve(), self.path.resolve())
+            if "store" not in kept:
+                write_json(path, kept | {"store": store.name, "store_path": where})
+            elif kept["store"] == store.name and kept.get("store_path") != where:
+                write_json(path, kept | {"store_path": where})
+            elif kept["store"] != store.name:
+                raise DataError(
+                    f"the text has changed since {self.path.name} started ({kept['store']} then, {store.name} now): "
+                    "bring it back, or give the study's file another name."
+                )
 
     def write_trial(
         self, folder: Path, config: StudyConfig, architecture: str, seed: int, store: Path, rate: float | None = None

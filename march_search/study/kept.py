@@ -7,7 +7,7 @@ from typing import Any
 from march_search.architecture import DEFAULTS, Architecture
 from march_search.budget import Budget
 from march_search.errors import StorageError
-from march_search.files import read_json, write_json
+from march_search.files import lock, read_json, write_json
 from march_search.rules import Rule
 from march_search.solver import FeasibleSet, solve
 from march_search.space import SearchSpace
@@ -17,9 +17,10 @@ from march_search.study.warm import Prior
 
 def keep(folder: Path, chosen: Candidates) -> None:
     """Remembers the space and the earlier results of a study that starts; once it has started they stay."""
-    kept = read_json(folder / "study.json")
-    if "space" not in kept or "store" not in kept:
-        write_json(folder / "study.json", kept | table(chosen))
+    with lock(folder / "lock"):
+        kept = read_json(folder / "study.json")
+        if "space" not in kept or "store" not in kept:
+            write_json(folder / "study.json", kept | table(chosen))
 
 
 def restored(folder: Path) -> Candidates:
