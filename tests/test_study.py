@@ -320,7 +320,8 @@ def test_reports_of_a_study_are_the_same_numbers_in_every_format(
 
 def test_a_study_takes_over_the_same_trials_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
-    more = replace(CONFIG, search=replace(CONFIG.search, seeds=(0, 1), reuse_trials=True))
+    lean = replace(CONFIG.training, keep_weights=False)  # the toys have no weights to take over
+    more = replace(CONFIG, training=lean, search=replace(CONFIG.search, seeds=(0, 1), reuse_trials=True))
     assert run(tmp_path, more, "second") == Summary(complete=12, pruned=0, failed=0, left=0, signum=0)
     assert capsys.readouterr().err.count("taken from toy") == 6
     first, second = (read_study(name, tmp_path).trials for name in ("toy", "second"))
@@ -339,7 +340,9 @@ def test_a_study_takes_over_the_same_trials_of_another(tmp_path: Path, capsys: p
 def test_a_trial_trained_otherwise_is_not_taken_over(tmp_path: Path, other: dict[str, object]) -> None:
     run(tmp_path)
     config = replace(
-        CONFIG, search=replace(CONFIG.search, reuse_trials=True), training=replace(CONFIG.training, **other)
+        CONFIG,
+        search=replace(CONFIG.search, reuse_trials=True),
+        training=replace(CONFIG.training, keep_weights=False, **other),
     )
     run(tmp_path, config, "second")
     assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))
@@ -349,7 +352,8 @@ def test_a_damaged_result_is_not_taken_over(tmp_path: Path) -> None:
     run(tmp_path)
     for path in tmp_path.glob("toy/trials/*/result.json"):
         path.write_text(path.read_text().replace("0.04", "0.05"))
-    run(tmp_path, replace(CONFIG, search=replace(CONFIG.search, reuse_trials=True)), "second")
+    lean = replace(CONFIG.training, keep_weights=False)
+    run(tmp_path, replace(CONFIG, training=lean, search=replace(CONFIG.search, reuse_trials=True)), "second")
     assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))
 
 

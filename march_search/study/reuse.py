@@ -19,14 +19,15 @@ def same_trial(root: Path, config: TrialConfig) -> Path | None:
     """The folder of a complete trial below `root` that was trained as `config` says, on the same text; None without.
 
     All that decides the bits must be equal: shape, seed, data, training, ranks and threads. Where a study is kept, how
-    many of its trials ran side by side, and whether weights were kept do not.
+    many of its trials ran side by side, and whether weights were kept beyond need do not.
     """
     for path in sorted(root.glob(f"*/trials/*-{config.architecture}-s{config.seed}*/trial.json")):
         try:
             other = build(TrialConfig, read_json(path), str(path))
         except MarchSearchError:
             continue  # a damaged or foreign file is nobody's result
-        if _what_decides(other) == _what_decides(config) and complete(path.parent, other):
+        has_weights = (path.parent / "weights.safetensors").is_file() or not config.training.keep_weights
+        if has_weights and _what_decides(other) == _what_decides(config) and complete(path.parent, other):
             return path.parent
     return None
 
