@@ -30,7 +30,7 @@ from march_search.study import candidates, ends
 from march_search.study.folders import StudyFolder
 from march_search.study.leases import Leases
 from march_search.study.runner import StudyRun, open_study
-from march_search.study.worker import IDLE_SECONDS
+from march_search.study.worker import BUSY, MISSES
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -38,7 +38,7 @@ FORKS = multiprocessing.get_context("forkserver")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,4,16,64")
-    parser.add_argument("--trials", type=int, default=64, help="trials, or two for each worker if that is more")
+    parser.add_argument("--trials", type=int, default=64, help="trials, or eight for each worker if that is more")
     parser.add_argument("--storages", default="journal,postgresql")
     told = parser.parse_args(arguments)
     FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "psycopg"])
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind in told.storages.split(","):
             for count in map(int, told.workers.split(",")):
                 root = folder / f"{kind}-{count}"
-                trials, url = max(told.trials, 2 * count), server if kind == "postgresql" else None
+                trials, url = max(told.trials, 8 * count), server if kind == "postgresql" else None
                 seconds, held, cpu, served = measure(root, f"s-{kind}-{count}", url, count, trials)
                 each = [f"{1000 * value / trials:12.1f}" for value in (held, cpu, served)]
                 print(f"{kind:11s} {count:7d} {trials / seconds:9.1f} {' ' * 21}{'  '.join(each)}", flush=True)
@@ -101,7 +101,7 @@ def work(
     go: "multiprocessing.synchronize.Event",
     spent: "multiprocessing.sharedctypes.SynchronizedArray[float]",
 ) -> None:
-    """A worker: looks, takes and trains what it saw wait, and looks again when nothing is left or a second is over."""
+    """A worker: looks, takes and trains what it saw wait, and looks again when most of that is gone or old."""
     study = open_study(folder, config)
     leases = Leases(study, study._storage, folder.path / "lock", f"worker-{os.getpid()}")
     study.get_trials(deepcopy=False)
@@ -110,10 +110,11 @@ def work(
     before, held = time.process_time(), 0.0
     chance = random.Random(os.getpid())
     while todo := [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.WAITING]:
-        looked = time.monotonic()
-        while todo and time.monotonic() < looked + IDLE_SECONDS:
+        looked, misses = time.monotonic(), 0
+        while todo and misses < MISSES and time.monotonic() < looked + BUSY * config.heartbeat_seconds:
             seconds = train(study, leases, todo.pop(0), config)
             held += abs(seconds)
+            misses = misses + 1 if seconds < 0 else 0
             if seconds < 0:
                 chance.shuffle(todo)
     with spent.get_lock():

@@ -32,7 +32,11 @@ IDLE_SECONDS = 1.0
 """Between two looks at the storage while there is nothing to take; less where workers beat faster than that."""
 
 BUSY = 0.25
-"""Intervals between two beats that a worker without room lets pass before it looks at the storage again."""
+"""Intervals between two beats that a worker without room, or with trials left of its last look, lets pass before it
+looks at the storage again: a look reads every trial that has not ended."""
+
+MISSES = 4
+"""Trials of the last look in a row that others already have before a worker looks again."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Worker:
         self.survey = Survey(job, self.leases, workers.Witness(lockers, config.heartbeat_seconds), shown)
         self.turns: list[Turn] = []
         self._todo: list[tuple[FrozenTrial, int]] = []
-        self._look, self._said = 0.0, False
+        self._look, self._misses, self._said = 0.0, 0, False
         kept = config.storage or ""
         self._hidden = [kept.removeprefix("env:")] if kept.startswith("env:") else []
         self._random = random.Random(self.heart.worker)
@@ -127,9 +131,10 @@ class Worker:
         """Takes trials while there is room and something to take."""
         now, beat = time.monotonic(), self.job.config.heartbeat_seconds
         free = self.job.config.devices.parallel_trials - len(self.turns)
-        if now >= self._look + (0 if free > 0 else BUSY * beat):
+        if now >= self._look + (0 if free > 0 and not self._todo else BUSY * beat):
             self._todo = self.survey.look({turn.trial.number for turn in self.turns})
             self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
+            self._misses = 0
         had_some = bool(self._todo)
         while self._todo and free > 0:
             if turn := self._take():
@@ -151,8 +156,12 @@ class Worker:
                 return None
             lease = self.leases.take(trial, start, until)
         if lease is None:
+            self._misses += 1
             self._random.shuffle(self._todo)
+            if self._misses == MISSES:
+                self._todo.clear()
             return None
+        self._misses = 0
         taken = {turn.slot for turn in self.turns}
         slot = min(set(range(len(taken) + 1)) - taken)
         turn = Turn(trial, lease, folder, slot, set(trial.intermediate_values))
