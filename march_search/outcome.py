@@ -13,6 +13,9 @@ from march_search.files import read_json
 FAILURES = ("failed", "diverged", "infeasible_memory")
 """States of a trial that ended without a result, as its failure.json says; a study may train `failed` ones again."""
 
+SMALLER, HUNG = 75, 76
+"""Exit codes of a trial that is to be started again: it has a smaller micro batch now, or no rank got on any more."""
+
 _KERNEL_COUNTS = Path("/proc/vmstat")
 
 

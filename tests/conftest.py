@@ -99,10 +99,10 @@ def run_trial(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
-def start_trial(folder: Path) -> "subprocess.Popen[bytes]":
+def start_trial(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """Starts training in a session of its own."""
     with (folder / "trial.log").open("ab") as log:
-        command = [sys.executable, "-m", "march_search.training", str(folder)]
+        command = [sys.executable, "-m", "march_search.training", str(folder), *arguments]
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 

@@ -154,6 +154,28 @@ def test_a_damaged_checkpoint_is_not_counted_on(tmp_path: Path, damaged: bool, s
     assert Lease.of(optuna_study(tmp_path).trials[0]).start == start
 
 
+@pytest.mark.parametrize("limit", [3072 + 4095, 3072 + 4096])
+def test_what_a_hung_trial_would_repeat_has_to_fit_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setenv("TOY_HANGS", "1")
+    ended = run(tmp_path, replace(CONFIG, search=SearchConfig(trials=1, max_tokens=limit)))
+    lease = Lease.of(optuna_study(tmp_path).trials[0])
+    if limit < 3072 + 4096:
+        assert (ended.complete, ended.left, lease.spent, lease.retries) == (0, 1, 3072, 1)
+    else:
+        assert (ended.complete, ended.left, lease.spent, lease.retries) == (1, 0, 3072 + 4096, 1)
+
+
+def test_a_trial_that_hangs_three_times_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_HANGS", "3")
+    ended = run(tmp_path, replace(CONFIG, search=SearchConfig(trials=1)))
+    assert (ended.failed, ended.left) == (1, 0)
+    trial = optuna_study(tmp_path).trials[0]
+    assert trial.user_attrs["reason"].startswith("its worker died or it hung 3 times: see trial.log")
+    assert Lease.of(trial).spent == 3 * 3072
+
+
 def test_promotions_that_would_exceed_the_budget_are_not_started(tmp_path: Path) -> None:
     pruner, search = PrunerConfig(rungs=(1024,), keep=0.5), SearchConfig(trials=6, max_tokens=6 * 1024 + 4096)
     ended = run(tmp_path, replace(CONFIG, pruner=pruner, search=search))

@@ -16,6 +16,7 @@ from test_training import wait_for_step
 
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
+from march_search.outcome import HUNG
 from march_search.study import candidates, storage
 from march_search.study.folders import StudyFolder
 from march_search.study.runner import StudyRun, Summary
@@ -66,6 +67,17 @@ def test_a_hung_trial_goes_on_from_its_checkpoint(make_trial: MakeTrial, straigh
         assert lines(folder, kind) == lines(straight, kind)
     assert result(folder)["loss"] == result(straight)["loss"]
     assert not (folder / "failure.json").exists()
+
+
+def test_a_study_is_told_of_a_hung_trial_and_starts_it_again(make_trial: MakeTrial, straight: Path) -> None:
+    folder = impatient(make_trial("hung"))
+    process = start_trial(folder, "--once")
+    wait_for_step(folder, 14, process)
+    os.kill(children(process)[0], signal.SIGSTOP)
+    assert process.wait(timeout=120) == HUNG
+    assert start_trial(folder, "--once").wait(timeout=120) == 0
+    assert lines(folder, "train") == lines(straight, "train")
+    assert result(folder)["loss"] == result(straight)["loss"]
 
 
 def test_a_trial_that_hangs_twice_fails_with_the_stacks_of_its_ranks(make_trial: MakeTrial) -> None:

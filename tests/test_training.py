@@ -314,13 +314,13 @@ def test_a_diverging_trial_says_at_which_step(make_trial: MakeTrial) -> None:
     assert not (folder / "result.json").exists()
 
 
-def run_with_memory(folder: Path, gigabytes: float) -> subprocess.CompletedProcess[str]:
+def run_with_memory(folder: Path, gigabytes: float, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Trains to the end in processes that get so much memory each."""
     code = (
         f"import resource, runpy; resource.setrlimit(resource.RLIMIT_DATA, ({int(gigabytes * 2**30)},) * 2);"
         "runpy.run_module('march_search.training', run_name='__main__', alter_sys=True)"
     )
-    command = [sys.executable, "-c", code, str(folder)]
+    command = [sys.executable, "-c", code, str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -341,6 +341,16 @@ def test_out_of_memory_halves_the_micro_batch_and_trains_the_same_tokens(
     assert got["tokens"] == result(whole)["tokens"]
     assert got["loss"] == pytest.approx(result(whole)["loss"], abs=1e-5)
     assert not (tight / "failure.json").exists()
+
+
+def test_a_study_is_told_of_a_smaller_micro_batch_and_starts_the_trial_again(make_trial: MakeTrial) -> None:
+    batch = {"tokens": 4096 * 32, "global_batch_tokens": 4096 * 32, "checkpoints": 0, "evaluations": 1}
+    tight = make_trial("tight", architecture=BROAD, micro_batch_sequences=4096, **batch)
+    codes = [run_with_memory(tight, 1.5, "--once").returncode]
+    while codes[-1] == outcome.SMALLER:
+        codes.append(run_with_memory(tight, 1.5, "--once").returncode)
+    assert codes == [outcome.SMALLER] * result(tight)["micro_batch_halvings"] + [0]
+    assert len(codes) > 1
 
 
 def test_a_model_that_fits_at_no_micro_batch_is_infeasible(make_trial: MakeTrial) -> None:

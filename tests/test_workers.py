@@ -129,11 +129,11 @@ def test_two_workers_that_find_the_same_death_give_the_trial_back_once(tmp_path:
     lease = dead.take(study.trials[0], 0, 4096)
     assert lease == Lease(attempt=1, worker="dead", until=4096)
     seen = study.trials[0]
-    assert first.give_back(seen, Lease.of(seen), 1024, died=True)
+    assert first.give_back(seen, Lease.of(seen), 1024, failed=True)
     assert study.trials[0].state == TrialState.WAITING
     assert Lease.of(study.trials[0]) == Lease(attempt=1, retries=1, spent=1024, until=4096)
     again = first.take(study.trials[0], 1024, 4096)
-    assert not second.give_back(seen, Lease.of(seen), 1024, died=True)  # it looked before the first gave it back
+    assert not second.give_back(seen, Lease.of(seen), 1024, failed=True)  # it looked before the first gave it back
     assert not dead.holds(seen, lease)
     assert again is not None
     assert first.holds(study.trials[0], again)
@@ -147,7 +147,7 @@ def test_a_trial_whose_reaper_died_in_between_is_given_back_at_no_cost(tmp_path:
     reaper._write(study.trials[0], replace(lease, worker=None, retries=1))  # and then it is killed
     seen = study.trials[0]
     assert seen.state == TrialState.RUNNING
-    assert reaper.give_back(seen, Lease.of(seen), 0, died=True)
+    assert reaper.give_back(seen, Lease.of(seen), 0, failed=True)
     assert Lease.of(study.trials[0]).retries == 1
     assert study.trials[0].state == TrialState.WAITING
 
@@ -177,9 +177,9 @@ def test_a_trial_that_outlived_three_workers_fails_with_the_reason(tmp_path: Pat
     for _ in range(3):
         lease = dead.take(study.trials[0], 0, 4096)
         assert lease is not None
-        assert dead.give_back(study.trials[0], lease, 0, died=True)
+        assert dead.give_back(study.trials[0], lease, 0, failed=True)
     assert run(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
-    assert optuna_study(tmp_path).trials[0].user_attrs["reason"].startswith("its worker died 3 times while it ran")
+    assert optuna_study(tmp_path).trials[0].user_attrs["reason"].startswith("its worker died or it hung 3 times")
 
 
 def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_p
     assert turn.child is not None
     process = turn.child.process
     with other.alone(study.trials[0]):
-        assert other.give_back(study.trials[0], turn.lease, 0, died=True)
+        assert other.give_back(study.trials[0], turn.lease, 0, failed=True)
         assert other.take(study.trials[0], 0, 4096) is not None
     worker._beat()
     assert worker.turns == []

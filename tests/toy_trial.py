@@ -2,7 +2,8 @@
 
 The loss falls from 8 to a number that depends on the shape alone, wide models being best. Environment variables make it
 misbehave: TOY_SECONDS an evaluation, TOY_FAIL / TOY_KILL / TOY_SILENT the architecture that fails, is killed, or ends
-with code 0 and no result. Paused at TOKENS it goes on from there, killed from its beginning.
+with code 0 and no result; TOY_HANGS how often every trial hangs at three quarters. Paused at TOKENS it goes on from
+there, killed from its beginning.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from march_search import Architecture
 from march_search.files import write_json
-from march_search.outcome import sealed
+from march_search.outcome import HUNG, sealed
 from march_search.training.ranks import die_with_parent
 
 die_with_parent()
@@ -37,6 +38,11 @@ with (folder / "metrics.jsonl").open("a" if done else "w", buffering=1) as metri
         shared = {"step": seen, "tokens": seen, "loss": loss}
         metrics.write(json.dumps({"kind": "train", **shared, "tokens_per_second": 1000.0}) + "\n")
         metrics.write(json.dumps({"kind": "evaluation", **shared, "context_gain": 0.04 * seen / tokens}) + "\n")
+        hung = folder / "toy_hung"
+        times = len(hung.read_text()) if hung.is_file() else 0
+        if 4 * seen == 3 * tokens and times < int(os.environ.get("TOY_HANGS", "0")):
+            hung.write_text("x" * (times + 1))
+            sys.exit(HUNG)
         if name == os.environ.get("TOY_KILL"):
             os.kill(os.getpid(), signal.SIGKILL)
 if until < tokens:

@@ -75,7 +75,7 @@ class Child:
         hidden: Sequence[str] = (),
         fence: int | None = None,
     ) -> "Child":
-        """Starts `command FOLDER` in a session of its own, its output in trial.log.
+        """Starts `command FOLDER --once` in a session of its own, its output in trial.log.
 
         Args:
             folder: the trial's.
@@ -94,7 +94,7 @@ class Child:
         kills = memory_kills()
         with (folder / "trial.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, str(folder), *([] if until is None else ["--until", str(until)])],
+                [*command, str(folder), *([] if until is None else ["--until", str(until)]), "--once"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
                 pass_fds=() if fence is None else (fence,),
             )  # fmt: skip

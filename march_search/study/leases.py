@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from march_search.files import lock
 
 MAX_RETRIES = 2
-"""How often a trial goes on after its worker died; then it fails."""
+"""How often a trial goes on after its worker died or it hung; then it fails."""
 
 LOCKS = 16
 """Lock files of a study's trials: workers that write to different trials seldom wait for each other."""
@@ -36,7 +36,7 @@ class Lease:
     worker: str | None = None
     """Who has it; None for nobody."""
     retries: int = 0
-    """How many of its workers died."""
+    """How often its worker died or it hung."""
     spent: int = 0
     """Tokens it was trained on under former leases, repeated ones counted."""
     start: int = 0
@@ -102,15 +102,17 @@ class Leases:
         now = self._look(trial)
         return now.state == TrialState.RUNNING and Lease.of(now) == lease
 
-    def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, died: bool = False) -> bool:
+    def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, failed: bool = False) -> bool:
         """Lets a trial wait for the next worker; False if it is no longer as `lease` says. Only under its lock.
+
+        `failed`: its worker died, or it hung, which can happen `MAX_RETRIES` times.
 
         The lease is written before the state: a worker that dies in between leaves a trial without an owner, which is
         given back once more and costs no retry.
         """
         if not self.holds(trial, lease):
             return False
-        counted = int(died and lease.worker is not None)
+        counted = int(failed and lease.worker is not None)
         self._write(trial, replace(lease, worker=None, retries=lease.retries + counted, spent=lease.spent + spent))
         self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return True

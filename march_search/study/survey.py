@@ -83,7 +83,7 @@ class Survey:
             lease = Lease.of(trial)
             cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
             with self._leases.alone(trial):
-                given = self._leases.give_back(trial, lease, cost, died=True)
+                given = self._leases.give_back(trial, lease, cost, failed=True)
             if given and lease.worker:
                 self._shown.say(
                     f"trial {trial.number + 1}: worker {lease.worker} is gone, the trial goes on here or there"
@@ -106,10 +106,10 @@ class Survey:
             self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
 
     def exhausted(self, lease: Lease) -> End | None:
-        """The end of a trial that killed too many workers."""
+        """The end of a trial that killed too many workers, or hung too often."""
         if lease.retries <= MAX_RETRIES:
             return None
-        text = f"its worker died {lease.retries} times while it ran: see trial.log, and march-search study retry."
+        text = f"its worker died or it hung {lease.retries} times: see trial.log, and march-search study retry."
         return {"state": "failed", "tokens": None, "loss": None, "text": text}
 
     def affordable(self, tokens: int, trials: list[FrozenTrial] | None = None) -> bool:

@@ -37,26 +37,22 @@ class Turn:
     """Tokens of the last training step."""
     _seen: set[tuple[str, int]] = field(default_factory=set)
     """Kind and tokens of lines that were read."""
-    _repeated: int = 0
     _resets: int = 0
     """Of metrics.jsonl, as far as they are counted."""
-    _left: bool = False
-    """Whether an earlier turn left a metrics.jsonl that has not been cut back yet."""
 
     def __post_init__(self) -> None:
         self.last = self.lease.start
 
     @property
     def spent(self) -> int:
-        """Tokens trained in this turn, those counted that a process which started again repeated."""
-        return max(0, self.last - self.lease.start) + self._repeated
+        """Tokens trained in this turn."""
+        return self.last - self.lease.start
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
         """Starts the process, unless the trial is complete; False while another still trains in the folder."""
         fence = _fence(self.folder)
         if fence is None:
             return False
-        self._left = (self.folder / "metrics.jsonl").exists()
         with fence:
             if ends.complete(self.folder):  # the process that had the folder until now finished what it was at
                 return True
@@ -81,14 +77,13 @@ class Turn:
     def count(self, line: dict[str, Any]) -> bool:
         """Notes how far a line is; whether it is new, and not left by an earlier turn.
 
-        A file that is cut back was so by a process that goes on from a checkpoint. What it had beyond the turn's start
-        the first time is an earlier turn's; later the tokens are trained again.
+        A process that goes on from a checkpoint cuts the file back: what it had beyond the turn's start was trained in
+        an earlier turn.
         """
         assert self.child is not None
         tokens = line["tokens"]
         if self.child.tail.resets > self._resets:
-            self._repeated += 0 if self._left else max(0, self.last - max(tokens, self.lease.start))
-            self._resets, self._left, self.last = self.child.tail.resets, False, self.lease.start
+            self._resets, self.last = self.child.tail.resets, self.lease.start
         self.last = max(self.last, tokens)
         return bool(tokens > self.lease.start)
 

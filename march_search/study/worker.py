@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from march_search.config import StudyConfig, TrialConfig
 from march_search.files import read_json, read_lines, write_json
+from march_search.outcome import HUNG, SMALLER
 from march_search.study import ends, reuse, workers
 from march_search.study.adaptive import NextTrial
 from march_search.study.child import TRAINING
@@ -218,9 +219,14 @@ class Worker:
         child.kill()
         end = ends.complete(turn.folder) or end  # a result wins over the pruner
         paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
-        if end is None and not paused and not self.signals.signum:
+        hung = child.process.returncode == HUNG
+        again = hung or child.process.returncode == SMALLER
+        if end is None and not paused and not again and not self.signals.signum:
             end = ends.failed(child)
-        return self._give_back(turn) if end is None else self._finish(turn, end)
+        if again and end is None:
+            what = "no process of it got on" if hung else "out of memory, its micro batch is smaller now"
+            self.shown.say(f"trial {turn.trial.number + 1}: {what} (trial.log says more); it is started again")
+        return self._give_back(turn, hung) if end is None else self._finish(turn, end)
 
     def _read(self, turn: Turn, stopped: bool) -> End | None:
         """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
@@ -248,10 +254,10 @@ class Worker:
             return False
         return Trial(self.job.study, turn.trial._trial_id).should_prune()
 
-    def _give_back(self, turn: Turn) -> bool:
-        """Lets a trial wait: paused on a rung, or interrupted."""
+    def _give_back(self, turn: Turn, failed: bool = False) -> bool:
+        """Lets a trial wait: paused on a rung, interrupted, or to be started again because it `failed`."""
         with self.leases.alone(turn.trial):
-            self.leases.give_back(turn.trial, turn.lease, turn.spent)
+            self.leases.give_back(turn.trial, turn.lease, turn.spent, failed)
         self.shown.paused(turn.trial.number)
         self._look = 0.0
         return True

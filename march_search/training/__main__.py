@@ -1,10 +1,11 @@
-"""`python -m march_search.training DIR [--until TOKENS]`: trains the trial in DIR, or says why not.
+"""`python -m march_search.training DIR [--until TOKENS] [--once]`: trains the trial in DIR, or says why not.
 
 To its end, or until TOKENS: it is evaluated there, leaves a checkpoint, and goes on when it is started again.
 Exit codes: 0 complete, or at TOKENS; 1 failed, reason in failure.json; 2 trial.json or TOKENS cannot be meant; 130 and
 143 interrupted after a checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial
-starts again from its last checkpoint with half the micro batch, up to six times. This process only watches: each rank
-is a process below it.
+starts again from its last checkpoint with half the micro batch, up to six times; one that hangs starts again, too.
+With --once it leaves that to who started it, and ends with 75 or 76. This process only watches: each rank is a process
+below it.
 """
 
 import os
@@ -30,9 +31,12 @@ def main(arguments: list[str]) -> int:
     """Runs one trial; returns the exit code."""
     told_so = _understood(arguments)
     if told_so is None:
-        print("usage: python -m march_search.training DIR [--until TOKENS]   (DIR holds trial.json)", file=sys.stderr)
+        print(
+            "usage: python -m march_search.training DIR [--until TOKENS] [--once]   (DIR holds trial.json)",
+            file=sys.stderr,
+        )
         return 2
-    folder, until = told_so
+    folder, until, once = told_so
     launch.take_part()
     ranks.die_with_parent()  # before torch is loaded: that takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be saved yet, and a traceback would help nobody
@@ -42,27 +46,30 @@ def main(arguments: list[str]) -> int:
     # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     told = dict(os.environ)  # joining a process group changes it
-    code = _guarded(folder, until)
+    code = _guarded(folder, until, once)
     if code and "RANK" not in told and _goes_on(folder):
+        if once:
+            return outcome.SMALLER
         # A new program in this process: what held the memory is gone; its number and its parent stay.
         os.execve(sys.executable, [sys.executable, "-m", "march_search.training", *arguments], told)
     return code
 
 
-def _understood(arguments: list[str]) -> tuple[Path, int | None] | None:
-    """The trial's folder, and after how many tokens to pause; None where that is not what was typed."""
-    match arguments:
+def _understood(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
+    """The trial's folder, after how many tokens to pause, and whether to start once; None for anything else."""
+    once = arguments[-1:] == ["--once"]
+    match arguments[:-1] if once else arguments:
         case [folder] if not folder.startswith("-"):
-            return Path(folder), None
+            return Path(folder), None, once
         case [folder, "--until", tokens] if not folder.startswith("-") and tokens.isdecimal():
-            return Path(folder), int(tokens)
+            return Path(folder), int(tokens), once
     return None
 
 
-def _guarded(folder: Path, until: int | None) -> int:
+def _guarded(folder: Path, until: int | None, once: bool) -> int:
     """The exit code of the trial, its failure written down."""
     try:
-        return _run(folder, until)
+        return _run(folder, until, once)
     except ranks.InterruptedTrialError as stop:
         return stop.exit_code
     except MarchSearchError as error:
@@ -80,7 +87,7 @@ def _guarded(folder: Path, until: int | None) -> int:
         return _failed(folder, _in_words(error), 1)
 
 
-def _run(folder: Path, until: int | None) -> int:
+def _run(folder: Path, until: int | None, once: bool) -> int:
     """The trial, in this process or in one process a rank."""
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     try:
@@ -97,7 +104,7 @@ def _run(folder: Path, until: int | None) -> int:
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
         more = [] if until is None else ["--until", str(until)]
-        return supervisor.supervise(folder, config.devices, more)
+        return supervisor.supervise(folder, config.devices, more, once)
 
 
 def _last_step(training: TrainingConfig, until: int | None) -> int:

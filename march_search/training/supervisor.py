@@ -20,7 +20,7 @@ from typing import Any
 from march_search.config import DevicesConfig
 from march_search.errors import StorageError, TrialError
 from march_search.files import read_json, write_json
-from march_search.outcome import killed, memory_kills
+from march_search.outcome import HUNG, killed, memory_kills
 from march_search.training import launch, ranks
 
 GRACE_SECONDS = 10
@@ -73,11 +73,12 @@ class _Trial:
         return self.devices.launcher != "own"
 
 
-def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str]) -> int:
+def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], once: bool = False) -> int:
     """Runs the ranks of the trial in `folder`; returns 0 if all ended well, else the first code that says otherwise.
 
     The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on. Where no rank
-    gets on for `hang_seconds` (0: for ever), all show their stacks, are killed, and go on from the checkpoint once.
+    gets on for `hang_seconds` (0: for ever), all show their stacks, are killed, and go on from the checkpoint a
+    second time, or, if they may start only `once`, end with `HUNG`.
 
     Raises:
         ConfigError: the port where launched ranks would meet is taken.
@@ -87,6 +88,8 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str]) ->
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, trial.pass_on)
     code = _attempt(trial)
+    if trial.hung and once:
+        return HUNG
     if trial.hung and not trial.signum:
         ranks.say(f"{trial.hung}: going on from the last checkpoint.")
         code = _attempt(trial)
