@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from march_search import Architecture
 from march_search.config import ADAPTIVE, DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
@@ -150,6 +150,35 @@ def test_a_sampler_sees_architectures_not_trials(tmp_path: Path) -> None:
     assert (running.state, failed.state) == (TrialState.RUNNING, TrialState.FAIL)
     bound = seen_by(replace(config, search=replace(config.search, strategy="gp")), study, tmp_path)[1]
     assert (bound.state, bound.value) == (TrialState.COMPLETE, 5.5)
+
+
+def pause(study: optuna.Study, wanted: Planned, losses: dict[int, float]) -> None:
+    """Adds a trial that waits, with these losses by tokens."""
+    told = {"architecture": wanted.architecture.name, "seed": wanted.seed, "learning_rate": wanted.learning_rate}
+    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=told, intermediate_values=losses))
+
+
+def test_trials_paused_on_a_rung_are_seen_with_their_mean_loss_there(tmp_path: Path) -> None:
+    config = searching(seeds=(0, 1), learning_rates=(1e-3, 2e-3))
+    shape, other = candidates.choose(searching(strategy="sample"), tmp_path).architectures[:2]
+    study = optuna.create_study()
+    for rate, seed, value in ((1e-3, 0, 5.0), (1e-3, 1, 5.2), (2e-3, 0, 4.0), (2e-3, 1, 5.6)):
+        pause(study, Planned(shape, seed, rate), {1024: value + 1, 2048: value})
+    pause(study, Planned(other, 0, 1e-3), {})
+    seen, waits = seen_by(config, study, tmp_path)
+    assert (seen.state, waits.state) == (TrialState.PRUNED, TrialState.RUNNING)
+    assert seen.intermediate_values == pytest.approx({1024: 5.8, 2048: 4.8})
+
+
+def test_a_sampler_learns_from_trials_that_are_paused_on_the_first_rung(tmp_path: Path) -> None:
+    config = searching(trials=24)
+    ask, study = next_trial(config, candidates.choose(config, tmp_path)), optuna.create_study()
+    losses = []
+    while wanted := ask(study):
+        losses.append(loss(wanted))
+        pause(study, wanted, {1024: losses[-1]})
+    assert len(losses) == 24
+    assert sum(losses[12:]) / 12 < sum(losses[:10]) / 10 - 0.1
 
 
 def test_several_objectives_are_several_values(tmp_path: Path) -> None:

@@ -143,6 +143,19 @@ def test_a_sampler_chooses_what_is_trained_and_a_second_run_adds_nothing(tmp_pat
     assert len(optuna_study(tmp_path).trials) == 7
 
 
+def test_a_sampler_is_asked_while_other_trials_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_SECONDS", "0.3")
+    config = replace(
+        CONFIG, search=SearchConfig(strategy="tpe", trials=6), pruner=PrunerConfig(kind="none"),
+        devices=replace(CONFIG.devices, parallel_trials=2),
+    )  # fmt: skip
+    assert run(tmp_path, config).left == 0
+    first, second = optuna_study(tmp_path).trials[:2]
+    assert first.datetime_complete is not None
+    assert second.datetime_start is not None
+    assert second.datetime_start < first.datetime_complete
+
+
 def study_process(root: Path) -> "subprocess.Popen[bytes]":
     """The study in a process of its own, half a second an evaluation."""
     code = f"import test_study as t, pathlib; print(t.run(pathlib.Path({str(root)!r})))"

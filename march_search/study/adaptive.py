@@ -1,11 +1,11 @@
 """What a study trains next where one of Optuna's samplers chooses: asked when a trial can start.
 
 The sampler does not see the study itself but a view of it: one trial an architecture, whatever its seeds and learning
-rates. A complete one has the mean loss over its seeds at its best learning rate. One that waits or runs counts as
-running, so that several workers ask for different places (constant liar). One that was stopped is pruned, with its loss
-at each evaluation: TPE orders such trials by how far they came, then by loss, below all complete ones. The other
-samplers know no pruned trials and are told the last loss, an upper bound of what the trial would have reached. Results
-of a warm start are in the view alone.
+rates. A complete one has the mean loss over its seeds at its best learning rate. One that runs or has not begun counts
+as running, so that several workers ask for different places (constant liar). One that was stopped, or is paused on a
+rung, is pruned, with its loss at each evaluation: TPE orders such trials by how far they came, then by loss, below all
+complete ones. The other samplers know no pruned trials and are told the last loss, an upper bound of what the trial
+would have reached. Results of a warm start are in the view alone.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,16 +119,26 @@ def _end(group: Sequence[FrozenTrial], config: StudyConfig) -> End:
             complete.setdefault(_identity(trial, config)[2], []).append(trial.value)
     if complete:
         return TrialState.COMPLETE, min(map(fmean, complete.values())), {}
-    if any(not trial.state.is_finished() for trial in group):
+    waits = [t for t in group if t.state == TrialState.WAITING]
+    if any(t.state == TrialState.RUNNING for t in group) or not all(t.intermediate_values for t in waits):
         return TrialState.RUNNING, None, {}
-    stopped = [t.intermediate_values for t in group if t.state == TrialState.PRUNED and t.intermediate_values]
-    if not stopped:
+    halted = [t for t in group if t.state in (TrialState.PRUNED, TrialState.WAITING) and t.intermediate_values]
+    if not halted:
         return TrialState.FAIL, None, {}
-    furthest = max(max(losses) for losses in stopped)
-    best = min((losses for losses in stopped if furthest in losses), key=lambda losses: losses[furthest])
+    furthest = max(max(t.intermediate_values) for t in halted)
+    curves: dict[float, list[Mapping[int, float]]] = {}
+    for trial in halted:
+        if furthest in trial.intermediate_values:
+            curves.setdefault(_identity(trial, config)[2], []).append(trial.intermediate_values)
+    best = min(map(_mean, curves.values()), key=lambda losses: losses[furthest])
     if config.search.strategy == "tpe" and len(config.search.objectives) == 1:
         return TrialState.PRUNED, None, best
     return TrialState.COMPLETE, best[furthest], {}
+
+
+def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Mean loss of several seeds at each number of tokens that all have."""
+    return {tokens: fmean(c[tokens] for c in curves) for tokens in curves[0] if all(tokens in c for c in curves)}
 
 
 def _add(

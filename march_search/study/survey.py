@@ -28,8 +28,11 @@ class Survey:
         self.over = False
         """Whether nothing is left to do for anybody."""
 
-    def look(self, mine: Set[int]) -> list[tuple[FrozenTrial, int]]:
-        """Trials that may be taken now, and until how many tokens each; `mine` are this worker's."""
+    def look(self, mine: Set[int], room: bool) -> list[tuple[FrozenTrial, int]]:
+        """Trials that may be taken now, and until how many tokens each; `mine` are this worker's.
+
+        Where there are none and the worker has `room`, the study's sampler is asked for one.
+        """
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
         beats = workers.beats(self._job.study) if running else {}
@@ -40,8 +43,8 @@ class Survey:
         plan = self._plan(trials)
         if plan.stopped:
             self._stop(trials, plan.stopped)
-        if not plan.runnable and not running and self._more():
-            return self.look(mine)
+        if room and not plan.runnable and self._grows(trials) and self._more():
+            return self.look(mine, room)
         by_number = {t.number: t for t in trials}
         found = [(by_number[number], until) for number, until in plan.runnable.items()]
         if self._job.config.search.max_tokens is not None:
@@ -66,11 +69,20 @@ class Survey:
     def _plan(self, trials: list[FrozenTrial]) -> rungs.Schedule:
         """What may run."""
         config = self._job.config
-        regular = [t for t in trials if not rungs.apart(t)]
         total = self._job.propose.total if self._job.propose else 0  # more than there are yet
-        many = max(len({rungs.candidate(t) for t in regular}), total // len(config.search.seeds))
-        where, whole = rungs.rung_tokens(config, many), len(regular) >= total
-        return rungs.schedule(trials, where, config.pruner.keep, whole)
+        candidates = {rungs.candidate(t) for t in trials if not rungs.apart(t)}
+        where = rungs.rung_tokens(config, max(len(candidates), total // len(config.search.seeds)))
+        return rungs.schedule(trials, where, config.pruner.keep, self._whole(trials))
+
+    def _whole(self, trials: list[FrozenTrial]) -> bool:
+        """Whether the study has all the trials that its sampler is to choose."""
+        propose = self._job.propose
+        return propose is None or sum(not rungs.apart(t) for t in trials) >= propose.total
+
+    def _grows(self, trials: list[FrozenTrial]) -> bool:
+        """Whether there may be a trial to add: one that the sampler chooses, or, when none runs, one of the race."""
+        idle = not any(t.state == TrialState.RUNNING for t in trials)
+        return not self._whole(trials) or (self._job.config.search.race is not None and idle)
 
     def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
         """Whether nobody is left who has this running trial."""
@@ -121,15 +133,15 @@ class Survey:
         """Adds the next trial of a study that chooses as it goes, or of its race; whether there is one."""
         with self._leases.locked():
             trials = self._trials()
-            if any(t.state == TrialState.RUNNING for t in trials) or self._plan(trials).runnable:
+            if self._plan(trials).runnable:
                 return True
             study, config = self._job.study, self._job.config
             if self._job.propose and (wanted := self._job.propose(study)) is not None:
                 return bool(
                     enqueueing.enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate)
                 )
-            race = config.search.race
-            return race is not None and self.affordable(config.training.tokens) and racing.add_seeds(study, race)
+            race, idle = config.search.race, not any(t.state == TrialState.RUNNING for t in trials)
+            return bool(race and idle and self.affordable(config.training.tokens) and racing.add_seeds(study, race))
 
 
 def committed(trials: list[FrozenTrial]) -> int:

@@ -133,7 +133,7 @@ class Worker:
         now, beat = time.monotonic(), self.job.config.heartbeat_seconds
         free = self.job.config.devices.parallel_trials - len(self.turns)
         if now >= self._look + (0 if free > 0 and not self._todo else BUSY * beat):
-            self._todo = self.survey.look({turn.trial.number for turn in self.turns})
+            self._todo = self.survey.look({turn.trial.number for turn in self.turns}, free > 0)
             self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
             self._misses = 0
         had_some = bool(self._todo)
