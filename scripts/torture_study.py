@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import local_postgres
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.study import candidates, workers
+from march_search.study import candidates, kept, workers
 from march_search.study.folders import StudyFolder
 from march_search.study.runner import StudyRun, open_study
 
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", choices=("journal", "sqlite", "postgresql"), default="journal")
     parser.add_argument("--pruner", choices=("none", "rungs"), default="none")
+    parser.add_argument("--strategy", choices=("sample", "tpe"), default="sample", help="tpe: chosen as they go")
     for name, default in (("workers", 8), ("trials", 50), ("rounds", 20), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     told = parser.parse_args(arguments)
@@ -91,7 +92,7 @@ def _config(told: argparse.Namespace, url: str | None) -> StudyConfig:
     """A study of toys."""
     return StudyConfig(
         space="cpu-demo", storage=url, heartbeat_seconds=0.5,
-        search=SearchConfig(trials=told.trials, strategy="sample"), pruner=PrunerConfig(kind=told.pruner),
+        search=SearchConfig(trials=told.trials, strategy=told.strategy), pruner=PrunerConfig(kind=told.pruner),
         data=DataConfig(vocab_size=2048, sequence_length=64),
         training=TrainingConfig(tokens=8192, global_batch_tokens=1024, evaluations=4),
     )  # fmt: skip
@@ -106,14 +107,16 @@ def _work(root: Path, name: str, config: StudyConfig, knows: bool) -> None:
         workers.boot = lambda: ""
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     command = (sys.executable, "-I", "-S", str(root / "toy.py"))
-    StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), command).run()
+    StudyRun(config, folder, root / "store", candidates.planned(chosen, config), command).run()
 
 
 def _round(root: Path, name: str, url: str | None, told: argparse.Namespace, rng: random.Random, knows: bool) -> bool:
     """One study; whether it held."""
     config, what, began = _config(told, url), Counter[str](), time.monotonic()
     folder = StudyFolder.of(root, name)
-    folder.keep_settings(config, candidates.choose(config, root).architectures)
+    chosen = candidates.choose(config, root)
+    folder.keep_settings(config, chosen.architectures)
+    kept.keep(folder.path, chosen)
     folder.keep_store(root / "store")
     arguments = (root, name, config, knows)
     crew = [FORKS.Process(target=_work, args=arguments) for _ in range(told.workers)]
@@ -162,6 +165,8 @@ def _faults(folder: StudyFolder, trials: list[FrozenTrial], wanted: int) -> int:
     found = [] if len(trials) == wanted else [f"{len(trials)} trials instead of {wanted}"]
     if sorted(t.number for t in trials) != list(range(len(trials))):
         found.append("numbers are not unique")
+    if len({t.user_attrs["architecture"] for t in trials}) != len(trials):
+        found.append("an architecture was chosen twice")
     for trial in trials:
         path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
         runs = (path / "runs.log").read_text().splitlines() if (path / "runs.log").exists() else []

@@ -49,15 +49,22 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "pruner"), [("journal", "rungs"), ("journal", "none"), ("sqlite", "none"), ("postgresql", "rungs")]
+    ("kind", "pruner", "strategy"),
+    [
+        ("journal", "rungs", "sample"),
+        ("journal", "none", "tpe"),
+        ("sqlite", "none", "sample"),
+        ("postgresql", "rungs", "tpe"),
+    ],
 )
-def test_no_trial_is_lost_or_run_twice_though_workers_are_killed(kind: str, pruner: str) -> None:
+def test_no_trial_is_lost_or_run_twice_though_workers_are_killed(kind: str, pruner: str, strategy: str) -> None:
     if kind == "postgresql" and local_postgres.why_not():
         assert os.environ.get("CI") != "true", local_postgres.why_not()
         pytest.skip(local_postgres.why_not())
     rounds = "1" if kind == "sqlite" else "2"
     sizes = ["--workers", "4", "--trials", "8", "--rounds", rounds]
-    command = [sys.executable, str(SCRIPTS / "torture_study.py"), "--storage", kind, "--pruner", pruner, *sizes]
+    command = [sys.executable, str(SCRIPTS / "torture_study.py"), "--storage", kind, "--pruner", pruner]
+    command += ["--strategy", strategy, *sizes]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.endswith(f"{kind}: {rounds} of {rounds} rounds held\n")
