@@ -1,6 +1,7 @@
 """TPE against uniform draws by real training: the recipe and the space of `studies/cpu-demo.toml`, at equal tokens.
 
-python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--root runs-samplers]
+python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--samplers tpe,random]
+    [--root runs-samplers]
 
 Every study trains so many shapes to their end, two at a time on one thread each, none stopped early, and its sampler
 chooses from the same feasible set; a shape that one study has trained is taken over by the next. Printed is the best
@@ -18,8 +19,6 @@ import optuna
 
 from march_search.shipped import shipped_folder
 from march_search.study.journal import JOURNAL
-
-SAMPLERS = ("tpe", "random")
 
 
 def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list[float]:
@@ -52,11 +51,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=14)
     parser.add_argument("--tokens", type=int, default=204_800)
     parser.add_argument("--seeds", default="1,2")
+    parser.add_argument("--samplers", default="tpe,random")
     parser.add_argument("--root", type=Path, default=Path("runs-samplers"))
     told = parser.parse_args()
     marks = range(2, told.trials + 1, 2)
     print("best loss after".ljust(16), *(f"{n:>7d}" for n in marks), "  of all trials: mean")
-    for sampler in SAMPLERS:
+    for sampler in told.samplers.split(","):
         curves, means = [], []
         for seed in map(int, told.seeds.split(",")):
             losses = study(told.root, sampler, seed, told.trials, told.tokens)

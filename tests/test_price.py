@@ -33,7 +33,8 @@ def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
     setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=16)
     assert (plan["architectures"], plan["trials"], plan["tokens"]) == (5, 15, 15 * 4096)
     assert plan["flops"] == pytest.approx(3 * 4096 * sum(a.flops_per_token(64) for a in shapes))
-    assert plan["device_hours"] == pytest.approx(3 * sum(hours(a, setup) for a in shapes))
+    evaluated = 2 / 3 * config.data.validation_sequences * 64 * len(config.training.evaluation_steps) / 4096
+    assert plan["device_hours"] == pytest.approx(3 * sum(hours(a, setup) for a in shapes) * (1 + evaluated))
     assert plan["money"] == pytest.approx(1.1 * plan["device_hours"])
 
 
@@ -54,6 +55,9 @@ def test_survivors_are_those_of_the_rungs() -> None:
     assert plan["stages"] == [
         {"tokens": 1024, "trials": 48}, {"tokens": 2048, "trials": 16}, {"tokens": 4096, "trials": 6},
     ]  # fmt: skip
+    assert price._evaluated(config, [(1024, 24), (1024, 8), (2048, 3)]) == (
+        (24 + 8 + 2 * 3) * config.data.validation_sequences * 64
+    )
     assert plan["tokens"] == 1024 * 48 + 1024 * 16 + 2048 * 6
     assert [(stage["trials"], stage["tokens"]) for stage in plan["stages"]] == [(48, 1024), (16, 2048), (6, 4096)]
 

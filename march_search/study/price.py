@@ -38,7 +38,7 @@ def planned(
     rungs: Sequence[int] = (),
     keep: float = 1 / 3,
 ) -> dict[str, Any]:
-    """The price of a study; what nobody knows is None.
+    """The price of a study, its evaluations counted in the hours; what nobody knows is None.
 
     With rungs the numbers of trials are exact, and the mean of all candidates stands for those that will go on. Without
     them, nothing is taken to be stopped: what a pruner saves cannot be known.
@@ -58,7 +58,9 @@ def planned(
     flops = fmean(float(cost.flops_per_token(a, setup)) for a in shapes)
     hours = None
     if device is not None:
-        hours = tokens * fmean(1 / cost.tokens_per_second(a, setup) for a in shapes) / 3600 * device.count
+        evaluated = _evaluated(config, stages) * len(seeds)
+        work = [(tokens + evaluated * _passes(a) / 3) / cost.tokens_per_second(a, setup) for a in shapes]
+        hours = fmean(work) / 3600 * device.count
     reached = accumulate(trained for trained, _ in stages)
     tightest = max(shapes, key=lambda a: memory(a, setup).total)
     return {
@@ -97,6 +99,21 @@ def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, i
         stages.append((rung - before, many))
         many, before = len(Rungs(keep=keep).promoted(dict.fromkeys(range(many), 0.0))), rung
     return stages
+
+
+def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
+    """Tokens of validation text that the trials of one seed are evaluated on, at every rung and as the study says."""
+    training, reached, times = config.training, 0, 0
+    for trained, trials in stages:
+        before, reached = reached, reached + trained
+        ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
+        times += trials * sum(before < tokens <= reached for tokens in ends)
+    return times * config.data.validation_sequences * config.data.sequence_length
+
+
+def _passes(a: Architecture) -> int:
+    """Forward passes of an evaluation, each a third of a training step's work: one more with another's input."""
+    return 2 if a.structure == "encoder-decoder" else 1
 
 
 def built(shapes: Sequence[Architecture]) -> int:

@@ -49,6 +49,7 @@ class StudyProgress:
     def started(self, number: int, name: str, resumed: bool) -> None:
         """A trial begins or goes on."""
         self._last[number] = {}
+        self._trials = max(self._trials, number + 1)  # a race adds trials
         label = f"{number + 1}/{self._trials} {name.removesuffix(self._tail)}"
         if self._live:
             self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
