@@ -161,7 +161,7 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.study.candidates import planned
     from march_search.study.runner import StudyRun
 
-    gpus.require(config.devices)
+    gpus.claim(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
     kept.keep(study_folder.path, chosen)

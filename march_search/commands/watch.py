@@ -141,7 +141,7 @@ def run_resume(options: argparse.Namespace) -> int:
     from march_search.study.runner import StudyRun
 
     folder, config, study = _found(options)
-    gpus.require(config.devices)
+    gpus.claim(config.devices)
     study.set_user_attr(workers.STOP, None)
     return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
 
@@ -170,7 +170,7 @@ def run_race(options: argparse.Namespace) -> int:
     from march_search.study.runner import StudyRun
 
     folder, config, _ = _found(options)
-    gpus.require(config.devices)
+    gpus.claim(config.devices)
     config = replace(config, search=replace(config.search, race=options.confidence))
     return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
 

@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.sbatch:
         sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
         return 0
-    gpus.require(config.devices)
+    gpus.claim(config.devices)
     return report(StudyRun(config, folder, folder.store).run(), folder.path.name, root)
 
 

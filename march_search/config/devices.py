@@ -29,8 +29,8 @@ class DevicesConfig:
     threads: int | None = None
     """CPU threads of a rank; None divides the machine's cores."""
     parallel_trials: int = 1
-    """Trials that run at the same time on this machine, each on ranks of its own. With more than one, which trials a
-    pruner stops depends on which is ahead; losses do not."""
+    """Trials that a worker runs at the same time, each on ranks of its own. With more than one, which trials a pruner
+    stops depends on which is ahead; losses do not."""
     hang_seconds: float = 1800.0
     """A trial none of whose ranks gets on for so long is killed and goes on from its checkpoint, once; 0 for never.
     Before the first step it has at least ten minutes. A layer, or a file of a checkpoint, must take less."""

@@ -1,28 +1,76 @@
-"""How many GPUs this machine has, asked of torch in a process of its own, which need not be loaded here."""
+"""Which GPUs this process's trials have: asked of torch in a process of its own, which need not be loaded here."""
 
+import fcntl
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import IO
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
+from march_search.files import make_folder
+
+_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
+"""Of NVIDIA, AMD, and Windows' Linux; without any there is no GPU to ask for."""
+
+_HELD: list[IO[str]] = []
+"""Locks of the GPUs that this process has; the kernel releases them when it ends, however that is."""
 
 
-def count() -> int:
-    """GPUs that torch can use; 0 where torch cannot be loaded."""
-    code = "import torch; print(torch.cuda.device_count())"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return int(asked.stdout) if asked.returncode == 0 and asked.stdout.strip().isdigit() else 0
+def claim(devices: DevicesConfig) -> None:
+    """Takes GPUs for this process's trials for as long as it lives, and hides all others from them.
 
-
-def require(devices: DevicesConfig) -> None:
-    """Refuses a study for more GPUs than there are, before its text is prepared.
+    Every GPU has a lock file, named by its UUID, in a folder of this user's on this machine: workers that run side by
+    side have different ones, whatever their studies. Ranks that a launcher starts have all GPUs of their machines.
 
     Raises:
-        ConfigError: `kind` is "cuda" and too few GPUs are here.
+        ConfigError: `kind` is "cuda", and too few are here, or free.
     """
     wanted = devices.ranks // devices.nodes * devices.parallel_trials
-    if devices.kind == "cuda" and (found := count()) < wanted:
+    if devices.kind == "cpu" or (devices.kind == "auto" and not any(path.exists() for path in _DRIVERS)):
+        return
+    found = _found()
+    if len(found) < wanted and devices.kind == "cuda":
         raise ConfigError(
-            f"[devices]: the study wants {wanted} GPUs and torch finds {found} here: run it elsewhere, lower ranks, or "
-            'say kind = "cpu". --dry-run plans it without them.'
+            f"[devices]: the study wants {wanted} GPUs and torch finds {len(found)} here: run it elsewhere, lower "
+            'ranks, or say kind = "cpu". --dry-run plans it without them.'
         )
+    if len(found) < wanted or devices.launcher != "own":
+        return
+    told = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = told or [str(number) for number in range(len(found))]
+    free = [(name, held) for name, uuid in zip(names, found, strict=False) if (held := _lock(uuid))]
+    for _, held in free[wanted if len(free) >= wanted else 0 :]:
+        held.close()
+    if len(free) < wanted:
+        raise ConfigError(
+            f"[devices]: the study wants {wanted} GPUs, and {len(free)} of the {len(found)} here are free: other "
+            "workers of march-search have the rest. Wait for them, or lower ranks or parallel_trials."
+        )
+    _HELD.extend(held for _, held in free[:wanted])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in free[:wanted])
+
+
+def _found() -> list[str]:
+    """UUIDs of the GPUs that torch can use, in its order; none where torch cannot be loaded."""
+    code = (
+        "import json, torch; of = torch.cuda.get_device_properties;"
+        "print(json.dumps([str(getattr(of(n), 'uuid', n)) for n in range(torch.cuda.device_count())]))"
+    )
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return list(json.loads(asked.stdout)) if asked.returncode == 0 else []
+
+
+def _lock(uuid: str) -> IO[str] | None:
+    """The lock of a GPU, held; None if another process has it."""
+    folder = make_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
+    file = (folder / f"{uuid.replace('/', '_')}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file

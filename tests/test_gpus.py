@@ -1,0 +1,90 @@
+"""Workers on one machine have different GPUs. None is here: torch's answer is told, locks and processes are real."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from march_search.config import DevicesConfig
+from march_search.errors import ConfigError
+from march_search.study import child, gpus
+
+UUIDS = ["GPU-a", "GPU-b", "MIG-c/1"]
+WORKER = f"""
+import os, sys
+from march_search.config import DevicesConfig
+from march_search.study import gpus
+gpus._found = lambda: {UUIDS!r}
+gpus.claim(DevicesConfig(kind="cuda", ranks=int(sys.argv[1])))
+print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine with three GPUs that nobody has."""
+    monkeypatch.setattr(gpus, "_found", lambda: UUIDS)
+    monkeypatch.setattr(gpus.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    yield
+    while gpus._HELD:
+        gpus._HELD.pop().close()
+
+
+def worker(ranks: int) -> "subprocess.Popen[str]":
+    """A process that has claimed so many GPUs once it has written which."""
+    command = [sys.executable, "-c", WORKER, str(ranks)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ends(process: "subprocess.Popen[str]") -> None:
+    """Kills it."""
+    process.kill()
+    process.communicate()
+
+
+def test_each_worker_has_gpus_of_its_own_until_it_dies() -> None:
+    first = worker(1)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "0\n"
+    gpus.claim(DevicesConfig(kind="cuda", ranks=1, parallel_trials=2))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
+    assert [child._gpus(1, slot) for slot in (0, 1)] == ["1", "2"]
+    while gpus._HELD:
+        gpus._HELD.pop().close()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with pytest.raises(ConfigError, match="wants 3 GPUs, and 2 of the 3 here are free: other workers of march-search"):
+        gpus.claim(DevicesConfig(kind="cuda", ranks=3))
+    ends(first)
+    gpus.claim(DevicesConfig(kind="cuda", ranks=3))  # what the refused one had in its hand was let go
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+def test_names_that_the_user_gave_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    first = worker(2)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "4,6\n"
+    gpus.claim(DevicesConfig(kind="cuda"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
+    ends(first)
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        DevicesConfig(kind="cpu"),
+        DevicesConfig(kind="cuda", ranks=6, nodes=2, launcher="srun"),
+        DevicesConfig(kind="auto", ranks=4),
+    ],
+)
+def test_others_are_left_as_they_are(devices: DevicesConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_DRIVERS", (Path("/"),))
+    gpus.claim(devices)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert gpus._HELD == []
