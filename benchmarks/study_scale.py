@@ -1,23 +1,25 @@
 """How many trials a second the machinery of studies can hand out and close, by workers and storage.
 
-python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 64] [--storages journal,postgresql]
+python benchmarks/study_scale.py [--workers 1,4,16,64] [--trials 64] [--storages journal,postgresql,proxy]
 
 A trial here trains nothing and starts no process: a worker takes it under its lock, reports two evaluations,
 and closes it, exactly as `march-search worker` does. Workers are processes forked from one that has its libraries
 loaded, so importing (1.5 s a worker) is left out; opening the storage and the first look at it are, too: the clock
 runs from the moment at which all are ready until the last trial is closed. fsync is on. PostgreSQL is a server of its
-own on loopback.
+own on loopback; `proxy` is `march-search storage-proxy` before it, whose CPU counts as the server's.
 """
 
 import argparse
 import multiprocessing
 import os
 import random
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -39,21 +41,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,4,16,64")
     parser.add_argument("--trials", type=int, default=64, help="trials, or eight for each worker if that is more")
-    parser.add_argument("--storages", default="journal,postgresql")
+    parser.add_argument("--storages", default="journal,postgresql,proxy")
     told = parser.parse_args(arguments)
     FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "psycopg"])
     print("storage     workers  trials/s  milliseconds a trial: lock held  worker CPU  server CPU")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(local_postgres.server(fsync=True)) if "postgresql" in told.storages else None
+        urls: dict[str, str | None] = {"journal": None}
+        if told.storages != "journal":
+            urls["postgresql"] = stack.enter_context(local_postgres.server(fsync=True))
+        if "proxy" in told.storages:
+            urls["proxy"] = stack.enter_context(proxy(urls["postgresql"] or ""))
         for kind in told.storages.split(","):
             for count in map(int, told.workers.split(",")):
                 root = folder / f"{kind}-{count}"
-                trials, url = max(told.trials, 8 * count), server if kind == "postgresql" else None
-                seconds, held, cpu, served = measure(root, f"s-{kind}-{count}", url, count, trials)
+                trials = max(told.trials, 8 * count)
+                seconds, held, cpu, served = measure(root, f"s-{kind}-{count}", urls[kind], count, trials)
                 each = [f"{1000 * value / trials:12.1f}" for value in (held, cpu, served)]
                 print(f"{kind:11s} {count:7d} {trials / seconds:9.1f} {' ' * 21}{'  '.join(each)}", flush=True)
     return 0
+
+
+@contextmanager
+def proxy(url: str) -> Iterator[str]:
+    """A proxy before the PostgreSQL at `url`; yields its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "march_search", "storage-proxy", "env:BEHIND", "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"BEHIND": url}, stderr=subprocess.DEVNULL)
+    try:
+        yield f"grpc://localhost:{port}"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> tuple[float, float, float, float]:
@@ -82,14 +103,15 @@ def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> 
 
 
 def server_cpu() -> float:
-    """Processor seconds of all PostgreSQL servers on this machine so far, ended connections included."""
+    """Processor seconds of all PostgreSQL servers and proxies on this machine so far, ended connections included."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, rest = stat.read_text().rsplit(") ", 1)
+            served = name.endswith("(postgres") or b"storage-proxy" in stat.with_name("cmdline").read_bytes()
         except OSError:
             continue
-        if name.endswith("(postgres"):
+        if served:
             ticks += sum(map(int, rest.split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 

@@ -402,6 +402,7 @@ def test_a_proxy_serves_postgresql_alone(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100, check=False
         )
         assert ended.stdout == "3\n", ended.stderr
+        assert "Warning" not in ended.stderr
     finally:
         proxy.terminate()
         proxy.communicate(timeout=30)

@@ -1,5 +1,6 @@
 """Opens the Optuna study of a folder: a journal file by default, SQLite, PostgreSQL or a gRPC proxy by URL."""
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +106,9 @@ def _proxy(url: str) -> BaseStorage:
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "localhost", parts.port or 13000
-    storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    with warnings.catch_warnings():  # an experiment of Optuna's that whoever names it has asked for
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
     try:
         storage.wait_server_ready(timeout=20)
     except ConnectionError:
