@@ -256,6 +256,24 @@ def test_status_show_and_list_tell_the_same_in_tables_and_json(
     assert "holds no study 'tow'. Did you mean \"toy\"?" in capsys.readouterr().err
 
 
+def test_status_knows_learning_rates_and_trials_to_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = SearchConfig(strategy="tpe", trials=4, learning_rates=(1e-3, 2e-3), max_tokens=3 * 4096)
+    assert run(tmp_path, replace(CONFIG, search=search)).complete == 3
+    (tmp_path / "toy/plan.json").write_text('{"trials": 8}')
+    capsys.readouterr()
+    assert main(["study", "status", "toy", "--root", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "toy: 3 complete, 1 waiting, 4 to come" in table
+    assert "rate" in table
+    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k planned now" in table
+    assert main(["study", "status", "toy", "--root", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["trials"]
+    assert [(row["learning_rate"], row["tokens"]) for row in rows] == [
+        (1e-3, 4096), (2e-3, 4096), (1e-3, 4096), (2e-3, 0),
+    ]  # fmt: skip
+    assert rows[1]["loss"] is not None
+
+
 def test_a_failed_trial_is_tried_again_in_a_folder_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def run_status(options: argparse.Namespace) -> int:
     folder, config, study = _found(options)
     trials = study.get_trials(deepcopy=False)
     rows, crew = watching.trial_rows(folder, config, trials), watching.worker_rows(study, folder)
-    total, name = watching.totals(config, trials, rows), folder.path.name
+    total, name = watching.totals(folder, config, trials, rows), folder.path.name
     if options.json:
         value = {"schema_version": 1, "study": name, **total, "trials": rows, "workers": crew}
         print(json.dumps(value | {"open_with": watching.openers(folder, config)}, indent=1))
@@ -69,16 +69,19 @@ def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[
 
     left = total["seconds_left"]
     parts = [f"{number} {state}" for state, number in total["states"].items()]
+    parts += [f"{total['trials_to_come']} to come"] if total["trials_to_come"] else []
     limit = f", at most {si(total['max_tokens'])}" if total["max_tokens"] else ""
     notes = [
         f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} planned now, "
         f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
         + ("" if left is None else f"; {duration(left)} left at this speed"),
     ]
+    several_rates = len({row["learning_rate"] for row in rows}) > 1
     columns = (
         Column("trial", "trial", "#"),
         Column("name", "name", "name", left=True),
         Column("seed", "seed", "seed", wide_only=True),
+        *([Column("learning_rate", "rate", "rate", lambda value: f"{value:g}")] if several_rates else []),
         Column("state", "state", "state", left=True),
         Column("tokens", "tokens", "tokens", si),
         Column("loss", "loss", "loss", lambda value: f"{value:.4f}"),

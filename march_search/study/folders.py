@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from march_search.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
@@ -15,6 +15,9 @@ from march_search.errors import ConfigError, DataError, StorageError
 from march_search.files import lock, make_folder, read_json, write_json
 from march_search.settings import build
 from march_search.study.urls import public
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 DEFAULT_ROOT = "runs"
 """Folder that studies are kept in, below the current one."""
@@ -52,6 +55,11 @@ class StudyFolder:
         """Folder of one trial; its learning rate is said where it is not the study's own."""
         rate = "" if learning_rate is None else f"-lr{learning_rate:g}"
         return self.trials / f"{number:04d}-{architecture}-s{seed}{rate}"
+
+    def of_trial(self, trial: "FrozenTrial") -> Path:
+        """Folder of one of the study's trials, as Optuna has it."""
+        told = trial.user_attrs
+        return self.trial(trial.number, told["architecture"], told["seed"], told.get("learning_rate"))
 
     def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
         """Writes the study's settings and architectures; once its text is prepared, checks that they are the same.

@@ -50,6 +50,18 @@ def rung_tokens(config: StudyConfig, candidates: int) -> tuple[int, ...]:
     return config.pruner.rung_tokens(config.training)
 
 
+def to_come(trials: Iterable[FrozenTrial], total: int) -> int:
+    """How many of a study's `total` trials have not been chosen yet."""
+    return max(0, total - sum(not apart(t) for t in trials))
+
+
+def decided(trials: Sequence[FrozenTrial], config: StudyConfig, total: int) -> Schedule:
+    """What is to be done in a study that will have at least `total` trials."""
+    candidates = len({candidate(t) for t in trials if not apart(t)})
+    where = rung_tokens(config, max(candidates, total // len(config.search.seeds)))
+    return schedule(trials, where, config.pruner.keep, not to_come(trials, total))
+
+
 def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, whole: bool = True) -> Schedule:
     """What may run, until where, and what is stopped.
 

@@ -63,26 +63,21 @@ class Survey:
 
     def path(self, trial: FrozenTrial) -> Path:
         """A trial's folder."""
-        told = trial.user_attrs
-        return self._job.folder.trial(trial.number, told["architecture"], told["seed"], told.get("learning_rate"))
+        return self._job.folder.of_trial(trial)
 
     def _plan(self, trials: list[FrozenTrial]) -> rungs.Schedule:
         """What may run."""
-        config = self._job.config
-        total = self._job.propose.total if self._job.propose else 0  # more than there are yet
-        candidates = {rungs.candidate(t) for t in trials if not rungs.apart(t)}
-        where = rungs.rung_tokens(config, max(len(candidates), total // len(config.search.seeds)))
-        return rungs.schedule(trials, where, config.pruner.keep, self._whole(trials))
+        return rungs.decided(trials, self._job.config, self._total)
 
-    def _whole(self, trials: list[FrozenTrial]) -> bool:
-        """Whether the study has all the trials that its sampler is to choose."""
-        propose = self._job.propose
-        return propose is None or sum(not rungs.apart(t) for t in trials) >= propose.total
+    @property
+    def _total(self) -> int:
+        """Trials that the study will have at least; 0 where all are there from the start."""
+        return self._job.propose.total if self._job.propose else 0
 
     def _grows(self, trials: list[FrozenTrial]) -> bool:
         """Whether there may be a trial to add: one that the sampler chooses, or, when none runs, one of the race."""
         idle = not any(t.state == TrialState.RUNNING for t in trials)
-        return not self._whole(trials) or (self._job.config.search.race is not None and idle)
+        return rungs.to_come(trials, self._total) > 0 or (self._job.config.search.race is not None and idle)
 
     def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
         """Whether nobody is left who has this running trial."""

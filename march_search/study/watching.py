@@ -13,7 +13,7 @@ from march_search.config import StudyConfig
 from march_search.errors import ConfigError, StorageError
 from march_search.files import read_json, read_lines
 from march_search.settings import nearest
-from march_search.study import rungs, storage, workers
+from march_search.study import price, rungs, storage, workers
 from march_search.study.folders import StudyFolder
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
@@ -64,17 +64,18 @@ def state(trial: FrozenTrial) -> str:
 
 def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
     """One row a trial: state, tokens, loss, worker."""
-    candidates = len({rungs.candidate(t) for t in trials if not rungs.apart(t)})
-    plan = rungs.schedule(trials, rungs.rung_tokens(config, candidates), config.pruner.keep)
+    plan = rungs.decided(trials, config, planned_trials(folder, config))
     rows = []
     for trial in trials:
         told, lease = trial.user_attrs, Lease.of(trial)
-        path = folder.trial(trial.number, told["architecture"], told["seed"])
-        lines = [line for line in read_lines(path / "metrics.jsonl") if isinstance(line.get("tokens"), int)]
+        lines = [
+            line for line in read_lines(folder.of_trial(trial) / "metrics.jsonl") if isinstance(line.get("tokens"), int)
+        ]
         speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
         losses = [line["loss"] for line in lines if line.get("kind") == "evaluation"]
         rows.append({
-            "trial": trial.number, "name": told["architecture"], "seed": told["seed"], "state": state(trial),
+            "trial": trial.number, "name": told["architecture"], "seed": told["seed"],
+            "learning_rate": told.get("learning_rate", config.training.learning_rate), "state": state(trial),
             "tokens": max((line["tokens"] for line in lines), default=0),
             "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
@@ -82,6 +83,12 @@ def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[Frozen
             "retries": lease.retries, "spent_tokens": lease.spent, "reason": told.get("reason"),
         })  # fmt: skip
     return rows
+
+
+def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
+    """Trials that a study which chooses as it goes will have, by the plan it was started with; 0 for any other."""
+    plan = price.kept(folder.path) if config.search.adaptive else None
+    return int(plan["trials"]) if plan else 0
 
 
 def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
@@ -98,18 +105,25 @@ def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
     ]  # fmt: skip
 
 
-def totals(config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
-    """States, tokens done of those planned now, and seconds left at the present speed; None where nothing runs."""
-    planned = sum(_planned(config, trial, row) for trial, row in zip(trials, rows, strict=True))
+def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
+    """States, tokens done of those planned now, and seconds left at the present speed; None where nothing runs.
+
+    Trials that have not been chosen yet are planned as far as the first rung.
+    """
+    planned_later = planned_trials(folder, config)
+    to_come = rungs.to_come(trials, planned_later)
+    first = rungs.rung_tokens(config, planned_later // len(config.search.seeds))[0]
+    planned = sum(_planned(config, trial, row) for trial, row in zip(trials, rows, strict=True)) + to_come * first
     done = sum(row["tokens"] for row in rows)
     speed = sum(row["tokens_per_second"] or 0 for row in rows)
     return {
         "states": dict(sorted(Counter(row["state"] for row in rows).items())),
+        "trials_to_come": to_come,
         "tokens_done": done,
         "tokens_planned": planned,
         "tokens_spent": committed(list(trials)),
         "max_tokens": config.search.max_tokens,
-        "tokens_without_pruning": config.training.tokens * len(trials),
+        "tokens_without_pruning": config.training.tokens * (len(trials) + to_come),
         "seconds_left": round((planned - done) / speed) if speed and planned > done else None,
     }
 
@@ -145,8 +159,7 @@ def failed(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
 
 def told(folder: StudyFolder, trial: FrozenTrial) -> Row:
     """All that a trial's folder says in short."""
-    attrs = trial.user_attrs
-    path = folder.trial(trial.number, attrs["architecture"], attrs["seed"], attrs.get("learning_rate"))
+    path = folder.of_trial(trial)
     return {
         "folder": str(path),
         "evaluations": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
