@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import pytest
 
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.training.metrics import CLOCKS
+
+# A background job of a shell ignores SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
 TINY = "L1-D32-H2x16-F64-geglu-rope-V400"

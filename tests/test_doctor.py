@@ -90,11 +90,11 @@ def test_a_stopped_doctor_leaves_no_process_behind(
     tmp_path: Path, until_a_child: Callable[..., int], signum: int, code: int
 ) -> None:
     process = start(tmp_path, "--only", "fp32-zero1")
-    until_a_child(process)
+    child = Path(f"/proc/{until_a_child(process)}")
     process.send_signal(signum)
     assert process.wait(timeout=30) == code
     deadline = time.monotonic() + 5
-    while alive(str(tmp_path)) and time.monotonic() < deadline:
+    while (child.exists() or alive(str(tmp_path))) and time.monotonic() < deadline:  # at first it has no such name
         time.sleep(0.05)
     assert alive(str(tmp_path)) == []
     assert signum == signal.SIGKILL or list(tmp_path.glob("march-search-*")) == []
