@@ -34,7 +34,7 @@ from march_search.study.runner import StudyRun, open_study
 
 TOY = r"""
 import fcntl, hashlib, json, os, sys, time
-folder, until = sys.argv[1], int(sys.argv[3]) if sys.argv[2] == "--until" else None
+folder, until = sys.argv[1], int(sys.argv[3]) if sys.argv[2:] else None
 alone = open(folder + "/alone", "w")
 log = os.open(folder + "/runs.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 try:

@@ -18,7 +18,9 @@ from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
 from march_search.outcome import HUNG
 from march_search.study import candidates, storage
+from march_search.study.child import Child
 from march_search.study.folders import StudyFolder
+from march_search.study.leases import Lease
 from march_search.study.runner import StudyRun, Summary
 from march_search.training import ranks
 
@@ -78,6 +80,34 @@ def test_a_study_is_told_of_a_hung_trial_and_starts_it_again(make_trial: MakeTri
     assert start_trial(folder, "--once").wait(timeout=120) == 0
     assert lines(folder, "train") == lines(straight, "train")
     assert result(folder)["loss"] == result(straight)["loss"]
+
+
+def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(TINY_TRAINING, tokens=400 * 256)
+    config = StudyConfig(
+        space="cpu-demo", search=SearchConfig(strategy="list", architectures=(TINY,)), data=DATA,
+        training=recipe, devices=DevicesConfig(kind="cpu", threads=1, hang_seconds=3),
+    )  # fmt: skip
+    folder, chosen = StudyFolder.of(tmp_path, "hung"), candidates.choose(config, tmp_path)
+    folder.keep_settings(config, chosen.architectures)
+    folder.keep_store(store)
+    study = StudyRun(config, folder, store, candidates.with_seeds(chosen, config))
+    real, stopped = Child.new_lines, []
+
+    def stopping(child: Child) -> list[dict]:
+        found = real(child)
+        if not stopped and any(line["kind"] == "train" and line["step"] >= 110 for line in found):
+            stopped.extend(children(child.process))
+            os.kill(stopped[0], signal.SIGSTOP)
+        return found
+
+    monkeypatch.setattr(Child, "new_lines", stopping)
+    assert study.run() == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
+    trial = storage.open_study("hung", folder.path, None, config.pruner, 0).trials[0]
+    assert len(stopped) == 1
+    lease = Lease.of(trial)
+    assert (lease.attempt, lease.retries) == (2, 1)
+    assert recipe.tokens < lease.spent < 2 * recipe.tokens
 
 
 def test_a_trial_that_hangs_twice_fails_with_the_stacks_of_its_ranks(make_trial: MakeTrial) -> None:

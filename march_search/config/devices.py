@@ -32,8 +32,9 @@ class DevicesConfig:
     """Trials that a worker runs at the same time, each on ranks of its own. With more than one, which trials a pruner
     stops depends on which is ahead; losses do not."""
     hang_seconds: float = 1800.0
-    """A trial none of whose ranks gets on for so long is killed and goes on from its checkpoint, once; 0 for never.
-    Before the first step it has at least ten minutes. A layer, or a file of a checkpoint, must take less."""
+    """A trial none of whose ranks gets on for so long is killed and goes on from its checkpoint, in a study twice at
+    most; 0 for never. Before the first step it has at least ten minutes. A layer, or a file of a checkpoint, must take
+    less."""
 
     def __post_init__(self) -> None:
         """Refuses settings that cannot be meant."""

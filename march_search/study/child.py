@@ -17,8 +17,8 @@ from march_search.errors import StorageError
 from march_search.files import parse_lines, read_json
 from march_search.outcome import FAILURES, killed, memory_kills
 
-TRAINING = (sys.executable, "-m", "march_search.training")
-"""The command that trains the trial in the folder named after it."""
+TRAINING = (sys.executable, "-m", "march_search.training", "--once")
+"""The command that trains the trial in the folder named after it; whether it starts again is its worker's affair."""
 
 PARENT = "MARCH_SEARCH_PARENT"
 """Environment variable that tells a process whose death is its own end too."""
@@ -75,7 +75,7 @@ class Child:
         hidden: Sequence[str] = (),
         fence: int | None = None,
     ) -> "Child":
-        """Starts `command FOLDER --once` in a session of its own, its output in trial.log.
+        """Starts `command FOLDER` in a session of its own, its output in trial.log.
 
         Args:
             folder: the trial's.
@@ -94,7 +94,7 @@ class Child:
         kills = memory_kills()
         with (folder / "trial.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, str(folder), *([] if until is None else ["--until", str(until)]), "--once"],
+                [*command, str(folder), *([] if until is None else ["--until", str(until)])],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
                 pass_fds=() if fence is None else (fence,),
             )  # fmt: skip

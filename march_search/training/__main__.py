@@ -1,4 +1,4 @@
-"""`python -m march_search.training DIR [--until TOKENS] [--once]`: trains the trial in DIR, or says why not.
+"""`python -m march_search.training [--once] DIR [--until TOKENS]`: trains the trial in DIR, or says why not.
 
 To its end, or until TOKENS: it is evaluated there, leaves a checkpoint, and goes on when it is started again.
 Exit codes: 0 complete, or at TOKENS; 1 failed, reason in failure.json; 2 trial.json or TOKENS cannot be meant; 130 and
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     told_so = _understood(arguments)
     if told_so is None:
         print(
-            "usage: python -m march_search.training DIR [--until TOKENS] [--once]   (DIR holds trial.json)",
+            "usage: python -m march_search.training [--once] DIR [--until TOKENS]   (DIR holds trial.json)",
             file=sys.stderr,
         )
         return 2
@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> int:
 
 def _understood(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
     """The trial's folder, after how many tokens to pause, and whether to start once; None for anything else."""
-    once = arguments[-1:] == ["--once"]
-    match arguments[:-1] if once else arguments:
+    once = "--once" in arguments
+    match [argument for argument in arguments if argument != "--once"]:
         case [folder] if not folder.startswith("-"):
             return Path(folder), None, once
         case [folder, "--until", tokens] if not folder.startswith("-") and tokens.isdecimal():
