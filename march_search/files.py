@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from march_search.errors import StorageError
 
@@ -86,6 +86,17 @@ def lock(path: Path, busy: str | None = None) -> Iterator[None]:
         except OSError:
             raise StorageError(busy) from None
         yield
+
+
+def try_lock(path: Path) -> IO[str] | None:
+    """The file `path` with an exclusive lock, until it is closed or the process ends; None if somebody else has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Which GPUs this process's trials have: asked of torch in a process of its own, which need not be loaded here."""
 
-import fcntl
 import json
 import os
 import subprocess
@@ -11,7 +10,7 @@ from typing import IO
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
-from march_search.files import make_folder
+from march_search.files import make_folder, try_lock
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 """Of NVIDIA, AMD, and Windows' Linux; without any there is no GPU to ask for."""
@@ -42,16 +41,20 @@ def claim(devices: DevicesConfig) -> None:
         return
     told = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     names = told or [str(number) for number in range(len(found))]
-    free = [(name, held) for name, uuid in zip(names, found, strict=False) if (held := _lock(uuid))]
-    for _, held in free[wanted if len(free) >= wanted else 0 :]:
-        held.close()
-    if len(free) < wanted:
+    folder = make_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
+    mine: dict[str, IO[str]] = {}
+    for name, uuid in zip(names, found, strict=False):
+        if len(mine) < wanted and (held := try_lock(folder / f"{uuid.replace('/', '_')}.lock")):
+            mine[name] = held
+    if len(mine) < wanted:
+        for held in mine.values():
+            held.close()
         raise ConfigError(
-            f"[devices]: the study wants {wanted} GPUs, and {len(free)} of the {len(found)} here are free: other "
+            f"[devices]: the study wants {wanted} GPUs, and {len(mine)} of the {len(found)} here are free: other "
             "workers of march-search have the rest. Wait for them, or lower ranks or parallel_trials."
         )
-    _HELD.extend(held for _, held in free[:wanted])
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in free[:wanted])
+    _HELD.extend(mine.values())
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
 
 
 def _found() -> list[str]:
@@ -62,15 +65,3 @@ def _found() -> list[str]:
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return list(json.loads(asked.stdout)) if asked.returncode == 0 else []
-
-
-def _lock(uuid: str) -> IO[str] | None:
-    """The lock of a GPU, held; None if another process has it."""
-    folder = make_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
-    file = (folder / f"{uuid.replace('/', '_')}.lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file

@@ -1,17 +1,16 @@
 """One trial's turn on this worker: its process, what it has written, what it has cost."""
 
-import fcntl
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from optuna.trial import FrozenTrial
 
 from march_search import seal
 from march_search.config import StudyConfig
-from march_search.files import read_lines
+from march_search.files import read_lines, try_lock
 from march_search.study import ends
 from march_search.study.child import Child, Tail
 from march_search.study.leases import Lease
@@ -50,7 +49,7 @@ class Turn:
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
         """Starts the process, unless the trial is complete; False while another still trains in the folder."""
-        fence = _fence(self.folder)
+        fence = try_lock(self.folder / FENCE)
         if fence is None:
             return False
         with fence:
@@ -86,17 +85,6 @@ class Turn:
             self._resets, self.last = self.child.tail.resets, self.lease.start
         self.last = max(self.last, tokens)
         return bool(tokens > self.lease.start)
-
-
-def _fence(folder: Path) -> IO[str] | None:
-    """The folder's fence, locked; None if another process has it."""
-    file = (folder / FENCE).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
 
 
 def resume_point(folder: Path, batch: int) -> int:
