@@ -11,7 +11,7 @@ __all__ = ["Architecture", "FeasibleSet", "SearchSpace", "__version__", "solve"]
 
 
 def __getattr__(name: str) -> Any:
-    """What costs time and few need: `__version__`, and `model`, which loads torch."""
+    """Load rarely used, slow attributes on demand: `__version__`, and `model`, which imports torch."""
     if name == "model":
         return import_module("march_search.model")
     if name == "__version__":
@@ -19,6 +19,6 @@ def __getattr__(name: str) -> Any:
 
         try:
             return version("march-search")
-        except PackageNotFoundError:  # a source tree on PYTHONPATH
+        except PackageNotFoundError:  # not installed: a source tree on PYTHONPATH
             return "0+unknown"
     raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""`python -m march_search` is `march-search`."""
+"""Entry point of `python -m march_search`; the same as the `march-search` command."""
 
 from march_search.cli import main
 

@@ -1,4 +1,4 @@
-"""One transformer shape, frozen: its fields, its name, its parameters by group. Arithmetic only."""
+"""The shape of a transformer: its fields, its name, and its parameter and FLOP counts."""
 
 import operator
 from dataclasses import asdict, dataclass, fields
@@ -17,63 +17,64 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "bottleneck": ("none", "flat", "shrinking", "growing"),
     "noop_key": ("none", "learned", "fixed"),
 }
-"""Fields that take one of a few values."""
+"""Fields with a fixed list of values."""
 
 COUNTS = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "max_length")
-"""Fields that are whole numbers of at least 1."""
+"""Fields that must be whole numbers of at least 1."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A transformer's shape. The defaults are T5-base (Raffel et al. 2020): 222,903,552 parameters.
+    """Shape of a transformer. The defaults are T5-base (Raffel et al. 2020): 222,903,552 parameters.
 
     Raises:
-        ArchitectureError: a value outside its field's range, or a combination that is no transformer.
+        ArchitectureError: If a field is out of range or the fields contradict each other.
     """
 
     num_layers: int = 12
-    """Layers of the encoder, or of the only stack."""
+    """Number of layers in the encoder, or in the only stack."""
     d_model: int = 768
-    """Width of embeddings and residual stream."""
+    """Width of the embeddings and the residual stream."""
     num_heads: int = 12
-    """Attention heads a layer."""
+    """Number of attention heads per layer."""
     d_kv: int = 64
-    """Width of one head's queries, keys and values."""
+    """Width of the queries, keys and values of one head."""
     d_ff: int = 3072
-    """Width of the feed-forward layer; of each of its two halves if gated."""
+    """Width of the feed-forward layer, or of each of its two halves if gated."""
     structure: str = "encoder-decoder"
-    """`encoder-decoder`: two stacks. `decoder-only`: one causal stack."""
+    """`encoder-decoder` has two stacks; `decoder-only` has one causal stack."""
     num_decoder_layers: int | None = None
-    """Layers of the decoder; None for as many as the encoder (an equal number is stored as None)."""
+    """Number of layers in the decoder; None means as many as in the encoder (an equal number is stored as None)."""
     vocab_size: int = 32128
-    """Tokens of the vocabulary, special tokens included."""
+    """Number of tokens in the vocabulary, including special tokens."""
     feed_forward_proj: str = "relu"
-    """Activation, with `gated-` for a gated linear unit (Shazeer 2020), which has three matrices instead of two."""
+    """Activation; the prefix `gated-` adds a gate (Shazeer 2020), which takes three matrices instead of two."""
     position: str = "relative"
-    """`relative`: T5's bias of 32 buckets a head, once per stack. `absolute`: learned. `rotary`: Su et al. 2021."""
+    """Position encoding: `relative` (T5 bias, 32 buckets per head, once per stack), `absolute` (learned) or `rotary`
+    (Su et al. 2021)."""
     max_length: int = 1024
-    """Positions of `absolute`; without meaning otherwise."""
+    """Number of positions for `absolute`; otherwise unused."""
     tie_word_embeddings: bool = True
-    """Whether the output layer is the embedding."""
+    """Whether the output layer shares its weights with the token embedding."""
     cross_attention: str = "output"
-    """Where cross-attention's keys and values come from. `output`: projected from the encoder's output. `layer`: those
-    of encoder layer i, projected again. `layer-shared`: those of encoder layer i as they are, without weights."""
+    """Source of the keys and values in cross-attention. `output` projects the output of the encoder. `layer` projects
+    the keys and values of encoder layer i again. `layer-shared` uses those of encoder layer i without any weights."""
     head_schedule: str = "constant"
-    """Heads by layer; `more-first`: 1.5 times `num_heads` in the first half of a stack, 0.5 times in the second;
-    `…-same-width`: 2 times heads of `d_kv`/2 in one half, half as many of 2 times `d_kv` in the other."""
+    """Heads per layer. `more-first` uses 1.5 times `num_heads` in the first half of a stack, 0.5 times in the second.
+    `…-same-width` uses twice the heads at `d_kv`/2 in one half, and half the heads at twice `d_kv` in the other."""
     share_layers: int | Literal["all"] = 1
-    """k consecutive layers of a stack share one set of weights; `all` of them do (ALBERT, Lan et al. 2020)."""
+    """Number of consecutive layers in a stack that share weights, or `all` (ALBERT, Lan et al. 2020)."""
     bottleneck: str = "none"
-    """Residual width: `flat` at `d_bottleneck`, or geometrically `shrinking` to it or `growing` from it in a stack."""
+    """Residual width in a stack: `flat` at `d_bottleneck`, or geometrically `shrinking` to it or `growing` from it."""
     d_bottleneck: int | None = None
-    """The narrow residual width."""
+    """Width of the bottleneck."""
     length_reduction: float = 1.0
     """Fraction of positions that the encoder keeps from its middle layer on (after Dai et al. 2020)."""
     noop_key: str = "none"
-    """An extra key with a zero value in every attention: `learned`, or `fixed` at a score of zero."""
+    """Extra key with a zero value in every attention: `learned`, or `fixed` at a score of zero."""
 
     def __post_init__(self) -> None:
-        """Checks each field, then their combination."""
+        """Validate each field, then their combination."""
         for name in COUNTS:
             self._check_count(name)
         for name, known in CHOICES.items():
@@ -91,10 +92,10 @@ class Architecture:
             object.__setattr__(self, "num_decoder_layers", None)
         for refused, sentence in parameters.refusals(self):
             if refused:
-                raise ArchitectureError(f"No such architecture: {sentence.format(**asdict(self))}.")
+                raise ArchitectureError(f"Invalid architecture: {sentence.format(**asdict(self))}.")
 
     def _check_count(self, name: str) -> None:
-        """Stores the field as an int of at least 1."""
+        """Check that the field is a whole number of at least 1, and store it as an int."""
         value = getattr(self, name)
         if value is None and name == "num_decoder_layers":
             return
@@ -108,7 +109,7 @@ class Architecture:
 
     @property
     def decoder_layers(self) -> int:
-        """Layers of the decoder, or of the only stack."""
+        """Number of layers in the decoder, or in the only stack."""
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
 
     @property
@@ -118,16 +119,16 @@ class Architecture:
 
     @property
     def num_params(self) -> int:
-        """Parameters, exactly; tied embeddings and shared layers count once."""
+        """Exact number of parameters; tied embeddings and shared layers count once."""
         return sum(parameters.param_groups(self).values())
 
     @property
     def num_params_non_embedding(self) -> int:
-        """Parameters without token embedding, learned positions and output layer."""
+        """Number of parameters without token embedding, learned positions and output layer."""
         return self.num_params - int(sum(parameters.embedding_groups(self).values()))
 
     def param_groups(self) -> dict[str, int]:
-        """Parameters by group, in numbers of scalars. The groups sum to `num_params`; tied embeddings count once."""
+        """Return the number of parameters by group. The groups sum to `num_params`; tied embeddings count once."""
         return {group: count for group, count in parameters.param_groups(self).items() if count}
 
     def flops_per_token(
@@ -137,20 +138,20 @@ class Architecture:
         mean_span_length: float = 3.0,
         backward: bool = True,
     ) -> float:
-        """Operations per token of text, forward and backward unless `backward` is False; see `march_search.flops`."""
+        """Return the operations per token of text, with the backward pass by default; see `march_search.flops`."""
         return float(flops.flops_per_token(self, sequence_length, noise_density, mean_span_length, backward))
 
     @property
     def name(self) -> str:
-        """Short, reversible name: `L12-D768-H12x64-F3072`, then one word for each field that is not the default."""
+        """Short, reversible name: `L12-D768-H12x64-F3072`, then one word per field that differs from its default."""
         return naming.encode(asdict(self), DEFAULTS)
 
     @classmethod
     def parse(cls, name: str) -> "Architecture":
-        """The architecture whose `name` this is.
+        """Return the architecture with this `name`.
 
         Raises:
-            ArchitectureError: a part of `name` that means nothing, or an architecture that cannot exist.
+            ArchitectureError: If the name or the architecture is not valid.
         """
         return cls(**naming.decode(name))
 
@@ -159,4 +160,4 @@ class Architecture:
 
 
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Architecture)}
-"""The default of each field: T5-base."""
+"""Default value of each field (T5-base)."""

@@ -1,4 +1,7 @@
-"""The command line: parse, call one function, print rows. Tables go to stdout, progress and errors to stderr."""
+"""Command line of march-search: parse the arguments, then run one command.
+
+Results go to stdout, progress and errors to stderr.
+"""
 
 import argparse
 import io
@@ -11,7 +14,7 @@ from march_search.errors import MarchSearchError, StorageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """Argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}. Try: {self.prog} --help", file=sys.stderr)
@@ -19,11 +22,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Return the parser of the whole command line."""
     from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study, worker
 
-    top = _Parser(prog="march-search", description="Which shape should this transformer have?")
-    top.add_argument("--version", action="store_true", help="print the version and stop")
+    top = _Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = top.add_subparsers(
         dest="verb",
         metavar="solve | study | worker | storage-proxy | rank | pareto | report | replay | data | export | doctor",
@@ -35,10 +38,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code (see `march_search.errors`; 130 and 143 after an interruption)."""
+    """Run one command and return its exit code (see `march_search.errors`; 130 or 143 after an interruption)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows a "?" rather than a traceback
+            stream.reconfigure(errors="replace")  # print "?" where the terminal lacks Unicode
     top = parser()
     options = top.parse_args(arguments)
     if options.version:
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(options: Any) -> int:
-    """Runs the chosen command; what a person can mend becomes one line."""
+    """Run the chosen command; print errors that the user can fix as one line."""
     try:
         code = int(options.run(options))
         sys.stdout.flush()
@@ -64,7 +67,7 @@ def _guarded(options: Any) -> int:
     except KeyboardInterrupt:
         print("march-search: interrupted.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
+    except BrokenPipeError:  # the reader, for example `head`, closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

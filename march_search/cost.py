@@ -1,6 +1,6 @@
-"""What training an architecture costs before anything runs: operations, seconds, hours. `memory.py` has the bytes.
+"""Predict the operations, speed and hours of training an architecture; `memory.py` predicts its memory.
 
-Every function takes an `Architecture`, or an object with its fields in which numbers are int64 arrays, and a `Setup`.
+Every function takes an `Architecture`, or an object with the same fields as int64 arrays, and a `Setup`.
 """
 
 from dataclasses import dataclass, replace
@@ -12,70 +12,70 @@ from march_search.errors import ConfigError
 from march_search.spans import span_lengths
 
 STUDY_DEVICES = replace(GPUS[0], count=8)
-"""The devices of the 2023 study."""
+"""Devices of the 2023 study."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a trial would run. The defaults are the 2023 study's data budget on its devices."""
+    """How a trial would run. The defaults are the data budget and devices of the 2023 study."""
 
     device: Device = STUDY_DEVICES
-    """Devices, and how many."""
+    """Type and number of devices."""
     tokens: int = 1000 * 1_048_576
     """Data budget in tokens of text."""
     sequence_length: int = 512
-    """Tokens of text an example is made from."""
+    """Tokens of text per example."""
     noise_density: float = 0.15
-    """Share of them that span corruption moves to the target."""
+    """Fraction of these tokens that span corruption moves to the target."""
     mean_span_length: float = 3.0
-    """Mean tokens of a span."""
+    """Mean number of tokens per span."""
     micro_batch: int = 8
-    """Examples a device takes at once."""
+    """Examples per device in one forward pass."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of weights and activations."""
+    """Precision of weights and activations."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What ZeRO spreads over the devices; bf16 takes at least 1."""
+    """ZeRO stage; bf16 uses at least 1."""
     checkpointing: bool = False
-    """Whether each layer is computed again in the backward pass."""
+    """Whether the backward pass recomputes the activations of each layer."""
 
     def __post_init__(self) -> None:
-        """Refuses numbers that cannot be meant."""
+        """Validate the settings."""
         if min(self.tokens, self.micro_batch) < 1:
-            raise ConfigError("a price needs tokens and a micro batch of at least 1.")
+            raise ConfigError("cannot predict the cost of a trial: tokens and micro_batch must be at least 1.")
         try:
             span_lengths(self.sequence_length, self.noise_density, self.mean_span_length)
         except ValueError as error:
-            raise ConfigError(f"a price needs examples: {error}.") from None
+            raise ConfigError(f"cannot predict the cost of a trial: {error}.") from None
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage that trains: DeepSpeed accumulates bf16 gradients in fp32 from stage 1 on."""
+        """ZeRO stage used for training: at least 1 in bf16, where DeepSpeed then accumulates gradients in fp32."""
         return max(self.zero_stage, 1) if self.precision == "bf16" else self.zero_stage
 
     @property
     def scalar_bytes(self) -> int:
-        """Bytes of a weight or an activation."""
+        """Bytes per weight or activation."""
         return 2 if self.precision == "bf16" else 4
 
 
 def flops_per_token(a: Any, setup: Setup) -> Any:
-    """Operations per token of text, forward and backward; see `march_search.flops`."""
+    """Return the operations per token of text, forward and backward; see `march_search.flops`."""
     return flops.flops_per_token(a, setup.sequence_length, setup.noise_density, setup.mean_span_length)
 
 
 class Positions(NamedTuple):
-    """Positions of an example that each part of a model works on."""
+    """Number of positions per example in each part of a model."""
 
     source: int
-    """In the first half of the encoder; 0 without one."""
+    """Positions in the first half of the encoder; 0 without an encoder."""
     kept: int
-    """From the encoder's middle layer on."""
+    """Positions from the encoder's middle layer on."""
     target: int
-    """In the decoder."""
+    """Positions in the decoder."""
 
 
 def positions(a: Any, setup: Setup) -> Positions:
-    """Positions of one example of the setup; a decoder-only model reads the text as it is."""
+    """Return the positions of one example; a decoder-only model reads the text unchanged."""
     if a.structure == "decoder-only":
         return Positions(0, 0, setup.sequence_length)
     lengths = span_lengths(setup.sequence_length, setup.noise_density, setup.mean_span_length)
@@ -83,7 +83,7 @@ def positions(a: Any, setup: Setup) -> Positions:
 
 
 def scores_per_token(a: Any, setup: Setup) -> Any:
-    """Attention scores (queries times keys, over all heads and layers) of an example, per token of text."""
+    """Return the number of attention scores (queries times keys, over all heads and layers) per token of text."""
     source, kept, target = positions(a, setup)
     total: Any = 0
     for stack, num_layers in parameters.stacks(a):
@@ -97,7 +97,7 @@ def scores_per_token(a: Any, setup: Setup) -> Any:
 
 
 def tokens_per_second(a: Any, setup: Setup) -> Any:
-    """Tokens of text a second that all devices train on together, by `devices.Device`'s formula."""
+    """Return the tokens of text per second of all devices together, by the formula of `devices.Device`."""
     device = setup.device
     layers = sum(num_layers for _, num_layers in parameters.stacks(a))
     products = flops_per_token(a, setup) / (device.utilisation * device.peak(setup.precision))
@@ -107,5 +107,5 @@ def tokens_per_second(a: Any, setup: Setup) -> Any:
 
 
 def hours(a: Any, setup: Setup) -> Any:
-    """Hours in which the data budget is trained, evaluations not counted."""
+    """Return the hours to train on the data budget, without evaluations."""
     return setup.tokens / tokens_per_second(a, setup) / 3600

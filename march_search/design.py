@@ -1,4 +1,4 @@
-"""Space-filling designs: a few architectures of a feasible set, as different from each other as the set allows."""
+"""Space-filling designs: choose a few members of a feasible set that are as different as possible."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from march_search.solver import FeasibleSet
 
 POOL = 20_000
-"""Members that a design is chosen from; a larger set is sampled uniformly first."""
+"""Number of candidates for a design; a larger set is sampled uniformly first."""
 
 
 def design(
     found: "FeasibleSet", n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()
 ) -> Selection:
-    """`n` members spread over the axes `by` (default: all that vary); every beginning of the result is a design too.
+    """Return `n` members spread over the axes `by` (default: all that vary); every prefix of the result is a design.
 
-    Greedy maximin distance (Kennard and Stone 1969): first the member nearest to the middle, then always the one whose
-    nearest chosen member is farthest away. Whole numbers count by their logarithm, scaled to the set's range; values of
-    other axes are all equally far apart.
+    The members are chosen by greedy maximin distance (Kennard and Stone 1969): first the member nearest to the middle,
+    then repeatedly the member whose nearest chosen member is farthest away. Numbers are compared by their logarithm,
+    scaled to the range of the set. Different values of any other axis are equally far apart.
 
-    With `strata`, each combination of values that the set has on these axes takes its turn, so that all get the same
-    number of members, give or take one, as long as they have any left.
+    With `strata`, the combinations of values on these axes take turns. Each gets the same number of members, plus or
+    minus one, until it has no members left.
 
     Raises:
-        ConfigError: `n` is more than the set holds, or `by` or `strata` names something that is no axis.
+        ConfigError: If `n` exceeds the size of the set, or `by` or `strata` contains an unknown axis.
     """
     for axis in (*by, *strata):
         if axis not in AXES:
-            raise ConfigError(f'a design cannot spread over "{axis}". {nearest(axis, AXES)}')
+            raise ConfigError(f'unknown axis "{axis}" for a design. {nearest(axis, AXES)}')
     if not 0 <= n <= len(found):
-        raise ConfigError(f"a design of {n:,} architectures needs more than the {len(found):,} of the feasible set.")
+        raise ConfigError(f"cannot choose a design of {n:,} architectures: the feasible set has {len(found):,}.")
     pool = found.numbers() if len(found) <= max(POOL, n) else np.sort(found.sample(max(POOL, n), seed).numbers())
     members = found.decode(pool)
     points = _coordinates(members, by or found.space.varying)
@@ -46,7 +46,7 @@ def design(
 
 
 def _strata(members: "Members", axes: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) number of each member's combination of values, from 0 on."""
+    """Return the (n,) stratum of each member, numbered from 0."""
     columns = [np.unique(members.axis(axis), return_inverse=True)[1] for axis in axes]
     if not columns:
         return np.zeros(len(members), dtype=np.int64)
@@ -54,7 +54,7 @@ def _strata(members: "Members", axes: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _coordinates(members: "Members", axes: Sequence[str]) -> NDArray[np.float64]:
-    """(n, dimensions) coordinates in [0, 1] along number axes, one dimension a value along others."""
+    """Return (n, dimensions) coordinates: one in [0, 1] per numeric axis, one per value of any other axis."""
     columns = []
     for axis in axes:
         values = members.axis(axis)
@@ -67,7 +67,7 @@ def _coordinates(members: "Members", axes: Sequence[str]) -> NDArray[np.float64]
 
 
 def _spread(points: NDArray[np.float64], n: int, strata: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) indices of the points chosen, from one stratum after another; ties go to the smaller index."""
+    """Return the (n,) indices of the chosen points; strata take turns and ties go to the smaller index."""
     chosen = np.zeros(n, dtype=np.int64)
     if not n:
         return chosen
@@ -77,10 +77,10 @@ def _spread(points: NDArray[np.float64], n: int, strata: NDArray[np.int64]) -> N
     distance[chosen[0]] = -1
     left, turn = np.bincount(strata), strata[chosen[0]]
     left[turn] -= 1
-    for place in range(1, n):
+    for i in range(1, n):
         turn = next(s % len(left) for s in range(turn + 1, turn + 1 + len(left)) if left[s % len(left)])
-        chosen[place] = np.argmax(np.where(strata == turn, distance, -2))
+        chosen[i] = np.argmax(np.where(strata == turn, distance, -2))
         left[turn] -= 1
-        distance = np.minimum(distance, ((points - points[chosen[place]]) ** 2).sum(axis=1))
-        distance[chosen[: place + 1]] = -1
+        distance = np.minimum(distance, ((points - points[chosen[i]]) ** 2).sum(axis=1))
+        distance[chosen[: i + 1]] = -1
     return chosen

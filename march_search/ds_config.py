@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a trial: every key that touches numbers, and a person's own keys beside them."""
+"""Build a trial's DeepSpeed configuration: every key that affects results, merged with the user's own keys."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +19,13 @@ OWNERS = {
     "optimizer": "learning_rate, betas, epsilon and weight_decay",
     "scheduler": "schedule, warmup_tokens and final_learning_rate",
 }
-"""What [training] says, by the key that DeepSpeed has for it."""
+"""Setting of [training] that determines each of these DeepSpeed keys."""
 
 FREE = (
     *("steps_per_print", "wall_clock_breakdown", "zero_optimization.reduce_bucket_size"),
     "zero_force_ds_cpu_optimizer",
 )
-"""Keys written here that a person may set otherwise."""
+"""Keys set by march-search that the user may override."""
 
 KNOWN = frozenset(
     {name.split(".")[0] for name in OWNERS}
@@ -39,19 +39,21 @@ KNOWN = frozenset(
     | {"timers", "torch_autocast", "use_data_before_expert_parallelism", "wandb", "weight_quantization"}
     | {"zero_force_ds_cpu_optimizer"}
 )
-"""Keys that DeepSpeed 0.19 reads at the top; any other it passes over in silence."""
+"""Top-level keys that DeepSpeed 0.19 reads. It silently ignores all others."""
 
 
 def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
-    """Configuration for `deepspeed.initialize`; the optimizer and its schedule are handed over as objects.
+    """Return the configuration for `deepspeed.initialize`. The optimizer and schedule are passed as objects instead.
 
-    bf16 needs ZeRO 1 or more, which on one device is the same arithmetic: at stage 0 DeepSpeed cannot accumulate bf16
-    gradients in fp32. `gradient_clipping` changed its default in DeepSpeed 0.19.2, and a mistyped key would be ignored
-    in silence. ZeRO's default bucket of 5e8 gradients would take 1 or 2 GB, whatever the model's size. An offloaded
-    optimizer is torch's too, which is fused on a CPU: DeepSpeed would compile its own.
+    - bf16 uses ZeRO 1 or higher, because DeepSpeed cannot accumulate bf16 gradients in fp32 at stage 0. On one device,
+      the arithmetic is the same.
+    - `gradient_clipping` is always set, because its default changed in DeepSpeed 0.19.2.
+    - Unknown keys are rejected, because DeepSpeed would silently ignore them.
+    - The bucket size is set, because ZeRO's default of 5e8 gradients takes 1 or 2 GB regardless of the model's size.
+    - An offloaded optimizer is also torch's, which is fused on a CPU; DeepSpeed would compile its own.
 
     Raises:
-        ConfigError: a key of `training.deepspeed` that DeepSpeed does not know or that contradicts the study.
+        ConfigError: If `training.deepspeed` has a key that DeepSpeed does not know or that contradicts the study.
     """
     bf16 = training.precision == "bf16"
     ours = {
@@ -77,7 +79,7 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
 
 
 def _check_keys(told: Mapping[str, Any]) -> None:
-    """Refuses keys that DeepSpeed does not read, at the top and of ZeRO."""
+    """Check that DeepSpeed knows the top-level keys and those of zero_optimization; raise ConfigError if not."""
     for key in told:
         if key not in KNOWN:
             raise ConfigError(f'[training.deepspeed]: DeepSpeed has no key "{key}". {nearest(key, KNOWN)}')
@@ -92,7 +94,7 @@ def _check_keys(told: Mapping[str, Any]) -> None:
 
 
 def _merged(ours: Mapping[str, Any], told: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """`ours` with what a person told besides; "auto" is what it says here, or DeepSpeed's default."""
+    """Merge the user's keys `told` into `ours`. "auto" keeps our value, or DeepSpeed's default if we set none."""
     result = dict(ours)
     for key, value in told.items():
         name, own = where + key, ours.get(key)
@@ -103,8 +105,8 @@ def _merged(ours: Mapping[str, Any], told: Mapping[str, Any], where: str = "") -
         elif name in FREE or (key not in ours and name not in OWNERS):
             result[key] = value
         elif value != own:
-            here = f" {own!r}" if key in ours else " otherwise"
-            owner = f"[training] {OWNERS[name]}" if name in OWNERS else "the trial"
-            told_so = f'"{name}" is {value!r}, and {owner} makes it{here}'
-            raise ConfigError(f'[training.deepspeed]: {told_so}: leave it out or write "auto".')
+            required = f"set to {own!r}" if key in ours else "set"
+            owner = f"[training] {OWNERS[name]}" if name in OWNERS else "march-search"
+            conflict = f'"{name}" is {value!r}, but it is {required} by {owner}'
+            raise ConfigError(f'[training.deepspeed]: {conflict}: remove it or use "auto".')
     return result

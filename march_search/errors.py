@@ -1,50 +1,50 @@
-"""The exception tree: what a person can put right, each as one line that says the rule, the values and the way out.
+"""Exceptions for problems that the user can fix. Each message is one line: the rule, the values, and what to do.
 
 MarchSearchError
 ├── UsageError            the command or its arguments (exit 2)
-├── ConfigError           a study, space or trial file: unknown key, wrong type, arithmetic that does not fit (exit 2)
-├── ArchitectureError     a shape that cannot exist (exit 2)
-├── BudgetError           text that is no budget or no tolerance (exit 2)
-├── EmptySetError         nothing is feasible (exit 3)
+├── ConfigError           a study, space or trial file with an unknown key or an invalid value (exit 2)
+├── ArchitectureError     dimensions that do not form a transformer (exit 2)
+├── BudgetError           text that is not a valid budget or tolerance (exit 2)
+├── EmptySetError         no architecture is feasible (exit 3)
 ├── StorageError          a folder, lock or Optuna storage that cannot be used (exit 4)
 ├── DataError             a corpus, tokenizer or token store that cannot be used (exit 5)
-└── TrialError            a trial that cannot go on, with its reason (exit 1)
-    └── DivergedError     its loss or gradient is not finite
+└── TrialError            a trial that cannot continue, with the reason (exit 1)
+    └── DivergedError     the loss or a gradient is not finite
 """
 
 
 class MarchSearchError(ValueError):
-    """Base of every error meant for a person."""
+    """Base class of all errors that are reported to the user."""
 
     exit_code = 1
 
 
 class UsageError(MarchSearchError):
-    """The command line asks for something that does not exist."""
+    """A command or an argument that is not valid."""
 
     exit_code = 2
 
 
 class ConfigError(MarchSearchError):
-    """A TOML or JSON file says something that cannot be meant."""
+    """A TOML or JSON file with invalid content."""
 
     exit_code = 2
 
 
 class ArchitectureError(MarchSearchError):
-    """A combination of dimensions that is no transformer."""
+    """A combination of dimensions that does not form a transformer."""
 
     exit_code = 2
 
 
 class BudgetError(MarchSearchError):
-    """Text that is neither a number of parameters nor a known budget's name."""
+    """Text that is neither a parameter count, a known budget name, nor a tolerance."""
 
     exit_code = 2
 
 
 class EmptySetError(MarchSearchError):
-    """No architecture of the space meets the budget."""
+    """A search space without any architecture inside the budget."""
 
     exit_code = 3
 
@@ -62,10 +62,10 @@ class DataError(MarchSearchError):
 
 
 class TrialError(MarchSearchError):
-    """A trial that cannot go on."""
+    """A trial that cannot continue."""
 
     state = "failed"
-    """How the trial ended."""
+    """State recorded for a trial that ends with this error."""
 
 
 class DivergedError(TrialError):

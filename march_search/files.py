@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks that die with their holder."""
+"""Atomic file writes, tolerant JSON reads, and file locks that are released when the process ends."""
 
 import errno
 import fcntl
@@ -13,19 +13,19 @@ from typing import IO, Any
 from march_search.errors import StorageError
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of an OSError that says: the disk is full, or must not be written."""
+"""OSError numbers for a full, over-quota or read-only disk."""
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as `write_text` writes a text."""
+    """Write `value` as JSON, atomically (see `write_text`)."""
     write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` so that a reader sees the old file or the whole new one, also after a crash.
+    """Write `text` atomically: readers see the old file or the complete new one, even after a crash.
 
     Raises:
-        StorageError: the folder cannot be written or the disk is full; an older file is left as it was.
+        StorageError: If the folder cannot be written or the disk is full. An existing file is left unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -41,12 +41,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """What `write_json` writes."""
+    """Return the text that `write_json` writes for `value`."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; None where the file is missing or is not whole."""
+    """Return the value in a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,10 +54,10 @@ def read_json(path: Path) -> Any:
 
 
 def make_folder(path: Path) -> Path:
-    """`path` as a folder that can be written.
+    """Create the folder `path` if needed, check that it is writable, and return it.
 
     Raises:
-        StorageError: it cannot be made or written; the message says why.
+        StorageError: If the folder cannot be created or written. The message gives the reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -71,10 +71,14 @@ def make_folder(path: Path) -> Path:
 
 @contextmanager
 def lock(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` until the block or the process ends; without `busy`, waits for it.
+    """Hold an exclusive lock on the file `path` until the block or the process ends.
+
+    Args:
+        path: Lock file, created if missing.
+        busy: Error message if the lock is already held. None waits for the lock instead.
 
     Raises:
-        StorageError: somebody else holds it; the message is `busy`. Or the file cannot be made.
+        StorageError: If the file cannot be created, or if `busy` is given and the lock is already held.
     """
     try:
         opened = path.open("a")
@@ -89,7 +93,7 @@ def lock(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """The file `path` with an exclusive lock, until it is closed or the process ends; None if somebody else has it."""
+    """Open the file `path` and lock it exclusively until it is closed; return None if it is already locked."""
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +104,7 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; a torn last line is left out, a missing file is empty."""
+    """Return the objects in a JSON Lines file, without an incomplete last line; [] if the file is missing."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -109,12 +113,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """The JSON tables in these lines; what is no whole table is left out."""
+    """Return the JSON objects in `lines`; other or damaged lines are skipped."""
     return [value for value in map(_parse, lines) if isinstance(value, dict)]
 
 
 def _parse(line: str) -> Any:
-    """The JSON value of one line, None where it is damaged."""
+    """Return the JSON value of a line, or None if the line is damaged."""
     try:
         return json.loads(line)
     except ValueError:

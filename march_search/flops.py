@@ -1,8 +1,8 @@
-"""Floating-point operations of matrix products and attention, for one architecture or arrays of them.
+"""Count the floating-point operations of matrix products and attention, for one architecture or arrays of them.
 
-A multiply-add is two operations. Counted: every weight matrix at every position it is applied to, attention scores and
-their product with the values over the full rectangle (causal masks save nothing here), and the output layer over the
-vocabulary. Not counted: embedding look-ups, norms, softmax, activation functions, residual sums and the no-op key. The
+A multiply-add counts as two operations. The count includes every weight matrix at every position where it is applied,
+the attention scores and their product with the values (over the full matrix, also with a causal mask), and the output
+layer. It excludes embedding look-ups, norms, softmax, activation functions, residual sums and the no-op key. The
 backward pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
 """
 
@@ -19,17 +19,18 @@ def flops_per_token(
     mean_span_length: float = 3.0,
     backward: bool = True,
 ) -> Any:
-    """Operations per token of text.
+    """Return the operations per token of text.
 
-    A token is one token of the corpus before corruption, the unit of the data budget: an encoder-decoder reads
-    `sequence_length` of them as a shorter input and a target (`spans.span_lengths`), a decoder-only model as they are.
+    A token is a token of the corpus before corruption, the unit of the data budget. An encoder-decoder reads
+    `sequence_length` tokens as a shorter input and a target (`spans.span_lengths`). A decoder-only model reads them
+    unchanged.
 
     Args:
-        a: an `Architecture`, or an object with its fields as int64 arrays.
-        sequence_length: tokens of text an example is made from.
-        noise_density: share of them that span corruption moves to the target.
-        mean_span_length: mean tokens of a span.
-        backward: True counts forward and backward passes, False the forward pass alone.
+        a: An `Architecture`, or an object with the same fields as int64 arrays.
+        sequence_length: Tokens of text per example.
+        noise_density: Fraction of these tokens that span corruption moves to the target.
+        mean_span_length: Mean number of tokens per span.
+        backward: Whether to count the backward pass as well.
     """
     if a.structure == "decoder-only":
         forward = forward_flops(a, 0, sequence_length)
@@ -40,7 +41,7 @@ def flops_per_token(
 
 
 def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
-    """Operations of a forward pass over an example of `input_length` encoder and `target_length` decoder positions."""
+    """Return the operations of a forward pass over `input_length` encoder and `target_length` decoder positions."""
     if a.structure == "decoder-only":
         input_length = 0
     total = 2 * target_length * a.vocab_size * a.d_model
@@ -55,12 +56,15 @@ def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
 
 
 def reduced_length(length: int, fraction: float) -> int:
-    """Positions that are left when an encoder keeps `fraction` of `length`, at least one."""
+    """Return the number of positions left when an encoder keeps `fraction` of `length`; at least one."""
     return max(1, round(length * fraction))
 
 
 def _encoder(a: Any, length: int, kept: int) -> Any:
-    """Encoder: from the middle layer on `kept` positions, whose first layer still reads all keys."""
+    """Return the operations of the encoder, which has `kept` positions from the middle layer on.
+
+    The middle layer still attends to all keys.
+    """
     total, before = 0, True
     for run in stack_runs(a, a.num_layers):
         if not run.second_half:
@@ -73,7 +77,7 @@ def _encoder(a: Any, length: int, kept: int) -> Any:
 
 
 def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int) -> Any:
-    """Decoder of `length` positions over an encoder of `kept` output positions (0: none)."""
+    """Return the operations of a decoder with `length` positions over an encoder with `kept` output positions."""
     total, before = _moves(a, num_layers, length, length), True
     for run in stack_runs(a, num_layers):
         total = total + run.applied * _layer(a, run, length, length)
@@ -90,20 +94,20 @@ def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int)
 
 
 def _layer(a: Any, run: Run, queries: int, keys: int) -> Any:
-    """Self-attention and feed-forward of one layer."""
+    """Return the operations of self-attention and feed-forward in one layer."""
     matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
     attention = 4 * run.width * run.inner * (queries + keys) + 4 * queries * keys * run.inner
     return attention + 2 * queries * matrices * run.width * a.d_ff
 
 
 def _cross(a: Any, run: Run, queries: int, keys: int) -> Any:
-    """Cross-attention of one layer."""
+    """Return the operations of cross-attention in one layer."""
     weights = {"output": a.d_model * run.inner, "layer": run.inner * run.inner, "layer-shared": 0}[a.cross_attention]
     return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
 
 
 def _moves(a: Any, num_layers: int, length: int, kept: int) -> Any:
-    """Projections between residual widths; those after the middle layer see `kept` positions."""
+    """Return the operations of the projections between residual widths; after the middle layer on `kept` positions."""
     if a.bottleneck == "none":
         return 0
     steps = projections(a, num_layers)

@@ -1,4 +1,4 @@
-"""Some members of a feasible set, as columns: axes, costs, distances, without building an `Architecture` each."""
+"""Calculate axes, costs and distances of many members of a feasible set without building each `Architecture`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 
 MEASURES = ("difference", "params", "flops", "depth", "memory", "hours")
-"""What members can be ordered by besides the axes: distance from the budget in parameters, parameters, operations per
-token, layers of both stacks, bytes of one device, hours of a trial."""
+"""Keys to order members by, besides the axes: distance from the budget in parameters, parameters, operations per
+token, layers of all stacks, bytes per device, and hours per trial."""
 
 
 @dataclass(frozen=True)
 class Members:
-    """Columns of equal length n."""
+    """Members of a feasible set, as columns of equal length n."""
 
     found: "FeasibleSet"
-    """The set they are of."""
+    """The feasible set."""
     combination: Ints
-    """(n,) index of each one's outer values."""
+    """(n,) indices into the set's combinations."""
     mesh: Ints
-    """(n,) index into that combination's mesh."""
+    """(n,) indices into the combination's mesh."""
     d_ff: Ints
-    """(n,) feed-forward width."""
+    """(n,) feed-forward widths."""
     counted: Ints
-    """(n,) parameters in the budget's count."""
+    """(n,) parameters, counted as in the budget."""
 
     def __len__(self) -> int:
         return len(self.d_ff)
 
     def axis(self, name: str) -> NDArray[Any]:
-        """(n,) values of one axis; `num_decoder_layers` as the real number of layers, `d_bottleneck` 0 for none."""
+        """Return (n,) values of one axis: for `num_decoder_layers` the actual number, for no `d_bottleneck` 0."""
         if name == "d_ff":
             return self.d_ff
         combinations = self.found.combinations
@@ -55,14 +55,14 @@ class Members:
         columns = [_on_mesh(mesh, name, self.mesh) for mesh in meshes.values()]
         if len(columns) < 2:
             return columns[0] if columns else np.zeros(0, dtype=np.int64)
-        own = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
-        return np.choose(own, columns)
+        mesh_index = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
+        return np.choose(mesh_index, columns)
 
     def measure(self, name: str, setup: cost.Setup) -> NDArray[Any]:
-        """(n,) numbers to order by: one of `MEASURES`, or an axis, where values that are no numbers are numbered.
+        """Return (n,) numbers to order by: a key of `MEASURES`, or an axis, with text values replaced by their rank.
 
         Raises:
-            UsageError: neither.
+            UsageError: If `name` is neither a measure nor an axis.
         """
         if name == "difference":
             return np.abs(self.counted - self.found.budget.parameters)
@@ -71,16 +71,16 @@ class Members:
         if name in MEASURES:
             return self.map(lambda shape: _SHAPE_MEASURES[name](shape, setup))
         if name not in AXES:
-            raise UsageError(f'architectures have no "{name}" to order by. {nearest(name, (*MEASURES, *AXES))}')
+            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, (*MEASURES, *AXES))}')
         values = self.axis(name)
         return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
 
     def flops_per_token(self, **lengths: Any) -> Numbers:
-        """(n,) operations per token of text; `lengths` as in `flops.flops_per_token`."""
+        """Return (n,) operations per token of text; `lengths` are the arguments of `flops.flops_per_token`."""
         return self.map(lambda shape: flops.flops_per_token(shape, **lengths))
 
     def map(self, function: Callable[[SimpleNamespace], Any]) -> Numbers:
-        """(n,) values of a function of shapes whose numbers may be arrays."""
+        """Return (n,) values of a function that takes a shape whose numbers may be arrays."""
         result = np.zeros(len(self))
         for chosen, combination in self._by_combination():
             shape = combination.shape(self.mesh[chosen])
@@ -89,9 +89,9 @@ class Members:
         return result
 
     def octaves_from(self, architecture: Architecture) -> Numbers:
-        """(n,) distance from an architecture: Euclidean over all axes that vary here or differ there.
+        """Return the (n,) Euclidean distances from an architecture over all axes.
 
-        Whole numbers differ by the logarithm to base 2 of their ratio; other values that differ are one octave apart.
+        Whole numbers differ by the base-2 logarithm of their ratio. Other values differ by one octave if unequal.
         """
         total = np.zeros(len(self))
         for axis in AXES:
@@ -100,19 +100,19 @@ class Members:
                 target = architecture.decoder_layers
             if values.dtype.kind == "i" and not isinstance(target, bool):
                 total += (np.log2(np.maximum(values, 1)) - np.log2(target or 1)) ** 2
-            else:  # NumPy has no array of numbers and words: both are words there
+            else:  # NumPy turns a list of numbers and text into text
                 total += values != (str(target) if values.dtype.kind == "U" else target)
         return np.sqrt(total)
 
     def _by_combination(self) -> Iterator[tuple[Ints, Combination]]:
-        """(places, combination) for each combination present."""
+        """Yield the row indices and the combination, for each combination present."""
         order = np.argsort(self.combination, kind="stable")
         starts = np.flatnonzero(np.diff(self.combination[order], prepend=-1))
-        for places in np.split(order, starts[1:]) if len(order) else []:
-            yield places, self.found.combinations[self.combination[places[0]]]
+        for rows in np.split(order, starts[1:]) if len(order) else []:
+            yield rows, self.found.combinations[self.combination[rows[0]]]
 
     def architecture(self, place: int = 0) -> Architecture:
-        """The member at one place."""
+        """Return the member in row `place`."""
         combination = self.found.combinations[self.combination[place]]
         index = np.unravel_index(int(self.mesh[place]), combination.mesh.shape)
         mesh = {axis: values[int(i)] for axis, values, i in zip(MESH, combination.mesh.axes, index, strict=True)}
@@ -120,16 +120,16 @@ class Members:
 
 
 def _on_mesh(mesh: Mesh, name: str, points: Ints) -> Ints:
-    """(n,) values of one axis of a mesh; points beyond the mesh, which are another's, have any value."""
-    place = MESH.index(name)
-    if len(mesh.axes[place]) == 1:
-        return np.full(len(points), mesh.axes[place][0] or 0, dtype=np.int64)
-    behind = int(np.prod(mesh.shape[place + 1 :]))
-    return np.array(mesh.axes[place], dtype=np.int64)[points // behind % mesh.shape[place]]
+    """Return (n,) values of one mesh axis; points that belong to another mesh get an arbitrary value."""
+    axis = MESH.index(name)
+    if len(mesh.axes[axis]) == 1:
+        return np.full(len(points), mesh.axes[axis][0] or 0, dtype=np.int64)
+    stride = int(np.prod(mesh.shape[axis + 1 :]))
+    return np.array(mesh.axes[axis], dtype=np.int64)[points // stride % mesh.shape[axis]]
 
 
 def _depth(shape: Any, _: cost.Setup) -> int:
-    """Layers of all stacks together."""
+    """Return the total number of layers in all stacks."""
     return sum(num_layers for _, num_layers in parameters.stacks(shape))
 
 

@@ -1,4 +1,4 @@
-"""Bytes on one device while an architecture trains: weights, gradients, optimizer, activations."""
+"""Predict the memory per device during training: weights, gradients, optimizer state and activations."""
 
 from typing import Any, NamedTuple
 
@@ -9,31 +9,31 @@ from march_search.cost import Setup, positions, scores_per_token
 from march_search.parameters import Run
 
 BUCKET_ELEMENTS = 50_000_000
-"""Gradients that ZeRO gathers before it reduces them; trials hand this number to DeepSpeed."""
+"""Gradients that ZeRO collects before it reduces them; trials pass this number to DeepSpeed."""
 
 
 class Memory(NamedTuple):
-    """Bytes on one device when they are most: at the end of the last micro batch's forward pass."""
+    """Peak bytes per device, at the end of the last micro batch's forward pass."""
 
     weights: Any
-    """Weights in the precision of the passes."""
+    """Weights in the training precision."""
     gradients: Any
-    """Gradients and what they are accumulated in, and ZeRO's bucket."""
+    """Gradients, their accumulation buffer and ZeRO's bucket."""
     optimizer: Any
-    """AdamW's two moments, and the fp32 weights where ZeRO keeps them apart."""
+    """AdamW's two moments, and the fp32 master weights where ZeRO keeps them separately."""
     activations: Any
-    """What the backward pass will need of one micro batch."""
+    """Activations of one micro batch that the backward pass needs."""
 
     @property
     def total(self) -> Any:
-        """All of it. The CUDA context, fragmentation and kernels' workspaces come on top: leave a tenth free."""
+        """Sum of all parts. Leave 10 % free for the CUDA context, fragmentation and kernel workspaces."""
         return sum(self)
 
 
 def memory(a: Any, setup: Setup) -> Memory:
-    """Bytes on one device under DeepSpeed's ZeRO (Rajbhandari et al. 2020), measured against DeepSpeed 0.19.
+    """Return the bytes per device under ZeRO (Rajbhandari et al. 2020), checked against DeepSpeed 0.19.
 
-    A parameter takes, in bytes, with N devices:
+    Bytes per parameter with N devices:
 
         ZeRO                 0, fp32   1, fp32   1, bf16   2        3
         weights                     4         4         2   2 or 4   2/N or 4/N
@@ -53,17 +53,17 @@ def memory(a: Any, setup: Setup) -> Memory:
 
 
 def memory_bytes(a: Any, setup: Setup) -> Any:
-    """Bytes on one device, as `memory` counts them."""
+    """Return the total of `memory` in bytes per device."""
     return memory(a, setup).total
 
 
 def activation_bytes(a: Any, setup: Setup) -> Any:
-    """Bytes that autograd keeps of one micro batch of `march_search.model`; SDPA keeps no scores on a GPU.
+    """Return the bytes that autograd keeps for one micro batch of `march_search.model`; SDPA on a GPU keeps no scores.
 
-    A position of a layer of width W, with all heads I wide and H heads, keeps: the two inputs of a norm, 2 W, at each
-    of two sublayers (three in a decoder); queries, keys, values and the result, 4 I, again 2 I if rotary; H fp32
-    normalisers; and around the activation function F to 4 F. With checkpointing a layer keeps its input alone, and the
-    largest layer is there once more. The loss keeps the gradients of its input and of the output layer.
+    In a layer of width W with H heads of total width I, each position keeps two norm inputs (2 W) in each of two
+    sublayers (three in a decoder), queries, keys, values and the result (4 I, plus 2 I if rotary), H fp32 normalisers,
+    and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
+    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer.
     """
     (source, kept, target), width = positions(a, setup), setup.scalar_bytes
     total: Any = 0
@@ -89,7 +89,7 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
 
 
 def _layer_bytes(a: Any, run: Run, length: int, memory_length: int, width: int) -> Any:
-    """Bytes that one layer of `length` positions keeps, in a decoder of an encoder of `memory_length`."""
+    """Return the bytes that a layer with `length` positions keeps; `memory_length` counts encoder output positions."""
     inner, rotary = run.inner, a.position == "rotary"
     scalars = length * (4 * run.width + (4 + 2 * rotary) * inner + _feed_forward_scalars(a))
     normalisers = length * run.heads
@@ -101,7 +101,7 @@ def _layer_bytes(a: Any, run: Run, length: int, memory_length: int, width: int) 
 
 
 def _feed_forward_scalars(a: Any) -> Any:
-    """Scalars kept around the activation function: what ReLU returns is all its backward pass needs."""
+    """Return the scalars kept around the activation function; the backward pass of ReLU needs only its output."""
     if a.feed_forward_proj.startswith("gated-"):
         return 4 * a.d_ff
     return (1 if a.feed_forward_proj == "relu" else 2) * a.d_ff

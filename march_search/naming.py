@@ -1,4 +1,7 @@
-"""Architecture names: `L12-D768-H12x64-F3072-geglu` <-> fields. Letters, digits, `-`, `+`, `.`: safe as file names."""
+"""Convert fields to architecture names such as `L12-D768-H12x64-F3072-geglu`, and back.
+
+Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file names.
+"""
 
 import re
 from typing import Any
@@ -25,7 +28,7 @@ WORDS: dict[str, tuple[str, Any]] = {
     "noop": ("noop_key", "learned"),
     "noopfixed": ("noop_key", "fixed"),
 }
-"""Words that set one field to one value."""
+"""Words that set a field to a fixed value."""
 
 NUMBERS: dict[str, tuple[str, type]] = {
     "M": ("max_length", int),
@@ -33,7 +36,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "S": ("share_layers", int),
     "R": ("length_reduction", float),
 }
-"""Letters before a number."""
+"""Letters that set a field to the number after them."""
 
 _SHAPE = re.compile(
     r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})((?:-[A-Za-z0-9.]{1,30})*)", re.ASCII
@@ -43,7 +46,7 @@ _NUMBER = re.compile(r"([A-Z])([\d.]+)", re.ASCII)
 
 
 def encode(values: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """The name of an architecture with these field values."""
+    """Return the name of the architecture with these field values."""
     decoder = "" if values["num_decoder_layers"] is None else f"+{values['num_decoder_layers']}"
     heads = f"H{values['num_heads']}x{values['d_kv']}"
     parts = [f"L{values['num_layers']}{decoder}", f"D{values['d_model']}", heads, f"F{values['d_ff']}"]
@@ -60,14 +63,14 @@ def encode(values: dict[str, Any], defaults: dict[str, Any]) -> str:
 
 
 def decode(name: str) -> dict[str, Any]:
-    """Field values of the architecture with this name; fields the name leaves out are absent.
+    """Return the field values that a name sets; other fields are absent.
 
     Raises:
-        ArchitectureError: `name` is not of the form, or has a word that means nothing or stands twice.
+        ArchitectureError: If the name has another form, contains an unknown word or sets a field twice.
     """
     match = _SHAPE.fullmatch(name.strip())
     if not match:
-        raise ArchitectureError(f"{name!r} is no architecture's name: it must look like L12-D768-H12x64-F3072-geglu.")
+        raise ArchitectureError(f"{name!r} is not an architecture name: use the form L12-D768-H12x64-F3072-geglu.")
     layers, decoder, d_model, heads, d_kv, d_ff, rest = match.groups()
     values: dict[str, Any] = {
         "num_layers": int(layers),
@@ -86,7 +89,7 @@ def decode(name: str) -> dict[str, Any]:
 
 
 def _decode_word(word: str, name: str) -> list[tuple[str, Any]]:
-    """The fields that one word of a name sets."""
+    """Return the fields that one word of a name sets."""
     if word in WORDS:
         return [WORDS[word]]
     if match := _BOTTLENECK.fullmatch(word):
@@ -98,4 +101,4 @@ def _decode_word(word: str, name: str) -> list[tuple[str, Any]]:
             return [(field, kind(match[2]))]
         except ValueError:
             pass
-    raise ArchitectureError(f'{name!r}: "{word}" means nothing in an architecture\'s name. Words: {", ".join(WORDS)}.')
+    raise ArchitectureError(f'{name!r}: unknown word "{word}" in an architecture name. Known: {", ".join(WORDS)}.')

@@ -1,4 +1,4 @@
-"""What a study may look for besides a low loss, and the members of a Pareto set that stand out."""
+"""Objectives besides the loss, and the knee of a Pareto set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from march_search.cost import Setup
 
 
 def value(objective: str, a: Architecture, config: StudyConfig) -> float:
-    """An objective that the shape alone decides, the smallest best: negative behind a `-`.
+    """Return the value of an objective that depends only on the shape, to be minimized; negated for the prefix `-`.
 
-    Memory and speed are those of the cost model on the devices of the 2023 study, which order shapes alike elsewhere.
+    Memory and speed come from the cost model for the devices of the 2023 study. Other devices order shapes alike.
     """
     setup = setup_of(config)
     name = objective.removeprefix("-")
@@ -30,7 +30,7 @@ def value(objective: str, a: Architecture, config: StudyConfig) -> float:
 
 
 def setup_of(config: StudyConfig, device: Any = cost.STUDY_DEVICES) -> Setup:
-    """How a trial of the study would run on these devices."""
+    """Return the cost model's description of a trial of the study on `device`."""
     training, data = config.training, config.data
     return Setup(
         device=device,
@@ -46,17 +46,20 @@ def setup_of(config: StudyConfig, device: Any = cost.STUDY_DEVICES) -> Setup:
 
 
 def knee(points: NDArray[np.float64]) -> int:
-    """Which of the (n, k) rows of a Pareto set is the knee: furthest below the plane through the ends of each column.
+    """Return the index of the knee of a Pareto set.
 
-    Columns are first brought to [0, 1], the smallest best. That plane then holds the k unit vectors, as in Das 1999's
-    normal-boundary view of a knee: the row with the smallest sum. Ties go to the first.
+    Each column is scaled to [0, 1]. The knee is the row farthest below the plane through the k unit vectors, which is
+    the row with the smallest sum (the normal-boundary view of Das 1999). Ties go to the first row.
+
+    Args:
+        points: (n, k) objective values, to be minimized.
     """
     low, high = points.min(axis=0), points.max(axis=0)
     return int(np.argmin(((points - low) / np.where(high > low, high - low, 1.0)).sum(axis=1)))
 
 
 def columns(rows: Sequence[Sequence[float]], objectives: Sequence[str]) -> NDArray[np.float64]:
-    """(n, k) numbers as they are measured, with the sign under which the smallest is best."""
+    """Return measured values as an (n, k) array in which smaller is better; columns with the prefix `-` are negated."""
     signs = np.array([-1.0 if name.startswith("-") else 1.0 for name in objectives])
     signed: NDArray[np.float64] = np.asarray(rows, dtype=float).reshape(len(rows), len(objectives)) * signs
     return signed

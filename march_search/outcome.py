@@ -1,4 +1,7 @@
-"""What makes a trial complete: a whole result.json whose tokens equal the data budget. An exit code never does."""
+"""Whether a trial is complete, and why its process ended.
+
+A trial is complete if its result.json is intact and its tokens equal the data budget. Exit codes do not count.
+"""
 
 import hashlib
 import json
@@ -11,16 +14,16 @@ from march_search.config import TrialConfig
 from march_search.files import read_json
 
 FAILURES = ("failed", "diverged", "infeasible_memory")
-"""States of a trial that ended without a result, as its failure.json says; a study may train `failed` ones again."""
+"""States in failure.json of a trial that ended without a result. A study may retry trials in state `failed`."""
 
 SMALLER, HUNG = 75, 76
-"""Exit codes of a trial that is to be started again: it has a smaller micro batch now, or no rank got on any more."""
+"""Exit codes of a trial that must be restarted: with a smaller micro batch, or because no rank made progress."""
 
 _KERNEL_COUNTS = Path("/proc/vmstat")
 
 
 def memory_kills() -> int | None:
-    """Processes that Linux has killed because memory ran out, since the machine started; None where nobody counts."""
+    """Return how many processes the Linux OOM killer has killed since boot; None if the kernel does not count them."""
     try:
         lines = _KERNEL_COUNTS.read_text().splitlines()
     except OSError:
@@ -29,38 +32,42 @@ def memory_kills() -> int | None:
 
 
 def killed(kills_before: int | None) -> str:
-    """Whose SIGKILL it was, as the end of a sentence, by `memory_kills` when the process started."""
+    """Return the likely cause of a SIGKILL, as the end of a sentence.
+
+    Args:
+        kills_before: `memory_kills()` at the start of the process.
+    """
     kills = memory_kills()
     if kills is None or kills_before is None:
         return "the machine may have run out of memory"
     if kills > kills_before:
-        return "the machine ran out of memory and Linux chose it: make micro_batch_sequences smaller, or add memory"
-    return "somebody sent it; the machine did not run out of memory"
+        return "the machine ran out of memory; decrease micro_batch_sequences or add memory"
+    return "another process sent it; the machine did not run out of memory"
 
 
 def sealed(result: dict[str, Any]) -> dict[str, Any]:
-    """`result` with `sha256`, the hash of all else in it as JSON: keys sorted, no spaces."""
+    """Return `result` with the key `sha256`: the hash of all other keys as JSON, sorted and without spaces."""
     content = {name: value for name, value in result.items() if name != "sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return content | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is what was written.
+    """Return whether a result matches its hash.
 
-    Version 1 had no seal. Those are taken as they are, for what they cost to train: renamed into place after fsync,
-    they were never half-written, and nothing can tell whether they were changed since.
+    Results of version 1 have no hash. They are accepted, because retraining is expensive: they were renamed into place
+    after fsync, so they are never half-written, but later changes go unnoticed.
     """
     if result.get("schema_version") == 1 and "sha256" not in result:
         return True
     try:
         return sealed(result) == result
-    except ValueError:  # a number that is none
+    except ValueError:  # NaN or infinity
         return False
 
 
 def complete(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
-    """The result of a trial that reached its data budget with a finite loss; None for any other, or a damaged one."""
+    """Return the result if it is intact and the trial reached its data budget with a finite loss, else None."""
     result = read_json(folder / "result.json")
     if not isinstance(result, dict) or not _is_whole(result):
         return None

@@ -1,24 +1,24 @@
-"""The one closed formula for parameters: plain integers for one architecture, int64 arrays for millions at once.
+"""Count parameters with a closed formula: plain integers for one architecture, int64 arrays for millions at once.
 
-With V vocabulary, D `d_model`, F `d_ff`, I = `num_heads * d_kv`, m = 2 feed-forward matrices (3 if gated), and n layers
-in a stack without any of the special fields:
+Notation: V is `vocab_size`, D is `d_model`, F is `d_ff`, I is `num_heads * d_kv`, m is the number of feed-forward
+matrices (2, or 3 if gated), and n is the number of layers in a stack. Without any of the special fields:
 
     encoder layer   4·D·I (q, k, v, o)  +  m·D·F  +  2·D (RMSNorm weights)
     decoder layer   4·D·I  +  cross  +  m·D·F  +  3·D
-    cross           4·D·I (`output`),  2·D·I + 2·I² (`layer`: k and v made again from encoder layer i's),
+    cross           4·D·I (`output`),  2·D·I + 2·I² (`layer`: k and v projected again from those of encoder layer i),
                     2·D·I (`layer-shared`)
     stack           + D (final RMSNorm)  +  32·heads (relative position bias, once per stack)
     model           V·D once (twice if untied)  +  `max_length`·D (absolute positions, shared by both stacks)
 
-There are no biases (Raffel et al. 2020, section 2.1). Parameters are linear in F, which is what the solver inverts.
-What special fields add:
+Linear layers have no biases (Raffel et al. 2020, section 2.1). The count is linear in F, and the solver inverts it.
+Special fields change the count as follows:
 
-    head_schedule   I differs by layer; the bias table has the heads of the stack's widest layer
-    share_layers    a set of layer weights counts once, its norms included
-    bottleneck      layer i works at width w_i; the stack walks D, w_0 … w_(n-1), D with a w·w' matrix at each change;
-                    keys and values of `output` cross-attention read the encoder's output, which is D wide again
+    head_schedule   I differs by layer; the bias table is as wide as the largest number of heads in the stack
+    share_layers    each set of shared weights counts once, including its norms
+    bottleneck      layer i has width w_i; a w·w' matrix is added at each change of width in D, w_0 … w_(n-1), D;
+                    `output` cross-attention projects keys and values from the encoder's output, whose width is D
     noop_key        `learned` adds I scalars to every attention
-    length_reduction, gating function, rotary positions: nothing
+    length_reduction, gating function, rotary positions: no change
 """
 
 from collections.abc import Iterator
@@ -28,33 +28,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RELATIVE_BUCKETS = 32
-"""Buckets of T5's relative position bias."""
+"""Number of buckets in T5's relative position bias."""
 
 
 class Run(NamedTuple):
-    """Consecutive layers of one stack with equal shapes. Numbers are ints or broadcastable int64 arrays."""
+    """Consecutive layers of a stack with equal shapes. Numbers are ints or broadcastable int64 arrays."""
 
     applied: int
-    """Layers in the run, shared ones included."""
+    """Number of layers, including shared ones."""
     sets: int
-    """Sets of weights these layers own."""
+    """Number of separate sets of weights in these layers."""
     second_half: bool
-    """Whether the run lies at or after the stack's middle layer."""
+    """Whether the layers are at or after the middle layer of the stack."""
     width: Any
     """Residual width."""
     heads: Any
-    """Attention heads."""
+    """Number of attention heads."""
     d_kv: Any
-    """Width of a head."""
+    """Width of one head."""
 
     @property
     def inner(self) -> Any:
-        """Width of all heads together."""
+        """Total width of all heads."""
         return self.heads * self.d_kv
 
 
 def stack_runs(a: Any, num_layers: int) -> list[Run]:
-    """The layers of one stack of `a`, in order, equal neighbours together."""
+    """Return the layers of a stack in order, with equal neighbours grouped."""
     share = num_layers if a.share_layers == "all" else a.share_layers
     widths = layer_widths(a, num_layers)
     varying = a.bottleneck in ("shrinking", "growing")
@@ -70,12 +70,12 @@ def stack_runs(a: Any, num_layers: int) -> list[Run]:
 
 
 def layer_shapes(a: Any, num_layers: int) -> list[Run]:
-    """One `Run` a layer, in order: what a model needs to build the stack."""
+    """Return one `Run` per layer, in order, for building the stack of a model."""
     return [run._replace(applied=1, sets=1) for run in stack_runs(a, num_layers) for _ in range(run.applied)]
 
 
 def layer_widths(a: Any, num_layers: int) -> list[Any]:
-    """Residual width of each layer of a stack: `num_layers` ints or arrays."""
+    """Return the residual width of each layer in a stack: `num_layers` ints or arrays."""
     if a.bottleneck == "none":
         return [a.d_model] * num_layers
     if a.bottleneck == "flat" or num_layers == 1:
@@ -86,16 +86,16 @@ def layer_widths(a: Any, num_layers: int) -> list[Any]:
 
 
 def projections(a: Any, num_layers: int) -> list[tuple[Any, Any]]:
-    """Pairs of widths between which the residual stream of a stack goes, in order; equal ones need no matrix."""
+    """Return the pairs of consecutive residual widths in a stack; a pair of equal widths needs no matrix."""
     path = [a.d_model, *layer_widths(a, num_layers), a.d_model]
     return list(pairwise(path))
 
 
 def param_groups(a: Any) -> dict[str, Any]:
-    """Parameters of `a` by group, in numbers of scalars, groups that are empty included.
+    """Return the number of parameters by group, including empty groups.
 
     Args:
-        a: an `Architecture`, or any object with its fields in which the numbers are int64 arrays that broadcast.
+        a: An `Architecture`, or an object with the same fields whose numbers are broadcastable int64 arrays.
     """
     groups = embedding_groups(a)
     for stack, num_layers in stacks(a):
@@ -104,7 +104,7 @@ def param_groups(a: Any) -> dict[str, Any]:
 
 
 def embedding_groups(a: Any) -> dict[str, Any]:
-    """Parameters that a non-embedding count leaves out (Kaplan et al. 2020, section 2.1), by group."""
+    """Return the parameters by group that a non-embedding count excludes (Kaplan et al. 2020, section 2.1)."""
     return {
         "embedding": a.vocab_size * a.d_model,
         "position_embedding": a.max_length * a.d_model * (a.position == "absolute"),
@@ -113,7 +113,7 @@ def embedding_groups(a: Any) -> dict[str, Any]:
 
 
 def stacks(a: Any) -> list[tuple[str, int]]:
-    """Name and number of layers of each stack of `a`, the decoder last."""
+    """Return the name and number of layers of each stack, the decoder last."""
     if a.structure == "decoder-only":
         return [("decoder", a.num_layers)]
     depth = a.num_layers if a.num_decoder_layers is None else a.num_decoder_layers
@@ -121,7 +121,7 @@ def stacks(a: Any) -> list[tuple[str, int]]:
 
 
 def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
-    """Parameters of one stack of `stacks` by group."""
+    """Return the parameters of one stack by group."""
     cross = stack == "decoder" and a.structure != "decoder-only"
     runs = stack_runs(a, num_layers)
     noop = a.noop_key == "learned"
@@ -141,7 +141,7 @@ def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
 
 
 def most_heads(runs: list[Run]) -> Any:
-    """Heads of the layer that has most: the width of the stack's position bias table."""
+    """Return the largest number of heads in any layer, which is the width of the stack's position bias table."""
     heads = runs[0].heads
     for run in runs[1:]:
         heads = np.maximum(heads, run.heads) if isinstance(run.heads, np.ndarray) else max(heads, run.heads)
@@ -149,21 +149,21 @@ def most_heads(runs: list[Run]) -> Any:
 
 
 def _cross_keys_values(a: Any, run: Run) -> Any:
-    """Parameters with which cross-attention makes its keys and values."""
+    """Return the parameters of the key and value projections in cross-attention."""
     if a.cross_attention == "output":
         return 2 * a.d_model * run.inner
     return 2 * run.inner * run.inner if a.cross_attention == "layer" else 0
 
 
 def _third(layer: int, num_layers: int) -> int:
-    """0 in the first half of a stack, 1 for the middle layer of an odd one, 2 in the second half."""
+    """Return 0 in the first half of a stack, 1 for the middle layer of an odd stack, and 2 in the second half."""
     if num_layers % 2 and layer == num_layers // 2:
         return 1
     return 0 if layer < num_layers // 2 else 2
 
 
 def _heads(a: Any, third: int) -> tuple[Any, Any]:
-    """(num_heads, d_kv) of a layer in that part of the stack."""
+    """Return (num_heads, d_kv) of a layer in this part of the stack."""
     if a.head_schedule == "constant" or third == 1:
         return a.num_heads, a.d_kv
     many = (third == 0) == a.head_schedule.startswith("more-first")
@@ -173,21 +173,21 @@ def _heads(a: Any, third: int) -> tuple[Any, Any]:
 
 
 def _on_grid(width: Any) -> Any:
-    """The nearest multiple of 64. Exact halves cannot occur between two multiples of 64."""
+    """Return the nearest multiple of 64. Exact halves do not occur when both end widths are multiples of 64."""
     rounded = (width + 32) // 64 * 64
     return rounded.astype(np.int64) if isinstance(rounded, np.ndarray) else int(rounded)
 
 
 def refusals(a: Any) -> Iterator[tuple[Any, str]]:
-    """(is it so, why that cannot be built) for every combination of fields that is no transformer.
+    """Yield (is violated, message) for every rule that a combination of fields must meet.
 
-    The first item is a bool, or a bool array where the fields are arrays; the sentence may name fields in braces.
+    The first item is a bool, or a bool array if the fields are arrays. The message may contain field names in braces.
     """
     decoder_only, shared = a.structure == "decoder-only", a.share_layers != 1
     depths = [a.num_layers] if decoder_only else [a.num_layers, a.num_decoder_layers or a.num_layers]
     yield (
         decoder_only and a.num_decoder_layers is not None,
-        "a decoder-only model has no num_decoder_layers: use num_layers",
+        "a decoder-only model has no num_decoder_layers: set num_layers only",
     )
     yield (
         decoder_only and a.cross_attention != "output",
@@ -195,40 +195,43 @@ def refusals(a: Any) -> Iterator[tuple[Any, str]]:
     )
     yield (
         decoder_only and a.length_reduction != 1.0,
-        "length_reduction shortens the encoder, and a decoder-only model has none",
+        "length_reduction shortens the encoder, which a decoder-only model does not have: leave it at 1.0",
     )
     yield (
         a.cross_attention != "output" and len(set(depths)) > 1,
-        "cross_attention={cross_attention!r} pairs layer i with layer i: num_decoder_layers ({num_decoder_layers}) "
-        "must equal num_layers ({num_layers})",
+        "cross_attention={cross_attention!r} pairs decoder layer i with encoder layer i: num_decoder_layers "
+        "({num_decoder_layers}) must equal num_layers ({num_layers})",
     )
     yield (
         shared and a.share_layers != "all" and a.share_layers > min(depths),
-        "share_layers={share_layers} is more than the layers of a stack: write 'all'",
+        "share_layers={share_layers} exceeds the number of layers in a stack: use 'all'",
     )
     scheduled = a.head_schedule != "constant"
-    yield scheduled & (a.num_heads % 2 == 1), "head_schedule={head_schedule!r} halves num_heads; {num_heads} is odd"
+    yield (
+        scheduled & (a.num_heads % 2 == 1),
+        "head_schedule={head_schedule!r} halves num_heads: num_heads must be even, not {num_heads}",
+    )
     same_width = a.head_schedule.endswith("same-width")
-    yield same_width & (a.d_kv % 2 == 1), "head_schedule={head_schedule!r} halves d_kv, and {d_kv} is odd"
+    yield same_width & (a.d_kv % 2 == 1), "head_schedule={head_schedule!r} halves d_kv: d_kv must be even, not {d_kv}"
     multiple = 4 if same_width else 2
     yield (
         (a.position == "rotary") & (a.d_kv % multiple != 0),
-        f"rotary positions turn pairs of dimensions: d_kv must be a multiple of {multiple}, not {{d_kv}}",
+        f"rotary positions rotate pairs of dimensions: d_kv must be a multiple of {multiple}, not {{d_kv}}",
     )
     yield (
         scheduled and shared and any(_group_spans_halves(n, a.share_layers) for n in depths),
-        "share_layers={share_layers!r} would share one set of weights between layers that head_schedule="
-        "{head_schedule!r} gives different heads",
+        "share_layers={share_layers!r} would share one set of weights between layers with different heads: "
+        "head_schedule={head_schedule!r} changes the heads within a stack",
     )
     yield from _bottleneck_refusals(a, shared)
 
 
 def _bottleneck_refusals(a: Any, shared: bool) -> Iterator[tuple[Any, str]]:
-    """The part of `refusals` about the residual width."""
+    """Yield the items of `refusals` about the residual width."""
     if a.bottleneck == "none":
         yield (
             a.d_bottleneck is not None,
-            "d_bottleneck={d_bottleneck} needs a bottleneck kind: flat, shrinking or growing",
+            "d_bottleneck={d_bottleneck} needs bottleneck to be flat, shrinking or growing",
         )
         return
     yield a.d_bottleneck is None, "bottleneck={bottleneck!r} needs d_bottleneck"
@@ -239,16 +242,16 @@ def _bottleneck_refusals(a: Any, shared: bool) -> Iterator[tuple[Any, str]]:
         off_grid = (a.d_bottleneck % 64 != 0) | (a.d_model % 64 != 0)
         yield (
             off_grid,
-            "bottleneck={bottleneck!r} needs multiples of 64: d_model is {d_model}, d_bottleneck {d_bottleneck}",
+            "bottleneck={bottleneck!r} needs multiples of 64: d_model is {d_model} and d_bottleneck is {d_bottleneck}",
         )
         yield (
             shared,
-            "share_layers={share_layers!r} needs layers of one width, and bottleneck={bottleneck!r} changes it",
+            "share_layers={share_layers!r} needs layers of equal width, but bottleneck={bottleneck!r} varies the width",
         )
 
 
 def _group_spans_halves(num_layers: int, share: Any) -> bool:
-    """Whether a group of layers that share weights covers two parts of the stack."""
+    """Return whether layers that share weights are in different parts of the stack."""
     size = num_layers if share == "all" else share
     parts = [{_third(i, num_layers) for i in range(g, min(g + size, num_layers))} for g in range(0, num_layers, size)]
     return any(len(part) > 1 for part in parts)

@@ -1,4 +1,4 @@
-"""The members of a feasible set that no other member beats in every respect."""
+"""Find the Pareto-optimal members of a feasible set."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
     from march_search.solver import FeasibleSet
 
 OBJECTIVES = ("flops", "memory", "-depth")
-"""Fewest operations and bytes for each depth: depth is what a budget buys, and what it costs is in the other two."""
+"""Default objectives: the fewest operations and bytes for each depth."""
 
 
 def pareto(found: "FeasibleSet", by: Sequence[str] = OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
-    """Members for which no other is at least as good in all of `by` and better in one; equal ones all stay.
+    """Return the members that no other member dominates, sorted by the first objective, then by the next.
 
-    In the order of the first objective, then of the next.
+    A member dominates another if it is at least as good in all of `by` and better in one. Equal members all stay.
 
     Args:
-        found: the set.
-        by: measures or axes as in `Selection.top`; the smallest is best, or the largest behind a `-`.
-        setup: how a trial would run.
+        found: The feasible set.
+        by: Measures or axes as in `Selection.top`; smaller is better, or larger with the prefix `-`.
+        setup: How a trial would run.
 
     Raises:
-        UsageError: nothing to compare by, or a name that is no measure.
+        UsageError: If `by` is empty or contains an unknown measure.
     """
     if not by:
-        raise UsageError("a Pareto set needs something to compare by, such as flops,memory,-depth.")
+        raise UsageError("a Pareto set needs at least one objective, such as flops,memory,-depth.")
     numbers, points = found.numbers(0, 0), np.zeros((0, len(by)))
     for start in range(0, max(len(found), 1), CHUNK):
         more = found.numbers(start, start + CHUNK)
@@ -39,22 +39,22 @@ def pareto(found: "FeasibleSet", by: Sequence[str] = OBJECTIVES, setup: Setup = 
         columns = [(-1.0 if key[0:1] == "-" else 1.0) * members.measure(key.removeprefix("-"), setup) for key in by]
         numbers = np.concatenate([numbers, more])
         points = np.concatenate([points, np.stack(columns, axis=1)])
-        kept = front(points)
-        numbers, points = numbers[kept], points[kept]
+        optimal = front(points)
+        numbers, points = numbers[optimal], points[optimal]
     return found.select(numbers[np.lexsort(points.T[::-1])])
 
 
 def front(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(m,) indices of the rows that none of the (n, k) rows beats.
+    """Return the (m,) indices of the rows that none of the (n, k) rows dominates.
 
-    Takes one row after another in lexicographic order, so that each still there when its turn comes is on the front,
-    and leaves out at once all that it beats.
+    Rows are visited in lexicographic order and each removes the rows that it dominates. A row that is still present
+    when it is visited is therefore on the front.
     """
     order = np.lexsort(points.T[::-1])
-    rows, place = points[order], 0
-    while place < len(rows):
-        behind = rows[place:]
-        keeps = (behind < rows[place]).any(axis=1) | (behind == rows[place]).all(axis=1)
-        keeps = np.concatenate([np.ones(place, dtype=bool), keeps])
-        rows, order, place = rows[keeps], order[keeps], place + 1
+    rows, i = points[order], 0
+    while i < len(rows):
+        behind = rows[i:]
+        keeps = (behind < rows[i]).any(axis=1) | (behind == rows[i]).all(axis=1)
+        keeps = np.concatenate([np.ones(i, dtype=bool), keeps])
+        rows, order, i = rows[keeps], order[keeps], i + 1
     return np.sort(order)

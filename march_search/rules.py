@@ -1,4 +1,4 @@
-"""Shape rules a person can write: `num_heads * d_kv == d_model`, evaluated on ints or on int64 arrays."""
+"""Parse shape rules such as `num_heads * d_kv == d_model` and evaluate them on ints or int64 arrays."""
 
 import ast
 import operator
@@ -31,61 +31,61 @@ _COMPARE: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on an architecture's fields: arithmetic, comparisons (chains too), `and`, `or`, `not`."""
+    """A condition on the fields of an architecture: arithmetic, comparisons (also chained), `and`, `or`, `not`."""
 
     text: str
-    """As the person wrote it."""
+    """The rule as written by the user."""
     tree: ast.expr
-    """Parsed and checked."""
+    """Parsed and checked expression."""
     names: frozenset[str]
-    """Fields it speaks of."""
+    """Fields that the rule mentions."""
 
     @classmethod
     def parse(cls, text: str, known: Mapping[str, Any]) -> "Rule":
-        """A rule whose names are all in `known`.
+        """Parse a rule and check that all its names are in `known`.
 
         Raises:
-            ConfigError: not an expression, a name that is no field, or something other than arithmetic and comparison.
+            ConfigError: If the text is not a condition, or contains an unknown field or unsupported syntax.
         """
         try:
             tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError):
             raise ConfigError(
-                f'the rule "{text}" cannot be read: write one such as "num_heads * d_kv == d_model".'
+                f'the rule "{text}" is not a valid expression: use one such as "num_heads * d_kv == d_model".'
             ) from None
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         for name in sorted(names - set(known)):
-            raise ConfigError(f'the rule "{text}" speaks of "{name}". {nearest(name, known)}')
+            raise ConfigError(f'the rule "{text}" has the unknown field "{name}". {nearest(name, known)}')
         for node in ast.walk(tree):
             if not _allowed(node):
                 raise ConfigError(
-                    f'the rule "{text}" may hold numbers, fields, + - * / // %, comparisons, and, or, not.'
+                    f'the rule "{text}" may use only numbers, text, fields, + - * / // %, comparisons, and, or, not.'
                 )
         if not isinstance(tree, ast.Compare | ast.BoolOp) and not (
             isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not)
         ):
             raise ConfigError(
-                f'the rule "{text}" is no condition: compare two sides, as in "num_heads * d_kv == d_model".'
+                f'the rule "{text}" is not a condition: compare two sides, as in "num_heads * d_kv == d_model".'
             )
         return cls(text, tree, frozenset(names))
 
     def holds(self, values: Mapping[str, Any]) -> Any:
-        """Whether the rule holds: a bool, or a bool array where the values are arrays.
+        """Return whether the rule holds, as a bool, or as a bool array if the values are arrays.
 
-        A division by zero makes a comparison false instead of failing.
+        A comparison with the result of a division by zero is false.
 
         Raises:
-            ConfigError: the rule compares or calculates with text as if it were a number.
+            ConfigError: If the rule uses text as a number.
         """
         try:
             with np.errstate(all="ignore"):
                 return _evaluate(self.tree, values)
         except (TypeError, OverflowError):
-            raise ConfigError(f'the rule "{self.text}" calculates with something that is no number.') from None
+            raise ConfigError(f'the rule "{self.text}" calculates with a value that is not a number.') from None
 
 
 def _allowed(node: ast.AST) -> bool:
-    """Whether a rule may contain this piece of syntax."""
+    """Return whether a rule may contain this syntax node."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, int | float | str)
     pieces = (ast.Name, ast.Load, ast.BinOp, ast.Compare, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub)
@@ -93,19 +93,19 @@ def _allowed(node: ast.AST) -> bool:
 
 
 def _is_number(side: Any) -> Any:
-    """False where a division by zero left no number."""
+    """Return where `side` is not NaN, the result of a division by zero."""
     return ~np.isnan(side) if getattr(side, "dtype", None) is not None and side.dtype.kind == "f" else True
 
 
 def _numpy(value: Any) -> Any:
-    """A Python number as NumPy's, so that scalars and arrays follow the same arithmetic."""
+    """Convert a Python number to NumPy, so that scalars and arrays use the same arithmetic."""
     if isinstance(value, int) and not isinstance(value, bool):
         return np.int64(value)
     return np.float64(value) if isinstance(value, float) else value
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """Value of a checked expression."""
+    """Return the value of a checked expression."""
     match node:
         case ast.Constant():
             return _numpy(node.value)

@@ -1,29 +1,32 @@
-"""What `learning_rate_scaling = "width"` does to each kind of parameter, relative to the shape that the rate is for.
+"""Factors of `learning_rate_scaling = "width"` on the learning rate and initialisation of each kind of parameter.
+
+A ratio is the value of the base shape, for which the learning rate was chosen, divided by the value of the model.
 
 | parameter | learning rate | initialisation |
 | --- | --- | --- |
-| q, k, v, wi, projection of a bottleneck | base's / own fan-in | as it is: `t5` divides by √fan-in |
-| o, wo: what a branch adds to the residual stream | base's / own fan-in · base's / own layers | base's / own layers |
-| final norm of the decoder, in front of the output layer | √(base's / own d_model) | likewise |
-| lm_head (untied output layer) | √(base's / own d_model) | as it is |
-| embedding, positions, other norms, relative bias, no-op key | as it is | as it is |
+| q, k, v, wi, projection of a bottleneck | fan-in ratio | unchanged: `t5` divides by √fan-in |
+| o, wo (added to the residual stream) | fan-in ratio · layers ratio | layers ratio |
+| final norm of the decoder, before the output layer | √(d_model ratio) | √(d_model ratio) |
+| lm_head (untied output layer) | √(d_model ratio) | unchanged |
+| embedding, positions, other norms, relative bias, no-op key | unchanged | unchanged |
 
-Width: Yang et al. 2021 (Tensor Programs V, arXiv 2203.03466), tables 3 and 8, for Adam. A step moves each weight by
-about the learning rate, and the moves of one row add up over its inputs: a matrix takes a rate of one over its fan-in;
-what reads a token or a position has a fan-in of one. Table 8, the form for tied embeddings, gives the output layer a
-rate of one and logits a factor of one over d_model, where T5 has one over its root. The missing root cannot go into a
-shared matrix, so it stands in the norm in front, whose initial value and rate it multiplies: for Adam that is the same
-model, and the trained weights are those of any T5. An untied output layer lies behind the same norm.
+Width: Yang et al. 2021 (Tensor Programs V, arXiv 2203.03466), tables 3 and 8, for Adam. One step changes each weight by
+about the learning rate, and the changes in a row add up over its inputs. The rate of a matrix is therefore proportional
+to 1/fan-in; an embedding or position table has a fan-in of one. Table 8, the form for tied embeddings, gives the output
+layer a rate of 1 and scales the logits by 1/d_model, whereas T5 scales them by 1/√d_model. The missing root cannot go
+into a shared matrix, so it multiplies the initial value and the rate of the norm before the output layer. For Adam this
+is the same model, and the trained weights load into any T5. The same norm precedes an untied output layer.
 
-Depth: Dey et al. 2025 (CompleteP, arXiv 2505.01618), table 1, alpha = 1: a branch is divided by the depth of its stack,
-rates stay. Here the divisor is in o and wo themselves, in their initialisation and their rate, which for Adam is the
-same. Yang et al. 2023 (arXiv 2310.02244) divide by the root of the depth and find that rates then do not transfer for
-transformers, which have more than one matrix a branch; and layers that share weights add up without cancelling, which
-alpha = 1 allows and the root does not. Depth counts layers that are applied, shared ones each time.
+Depth: Dey et al. 2025 (CompleteP, arXiv 2505.01618), table 1, alpha = 1: the output of a branch is divided by the depth
+of its stack, and rates do not change. Here the divisor is applied to the initialisation and rate of o and wo, which for
+Adam is equivalent. Yang et al. 2023 (arXiv 2310.02244) divide by the root of the depth; they find that rates then do
+not transfer for transformers, which have more than one matrix per branch. Also, the outputs of layers that share
+weights add up without cancelling, for which alpha = 1 is right and the root is not. Depth counts applied layers: a
+shared layer counts each time.
 
-Left out: the factor 1/d_kv for attention's scores, since queries, keys and values are one matrix with one rate (more
-heads are covered, wider ones are not), and AdamW's epsilon. Factors make widths and depths comparable; they say
-nothing of constants, such as those between a gated and a plain feed-forward layer.
+Not included: the factor 1/d_kv on attention scores, because queries, keys and values share one matrix and one rate (so
+more heads are covered, wider heads are not), and scaling of AdamW's epsilon. The factors make widths and depths
+comparable. They do not correct constant differences, such as between gated and plain feed-forward layers.
 """
 
 from collections.abc import Mapping
@@ -43,46 +46,49 @@ FAN_IN = {
     "wo": "d_ff",
     "projection": "width",
 }
-"""The number of inputs of each kind of matrix."""
+"""Size that determines the fan-in of each kind of matrix."""
 
 BRANCH_ENDS = ("o", "wo")
-"""Matrices whose output is added to the residual stream, once a layer."""
+"""Matrices whose output is added to the residual stream."""
 
 UNSCALED = ("embedding", "position_embedding", "relative_bias", "noop_key", "norm")
-"""Kinds whose fan-in does not grow with the model."""
+"""Kinds of parameters whose fan-in does not grow with the model."""
 
 
 class Factors(NamedTuple):
-    """What multiplies a parameter's settings."""
+    """Factors on the settings of a parameter."""
 
     rate: float
-    """Of the learning rate."""
+    """Factor on the learning rate."""
     init: float
-    """Of the initial standard deviation, or constant."""
+    """Factor on the initial standard deviation, or on the initial constant of a norm."""
 
 
 def base_shape(training: TrainingConfig) -> Architecture | None:
-    """The shape that `learning_rate` is for; None where it is for all.
+    """Return the shape for which `learning_rate` was chosen; None if rates are not scaled.
 
     Raises:
-        ArchitectureError: its name means nothing.
-        ConfigError: it has layers of several shapes, so that there is no one width, depth or number of heads.
+        ArchitectureError: If `base_shape` is not a valid architecture name.
+        ConfigError: If its layers differ in shape, so that width, depth or number of heads is not unique.
     """
     if training.learning_rate_scaling == "fixed":
         return None
     base = Architecture.parse(training.base_shape)
     if base.bottleneck != "none" or base.head_schedule != "constant" or base.num_decoder_layers is not None:
         raise ConfigError(
-            "[training]: base_shape needs one depth, width and number of heads throughout, as in "
+            "[training]: base_shape must have a single depth, width and number of heads, as in "
             f"L12-D768-H12x64-F3072, not {training.base_shape}."
         )
     return base
 
 
 def factors(kind: str, sizes: Mapping[str, int], base: Architecture | None) -> Factors:
-    """Factors of a parameter of this kind and these sizes, both as `march_search.model.init` has them.
+    """Return the factors of a parameter; all are 1 if `base` is None or the model has the base shape.
 
-    All are 1 for a `base` of None, and for the parameters of a model of the base shape.
+    Args:
+        kind: kind of parameter, as in `march_search.model.init`.
+        sizes: sizes of its layer, as in `march_search.model.init`.
+        base: base shape; None if rates are not scaled.
     """
     if base is None or kind in UNSCALED:
         return Factors(1.0, 1.0)

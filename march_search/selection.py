@@ -1,4 +1,4 @@
-"""Architectures of a feasible set in some order, built one by one when they are looked at."""
+"""Sequences of members of a feasible set, in any order; each architecture is built when it is accessed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 CHUNK = 1 << 20
-"""Members that are looked at together when a large set is walked."""
+"""Members processed at a time when iterating over a large set."""
 
 
 class Selection(Sequence[Architecture], ABC):
@@ -27,11 +27,11 @@ class Selection(Sequence[Architecture], ABC):
     @property
     @abstractmethod
     def source(self) -> "FeasibleSet":
-        """The set the members are of."""
+        """The feasible set that the members belong to."""
 
     @abstractmethod
     def numbers(self, start: int = 0, stop: int | None = None) -> Ints:
-        """Numbers, in `source`, of the members from `start` up to `stop`."""
+        """Return the indices in `source` of the members from `start` up to `stop`."""
 
     def __len__(self) -> int:
         return len(self.numbers())
@@ -46,44 +46,44 @@ class Selection(Sequence[Architecture], ABC):
             if step == 1:
                 return self.select(self.numbers(start, max(start, stop)))
             return self.select(self.numbers()[index])
-        place = range(len(self))[index]
-        return self.source.decode(self.numbers(place, place + 1)).architecture()
+        position = range(len(self))[index]
+        return self.source.decode(self.numbers(position, position + 1)).architecture()
 
     def __iter__(self) -> Iterator[Architecture]:
         for start in range(0, len(self), 4096):
             members = self.source.decode(self.numbers(start, start + 4096))
-            for place in range(len(members)):
-                yield members.architecture(place)
+            for row in range(len(members)):
+                yield members.architecture(row)
 
     def members(self) -> "Members":
-        """All of the selection as columns."""
+        """Return the whole selection as columns."""
         return self.source.decode(self.numbers())
 
     def select(self, numbers: Ints) -> "Picked":
-        """The members of `source` with these numbers, in this order."""
+        """Return the members of `source` with these indices, in this order."""
         return Picked(self.source, numbers)
 
     def top(self, n: int, key: str = "difference", setup: Setup = Setup()) -> "Selection":  # noqa: B008
-        """The `n` members with the smallest key, ties in the set's own order; 0 for all of them, sorted.
+        """Return the `n` members with the smallest key; ties keep their order.
 
         Args:
-            n: how many.
-            key: one of `members.MEASURES` or an axis; a `-` before it takes the largest first.
-            setup: how a trial would run, for measures that depend on it.
+            n: Number of members; 0 returns all of them, sorted.
+            key: One of `members.MEASURES` or an axis; prefix it with `-` to put the largest first.
+            setup: How a trial would run, for measures that depend on it.
 
         Raises:
-            UsageError: there is no such key.
+            UsageError: If the key is unknown.
         """
         name = key.removeprefix("-")
         sign = -1 if key != name else 1
         return self.first(n, lambda members: sign * members.measure(name, setup))
 
     def first(self, n: int, measure: "Callable[[Members], NDArray[Any]]") -> "Selection":
-        """The `n` members with the smallest measure, ties in this order; 0 for all of them, sorted.
+        """Return the `n` members with the smallest measure; ties keep their order.
 
         Args:
-            n: how many.
-            measure: (m,) numbers of m members.
+            n: Number of members; 0 returns all of them, sorted.
+            measure: Function that returns (m,) numbers for m members.
         """
         best, keys = self.numbers(0, 0), np.zeros(0)
         for start in range(0, len(self), CHUNK):
@@ -100,15 +100,15 @@ class Picked(Selection):
     """Chosen members of a feasible set, in the order chosen."""
 
     found: "FeasibleSet"
-    """The set they are of."""
+    """The feasible set that the members belong to."""
     chosen: Ints
-    """(n,) their numbers in it."""
+    """(n,) indices of the members in the set."""
 
     @property
     def source(self) -> "FeasibleSet":
-        """The set the members are of."""
+        """The feasible set that the members belong to."""
         return self.found
 
     def numbers(self, start: int = 0, stop: int | None = None) -> Ints:
-        """Numbers of the members from `start` up to `stop`."""
+        """Return the indices of the members from `start` up to `stop`."""
         return self.chosen[start:stop]

@@ -1,4 +1,4 @@
-"""Reads TOML or JSON into a frozen dataclass; a wrong key or type names the file, the key and the way out."""
+"""Load TOML or JSON files into frozen dataclasses. Errors name the file, the key and the nearest valid name."""
 
 import dataclasses
 import difflib
@@ -16,46 +16,46 @@ T = TypeVar("T")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Tail of an error line: the nearest known word if one is near, else all of them."""
+    """Return the end of an error message: the known word closest to `word`, or all known words if none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}."
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The table in a TOML or JSON file.
+    """Return the top-level table of a TOML or JSON file.
 
     Raises:
-        ConfigError: the file is missing, unreadable, not UTF-8 or not valid TOML or JSON.
+        ConfigError: If the file is missing, unreadable, not UTF-8, or not valid TOML or JSON.
     """
     try:
         text = path.read_text(encoding="utf-8")
         table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
+        raise ConfigError(f"{path}: file not found.") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}).") from None
     except ValueError as error:
-        raise ConfigError(f"{path}: is not valid {path.suffix.lstrip('.').upper()}: {error}.") from None
+        raise ConfigError(f"{path}: invalid {path.suffix.lstrip('.').upper()}: {error}.") from None
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: must hold a table of keys, not a {type(table).__name__}.")
+        raise ConfigError(f"{path}: expected a table of keys at the top level, got a {type(table).__name__}.")
     return table
 
 
 def build(cls: type[T], table: Mapping[str, Any], source: str, where: str = "") -> T:
-    """An instance of the dataclass `cls` from `table`; absent keys take the field's default.
+    """Build an instance of the dataclass `cls` from `table`. Missing keys take the default of their field.
 
     Args:
-        cls: a frozen dataclass whose fields are bool, int, float, str, Literal, X | None, tuple[X, ...], dict or
+        cls: A frozen dataclass whose fields are bool, int, float, str, Literal, X | None, tuple[X, ...], dict or
             dataclasses of the same kind.
-        table: what the file holds.
-        source: file name for error lines.
-        where: dotted path of `table` in the file, for error lines.
+        table: Content of the file.
+        source: File name for error messages.
+        where: Dotted path of `table` in the file, for error messages.
 
     Raises:
-        ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
+        ConfigError: If a key is unknown or missing, a value has the wrong type, or the dataclass rejects a value.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -67,7 +67,7 @@ def build(cls: type[T], table: Mapping[str, Any], source: str, where: str = "") 
         if name in table:
             values[name] = _convert(hints[name], table[name], source, where + name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f'{source}: the key "{where}{name}" is missing.')
+            raise ConfigError(f'{source}: missing key "{where}{name}".')
     try:
         return cls(**values)
     except ConfigError as error:
@@ -75,7 +75,7 @@ def build(cls: type[T], table: Mapping[str, Any], source: str, where: str = "") 
 
 
 def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
-    """`value` as the type `hint`, or a ConfigError that says what was expected."""
+    """Convert `value` to the type `hint`; raise a ConfigError if it has another type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return build(hint, value, source, f"{key}.")
@@ -105,14 +105,14 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """A type in words."""
+    """Describe a type in words, for error messages."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(a) for a in args if a is not type(None))
     if origin is Literal:
         return "one of " + ", ".join(map(repr, args))
     if origin is tuple:
-        return f"a list, each item {_describe(args[0])}"
+        return f"a list in which each item is {_describe(args[0])}"
     if origin is dict or dataclasses.is_dataclass(hint):
         return "a table"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}

@@ -1,4 +1,4 @@
-"""Finds the spaces, studies and tables that travel with the package, and those in a person's own files."""
+"""Locate spaces, studies and tables: the files shipped with the package, or the user's own files."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,25 +10,25 @@ Kind = Literal["spaces", "studies", "tables"]
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """The folder of shipped files: inside the installed package, or at the top of the source tree."""
+    """Return the folder of shipped files: inside the installed package, or at the top of the source tree."""
     package = Path(__file__).parent
     installed = package / "shipped_files" / kind
     return installed if installed.is_dir() else package.parent / kind
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Names of the shipped files, folders included: `cpu-demo`."""
+    """Return the names of the shipped files, including subfolders: `cpu-demo`, `march-2023/...`."""
     folder = shipped_folder(kind)
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob(f"*{_SUFFIX[kind]}"))
 
 
 def shipped_path(kind: Kind, name: str) -> Path:
-    """The file that `name` means: an existing file, else the shipped file of that name.
+    """Return the path of the existing file `name`, or of the shipped file with that name.
 
-    `studies/cpu-demo.toml` finds the shipped study even in a folder that has no `studies/`.
+    `studies/cpu-demo.toml` refers to the shipped study even if the current folder has no `studies/`.
 
     Raises:
-        ConfigError: neither exists.
+        ConfigError: If neither exists.
     """
     path = Path(name)
     if path.suffix in (".toml", ".json") and path.is_file():
@@ -39,9 +39,9 @@ def shipped_path(kind: Kind, name: str) -> Path:
         return shipped_folder(kind) / f"{word}{_SUFFIX[kind]}"
     if path.suffix in (".toml", ".json"):
         raise ConfigError(
-            f"{name}: there is no such file, and no such {_SINGULAR[kind]} is shipped. {nearest(word, known)}"
+            f"{name}: file not found, and no {_SINGULAR[kind]} of that name is shipped. {nearest(word, known)}"
         )
-    raise ConfigError(f'there is no {_SINGULAR[kind]} "{name}". {nearest(word, known)}')
+    raise ConfigError(f'unknown {_SINGULAR[kind]} "{name}". {nearest(word, known)}')
 
 
 _SINGULAR: dict[Kind, str] = {"spaces": "space", "studies": "study", "tables": "table of recorded curves"}

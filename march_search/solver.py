@@ -1,7 +1,7 @@
-"""Every architecture of a space inside a budget: counted, indexed, enumerated, sampled, all exactly.
+"""Solve a search space: count, index, enumerate and sample exactly the architectures that meet a budget.
 
-`grid.py` finds, for each point of all axes but `d_ff`, the run of feasible `d_ff`. What is kept is one row of 28 bytes
-for each run that is not empty; members are numbered through these runs and built on demand.
+`grid.py` finds the interval of feasible `d_ff` values for each point of the other axes. A feasible set stores one row
+of 28 bytes per non-empty interval. Its members are indexed through these rows and built on demand.
 """
 
 from collections.abc import Sequence
@@ -23,22 +23,22 @@ from march_search.selection import Selection
 from march_search.space import SearchSpace
 
 _FAR = 2**61
-"""More parameters than any architecture on the axes can have."""
+"""Bound above the parameter count of any architecture on the axes."""
 
 
 def solve(space: SearchSpace) -> "FeasibleSet":
-    """All architectures of `space` that meet its budget and its rules.
+    """Return all architectures in `space` that meet its budget and rules.
 
     Raises:
-        ConfigError: the space has no budget, or a rule cannot be calculated.
+        ConfigError: If the space has no budget or a rule cannot be evaluated.
     """
     if space.budget is None:
-        raise ConfigError(f'the space "{space.name}" states no budget: use space.with_budget("220M").')
+        raise ConfigError(f'the space "{space.name}" has no budget: call space.with_budget("220M").')
     return solve_band(space, space.budget, space.budget.low, space.budget.high)
 
 
 def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "FeasibleSet":
-    """All architectures of `space` with `low` to `high` parameters, counted as `budget` says, both ends included."""
+    """Return all architectures in `space` with `low` to `high` parameters by `budget.count`, both ends included."""
     low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
     meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
     combinations: list[Combination] = []
@@ -59,7 +59,7 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
 
 
 def _joined(parts: list[Runs]) -> tuple[Ints, Runs]:
-    """The first run of each part, and all parts as one, column by column so that no column is held three times."""
+    """Return the first row of each part and the concatenated parts; go column by column to save memory."""
     starts = np.cumsum([0, *(len(part.mesh) for part in parts)])
     columns = [list(column) for column in zip(*parts, strict=True)] or [[np.zeros(0, dtype=np.int64)] for _ in range(5)]
     parts.clear()
@@ -68,27 +68,27 @@ def _joined(parts: list[Runs]) -> tuple[Ints, Runs]:
 
 @dataclass(frozen=True, eq=False)
 class FeasibleSet(Selection):
-    """Every feasible architecture, ordered: axis by axis as in `space.AXES`, the last (`d_ff`) changing fastest.
+    """All feasible architectures, in the order of the axes in `space.AXES`; the last axis, `d_ff`, changes fastest.
 
-    Holds one row for each run of neighbouring `d_ff` values, not the architectures themselves.
+    The set stores one row per interval of `d_ff` values, not the architectures themselves.
     """
 
     space: SearchSpace
-    """What was searched."""
+    """The space that was searched."""
     budget: Budget
-    """What it was held to."""
+    """The parameter budget that members meet."""
     d_ff: Ints
     """Values of the `d_ff` axis, ascending."""
     combinations: tuple[Combination, ...]
-    """Values of the outer axes, one entry for each combination that has members."""
+    """Values of the outer axes, one entry per combination that has members."""
     starts: Ints
-    """(combinations,) the first run of each."""
+    """(combinations,) first row of each combination in `runs`."""
     runs: Runs
-    """Columns of length R, combination by combination."""
+    """Intervals of `d_ff` as columns of length R, grouped by combination."""
 
     @cached_property
     def begins(self) -> Ints:
-        """(R + 1,) number of the first member of each run, and of the one after the last."""
+        """(R + 1,) index of the first member of each interval, then the total number of members."""
         return np.concatenate([[0], np.cumsum(self.runs.length, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -107,11 +107,11 @@ class FeasibleSet(Selection):
         return self
 
     def numbers(self, start: int = 0, stop: int | None = None) -> Ints:
-        """Member numbers from `start` up to `stop`."""
+        """Return the member indices from `start` up to `stop`."""
         return np.arange(start, len(self) if stop is None else min(stop, len(self)))
 
     def decode(self, numbers: Ints) -> Members:
-        """The members with these numbers (n,), as columns."""
+        """Return the members with these (n,) indices as columns."""
         run = np.searchsorted(self.begins, numbers, side="right") - 1
         combination = np.searchsorted(self.starts, run, side="right") - 1
         mesh, first, _, constant, slope = self.runs.pick(run)
@@ -119,10 +119,10 @@ class FeasibleSet(Selection):
         return Members(self, combination, mesh, d_ff, constant + slope * d_ff)
 
     def index(self, architecture: Any, start: int = 0, stop: int | None = None) -> int:
-        """The number of a member, found without walking the set.
+        """Return the index of a member without iterating over the set.
 
         Raises:
-            ValueError: it is none, or none between `start` and `stop`.
+            ValueError: If `architecture` is not a member, or its index is not between `start` and `stop`.
         """
         number = self._number(architecture) if architecture in self else -1
         if number not in range(*slice(start, stop).indices(len(self))):
@@ -130,55 +130,57 @@ class FeasibleSet(Selection):
         return number
 
     def _number(self, a: Architecture) -> int:
-        """The number of `a`, which is a member."""
+        """Return the index of the member `a`."""
         combination = self._outer_index[*(getattr(a, axis) for axis in OTHERS), a.num_layers, a.decoder_layers]
         rows = slice(self.starts[combination], [*self.starts, len(self.runs.mesh)][combination + 1])
         mesh = self.combinations[combination].mesh.point(vars(a))
-        place = int(np.searchsorted(self.d_ff, a.d_ff))
+        d_ff = int(np.searchsorted(self.d_ff, a.d_ff))
         key = self.runs.mesh[rows].astype(np.int64) * len(self.d_ff) + self.runs.first[rows]
-        run = int(rows.start + np.searchsorted(key, mesh * len(self.d_ff) + place, side="right") - 1)
-        return int(self.begins[run] + place - self.runs.first[run])
+        run = int(rows.start + np.searchsorted(key, mesh * len(self.d_ff) + d_ff, side="right") - 1)
+        return int(self.begins[run] + d_ff - self.runs.first[run])
 
     @cached_property
     def _outer_index(self) -> dict[tuple[Any, ...], int]:
-        """Which combination has these outer values, with the real number of decoder layers."""
+        """Index of the combination with these outer values; the last value is the actual number of decoder layers."""
         combinations = enumerate(self.combinations)
-        return {(*c.family.others.values(), c.outer["num_layers"], c.depth): place for place, c in combinations}
+        return {(*c.family.others.values(), c.outer["num_layers"], c.depth): index for index, c in combinations}
 
     def sample(self, n: int, seed: int) -> Selection:
-        """`n` different members, uniformly at random: every subset is equally likely. Same seed, same sample.
+        """Return `n` different members, drawn uniformly at random; every subset is equally likely.
+
+        The same seed gives the same sample.
 
         Raises:
-            ConfigError: `n` is negative or more than the set holds.
+            ConfigError: If `seed` or `n` is negative, or `n` exceeds the size of the set.
         """
         if seed < 0:
-            raise ConfigError(f"a seed is a whole number of at least 0, not {seed}.")
+            raise ConfigError(f"seed must be a whole number of at least 0, not {seed}.")
         if not 0 <= n <= len(self):
-            raise ConfigError(f"cannot sample {n:,} different architectures: the feasible set holds {len(self):,}.")
+            raise ConfigError(f"cannot sample {n:,} different architectures: the feasible set has {len(self):,}.")
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else self.numbers(0, 0)
         return self.select(np.asarray(chosen, dtype=np.int64))
 
     def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> Selection:
-        """`n` members, as different from each other along the axes `by` as can be; see `design.design`."""
+        """Return `n` members that are as different as possible along the axes `by`; see `design.design`."""
         return design.design(self, n, by, seed, strata)
 
     def pareto(self, by: Sequence[str] = pareto.OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
-        """The members that no other beats in all of `by`; see `pareto.pareto`."""
+        """Return the Pareto-optimal members for the objectives `by`; see `pareto.pareto`."""
         return pareto.pareto(self, by, setup)
 
     def nearest(self, architecture: Architecture, n: int = 1) -> Selection:
-        """The `n` members nearest to an architecture, which may be one; ties in the set's own order.
+        """Return the `n` members nearest to an architecture, which may be a member; ties keep the order of the set.
 
-        The distance is `Members.octaves_from`: twice the width is as far as half of it, and as another activation.
+        The distance is `Members.octaves_from`: twice the width, half the width and another activation are equally far.
         """
         return self.first(n, lambda members: members.octaves_from(architecture))
 
     def project(self, architecture: Architecture) -> Architecture:
-        """The member nearest to an architecture: itself if it is one.
+        """Return the member nearest to an architecture, which is the architecture if it is a member.
 
         Raises:
-            EmptySetError: the set is empty.
+            EmptySetError: If the set is empty.
         """
         if not len(self):
-            raise EmptySetError(f"nothing is nearest to {architecture}: no architecture has {self.budget}.")
+            raise EmptySetError(f"cannot project {architecture}: no architecture in the space has {self.budget}.")
         return self.nearest(architecture)[0]

@@ -1,4 +1,4 @@
-"""What may vary: reads spaces/*.toml into axes of values, shape rules and a budget."""
+"""Search spaces: read spaces/*.toml into axes of values, shape rules and a parameter budget."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,38 +32,38 @@ AXES = (
     "d_bottleneck",
     "d_ff",
 )
-"""Every field of `Architecture`, in the order in which a feasible set iterates: the last changes fastest."""
+"""All fields of `Architecture`, in the iteration order of a feasible set; the last changes fastest."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Values for every axis, the rules between them, and the budget."""
+    """Values of every axis, the rules between them, and the parameter budget."""
 
     name: str
-    """File name without its ending."""
+    """File name without its extension."""
     budget: Budget | None
-    """None where the file leaves it to whoever solves."""
+    """Parameter budget; None if the file does not set one."""
     axes: dict[str, tuple[Any, ...]]
-    """Values of every field of `Architecture`, in the order written; one value where it does not vary."""
+    """Values of every field of `Architecture`; whole numbers are sorted, and a fixed field has one value."""
     rules: tuple[Rule, ...] = ()
-    """Conditions an architecture must meet. In them `num_decoder_layers` is always a number, and `d_bottleneck` is
-    `d_model` where there is no bottleneck."""
+    """Conditions that an architecture must meet. In a rule, `num_decoder_layers` is always a number, and `d_bottleneck`
+    equals `d_model` if there is no bottleneck."""
     description: str = ""
-    """What the space is for."""
+    """Purpose of the space."""
 
     @classmethod
     def load(cls, name: str | Path) -> "SearchSpace":
-        """The shipped space of that name, or the one in a file.
+        """Return the shipped space with this name, or the space in a file.
 
         Raises:
-            ConfigError: no such space, an unknown key, a wrong type or a rule that cannot be read.
+            ConfigError: If the space does not exist, or has an unknown key, a wrong type or an invalid rule.
         """
         path = shipped_path("spaces", str(name))
         return cls.from_table(read_file(path), path.stem, str(path))
 
     @classmethod
     def from_table(cls, table: dict[str, Any], name: str = "space", source: str = "space") -> "SearchSpace":
-        """The space that a parsed TOML table describes; `source` stands in error lines."""
+        """Return the space in a parsed TOML table; error messages start with `source`."""
         parsed = build(_SpaceFile, table, source)
         axes = {axis: (DEFAULTS[axis],) for axis in AXES}
         for axis, values in parsed.axes.items():
@@ -81,15 +81,15 @@ class SearchSpace:
     def with_budget(
         self, parameters: str | None = None, tolerance: str | None = None, count: Count | None = None
     ) -> "SearchSpace":
-        """The same space with parts of its budget replaced.
+        """Return a copy with parts of the budget replaced.
 
         Raises:
-            BudgetError: a text cannot be read.
-            ConfigError: the space has no budget and none is given.
+            BudgetError: If `parameters` or `tolerance` is not valid.
+            ConfigError: If the space has no budget and `parameters` is None.
         """
         old = self.budget
         if old is None and parameters is None:
-            raise ConfigError(f'the space "{self.name}" states no budget: give one with --budget, such as 220M.')
+            raise ConfigError(f'the space "{self.name}" has no budget: set one with --budget, such as --budget 220M.')
         budget = Budget.parse(
             str(old and old.parameters) if parameters is None else parameters,
             DEFAULT_TOLERANCE if tolerance is None else tolerance,
@@ -105,14 +105,14 @@ class SearchSpace:
         return tuple(axis for axis in AXES if len(self.axes[axis]) > 1)
 
     def grid_size(self) -> int:
-        """Points of the grid before rules and budget."""
+        """Return the number of grid points before rules and budget."""
         size = 1
         for values in self.axes.values():
             size *= len(values)
         return size
 
     def contains(self, architecture: Architecture) -> bool:
-        """Whether every field is one of its axis' values and all rules hold; the budget is not asked."""
+        """Return whether all fields are on their axes and all rules hold; the budget is not checked."""
         values = {axis: getattr(architecture, axis) for axis in AXES}
         values["num_decoder_layers"] = architecture.decoder_layers
         skipped = {"num_decoder_layers"} if self.equal_depths or architecture.structure == "decoder-only" else set()
@@ -131,12 +131,12 @@ class SearchSpace:
 
 
 _LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "share_layers": 1024}
-"""Largest value of an axis, where it is not 2^20; keeps every count inside 64 bits."""
+"""Largest value of an axis (default: 2^20), so that parameter counts fit in 64 bits."""
 
 
 @dataclass(frozen=True)
 class _BudgetTable:
-    """`[budget]` of a space file."""
+    """The `[budget]` table of a space file."""
 
     parameters: str
     tolerance: str = DEFAULT_TOLERANCE
@@ -155,7 +155,7 @@ class _SpaceFile:
 
 @dataclass(frozen=True)
 class _Range:
-    """`{ min = 64, max = 4096, multiple_of = 64 }`, both ends included."""
+    """A range such as `{ min = 64, max = 4096, multiple_of = 64 }`, both ends included."""
 
     min: int
     max: int
@@ -163,7 +163,7 @@ class _Range:
 
 
 def _values(axis: str, given: Any, source: str) -> tuple[Any, ...]:
-    """The values of one axis from a scalar, a list or a range table."""
+    """Return the values of one axis from a scalar, a list or a range table."""
     if isinstance(given, dict):
         limits = build(_Range, given, source, f"axes.{axis}.")
         step = limits.multiple_of
@@ -174,16 +174,16 @@ def _values(axis: str, given: Any, source: str) -> tuple[Any, ...]:
     else:
         values = tuple(given) if isinstance(given, list) else (given,)
     if not values:
-        raise ConfigError(f'{source}: "axes.{axis}" has no value at all.')
+        raise ConfigError(f'{source}: "axes.{axis}" has no values: list at least one, or widen the range.')
     for value in values:
         _check_value(axis, value, source)
     if len(set(values)) < len(values):
-        raise ConfigError(f'{source}: "axes.{axis}" has a value twice.')
+        raise ConfigError(f'{source}: "axes.{axis}" has duplicate values: list each value once.')
     return tuple(sorted(values)) if all(type(v) is int for v in values) else values
 
 
 def _check_value(axis: str, value: Any, source: str) -> None:
-    """Refuses a value that the field of `Architecture` could never take."""
+    """Check that `value` is valid for the field of `Architecture`; raise ConfigError if not."""
     if axis in CHOICES:
         known = CHOICES[axis]
         if not any(value == k and type(value) is type(k) for k in known):

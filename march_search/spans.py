@@ -1,30 +1,30 @@
-"""Lengths of T5's span corruption: how many tokens of text become how many input and target tokens."""
+"""Calculate the input and target lengths of T5's span corruption."""
 
 from typing import NamedTuple
 
 
 class SpanLengths(NamedTuple):
-    """Fixed lengths of one span-corrupted example, in tokens, `</s>` included on both sides."""
+    """Fixed lengths of one span-corrupted example in tokens, including `</s>` in the input and in the target."""
 
     noise: int
-    """Tokens of text that are taken out of the input."""
+    """Number of text tokens removed from the input."""
     spans: int
-    """Spans they form; each leaves one sentinel in the input and one in the target."""
+    """Number of removed spans; each adds one sentinel to the input and one to the target."""
     input: int
-    """Length of the encoder's input."""
+    """Length of the encoder input."""
     target: int
-    """Length of the decoder's target."""
+    """Length of the decoder target."""
 
 
 def span_lengths(sequence_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0) -> SpanLengths:
-    """Lengths after corrupting `sequence_length` tokens of text (Raffel et al. 2020, section 3.1.4).
+    """Return the lengths after corrupting `sequence_length` tokens of text (Raffel et al. 2020, section 3.1.4).
 
-    At least one token is noise and at least one is left, and there are never more spans than either. The input is
-    the kept tokens, one sentinel a span and `</s>`; the target is, for each span, its sentinel and its tokens, then
-    `</s>`. Input and target together always hold `sequence_length + 2 * spans + 2` tokens.
+    At least one token is removed and at least one is kept; the number of spans exceeds neither. The input consists of
+    the kept tokens, one sentinel per span, and `</s>`. The target consists of the sentinel and tokens of each span, and
+    `</s>`. Input and target together always have `sequence_length + 2 * spans + 2` tokens.
 
     Raises:
-        ValueError: `sequence_length` below 2, a density outside (0, 1) or a mean span below 1.
+        ValueError: If `sequence_length` is below 2, `noise_density` is outside (0, 1) or `mean_span_length` is below 1.
     """
     if sequence_length < 2 or not 0 < noise_density < 1 or mean_span_length < 1:
         raise ValueError(

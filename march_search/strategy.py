@@ -1,4 +1,4 @@
-"""The default search strategy: synchronous successive halving on rungs, a rule that needs no order and no tuning."""
+"""The default pruning rule: synchronous successive halving on rungs."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -10,36 +10,38 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Rungs:
-    """All candidates train to the first rung; the best share goes on to the next, from its checkpoint, and so on.
+    """Synchronous successive halving: all candidates train to the first rung, the best are promoted to the next.
 
-    A rung is decided once every candidate on it has reached it or failed, so neither the order of the trials nor the
-    number of workers changes what is promoted (Jamieson and Talwalkar 2016, without the asynchrony of Li et al. 2020).
-    Workers that find nothing left on a rung wait for it. `benchmarks/strategies.py` measures both sides of this.
+    Promoted candidates resume from their checkpoints. A rung is decided once every candidate on it has reached it or
+    failed, so neither the order of the trials nor the number of workers affects what is promoted (Jamieson and
+    Talwalkar 2016, without the asynchrony of Li et al. 2020). A worker waits when no candidate on the rung is left to
+    train. `benchmarks/strategies.py` measures the benefit and the cost of waiting.
 
-    With n candidates at least 1/n of all tokens goes into the one that trains to the end: 4 % of 25, 10 % of 10.
+    The candidate that trains to the end alone takes 1/n of the tokens of training all n candidates to the end: 4% of
+    25, 10% of 10.
 
     Raises:
-        ValueError: the fractions do not ascend to 1, or `keep` is no share.
+        ValueError: If the fractions are not positive, ascending and end at 1, or if `keep` is not in (0, 1].
     """
 
     fractions: tuple[float, ...] = (0.02, 0.06, 0.2, 1.0)
-    """Rungs as shares of a trial's data budget, ascending, the last 1."""
+    """Rungs as fractions of a trial's data budget, ascending; the last is 1."""
     keep: float = 1 / 3
-    """Share of a rung's candidates that is promoted, rounded up, at least one."""
+    """Fraction of a rung's candidates that is promoted, in (0, 1]; the number is rounded up."""
 
     def __post_init__(self) -> None:
         ascending = sorted({*self.fractions}) == [*self.fractions]
         if not (ascending and self.fractions and self.fractions[0] > 0 and self.fractions[-1] == 1):
-            raise ValueError(f"fractions must be above 0 and ascend to 1, not {self.fractions}")
+            raise ValueError(f"fractions must be positive, ascending and end at 1, not {self.fractions}")
         if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be above 0 and at most 1, not {self.keep}")
+            raise ValueError(f"keep must be in (0, 1], not {self.keep}")
 
     def promoted(self, losses: Mapping[Key, float | None]) -> tuple[Key, ...]:
-        """Which of a rung's candidates go on, lowest loss first; None or a loss that is not finite is a failure.
+        """Return the candidates of a rung that are promoted, lowest loss first.
 
-        Failures count among the candidates of the rung, whose share is then filled by the next best. Equal losses keep
-        the mapping's order.
+        A loss that is None or not finite marks a failed candidate. Failed candidates count towards the size of the rung
+        but are never promoted; the next best take their places. Equal losses keep the order of the mapping.
         """
         finite = {key: loss for key, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        many = max(1, math.ceil(len(losses) * self.keep - 1e-9))
-        return tuple(sorted(finite, key=lambda key: finite[key])[:many])
+        count = max(1, math.ceil(len(losses) * self.keep - 1e-9))
+        return tuple(sorted(finite, key=lambda key: finite[key])[:count])

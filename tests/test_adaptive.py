@@ -250,7 +250,7 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
     ("text", "said"),
     [
         ("a,b\n", "must have the columns name and loss"),
-        ("name,loss\nL2,4\n", "'L2' is no architecture's name"),
+        ("name,loss\nL2,4\n", "'L2' is not an architecture name"),
         ("name,loss\nL2-D96-H3x32-F256,inf\n", "a loss must be a finite number, not inf"),
         ("name,loss\nL2-D96-H3x32-F256,x\n", "could not convert string to float: 'x'"),
         ("name,loss\n", "which holds no complete trial"),
@@ -264,12 +264,12 @@ def test_a_bad_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"learning_rates": (1e-3, 1e-3)}, "learning_rates must be different numbers"),
-        ({"objectives": ("flops",)}, 'objectives must begin with "loss"'),
-        ({"objectives": ("loss", "flop")}, "of params, flops, memory, depth, tokens_per_second, not"),
-        ({"strategy": "cmaes", "objectives": ("loss", "flops")}, '"cmaes" seeks one objective'),
-        ({"strategy": "design", "warm_start": ("x",)}, 'strategy "design" learns nothing from warm_start'),
-        ({"warm_start_trials": 2}, "warm_start_trials is how many of warm_start"),
+        ({"learning_rates": (1e-3, 1e-3)}, "learning_rates must be distinct numbers"),
+        ({"objectives": ("flops",)}, 'objectives must start with "loss"'),
+        ({"objectives": ("loss", "flop")}, "of params, flops, memory, depth, tokens_per_second, each once, not"),
+        ({"strategy": "cmaes", "objectives": ("loss", "flops")}, '"cmaes" takes one objective'),
+        ({"strategy": "design", "warm_start": ("x",)}, 'strategy "design" does not use warm_start'),
+        ({"warm_start_trials": 2}, "warm_start_trials must not be negative, and needs warm_start"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], said: str) -> None:
@@ -280,7 +280,7 @@ def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], 
 def test_a_missing_warm_start_and_a_vocabulary_that_does_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'warm_start has "march-2022", .* Did you mean "march-2023"\?'):
         candidates.choose(searching(warm_start=("march-2022",)), tmp_path)
-    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, \[data\] vocab_size is 4,096"):
+    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_a_tolerance_is_a_percentage_or_a_fraction(text: str, value: Fraction) -
 
 @pytest.mark.parametrize("text", ["2", "100%", "x", "-1%", ""])
 def test_a_wrong_tolerance_is_refused(text: str) -> None:
-    with pytest.raises(BudgetError, match=r"write a percentage below 100 such as 1\.5%"):
+    with pytest.raises(BudgetError, match=r"use a percentage below 100 such as 1\.5%"):
         parse_tolerance(text)
 
 

@@ -176,11 +176,11 @@ def test_a_device_is_read_as_a_person_writes_it(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("8xB200", '"8xB200" is no device: write 8xA5000, H100 or cpu.'),
+        ("8xB200", 'unknown device "8xB200": use 8xA5000, H100 or cpu.'),
         ("a500", 'Did you mean "a5000"?'),
-        ("0xA100", "there must be at least one device"),
-        ("2xcpu", "this machine is one cpu"),
-        ("", '"" is no device'),
+        ("0xA100", "the number of devices must be at least 1"),
+        ("2xcpu", "exactly 1 for cpu"),
+        ("", 'unknown device ""'),
     ],
 )
 def test_an_unknown_device_is_one_clear_line(text: str, message: str) -> None:
@@ -191,7 +191,7 @@ def test_an_unknown_device_is_one_clear_line(text: str, message: str) -> None:
 
 
 def test_a_setup_that_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(ConfigError, match="micro batch of at least 1"):
+    with pytest.raises(ConfigError, match="micro_batch must be at least 1"):
         Setup(micro_batch=0)
     with pytest.raises(ConfigError, match="sequence_length >= 2"):
         Setup(sequence_length=1)

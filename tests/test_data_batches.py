@@ -102,10 +102,10 @@ def test_a_store_too_small_says_what_to_change(store):
     with pytest.raises(DataError) as caught:
         Batches(store, dataclasses.replace(CONFIG, validation_sequences=8), seed=0)
     assert str(caught.value) == (
-        "wikipedia-summaries: the validation split holds 96 tokens, but validation_sequences 8 x sequence_length 16 is "
-        "128: lower validation_sequences to 6 or shorten sequence_length."
+        "wikipedia-summaries: the validation split has 96 tokens, but validation_sequences 8 x sequence_length 16 "
+        "needs 128: lower validation_sequences to 6 or shorten sequence_length."
     )
-    with pytest.raises(DataError, match="165 training tokens make no sequence of 170"):
+    with pytest.raises(DataError, match="165 training tokens are fewer than sequence_length 170"):
         Batches(store, dataclasses.replace(CONFIG, sequence_length=170), seed=0)
 
 

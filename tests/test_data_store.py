@@ -150,15 +150,15 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path):
 
 
 def test_too_little_validation_text_says_what_to_change(base):
-    with pytest.raises(DataError, match=r"the validation split holds 1,\d+ tokens") as caught:
+    with pytest.raises(DataError, match=r"the validation split has 1,\d+ tokens") as caught:
         prepare(dataclasses.replace(CONFIG, validation_sequences=100), base / "root", base, tokens=0)
     assert "raise validation_fraction to about 0." in str(caught.value)
     longer = dataclasses.replace(CONFIG, sequence_length=1000, mean_span_length=9)
-    with pytest.raises(DataError, match=r"give more text or shorten sequence_length\.$"):
+    with pytest.raises(DataError, match=r"add text or shorten sequence_length\.$"):
         prepare(longer, base / "root", base, tokens=0)
 
 
-MEND = "mend it: march-search data prepare STUDY --repair."
+MEND = "repair it: march-search data prepare STUDY --repair."
 
 
 def flip(file: Path) -> None:
@@ -172,7 +172,10 @@ def test_a_cut_file_is_refused(folder):
     os.truncate(folder / "train-00001.bin", size - 2)
     with pytest.raises(DataError) as caught:
         Store.open(folder)
-    assert str(caught.value) == f"{folder}: train-00001.bin is cut: {size - 2:,} bytes, {size:,} expected; {MEND}"
+    assert (
+        str(caught.value)
+        == f"{folder}: train-00001.bin is too short: expected {size:,} bytes, got {size - 2:,}; {MEND}"
+    )
 
 
 def test_a_missing_shard_is_named(folder):
@@ -192,13 +195,13 @@ def test_a_flipped_byte_is_found_when_a_study_starts(folder, base, name):
 
 def test_a_folder_without_a_readable_index_is_no_store(folder):
     (folder / "index.json").write_text('{"schema_version": 99}')
-    with pytest.raises(DataError, match="has schema version 99, this program reads 2"):
+    with pytest.raises(DataError, match="expected schema version 2, got 99"):
         Store.open(folder)
     (folder / "index.json").write_text('{"schema')
     with pytest.raises(DataError, match=r"index\.json cannot be read"):
         Store.open(folder)
     (folder / "index.json").unlink()
-    with pytest.raises(DataError, match="is no token store"):
+    with pytest.raises(DataError, match="not a token store"):
         Store.open(folder)
 
 
@@ -225,7 +228,9 @@ def test_a_repair_from_other_tokens_is_refused(folder, base, monkeypatch):
     flip(folder / "train-00001.bin")
     broken = contents(folder)
     monkeypatch.setattr(shards, "SHARD_BYTES", 100)
-    with pytest.raises(DataError, match="the text makes another shard 1 now; delete the folder and prepare again"):
+    with pytest.raises(
+        DataError, match="the text of shard 1 has changed; delete the folder and prepare the text again"
+    ):
         prepare(CONFIG, base / "root", base, tokens=0, mended=lambda _: None)
     assert contents(folder) == broken
 
@@ -252,7 +257,7 @@ def test_a_long_document_is_tokenised_in_pieces_that_change_nothing(base, folder
     config = dataclasses.replace(
         CONFIG, corpus="one", tokenizer=str(folder / "tokenizer.json"), validation_fraction=0.49
     )
-    with pytest.raises(DataError, match=r"one: the validation split holds 0 tokens"):
+    with pytest.raises(DataError, match=r"one: the validation split has 0 tokens"):
         prepare(config, base / "root", base, tokens=0)
     (made,) = (base / "root" / "data").glob("one-*")
     assert every(Store.open(made), "train").tolist() == [*bpe.encode(text).ids, EOS]

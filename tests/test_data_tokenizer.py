@@ -59,13 +59,13 @@ def test_the_same_texts_make_the_same_tokenizer(tmp_path):
 
 
 def test_too_little_text_says_how_many_merges_it_made():
-    with pytest.raises(DataError, match=r"too small for a vocabulary of 4,096: it makes 1 merges and 359 tokens"):
+    with pytest.raises(DataError, match=r"too small for a vocabulary of 4,096: it gives 1 merges and 359 tokens"):
         bpe.train(["ab ab"], 4096)
 
 
 def test_a_damaged_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match=r"tokenizer\.json: is no readable tokenizer"):
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a readable tokenizer"):
         bpe.load(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="no-file"):
         bpe.load(tmp_path / "no-file")
@@ -97,21 +97,6 @@ def t5_folder(folder):
     return folder
 
 
-def sentencepiece_folder(folder):
-    """A folder as T5's own repositories have it: spiece.model alone."""
-    import io
-
-    import sentencepiece
-
-    model, special = io.BytesIO(), {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=200, minloglevel=2, num_threads=1, **special
-    )
-    (folder / "spiece.model").write_bytes(model.getvalue())
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
-    return folder
-
-
 def test_a_t5_folder_is_loaded_with_its_sentinels(tmp_path):
     loaded = bpe.load(t5_folder(tmp_path))
     special = bpe.special_of(loaded, "")
@@ -122,26 +107,32 @@ def test_a_t5_folder_is_loaded_with_its_sentinels(tmp_path):
         "<extra_id_99>",
     ]
     config = DataConfig(tokenizer=str(tmp_path), vocab_size=256)
-    assert vocabulary.check(config, tmp_path) == f"vocabulary 256, 130 of them {tmp_path}'s"
+    assert vocabulary.check(config, tmp_path) == f"vocabulary 256, of which 130 from {tmp_path}"
 
 
-def test_a_t5_folder_with_sentencepiece_alone_makes_the_tokens_of_sentencepiece(tmp_path):
-    import sentencepiece
+@pytest.mark.parametrize("name", ["", "spiece.model"])
+def test_a_spiece_model_names_the_conversion(name, tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        bpe.load(tmp_path / name)
+    line, folder = str(caught.value), f"'{tmp_path}'"
+    code = f"from transformers import T5Tokenizer as T; T.from_pretrained({folder}).save_pretrained({folder})"
+    assert line == (
+        f"{tmp_path}/spiece.model: expected a tokenizer.json. Convert the file once, in a separate environment "
+        f"(pip install 'transformers[sentencepiece]'), and set [data] tokenizer to {tmp_path}: python -c \"{code}\""
+    )
 
-    loaded = bpe.load(sentencepiece_folder(tmp_path))
-    assert bpe.special_of(loaded, "") == (1, 299, -1)
-    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
-    for text in [*TEXTS[:10], "Two  spaces, a \n line, ﬁ and naïve 🦆 "]:
-        assert loaded.encode(text, add_special_tokens=False).ids == reference.encode(text)
 
-
-@pytest.mark.parametrize("data", [b"", b"\x0a\xff", b"\x0a\x03\x0a\x01a", b"\xff" * 20, b"no model at all"])
-def test_a_damaged_sentencepiece_model_is_named(data, tmp_path):
-    (tmp_path / "spiece.model").write_bytes(data)
+def test_the_conversion_writes_a_tokenizer_that_loads(tmp_path):
+    """Runs the message's code on a saved T5 tokenizer; reading spiece.model itself needs sentencepiece."""
+    (tmp_path / "spiece.model").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         bpe.load(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: is no readable tokenizer (")
-    assert "\n" not in str(caught.value)
+    written = t5_folder(tmp_path) / "tokenizer.json"
+    before = written.stat().st_mtime_ns
+    exec(str(caught.value).split('"')[1])
+    assert written.stat().st_mtime_ns > before
+    assert bpe.special_of(bpe.load(tmp_path), "").eos == 1
 
 
 def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):
@@ -156,8 +147,11 @@ def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):
 @pytest.mark.parametrize(
     ("vocab", "words"),
     [
-        ({"a": 0}, "has no token that ends a document; add one of: </s>, <|endoftext|>"),
-        ({"</s>": 0, "<extra_id_0>": 1}, "the ids of <extra_id_0> to <extra_id_99> must follow each other, up or down"),
+        ({"a": 0}, "the vocabulary has no end token; add one of: </s>, <|endoftext|>"),
+        (
+            {"</s>": 0, "<extra_id_0>": 1},
+            "the ids of <extra_id_0> to <extra_id_99> must be consecutive, ascending or descending",
+        ),
     ],
 )
 def test_a_vocabulary_that_cannot_be_used_says_why(vocab, words, tmp_path):
@@ -174,13 +168,13 @@ def test_models_and_tokenizer_must_agree_about_the_vocabulary(vocab_size, fits, 
     TOKENIZER.save(str(tmp_path / "t.json"))
     config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
     if fits:
-        assert vocabulary.check(config, tmp_path) == "vocabulary 512, 512 of them t.json's"
+        assert vocabulary.check(config, tmp_path) == "vocabulary 512, of which 512 from t.json"
         return
     with pytest.raises(DataError) as caught:
         vocabulary.check(config, tmp_path)
     assert str(caught.value) == (
-        f"t.json: has 512 tokens, sentinels included, and [data] vocab_size is {vocab_size}: set it, and the "
-        "architectures', to 512 or up to 512."
+        f"t.json: the tokenizer has 512 tokens with sentinels, so vocab_size must be from 512 to 512, got "
+        f"{vocab_size}: change it in [data] and in the architectures."
     )
 
 
@@ -189,12 +183,12 @@ def test_the_studys_tokenizer_is_a_setting(tmp_path):
     (tmp_path / "wiki" / "a.txt").write_text("\n".join(TEXTS))
     config = DataConfig(corpus="elsewhere", tokenizer_corpus="wiki", split_digits=True, vocab_size=512)
     assert vocabulary.check(config, tmp_path).endswith(
-        "tokenizer trained on wiki: 1 local file, 26,370 bytes, every digit a token"
+        "tokenizer trained on wiki: 1 local file, 26,370 bytes, one token per digit"
     )
     made = vocabulary.obtain(config, tmp_path / "root", tmp_path)
     assert bpe.sha256(made) == bpe.sha256(bpe.train(["\n".join(TEXTS)], 512, split_digits=True))
     again = dataclasses.replace(config, corpus="another")
     assert bpe.sha256(vocabulary.obtain(again, tmp_path / "root", tmp_path)) == bpe.sha256(made)
     assert len(list((tmp_path / "root" / "data" / "tokenizers").glob("*.json"))) == 1
-    with pytest.raises(ConfigError, match="tokenizer_corpus and split_digits are for a trained tokenizer"):
+    with pytest.raises(ConfigError, match="tokenizer_corpus and split_digits apply only to a trained tokenizer"):
         DataConfig(tokenizer="t.json", split_digits=True)

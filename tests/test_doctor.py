@@ -78,11 +78,11 @@ def test_what_is_broken_is_one_failed_line_among_the_others(tmp_path: Path, unti
     assert max(map(len, out.splitlines())) <= 80
     words = " ".join(out.split())
     assert words.startswith("2 checks of 4 failed")
-    assert "cannot be written: Not a directory. Way out: choose another folder with --root" in words
-    assert "fp32-zero1 failed the process was ended by SIGKILL: " in words
-    assert "Way out: try --only fp32-zero1; if it fails again, make a new environment" in words
+    assert "cannot be written: Not a directory. Fix: choose another folder with --root" in words
+    assert "fp32-zero1 failed the process was killed by SIGKILL: " in words
+    assert "Fix: rerun with --only fp32-zero1; if it fails again, create a new environment" in words
     assert "python ok " in words
-    assert "compiler note no C++ compiler, and none is needed" in words
+    assert "compiler note no C++ compiler found; not needed" in words
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -104,7 +104,7 @@ def test_what_does_not_end_is_killed_and_reported(tmp_path: Path) -> None:
     line = row("hung", lambda: _hung(tmp_path))
     assert line["state"] == "failed"
     assert line["found"] == (
-        "did not end within 1 s and was killed (--timeout); the last line of its log: waiting for nothing"
+        "did not finish within 1 s and was killed (see --timeout); the last line of its log: waiting for nothing"
     )
     assert alive(str(tmp_path)) == []
 
@@ -118,14 +118,14 @@ def _hung(folder: Path) -> Finding:
 
 def test_a_process_that_only_claims_success_has_failed(tmp_path: Path) -> None:
     line = row("silent", lambda: Finding("ok", str(Bench(tmp_path, 60).run((sys.executable, "-c", ""), tmp_path, "a"))))
-    assert (line["state"], line["found"]) == ("failed", "the process ended with code 0 and no answer")
+    assert (line["state"], line["found"]) == ("failed", "the process exited with code 0 without a result")
 
 
 def test_an_unknown_check_is_one_line(tmp_path: Path) -> None:
     process = start(tmp_path, "--only", "python,fp32-zero")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert err == 'march-search: --only: there is no check "fp32-zero". Did you mean "fp32-zero3"?\n'
+    assert err == 'march-search: --only: unknown check "fp32-zero". Did you mean "fp32-zero3"?\n'
 
 
 def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatc
     found = installation.libraries()
     assert found.state == "failed"
     assert found.found == (
-        f"torch {metadata.version('torch')}, and >=99 is needed; a-library-nobody-has missing, and >=1 is needed"
+        f"torch {metadata.version('torch')} (requires >=99); a-library-nobody-has missing (requires >=1)"
     )
     assert found.way_out == "pip install 'torch>=99' 'a-library-nobody-has>=1'"
 
@@ -142,7 +142,7 @@ def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatc
 def test_an_old_python_and_a_small_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.1")
     assert installation.python().state == "failed"
-    assert installation.python().found == "3.9.1, and >=3.11 is needed"
+    assert installation.python().found == "3.9.1 (requires >=3.11)"
     monkeypatch.setattr(installation, "ROOM_BYTES", 10**18)
     assert installation.root(tmp_path).state == "note"
     assert "choose a --root with 10 GB" in installation.root(tmp_path).way_out
@@ -154,7 +154,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = engine.devices(Bench(tmp_path, 300))
     assert found.state == "failed"
-    assert found.found.startswith("an NVIDIA driver is here, and torch ")
+    assert found.found.startswith("an NVIDIA driver is installed, but torch ")
     assert "CUDA_VISIBLE_DEVICES" in found.way_out
 
 

@@ -60,25 +60,25 @@ def test_an_architecture_stands_at_its_best_rate_and_an_edge_is_told(
     assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
     text = words(told(tmp_path, capsys))
     assert "0.001!" in text
-    assert "on the edge of the list of learning rates" in text
+    assert "at the edge of the list of learning rates" in text
     assert "4 trials complete" not in text
 
 
 def test_one_seed_says_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, examples=128)
     text = words(told(tmp_path, capsys))
-    assert "One seed each: no ±, training noise was not measured. ASSUMED for ties and chances: 0.006 nats" in text
+    assert "ASSUMED for ties and probabilities: a standard deviation of 0.006 nats" in text
     assert "Narang et al. 2021, Table 1" in text
     assert [row["half_interval"] for row in rank(read_study("synthetic", tmp_path)).rows] == [None] * 4
-    assert "ASSUMED for ties and chances: 0.05 nats" in told(tmp_path, capsys, "--seed-noise", "0.05")
+    assert "deviation of 0.05 nats" in words(told(tmp_path, capsys, "--seed-noise", "0.05"))
     assert "Training noise: left out" in told(tmp_path, capsys, "--seed-noise", "none")
 
 
 def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.0, gain=0.01)
     text = words(told(tmp_path, capsys))
-    assert "Regime: n-grams. The best loss, 4.100, is above that of a table of token pairs (4.000)" in text
-    assert "Its curve leaves that regime after about 1.4" in text
+    assert "Regime: n-grams. The best loss, 4.100, is above that of a bigram model (4.000)" in text
+    assert "The leader should leave this regime after about 1.4" in text
     assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
     leave = evidence(read_study("synthetic", tmp_path)).regime
     assert leave is not None
@@ -89,7 +89,7 @@ def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.Captur
 
 def test_few_evaluations_cannot_say_when_the_regime_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.0, evaluations=3)
-    assert "What budget would leave that regime cannot be said from these curves." in words(told(tmp_path, capsys))
+    assert "These curves do not show how much more training is needed." in words(told(tmp_path, capsys))
 
 
 def test_models_that_beat_ngrams_without_their_input_are_told_apart(
@@ -98,7 +98,7 @@ def test_models_that_beat_ngrams_without_their_input_are_told_apart(
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.02)
     text = words(told(tmp_path, capsys))
     assert "Regime: n-grams" not in text
-    assert "mean nothing yet. What budget would leave that regime cannot be said from these curves." in text
+    assert "mean nothing yet. These curves do not show how much more training is needed." in text
 
 
 def test_a_ranking_beyond_ngrams_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +133,7 @@ def test_a_trial_on_a_rung_is_paused_and_others_have_their_reasons(tmp_path: Pat
     study = read_study("synthetic", tmp_path)
     assert [t.state for t in study.trials] == ["complete", "paused", "unfinished", "failed"]
     reasons = [row["reason"] for row in rank(study).others]
-    assert reasons[0].startswith("waits on the rung of 209,920 tokens")
+    assert reasons[0].startswith("waiting on the rung at 209,920 tokens")
     assert reasons[2] == "no memory"
 
 
@@ -142,8 +142,8 @@ def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.Captur
     text = words(told(tmp_path, capsys, "--horizon", "4M"))
     assert "predicted after 4,000,000 tokens" in text
     assert "The learning rate decays (cosine)" in text
-    assert "leads now; with a chance of " in text
-    assert "That is 3.8 times the tokens trained; on real curves such predictions were checked up to 3.3 times." in text
+    assert "leads now; the probability that another is the best then is " in text
+    assert "This is 3.8 times the tokens trained; predictions were checked on real curves only up to 3.3 times." in text
     value = json.loads(told(tmp_path, capsys, "--horizon", "4M", "--format", "json"))["horizon"]
     truth = 4.1013 * (4e6 / (1 << 20)) ** -0.15
     best = value["rows"][0]
@@ -154,9 +154,9 @@ def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--horizon", "1M"], "--horizon 1,000,000: the trials have 1,048,576 tokens already; name a longer budget."),
-        (["--seed-noise", "-1"], "--seed-noise -1: must be nats above 0 (0.006 say), published, or none."),
-        (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (0.006 say), published, or none."),
+        (["--horizon", "1M"], "--horizon 1,000,000: the trials already have 1,048,576 tokens; use a larger number."),
+        (["--seed-noise", "-1"], "--seed-noise -1: must be nats above 0 (e.g. 0.006), published, or none."),
+        (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (e.g. 0.006), published, or none."),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(
@@ -170,14 +170,14 @@ def test_what_cannot_be_meant_is_one_line(
 def test_three_evaluations_make_no_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, evaluations=3)
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
-    assert "a curve needs at least four evaluations" in capsys.readouterr().err
+    assert "needs at least four evaluations per curve" in capsys.readouterr().err
 
 
 def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     value = json.loads(told(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
     assert value["training_noise"]["degrees"] == 8
-    assert value["data_noise"]["over"] == "16 blocks of 8 examples (their text is gone)"
+    assert value["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
     assert len(value["findings"]) == len(STATEMENTS)
     assert len(value["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)

@@ -122,16 +122,16 @@ def test_weights_can_be_left_out(make: Maker, tmp_path: Path, capsys: pytest.Cap
     assert run_trial(trial).returncode == 0
     assert not (trial / weights.NAME).exists()
     assert export(tmp_path) == 4
-    assert "has no weights: a complete trial leaves them if keep_weights is true" in capsys.readouterr().err
+    assert "has no weights: a complete trial keeps them only if keep_weights is true" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("word", "field"),
     [
-        ("rope", "position is 'rotary', and T5 knows only 'relative'"),
-        ("xlayer", "cross_attention is 'layer', and T5 knows only 'output'"),
-        ("Sall", "share_layers is 'all', and T5 knows only 1"),
-        ("noopfixed", "noop_key is 'fixed', and T5 knows only 'none'"),
+        ("rope", "position is 'rotary', but T5 supports only 'relative'"),
+        ("xlayer", "cross_attention is 'layer', but T5 supports only 'output'"),
+        ("Sall", "share_layers is 'all', but T5 supports only 1"),
+        ("noopfixed", "noop_key is 'fixed', but T5 supports only 'none'"),
     ],
 )
 def test_what_is_no_t5_is_refused_by_its_field(
@@ -141,7 +141,7 @@ def test_what_is_no_t5_is_refused_by_its_field(
     assert export(tmp_path) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.endswith(f"cannot be a Hugging Face T5: {field}.\n")
+    assert err.endswith(f"is not a Hugging Face T5: {field}.\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -157,9 +157,9 @@ def test_what_a_person_gets_wrong_is_one_line(make: Maker, tmp_path: Path, capsy
     weights_file.write_bytes(b"no weights")
     (tmp_path / "taken").mkdir()
     for trial, output, code, words in (
-        ("best", "out", 2, "study has no complete trial, so none is the best yet: name one by its number."),
-        ("1", "out", 2, 'study has no trial "1": write best, an architecture\'s name or a number (0, 7, 8).'),
-        (TIED, "out", 2, f"study has several trials of {TIED}: name one by its number (0, 7)."),
+        ("best", "out", 2, "study has no complete trial, so there is no best trial yet; use a trial number."),
+        ("1", "out", 2, 'study has no trial "1"; use best, an architecture name or a trial number (0, 7, 8).'),
+        (TIED, "out", 2, f"study has several trials of {TIED}; use a trial number (0, 7)."),
         ("7", "out", 4, "has no weights"),
         ("8", "out", 4, f"{weights_file}: cannot be read ("),
     ):

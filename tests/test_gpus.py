@@ -58,7 +58,9 @@ def test_each_worker_has_gpus_of_its_own_until_it_dies() -> None:
     while gpus._HELD:
         gpus._HELD.pop().close()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    with pytest.raises(ConfigError, match="wants 3 GPUs, and 2 of the 3 here are free: other workers of march-search"):
+    with pytest.raises(
+        ConfigError, match="needs 3 GPUs, but only 2 of the 3 here are free; other march-search workers"
+    ):
         gpus.claim(DevicesConfig(kind="cuda", ranks=3))
     ends(first)
     gpus.claim(DevicesConfig(kind="cuda", ranks=3))  # what the refused one had in its hand was let go

@@ -47,7 +47,7 @@ def test_deepspeeds_launcher_starts_ranks_that_stop_together_and_end_as_our_own(
     assert process.wait(timeout=60) == 143, (folder / "trial.log").read_text()
     assert alive(str(folder)) == []
     told = json.loads((folder / "launch.json").read_text())
-    assert f"deepspeed starts 2 ranks, which meet on port {told['port']}.\n" in (folder / "trial.log").read_text()
+    assert f"deepspeed is starting 2 ranks, which meet on port {told['port']}.\n" in (folder / "trial.log").read_text()
     ended = run_trial(folder)
     assert ended.returncode == 0, ended.stderr
     assert result(folder)["ranks"] == 2
@@ -103,7 +103,7 @@ def test_what_is_started_on_several_hosts(tmp_path: Path) -> None:
         f"{sys.executable} -m march_search.training {tmp_path}"
     )
     hosts.write_text("gpu-1 slots=8\n")
-    with pytest.raises(TrialError, match=r"hosts: has 1 hosts, and \[devices\] nodes is 2\.$"):
+    with pytest.raises(TrialError, match=r"hosts: has 1 hosts, but \[devices\] nodes is 2\.$"):
         launch.command(devices, tmp_path, 29501, [])
 
 
@@ -121,14 +121,14 @@ def test_a_trial_whose_launcher_is_missing_or_whose_port_is_taken_says_so_in_one
     folder = launched(make_trial("odd"), launcher="srun", hostfile=None)
     ended = run_trial(folder)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == "march-search: srun cannot be started: No such file or directory."
+    assert ended.stderr.splitlines()[-1] == "march-search: cannot start srun: No such file or directory."
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError) as caught:
             launch.choose_port(port)
-    assert str(caught.value) == f"[devices]: port {port}: Address already in use. Leave it out for a free one."
+    assert str(caught.value) == f"[devices]: port {port}: Address already in use. Omit port to use a free one."
 
 
 def test_a_rank_in_whose_place_others_were_started_ends_at_once(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_a_rank_in_whose_place_others_were_started_ends_at_once(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ranks": 3, "nodes": 2}, "3 ranks cannot be divided between 2 nodes."),
+        ({"ranks": 3, "nodes": 2}, "3 ranks cannot be divided evenly between 2 nodes."),
         ({"ranks": 2, "nodes": 2}, '2 nodes need launcher = "deepspeed" and a hostfile, or launcher = "srun".'),
-        ({"launcher": "deepspeed"}, 'launcher = "deepspeed" and hostfile need each other.'),
-        ({"hostfile": "hosts"}, 'launcher = "deepspeed" and hostfile need each other.'),
+        ({"launcher": "deepspeed"}, 'launcher = "deepspeed" and hostfile must be set together.'),
+        ({"hostfile": "hosts"}, 'launcher = "deepspeed" and hostfile must be set together.'),
         ({"launcher": "srun", "parallel_trials": 2}, "parallel_trials must be 1, not 2."),
     ],
 )

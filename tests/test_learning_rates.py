@@ -226,10 +226,10 @@ def test_a_base_that_is_none_is_refused():
         with pytest.raises(ConfigError) as caught:
             base_shape(replace(scaled, base_shape=name))
         assert str(caught.value) == (
-            "[training]: base_shape needs one depth, width and number of heads throughout, as in "
+            "[training]: base_shape must have a single depth, width and number of heads, as in "
             f"L12-D768-H12x64-F3072, not {name}."
         )
     with pytest.raises(ArchitectureError):
         base_shape(replace(scaled, base_shape="wide"))
-    with pytest.raises(ConfigError, match='"width" needs init "t5", whose matrices shrink with their inputs, not "nor'):
+    with pytest.raises(ConfigError, match='"width" needs init "t5", which scales matrices by their fan-in, not "nor'):
         replace(scaled, init="normal-0.02")

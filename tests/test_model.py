@@ -111,12 +111,12 @@ def test_the_seed_decides_the_weights_and_their_spread_is_that_of_the_recipe():
 def test_refusals_are_one_line():
     tokens = torch.zeros(1, 65, dtype=torch.long)
     with pytest.raises(
-        ArchitectureError, match=r"^A sequence of 65 tokens has no position: max_length is 64. Raise it.$"
+        ArchitectureError, match=r"^a sequence of 65 tokens is too long: max_length is 64. Increase it.$"
     ):
         build(Architecture(**TINY, position="absolute"))(tokens, tokens[:, :3])
     with pytest.raises(ArchitectureError, match=r"is encoder-decoder and needs inputs.$"):
         build(Architecture(**TINY))(None, tokens)
-    with pytest.raises(ArchitectureError, match=r"is decoder-only and reads no inputs: pass None.$"):
+    with pytest.raises(ArchitectureError, match=r"is decoder-only and takes no inputs: pass None.$"):
         build(Architecture(**TINY, structure="decoder-only"))(tokens, tokens)
     with pytest.raises(ConfigError, match=r"^init must be one of t5, normal-0.02, not 'xavier'.$"):
         build(Architecture(**TINY), init="xavier")

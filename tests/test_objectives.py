@@ -49,12 +49,12 @@ def test_the_command_prints_the_same_in_every_format(tmp_path: Path, capsys: pyt
         text = capsys.readouterr().out
         assert sorted(name for name in LISTED if name in text) == sorted(best)
     assert main(["pareto", "toy", *root, "--by", "loss"]) == 2
-    assert "toy has one objective: name others with --by loss,flops" in capsys.readouterr().err
+    assert "toy: a Pareto front needs at least two objectives; use --by loss,flops" in capsys.readouterr().err
 
 
 def test_an_unknown_objective_is_named(tmp_path: Path) -> None:
     run(tmp_path, STUDY)
-    with pytest.raises(UsageError, match=r'there is no objective "flop"\. Did you mean "flops"\?'):
+    with pytest.raises(UsageError, match=r'unknown objective "flop"\. Did you mean "flops"\?'):
         pareto_rows(read_study("toy", tmp_path), ("loss", "flop"))
 
 

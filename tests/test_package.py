@@ -105,7 +105,7 @@ def test_the_readmes_space_has_architectures_and_its_other_tables_can_be_meant()
         "L2-D128-H4x32-F512"
     )
     config = build(DataConfig, data["data"], "README.md")
-    assert vocabulary.check(config, REPOSITORY).endswith("(the network was not asked), every digit a token")
+    assert vocabulary.check(config, REPOSITORY).endswith("(network not used), one token per digit")
 
 
 def test_the_readmes_commands_exist() -> None:

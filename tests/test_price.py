@@ -86,7 +86,7 @@ def test_every_candidate_is_built_and_counted() -> None:
     class Liar(Architecture):
         num_params = 1  # type: ignore[assignment]
 
-    with pytest.raises(ConfigError, match=r"was built with [\d,]+ parameters, and its shape has 1\."):
+    with pytest.raises(ConfigError, match=r"was built with [\d,]+ parameters, expected 1\."):
         price.built([Liar(num_layers=1, d_model=64, d_ff=64, vocab_size=256)])
 
 
@@ -97,8 +97,8 @@ def test_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
     assert (plan["architectures"], plan["trials"], plan["device_hours"]) == (9, 9, None)
     assert len(price.stand_ins(config, chosen)) == 64
     rows = dict(plan_rows(config, chosen, "text", Path("runs/x")))
-    assert rows["candidates"].endswith("(tpe chooses as results come in)")
-    assert rows["warm start"] == "25 results of march-2023, 0 feasible here"
+    assert rows["candidates"].endswith("(tpe picks candidates as results arrive)")
+    assert rows["warm start"] == "25 results from march-2023, 0 in the feasible set"
     assert "--device 8xA5000" in dict(price.price_rows(plan))["device-hours"]
 
 
@@ -124,7 +124,7 @@ def test_a_number_of_devices_that_is_not_the_studys_is_refused() -> None:
     config = replace(CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
     assert str(price.device_of(config, "A5000")) == "8xA5000"
     assert price.device_of(config, None) is None
-    with pytest.raises(UsageError, match=r'a trial of this study runs on 8 \(\[devices\] ranks\): say "A5000"'):
+    with pytest.raises(UsageError, match=r"does not match \[devices\] ranks = 8: use --device A5000\."):
         price.device_of(config, "4xA5000")
 
 
@@ -138,7 +138,7 @@ def test_the_dry_run_prints_the_price(tmp_path: Path, capsys: pytest.CaptureFixt
     told = " ".join(capsys.readouterr().out.split())
     assert "on 8xA5000 × 0.5 = " in told
     assert "at micro batch 16; a device has 24GB: fits" in told
-    assert told.endswith("24 models built without memory, each with the parameters that its formula says")
+    assert told.endswith("Checked: 24 models build with the predicted parameter count.")
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x"])

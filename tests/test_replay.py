@@ -166,19 +166,22 @@ def test_the_printed_table_fits(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["march-2032"], 'there is no table of recorded curves "march-2032". Did you mean "march-2023"?'),
-        (["march-2023", "--strategy", "halvin"], 'there is no strategy "halvin". Did you mean "halving"?'),
+        (["march-2032"], 'unknown table of recorded curves "march-2032". Did you mean "march-2023"?'),
+        (["march-2023", "--strategy", "halvin"], 'unknown strategy "halvin". Did you mean "halving"?'),
         (
             ["march-2023", "--strategy", "halving:reduce=3"],
             'halving has no option "reduce". Known: bootstrap_count, min',
         ),
-        (["march-2023", "--strategy", "rungs:keep=2"], "rungs:keep=2: keep must be above 0 and at most 1, not 2."),
-        (["march-2023", "--strategy", "rungs:fractions=0.5"], "fractions must be above 0 and ascend to 1, not (0.5,)."),
+        (["march-2023", "--strategy", "rungs:keep=2"], "rungs:keep=2: keep must be in (0, 1], not 2."),
+        (
+            ["march-2023", "--strategy", "rungs:fractions=0.5"],
+            "fractions must be positive, ascending and end at 1, not (0.5,).",
+        ),
         (["march-2023", "--strategy", "rungs:keep=x"], '"keep=x" must look like key=number, or key=number/number/'),
         (["march-2023", "--workers", "0"], '--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "0".'),
         (["march-2023", "--orders", "0"], "--orders must be at least 1, not 0."),
         (["march-2023", "--noise", "-1"], "--noise must be 0 or more, not -1.0."),
-        (["march-2023", "-o", "x.json"], "-o goes with --export; figures go to standard output: add > FILE."),
+        (["march-2023", "-o", "x.json"], "-o needs --export; to save results, redirect standard output with > FILE."),
     ],
 )
 def test_a_wrong_request_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,13 +195,16 @@ def test_a_wrong_request_is_one_line(arguments: list[str], words: str, capsys: p
     ("change", "words"),
     [
         ({"schema_version": 2}, "schema_version is 2; this version of march-search reads 1."),
-        ({"runs": []}, "a search needs at least 2 runs to choose from, not 0."),
-        ({"name": "B"}, '2 runs are called "B": give each run a name of its own.'),
+        ({"runs": []}, "a table needs at least 2 runs, not 0."),
+        ({"name": "B"}, '2 runs have the name "B": give each run a unique name.'),
         ({"evaluations": []}, 'run "A": evaluations must be one or more pairs of [tokens, loss].'),
-        ({"evaluations": [[2, 1.0], [1, 1.0]]}, 'run "A": the tokens of its evaluations must be above 0 and ascend.'),
-        ({"evaluations": [[1, float("nan")]]}, 'run "A": every token count and loss must be finite.'),
-        ({"minutes": 0}, 'run "A": minutes and tokens_per_second must be above 0, or left out.'),
-        ({"architecture": "T5"}, "'T5' is no architecture's name"),
+        (
+            {"evaluations": [[2, 1.0], [1, 1.0]]},
+            'run "A": the tokens of its evaluations must be positive and ascending.',
+        ),
+        ({"evaluations": [[1, float("nan")]]}, 'run "A": every token count and loss must be finite; remove the run.'),
+        ({"minutes": 0}, 'run "A": minutes and tokens_per_second must be positive; remove them if unknown.'),
+        ({"architecture": "T5"}, "'T5' is not an architecture name"),
         ({"evals": 1}, 'unknown key "runs[0].evals". Did you mean "evaluations"?'),
     ],
 )

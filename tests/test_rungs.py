@@ -108,8 +108,8 @@ def test_a_study_on_rungs_trains_the_best_to_the_end_and_stops_the_others(tmp_pa
     assert {t.params["d_model"] for t in trials if t.state == TrialState.COMPLETE} <= set(widest)
     reasons = {t.reason for t in read_study("toy", tmp_path).trials if t.state == "pruned"}
     assert reasons == {
-        "not among the best on the rung of 1,024 tokens",
-        "not among the best on the rung of 2,048 tokens",
+        "not promoted from the rung at 1,024 tokens",
+        "not promoted from the rung at 2,048 tokens",
     }
     assert run(tmp_path, config) == ended
 
@@ -120,10 +120,10 @@ def test_rungs_are_whole_steps_and_small_studies_have_none() -> None:
     assert PrunerConfig(rungs=(0.15, 5000)).rung_tokens(training) == (2048, 5120, 10_240)
     config = replace(CONFIG, training=training, pruner=PrunerConfig(keep=0.5))
     assert in_words(config, 8) == "rungs: 8 to 1.02k, 4 to 2.05k, 2 to 10.2k tokens"
-    assert in_words(config, 3) == "none: rungs need 4 candidates, and there are 3; all train to the end"
-    with pytest.raises(ConfigError, match="a rung at 20,000 tokens lies beyond the 10,240 of a trial"):
+    assert in_words(config, 3) == "none: rungs need at least 4 candidates, got 3; all train to the end"
+    with pytest.raises(ConfigError, match="a rung at 20,000 tokens exceeds the data budget of 10,240"):
         replace(config, pruner=PrunerConfig(rungs=(20_000,)))
-    with pytest.raises(ConfigError, match=r"rungs must be numbers above 0, not \[0\.5, -1\]"):
+    with pytest.raises(ConfigError, match=r"rungs must be positive numbers, not \[0\.5, -1\]"):
         PrunerConfig(rungs=(0.5, -1))
 
 
@@ -131,7 +131,8 @@ def test_a_study_never_trains_on_more_tokens_than_it_may(tmp_path: Path) -> None
     config = replace(CONFIG, search=SearchConfig(trials=6, max_tokens=3 * 4096 + 4095))
     ended = run(tmp_path, config)
     assert (ended.complete, ended.left) == (3, 3)
-    assert ended.notes == ("tokens: 12,288 of at most 16,383; what would exceed them was not started (3 trials left).",)
+    note = "tokens: 12,288 of at most 16,383; trials that would exceed the limit were not started (3 left)."
+    assert ended.notes == (note,)
     assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) == 3 * 4096
     more = replace(config, search=SearchConfig(trials=6, max_tokens=100_000))
     assert run(tmp_path, more).complete == 6
@@ -191,7 +192,7 @@ def test_a_race_gives_the_leaders_seeds_until_the_winner_stands_apart(tmp_path: 
     assert ended.complete > 2
     [note] = ended.notes
     assert note.startswith(
-        f"race: {names[0]} is separated from all others at 95% after {ended.complete} complete trials"
+        f"race: {names[0]} is separated from all others at 95% confidence after {ended.complete} complete trials"
     )
     raced = [t for t in optuna_study(tmp_path).trials if "race" in t.user_attrs]
     assert (
@@ -204,4 +205,7 @@ def test_a_race_of_equals_ends_with_the_budget_and_says_so(tmp_path: Path) -> No
     search = SearchConfig(strategy="list", architectures=names, race=0.95, max_tokens=6 * 4096)
     ended = run(tmp_path, replace(CONFIG, search=search))
     assert ended.complete == 6
-    assert f"race: {names[0]} leads after 6 complete trials, not separated at 95% from {names[1]}." in ended.notes
+    assert (
+        f"race: {names[0]} leads after 6 complete trials, but is not separated at 95% confidence from {names[1]}."
+        in ended.notes
+    )

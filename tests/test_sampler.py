@@ -180,7 +180,7 @@ def test_parameters_asked_for_one_by_one_belong_together_in_any_order(order: int
 def test_a_range_that_lacks_the_value_is_refused_by_name() -> None:
     study = optuna.create_study(sampler=FeasibleSampler(FOUND, "random"))
     with pytest.raises(
-        ConfigError, match=r"the range given for d_ff, .*, lacks the value of L\d-D\d+-.*: take it from"
+        ConfigError, match=r"the range given for d_ff, .*, does not contain the value of L\d-D\d+-.*: use"
     ):
         study.optimize(lambda trial: trial.suggest_int("d_ff", 1, 8), n_trials=1)
 
@@ -208,7 +208,7 @@ def test_an_enqueued_shape_is_tried_as_it_is_and_a_part_of_one_is_kept() -> None
     assert len(set(shapes)) == 12
     assert all(a in FOUND for a in shapes)
     study.enqueue_trial({"d_model": 65})
-    with pytest.raises(ConfigError, match="no feasible architecture has d_model = 65, as the enqueued trial asks"):
+    with pytest.raises(ConfigError, match="no feasible architecture has d_model = 65, which the enqueued"):
         sampler.suggest(study.ask())
 
 
@@ -237,7 +237,7 @@ def test_replicates_are_as_many_as_asked_for() -> None:
 def test_who_asks_after_the_end_is_told_in_one_line() -> None:
     few = solve(space(num_layers=1, d_model=96, d_kv=32))
     study = optimized(few, "random", len(few))
-    with pytest.raises(optuna.TrialPruned, match=f"every one of the {len(few)} feasible architectures has been tried"):
+    with pytest.raises(optuna.TrialPruned, match=f"all {len(few)} feasible architectures have been tried"):
         study.sampler.suggest(study.ask())
 
 
@@ -314,9 +314,9 @@ def test_the_nearest_untried_member_is_the_nearest_of_all(
 
 
 def test_bad_choices_are_one_line() -> None:
-    with pytest.raises(ConfigError, match=r'there is no sampler "tpee"\. Did you mean "tpe"\?'):
+    with pytest.raises(ConfigError, match=r'unknown sampler "tpee"\. Did you mean "tpe"\?'):
         FeasibleSampler(FOUND, "tpee")
-    with pytest.raises(EmptySetError, match="there is nothing to sample: no architecture has 1 parameter"):
+    with pytest.raises(EmptySetError, match="nothing to sample: no architecture has 1 parameter"):
         FeasibleSampler(solve(space().with_budget("1")))
 
 

@@ -214,7 +214,7 @@ def test_a_member_is_its_own_projection_and_an_empty_set_has_none() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     assert all(found.project(a) == a for a in found.sample(20, seed=1))
     empty = solve(SearchSpace.load("t5").with_budget("1M"))
-    with pytest.raises(EmptySetError, match="nothing is nearest to L12"):
+    with pytest.raises(EmptySetError, match="cannot project L12"):
         empty.project(T5_BASE)
     assert not len(empty.pareto())
 
@@ -237,7 +237,7 @@ def test_a_pareto_set_needs_measures_that_exist() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     with pytest.raises(UsageError, match='Did you mean "flops"'):
         found.pareto(["flop"])
-    with pytest.raises(UsageError, match="something to compare by"):
+    with pytest.raises(UsageError, match="at least one objective"):
         found.pareto([])
 
 
@@ -296,7 +296,7 @@ def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_
     space = SearchSpace.from_table(table)
     with pytest.raises(EmptySetError) as caught:
         solve_or_explain(space)
-    assert "The largest it has: L12-D768-H12x64-F2048 at -" in str(caught.value)
+    assert "The largest is L12-D768-H12x64-F2048 at -" in str(caught.value)
     assert "d_ff up to 3,008" in str(caught.value)
     for axis, value in (("d_ff", 3008), ("d_ff", 2944)):
         wider = replace(space, axes=space.axes | {axis: (*space.axes[axis], value)})
@@ -304,7 +304,7 @@ def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_
 
 
 @pytest.mark.parametrize(
-    ("budget", "words"), [("1M", "The smallest it has: L2-D256-"), ("900B", "The largest it has: L48-D4096-")]
+    ("budget", "words"), [("1M", "The smallest is L2-D256-"), ("900B", "The largest is L48-D4096-")]
 )
 def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> None:
     with pytest.raises(EmptySetError, match=words):
@@ -322,11 +322,11 @@ def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> No
         ({"axes": {"d_model": [[64]]}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
         ({"axes": {"d_model": {"min": 1, "max": 10**12}}}, 'x.toml: "axes.d_model" must be whole numbers from 1'),
         ({"axes": {"position": "rotery"}}, 'Did you mean "rotary"?'),
-        ({"rules": ["d_model = 3"]}, 'x.toml: the rule "d_model = 3" cannot be read'),
+        ({"rules": ["d_model = 3"]}, 'x.toml: the rule "d_model = 3" is not a valid expression'),
         ({"rules": ["__import__('os')"]}, "x.toml: the rule"),
-        ({"rules": ["d_model * 2"]}, "is no condition"),
-        ({"rules": ["d_hid > 2"]}, 'speaks of "d_hid"'),
-        ({"budget": {"parameters": "many"}}, 'x.toml: "many" is no parameter budget'),
+        ({"rules": ["d_model * 2"]}, "is not a condition"),
+        ({"rules": ["d_hid > 2"]}, 'unknown field "d_hid"'),
+        ({"budget": {"parameters": "many"}}, 'x.toml: invalid parameter budget "many"'),
     ],
 )
 def test_a_wrong_space_file_names_file_and_key(table: dict, message: str) -> None:

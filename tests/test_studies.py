@@ -65,7 +65,7 @@ def test_every_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.Ca
     assert main(["study", "run", f"march-2023/{name}", "--dry-run", "--root", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert f"{len(table(name)['search']['architectures'])} candidates, in order" in printed
-    assert "8 GPUs a trial" in printed
+    assert "8 GPUs per trial" in printed
 
 
 CPU = {path.stem: path for path in sorted((shipped_folder("studies") / "cpu").glob("*.toml"))}

@@ -77,8 +77,8 @@ def test_the_same_command_again_does_nothing_twice(tmp_path: Path) -> None:
     ("misbehaviour", "reason"),
     [
         ("TOY_FAIL", "the toy was told to fail."),
-        ("TOY_KILL", "ended by SIGKILL: "),
-        ("TOY_SILENT", "ended with code 0 and no result"),
+        ("TOY_KILL", "killed by SIGKILL: "),
+        ("TOY_SILENT", "exited with code 0 and no result"),
     ],
 )
 def test_a_failed_trial_is_a_result_with_a_reason(
@@ -230,7 +230,7 @@ def test_a_damaged_settings_file_is_not_written_over(tmp_path: Path) -> None:
 def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     run(tmp_path)
     changed = replace(CONFIG, training=replace(CONFIG.training, learning_rate=0.5))
-    with pytest.raises(ConfigError, match=r"other settings: training\.learning_rate was 0\.0001 and is 0\.5"):
+    with pytest.raises(ConfigError, match=r"different settings: training\.learning_rate was 0\.0001 and is now 0\.5"):
         run(tmp_path, changed)
 
 
@@ -241,7 +241,7 @@ def test_a_study_begun_before_a_setting_existed_goes_on_with_its_default(tmp_pat
     del kept["settings"]["training"]["deepspeed"], kept["settings"]["devices"]
     path.write_text(json.dumps(kept))
     run(tmp_path, replace(CONFIG, devices=DevicesConfig()))
-    with pytest.raises(ConfigError, match=r"other settings: devices\.ranks was 1 and is 2"):
+    with pytest.raises(ConfigError, match=r"different settings: devices\.ranks was 1 and is now 2"):
         run(tmp_path, replace(CONFIG, devices=DevicesConfig(ranks=2)))
 
 
@@ -254,7 +254,7 @@ def test_a_password_in_the_storages_url_is_not_written_down(tmp_path: Path) -> N
 def test_a_space_that_changed_is_noticed(tmp_path: Path) -> None:
     run(tmp_path)
     folder = StudyFolder.of(tmp_path, "toy")
-    with pytest.raises(ConfigError, match="other settings: architectures had 6 entries and has 3"):
+    with pytest.raises(ConfigError, match="different settings: architectures had 6 entries and now has 3"):
         folder.keep_settings(CONFIG, candidates.choose(CONFIG, tmp_path).architectures[:3])
 
 
@@ -280,12 +280,12 @@ def test_a_truncated_result_is_no_result(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", "data", "x" * 81, ".hidden", "nul\0", "é"])
 def test_a_study_name_never_leaves_the_root(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be a study's name"):
+    with pytest.raises(ConfigError, match="is not a valid study name"):
         StudyFolder.of(tmp_path, name)
 
 
 def test_an_architecture_must_read_the_studys_tokens(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, \[data\] vocab_size is 4,096"):
+    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
 
 
@@ -294,7 +294,7 @@ def test_decoder_only_models_are_candidates_of_their_own_studies(tmp_path: Path)
     config = replace(CONFIG, search=SearchConfig(strategy="list", architectures=decoders))
     assert {a.structure for a in candidates.choose(config, tmp_path).architectures} == {"decoder-only"}
     mixed = replace(CONFIG, search=SearchConfig(trials=6, architectures=decoders))
-    with pytest.raises(ConfigError, match="whose losses do not compare: make them two studies"):
+    with pytest.raises(ConfigError, match="whose losses are not comparable; use a separate study"):
         candidates.choose(mixed, tmp_path)
 
 

@@ -64,7 +64,7 @@ def test_a_hung_trial_goes_on_from_its_checkpoint(make_trial: MakeTrial, straigh
     os.kill(children(process)[0], signal.SIGSTOP)
     assert process.wait(timeout=120) == 0
     log = (folder / "trial.log").read_text()
-    assert " seconds (rank 0: stopped by a signal): going on from the last checkpoint.\n" in log
+    assert " seconds (rank 0: stopped by a signal): resuming from the last checkpoint.\n" in log
     for kind in ("train", "evaluation"):
         assert lines(folder, kind) == lines(straight, kind)
     assert result(folder)["loss"] == result(straight)["loss"]
@@ -124,10 +124,10 @@ def test_a_trial_that_hangs_twice_fails_with_the_stacks_of_its_ranks(make_trial:
     assert alive(str(folder)) == []
     told = json.loads((folder / "failure.json").read_text())
     assert told["state"] == "failed"
-    assert told["reason"].startswith("no rank got on for ")
-    assert "(rank 1: stopped by a signal); raise [devices] hang_seconds if" in told["reason"]
+    assert told["reason"].startswith("no rank made progress for ")
+    assert "(rank 1: stopped by a signal); increase [devices] hang_seconds if" in told["reason"]
     log = (folder / "trial.log").read_text()
-    assert log.count("going on from the last checkpoint") == 1
+    assert log.count("resuming from the last checkpoint") == 1
     assert log.count("most recent call first") >= 2
     assert "in _one_step" in log or "in _obey" in log
 
@@ -152,7 +152,7 @@ def test_a_layer_is_a_sign_of_life_forward_and_backward(monkeypatch: pytest.Monk
 
 
 def test_a_negative_time_to_hang_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"hang_seconds must not be negative, and is -1.0; 0 for never"):
+    with pytest.raises(ConfigError, match=r"hang_seconds must not be negative, got -1\.0; set 0 to disable"):
         DevicesConfig(hang_seconds=-1.0)
 
 
@@ -265,7 +265,7 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room
         return StudyRun(config, folder, store, candidates.with_seeds(chosen, config)).run()
 
     leave(disk, 2_000_000)
-    with pytest.raises(StorageError, match=rf"{large}-s0/checkpoints/step-\d+: cannot be written: .*bytes are free"):
+    with pytest.raises(StorageError, match=rf"{large}-s0/checkpoints/step-\d+: cannot be written: .*bytes free"):
         run()
     first, second = sorted((disk / "full" / "trials").iterdir())
     before = (first / "result.json").stat().st_mtime_ns

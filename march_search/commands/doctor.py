@@ -1,4 +1,4 @@
-"""`march-search doctor`: is this installation well? One table, and an exit code."""
+"""`march-search doctor`: check the installation and print one table. The exit code is 1 if a check fails."""
 
 import argparse
 import json
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
+    """Add the command to the parser."""
     doctor = verbs.add_parser(
         "doctor", help="check the installation: libraries, devices, DeepSpeed, disk, a tiny trial"
     )
-    doctor.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
-    doctor.add_argument("--only", metavar="A,B,...", help="only these checks (default: all)")
+    doctor.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
+    doctor.add_argument("--only", metavar="A,B,...", help="run only these checks (default: all)")
     doctor.add_argument(
         "--timeout",
         type=pricing.positive,
         default=120,
         metavar="S",
-        help="seconds a process of a check may take (default: 120)",
+        help="time limit in seconds for each process of a check (default: 120)",
     )
     doctor.add_argument("--format", choices=("table", "json"), default="table")
     doctor.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the checks and prints what they found; 1 if one of them failed."""
+    """Run the checks and print their findings; return 1 if a check failed, else 0."""
     from march_search.doctor.findings import row
     from march_search.doctor.processes import Bench
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # leaves through every `finally`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `finally` runs
     with tempfile.TemporaryDirectory(prefix="march-search-doctor-") as folder:
         checks = _chosen(_checks(Bench(Path(folder), options.timeout), Path(options.root)), options.only)
         rows = []
         for number, (name, check) in enumerate(checks.items(), 1):
             print(f"{number}/{len(checks)} {name} ...", file=sys.stderr, flush=True)
             rows.append(row(name, check))
-    well = all(line["state"] != "failed" for line in rows)
+    passed = all(line["state"] != "failed" for line in rows)
     if options.format == "json":
-        print(json.dumps({"schema_version": 1, "well": well, "checks": rows}, indent=1, allow_nan=False))
+        print(json.dumps({"schema_version": 1, "well": passed, "checks": rows}, indent=1, allow_nan=False))
     else:
         _print_table(rows)
-    return 0 if well else 1
+    return 0 if passed else 1
 
 
 def _checks(bench: Any, root: Path) -> "dict[str, Check]":
-    """Every check by its name, in their order."""
+    """Return all checks by name, in the order in which they run."""
     from march_search.doctor import engine, installation, trials
 
     parities = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(1, 4)]
@@ -74,10 +74,10 @@ def _checks(bench: Any, root: Path) -> "dict[str, Check]":
 
 
 def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
-    """The checks asked for.
+    """Return the checks named in `only`, or all checks if it is None.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: If a name is unknown.
     """
     from march_search.errors import UsageError
     from march_search.settings import nearest
@@ -85,12 +85,12 @@ def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
     names = list(checks) if only is None else only.split(",")
     for name in names:
         if name not in checks:
-            raise UsageError(f'--only: there is no check "{name}". {nearest(name, checks)}')
+            raise UsageError(f'--only: unknown check "{name}". {nearest(name, checks)}')
     return {name: checks[name] for name in names}
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    """A line a check: what it found, and the way out."""
+    """Print one row per check: the result, the finding, and how to fix a problem."""
     from rich.markup import escape
 
     from march_search.report.tables import Column, console, plural, print_table
@@ -99,9 +99,9 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     columns = (
         Column("check", "check", "check", left=True),
         Column("state", "result", "result", lambda state: f"[{colours[state]}]{state}[/]", left=True),
-        Column("told", "what was found", "what was found", escape, left=True),
+        Column("told", "finding", "finding", escape, left=True),
     )
-    told = [row | {"told": ". Way out: ".join(filter(None, (row["found"], row["way_out"])))} for row in rows]
+    printed = [row | {"told": ". Fix: ".join(filter(None, (row["found"], row["way_out"])))} for row in rows]
     failed = sum(row["state"] == "failed" for row in rows)
-    title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"all well: {plural(len(rows), 'check')}"
-    print_table(console(), told, columns, title)
+    title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"{plural(len(rows), 'check')} passed"
+    print_table(console(), printed, columns, title)

@@ -1,4 +1,4 @@
-"""`march-search solve --explain`: where one architecture's parameters are, and what training it takes."""
+"""`march-search solve --explain`: the parameters of one architecture by group, and the cost of training it."""
 
 import argparse
 import json
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from march_search.cost import Setup
 
 PRICES = ("memory_bytes", "tokens_per_second", "hours")
-"""Columns that need a device."""
+"""Keys of the columns that need a device."""
 
 
 def run(options: argparse.Namespace, setup: "Setup") -> int:
-    """Prints the parameters of one architecture by group; with a device its memory by kind and its time."""
+    """Print the parameters of one architecture by group; with a device, also its memory and training time."""
     from march_search import cost
     from march_search.architecture import Architecture
     from march_search.memory import memory
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, setup: "Setup") -> int:
         )
         notes = [
             f"{a.num_params:,} parameters, {a.num_params_non_embedding:,} of them non-embedding",
-            f"{tables.si(flops)} FLOPs per token of text, forward and backward, {setup.sequence_length} tokens a "
+            f"{tables.si(flops)} FLOPs per token of text, forward and backward, at {setup.sequence_length} tokens per "
             f"sequence; {tables.si(flops * setup.tokens)} for {tables.count(setup.tokens)} tokens",
         ]
         tables.print_table(tables.console(), rows, columns, a.name, notes if options.device is None else notes[:1])
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace, setup: "Setup") -> int:
 
 
 def _print_price(parts: dict[str, int], price: dict[str, float], notes: list[str], setup: "Setup") -> None:
-    """Memory by kind, and the time below it."""
+    """Print the memory by kind, and the speed and training time in the notes."""
     from march_search.report import tables
 
     rows = [{"kind": kind, "bytes": size} for kind, size in parts.items()]
@@ -65,10 +65,10 @@ def _print_price(parts: dict[str, int], price: dict[str, float], notes: list[str
         tables.Column("bytes", "memory", "memory", tables.size),
     )
     speed = f"{tables.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
-    total = f"{tables.size(price['memory_bytes'])} in all, without the context of the device; {speed}"
+    total = f"{tables.size(price['memory_bytes'])} in total, excluding the device context; {speed}"
     tables.print_table(tables.console(), rows, columns, "", [total, *notes, *pricing.notes(setup)])
 
 
 def setup_table(setup: "Setup") -> dict[str, Any]:
-    """How a trial would run, for JSON."""
+    """Return the setup of a trial as a dict for JSON."""
     return asdict(setup) | {"zero_stage": setup.stage, "device": asdict(setup.device)}

@@ -1,4 +1,4 @@
-"""`march-search export`: a trained trial as a folder that other programs open."""
+"""`march-search export`: write a trained trial as a folder that other programs can load."""
 
 import argparse
 import json
@@ -9,18 +9,18 @@ from march_search.commands import Verbs
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    export = verbs.add_parser("export", help="write a trained trial as a folder that other programs open")
-    export.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
-    export.add_argument("trial", metavar="TRIAL", help="'best', an architecture's name, or a trial's number")
-    export.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
-    export.add_argument("--format", choices=("hf",), default="hf", help="hf: a T5 of Hugging Face transformers")
-    export.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to make")
+    """Add the command to the parser."""
+    export = verbs.add_parser("export", help="write a trained trial as a folder that other programs can load")
+    export.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
+    export.add_argument("trial", metavar="TRIAL", help="'best', the name of an architecture, or the number of a trial")
+    export.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
+    export.add_argument("--format", choices=("hf",), default="hf", help="hf: a T5 model of Hugging Face transformers")
+    export.add_argument("-o", "--output", required=True, metavar="DIR", help="output folder; must not exist")
     export.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the folder."""
+    """Write the folder of one trial."""
     from march_search.data.folders import replacing
     from march_search.errors import UsageError
     from march_search.evidence.ranking import find_trial
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as partial:
         if partial is None:
-            raise UsageError(f"{output} exists already: remove it, or name another folder with -o.")
+            raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
         save_t5(trial.architecture, tensors, partial)
         save_tokenizer(trial.store, partial)
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
@@ -43,10 +43,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def save_tokenizer(store: Path, folder: Path) -> None:
-    """Writes the tokenizer of a token store so that `AutoTokenizer.from_pretrained` opens it.
+    """Write the tokenizer of a token store in the format that `AutoTokenizer.from_pretrained` loads.
 
     Raises:
-        DataError: the store has no readable tokenizer.
+        DataError: If the store has no readable tokenizer.
     """
     from march_search.data import tokenizer as bpe
     from march_search.data.ids import SENTINELS

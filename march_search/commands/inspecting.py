@@ -1,4 +1,4 @@
-"""What `march-search data` prints of a prepared text."""
+"""Tables that `march-search data` prints about a prepared text."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from march_search.report.tables import Column, console, count, print_table
 
 
 def print_counts(store: Store) -> None:
-    """Documents, tokens and bytes of both splits."""
+    """Print documents, tokens and bytes of both splits."""
     rows = [
         counts | {"split": split, "bytes_per_token": counts["text_bytes"] / max(1, counts["tokens"])}
         for split, counts in store.index["splits"].items()
@@ -25,26 +25,26 @@ def print_counts(store: Store) -> None:
         Column("documents", "documents", "documents", count),
         Column("tokens", "tokens", "tokens", count),
         Column("text_bytes", "bytes of text", "bytes", count),
-        Column("bytes_per_token", "bytes a token", "a token", "{:.2f}".format),
+        Column("bytes_per_token", "bytes per token", "per token", "{:.2f}".format),
     )
     print_table(console(), rows, columns, str(store.folder))
 
 
 def print_facts(config: StudyConfig, store: Store, losses: dict[str, Any]) -> None:
-    """Source, tokenizer, budget and reference losses."""
+    """Print the source, the tokenizer, the data budget and the reference losses."""
     source = store.index["source"]
     shown = ("corpus", "package", "name", "config", "version", "revision", "licence")
     rows = [
         ("source", ", ".join(str(source[key]) for key in shown if source.get(key))),
         (
             "tokenizer",
-            f"{store.vocab_size:,} tokens, sha256 {store.tokenizer_sha256[:12]}, tokenizer.json beside the tokens",
+            f"{store.vocab_size:,} tokens, sha256 {store.tokenizer_sha256[:12]}, tokenizer.json in the store",
         ),
         ("budget", repeats(config, store)),
     ]
-    for key, what in (("target", "targets"), ("text", "text")):
+    for key, label in (("target", "targets"), ("text", "text")):
         words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
-        rows.append((f"loss on {what}", f"{', '.join(words)} nats a token, models of token frequencies and pairs"))
+        rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -54,7 +54,7 @@ def print_facts(config: StudyConfig, store: Store, losses: dict[str, Any]) -> No
 
 
 def print_examples(config: StudyConfig, store: Store, structure: str, number: int) -> None:
-    """The first training examples as models read them."""
+    """Print the first training examples as a model reads them."""
     batches = Batches(store, config.data, config.search.seeds[0], structure)
     inputs, targets = batches.train(0, number)
     text = ExampleText(

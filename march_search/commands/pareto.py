@@ -1,4 +1,4 @@
-"""`march-search pareto`: the architectures of a study that no other beats in every objective."""
+"""`march-search pareto`: the Pareto-optimal architectures of a study."""
 
 import argparse
 import json
@@ -9,18 +9,18 @@ from march_search.commands import Verbs
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    pareto = verbs.add_parser("pareto", help="print the architectures of a study that no other beats in every respect")
-    pareto.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
-    pareto.add_argument("--by", metavar="A,B", help="loss,flops or loss,-tokens_per_second (default: the study's own)")
-    pareto.add_argument("--all", action="store_true", help="print the architectures that are beaten too")
-    pareto.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    """Add the command to the parser."""
+    pareto = verbs.add_parser("pareto", help="print the Pareto-optimal architectures of a study")
+    pareto.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
+    pareto.add_argument("--by", metavar="A,B", help="objectives, e.g. loss,-tokens_per_second (default: the study's)")
+    pareto.add_argument("--all", action="store_true", help="also print the dominated architectures")
+    pareto.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
     pareto.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
     pareto.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the Pareto set."""
+    """Print the Pareto set."""
     from march_search.evidence.objectives import pareto_rows
     from march_search.evidence.trials import read_study
     from march_search.report import architectures, tables
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(tables.markdown_text(rows, columns))
     else:
         best = sum(row["pareto"] for row in every)
-        title = f"{study.name}: {best} of {len(every)} complete architectures are beaten by none in {' and '.join(by)}"
+        title = f"{study.name}: {best} of {len(every)} complete architectures are Pareto-optimal in {' and '.join(by)}"
         notes = [
-            "*: on the Pareto set. knee: the one with the smallest sum of objectives, each scaled to its range there."
+            "*: in the Pareto set. knee: its member with the smallest sum of objectives, each scaled to its range."
         ]
         tables.print_table(tables.console(), rows, columns, title, notes, architectures.NARROW_LEGEND)
     return 0

@@ -1,4 +1,4 @@
-"""Prepares a study's text and shows how far it is: a live line on a terminal, plain ones where stderr is piped."""
+"""Prepare a study's text and show the progress: a progress bar on a terminal, plain lines if stderr is piped."""
 
 import sys
 import time
@@ -19,11 +19,11 @@ def prepared(
     workers: int | None = None,
     mended: Callable[[list[str]], None] | None = None,
 ) -> "Store":
-    """The store of a study whose file is in `folder`, made first if it is not there; see `preparation.prepare`."""
+    """Return the token store of a study whose file is in `folder`; prepare it if needed (see `preparation.prepare`)."""
     from march_search.data.preparation import prepare
     from march_search.data.store import Store
 
-    print("preparing the text (once for all studies that read it) ...", file=sys.stderr, flush=True)
+    print("preparing the text (studies with the same text share it) ...", file=sys.stderr, flush=True)
     with _Shown() as shown:
         path = prepare(
             config.data,
@@ -38,20 +38,20 @@ def prepared(
 
 
 def repeats(config: StudyConfig, store: "Store") -> str:
-    """How often the data budget goes through the text, in words."""
+    """Describe how often a trial reads the training text with its data budget."""
     from march_search.data.batches import Batches
     from march_search.report.tables import si
 
     times = Batches(store, config.data, 0).epochs(config.training.tokens)
-    text = f"{si(config.training.tokens)} tokens a trial, {si(store.num_tokens('train'))} tokens of training text"
+    text = f"{si(config.training.tokens)} tokens per trial, {si(store.num_tokens('train'))} tokens of training text"
     return f"{text}: " + (f"every trial reads {times:.0%} of it once" if times <= 1 else f"repeated {times:.1f} times")
 
 
 class _Shown:
-    """Tokens written so far, on stderr."""
+    """Progress display on stderr: the number of tokens written so far."""
 
     PLAIN_SECONDS = 10.0
-    """Between two lines where stderr is no terminal."""
+    """Seconds between two lines if stderr is not a terminal."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
@@ -62,7 +62,7 @@ class _Shown:
         self._bars = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=out, transient=True)
         self._live, self._began = out.is_terminal, 0.0
         self._last, self._first_tokens = 0.0, 0
-        self._task = self._bars.add_task("reading; a new tokenizer is trained first", total=None)
+        self._task = self._bars.add_task("reading the text; a new tokenizer is trained first", total=None)
 
     def __enter__(self) -> "_Shown":
         if self._live:
@@ -74,7 +74,7 @@ class _Shown:
             self._bars.stop()
 
     def tell(self, tokens: int, text_bytes: int, wanted: int | None) -> None:
-        """Takes the writer's counts."""
+        """Update the display with the counts of the writer."""
         from march_search.report.tables import si
 
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Options that say how a trial would run, for commands that price architectures."""
+"""Options for the setup of a trial, shared by the commands that estimate the cost of architectures."""
 
 import argparse
 import math
@@ -9,34 +9,34 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds the options to a command."""
-    group = parser.add_argument_group("price of a trial")
-    group.add_argument("--device", metavar="D", help="8xA5000, H100, cpu, ...: adds memory, tokens/s and hours")
+    """Add the options to the parser of a command."""
+    group = parser.add_argument_group("cost of a trial")
+    group.add_argument("--device", metavar="D", help="8xA5000, H100, cpu, ...; adds memory, tokens/s and hours")
     group.add_argument(
-        "--tokens", default="1_048_576_000", metavar="N", help="data budget (default: 1000 steps of 2^20)"
+        "--tokens", default="1_048_576_000", metavar="N", help="tokens per trial (default: 1000 steps of 2^20)"
     )
     group.add_argument(
-        "--sequence-length", type=natural, default=512, metavar="N", help="tokens an example (default: 512)"
+        "--sequence-length", type=natural, default=512, metavar="N", help="tokens per example (default: 512)"
     )
     group.add_argument(
-        "--micro-batch", type=natural, default=8, metavar="N", help="examples a device takes at once (default: 8)"
+        "--micro-batch", type=natural, default=8, metavar="N", help="examples per device and forward pass (default: 8)"
     )
     group.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="of weights and activations (default: bf16)"
     )
     group.add_argument(
-        "--zero", type=int, choices=range(4), default=0, help="ZeRO stage (default: 0; bf16 takes at least 1)"
+        "--zero", type=int, choices=range(4), default=0, help="ZeRO stage (default: 0; bf16 uses at least 1)"
     )
-    group.add_argument("--checkpointing", action="store_true", help="compute layers again in the backward pass")
+    group.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
 
 
 def setup_of(options: argparse.Namespace) -> "Setup":
-    """How a trial would run, as the options say.
+    """Return the setup of a trial from the options.
 
     Raises:
-        UsageError: no such device.
-        BudgetError: a data budget that cannot be read.
-        ConfigError: examples that cannot be made.
+        UsageError: If the device is unknown.
+        BudgetError: If the data budget is not a valid count.
+        ConfigError: If the sequence length does not allow any example.
     """
     from march_search.budget import parse_count
     from march_search.cost import Setup
@@ -55,7 +55,7 @@ def setup_of(options: argparse.Namespace) -> "Setup":
 
 
 def notes(setup: "Setup") -> list[str]:
-    """What a reader of a price has to know."""
+    """Return notes on the assumptions behind the predicted time and memory."""
     from march_search.report.tables import count, si
 
     device = setup.device
@@ -63,19 +63,19 @@ def notes(setup: "Setup") -> list[str]:
     room = f" of {device.memory_bytes / 1e9:.3g} GB" if device.memory_bytes else ""
     return [
         f"hours: {count(setup.tokens)} tokens on {device}, {device.basis}.",
-        f"memory: each device's{room}, {setup.precision}, {zero}; {si(setup.sequence_length)} tokens a sequence.",
+        f"memory: per device{room}, {setup.precision}, {zero}; {si(setup.sequence_length)} tokens per sequence.",
     ]
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """Parse a whole number of at least 1, for argparse."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 1')
     return int(text)
 
 
 def amount(text: str) -> float:
-    """A finite number above 0, for argparse."""
+    """Parse a finite number above 0, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -86,7 +86,7 @@ def amount(text: str) -> float:
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
+    """Parse a whole number of at least 0, for argparse."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 0')
     return int(text)

@@ -1,4 +1,4 @@
-"""`march-search rank`: the architectures of a study in order, and what noise leaves of it."""
+"""`march-search rank`: rank the architectures of a study, with ties and uncertainty."""
 
 import argparse
 import json
@@ -16,24 +16,28 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    rank = verbs.add_parser("rank", help="print the architectures of a study in order, with what noise leaves of it")
-    rank.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
-    rank.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    """Add the command to the parser."""
+    rank = verbs.add_parser("rank", help="rank the architectures of a study, with ties and uncertainty")
+    rank.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
+    rank.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
     rank.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
     rank.add_argument(
         "--seed-noise",
         default="published",
         metavar="NATS",
-        help="assumed standard deviation over seeds where no architecture has two: nats, published (default), or none",
+        help="standard deviation over seeds, used if no architecture has two seeds: nats, published (default), or none",
     )
-    rank.add_argument("--horizon", metavar="TOKENS", help="also the ranking that the curves predict there, 10B say")
-    rank.add_argument("--effects", action="store_true", help="also which dimension matters, and the named findings")
+    rank.add_argument("--horizon", metavar="TOKENS", help="also predict the ranking at this data budget, e.g. 10B")
+    rank.add_argument(
+        "--effects",
+        action="store_true",
+        help="also print the effect of each dimension, and test the claims of the 2023 study",
+    )
     rank.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the ranking."""
+    """Print the ranking."""
     from march_search.budget import parse_count
     from march_search.evidence.reading import evidence
     from march_search.evidence.trials import read_study
@@ -46,10 +50,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _assumed(text: str) -> "SeedNoise | None":
-    """The seed noise that a person assumes.
+    """Return the seed noise given by --seed-noise, or None for "none".
 
     Raises:
-        UsageError: the text is no number above 0.
+        UsageError: If the text is neither a valid number of nats, "published" nor "none".
     """
     from march_search.errors import UsageError
     from march_search.evidence.noise import PUBLISHED, SeedNoise
@@ -61,12 +65,12 @@ def _assumed(text: str) -> "SeedNoise | None":
     except ValueError:
         nats = math.nan
     if not 0 < nats < 100:
-        raise UsageError(f"--seed-noise {text}: must be nats above 0 (0.006 say), published, or none.")
-    return SeedNoise(nats, math.inf, "as told by --seed-noise")
+        raise UsageError(f"--seed-noise {text}: must be nats above 0 (e.g. 0.006), published, or none.")
+    return SeedNoise(nats, math.inf, "set by --seed-noise")
 
 
 def print_json(found: "Evidence") -> None:
-    """Everything, as one JSON object."""
+    """Print all results as one JSON object."""
     from march_search.report import architectures
 
     value: dict[str, Any] = {"schema_version": 2, "study": found.study.name, "reference": found.study.reference}
@@ -76,7 +80,7 @@ def print_json(found: "Evidence") -> None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: what is infinite or no number is missing."""
+    """Convert `value` to types that JSON supports; numbers that are not finite become None."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, dict):
@@ -87,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def print_csv(found: "Evidence") -> None:
-    """The rows of the ranking and of what is not ranked, one table; JSON and Markdown have the others."""
+    """Print one CSV table of the ranked and the unranked rows; only JSON and Markdown contain the other tables."""
     from march_search.report import architectures, tables
 
     rows = architectures.public([*found.ranking.rows, *found.ranking.others])
@@ -98,20 +102,20 @@ def print_csv(found: "Evidence") -> None:
 
 
 def print_markdown(found: "Evidence") -> None:
-    """Every table, the notes as a list."""
+    """Print every table as Markdown, followed by its warnings and notes as a list."""
     from march_search.report import tables
 
     for section in found.sections:
         if section.title:
             sys.stdout.write(f"{section.title}\n\n")
         sys.stdout.write(tables.markdown_text(section.rows, section.columns) + "\n")
-        said = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
-        sys.stdout.writelines(f"- {line}\n" for line in said)
-        sys.stdout.write("\n" * bool(said))
+        remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
+        sys.stdout.writelines(f"- {line}\n" for line in remarks)
+        sys.stdout.write("\n" * bool(remarks))
 
 
 def _print_tables(found: "Evidence") -> None:
-    """The ranked table, and below it what else there is."""
+    """Print the ranking, then the other tables."""
     from march_search.report import architectures, tables
 
     out = tables.console()

@@ -1,4 +1,4 @@
-"""`march-search replay`: search strategies on recorded learning curves, without training."""
+"""`march-search replay`: evaluate search strategies on recorded learning curves, without training."""
 
 import argparse
 import json
@@ -16,39 +16,45 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    replay = verbs.add_parser("replay", help="run search strategies on recorded learning curves, without training")
-    replay.add_argument("table", metavar="TABLE", help="a shipped table, or a JSON file; with --export, a study")
+    """Add the command to the parser."""
+    replay = verbs.add_parser("replay", help="evaluate search strategies on recorded learning curves, without training")
+    replay.add_argument(
+        "table", metavar="TABLE", help="name of a shipped table, or a JSON file; with --export, a study"
+    )
     replay.add_argument(
         "--strategy",
         action="append",
         metavar="NAME[:KEY=NUMBER,..]",
-        help="exhaustive, median, percentile, halving, hyperband, rungs or all (default); may be given again",
+        help="exhaustive, median, percentile, halving, hyperband, rungs or all (default); repeatable",
     )
     replay.add_argument("--orders", type=int, default=100, metavar="N", help="random orders of the runs (default: 100)")
-    replay.add_argument("--workers", default="1", metavar="N,..", help="trials at once (default: 1)")
-    replay.add_argument("--noise", type=float, default=0.0, metavar="NATS", help="normal shift of each whole curve")
+    replay.add_argument("--workers", default="1", metavar="N,..", help="parallel trials (default: 1)")
     replay.add_argument(
-        "--evaluation-noise", type=float, default=0.0, metavar="NATS", help="normal shift of each evaluation"
+        "--noise", type=float, default=0.0, metavar="NATS", help="deviation of the normal shift of a curve"
     )
     replay.add_argument(
-        "--proposals", choices=("random", "tpe"), default="random", help="what chooses the next run (default: random)"
+        "--evaluation-noise", type=float, default=0.0, metavar="NATS", help="the same for each evaluation"
     )
-    replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna's steps an evaluation (default: 1)")
-    replay.add_argument("--seed", type=int, default=0, help="of the orders and the noise (default: 0)")
+    replay.add_argument(
+        "--proposals", choices=("random", "tpe"), default="random", help="how the next run is chosen (default: random)"
+    )
+    replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna steps per evaluation (default: 1)")
+    replay.add_argument("--seed", type=int, default=0, help="seed of the orders and the noise (default: 0)")
     replay.add_argument("--format", choices=("table", "json"), default="table")
     replay.add_argument("--export", action="store_true", help="write the complete trials of a study as a table")
-    replay.add_argument("-o", "--output", metavar="FILE", help="where --export writes (default: standard output)")
-    replay.add_argument("--root", default="runs", metavar="DIR", help="folder of studies, for --export (default: runs)")
+    replay.add_argument("-o", "--output", metavar="FILE", help="output file of --export (default: standard output)")
+    replay.add_argument(
+        "--root", default="runs", metavar="DIR", help="folder of the studies, for --export (default: runs)"
+    )
     replay.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the figures of every strategy, or exports a study."""
+    """Print the results of every strategy, or export a study."""
     if options.export:
         return _export(options)
     if options.output:
-        raise UsageError("-o goes with --export; figures go to standard output: add > FILE.")
+        raise UsageError("-o needs --export; to save results, redirect standard output with > FILE.")
     how, workers = _settings(options)
     import optuna
 
@@ -71,10 +77,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
-    """How to replay, and with how many workers.
+    """Return the replay settings and the numbers of workers.
 
     Raises:
-        UsageError: a number is out of range.
+        UsageError: If a number is out of range.
     """
     words = options.workers.split(",")
     if not all(word.strip().isascii() and word.strip().isdigit() and 1 <= int(word) <= 10_000 for word in words):
@@ -95,7 +101,7 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
 
 
 def _print(name: str, table: "Table", rows: list[dict[str, Any]], how: "Replay") -> None:
-    """The figures as a table."""
+    """Print the results as a table."""
     from march_search.report import tables
 
     columns = (
@@ -110,23 +116,23 @@ def _print(name: str, table: "Table", rows: list[dict[str, Any]], how: "Replay")
         tables.Column("time", "time", "time", "{:.0%}".format),
         tables.Column("idle", "idle", "idle", "{:.0%}".format),
     )
-    noise = f", noise {how.noise:g} a curve and {how.evaluation_noise:g} an evaluation"
+    noise = f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
     title = f"{name}: {len(table.runs)} runs in {tables.plural(how.orders, 'random order')}"
     notes = [
-        f"tokens spent: of training every run to its end. Regret in {table.unit}, from the recorded losses.",
-        "best found, as exhaustive: orders with the lowest recorded loss; with the choice of training all.",
-        "time: against training every run with as many workers. idle: share of the workers' time.",
-        "Optuna's pruners start the next trial at once; rungs wait until all their candidates are there.",
+        f"tokens spent: relative to training every run to the end. Regret: in {table.unit}, by the recorded losses.",
+        "best found: orders that found the lowest recorded loss. as exhaustive: orders that chose as exhaustive does.",
+        "time: relative to training every run with the same number of workers. idle: share of the workers' time.",
+        "Optuna's pruners start the next trial at once; a rung waits until all of its candidates reach it.",
     ]
     if how.tpe:
-        notes.append("TPE chose the next run, except for rungs, where every run starts anyway.")
+        notes.append("TPE chose the next run, except with rungs, which start every run.")
     title += noise if how.noise or how.evaluation_noise else ""
-    legend = "W workers, max most tokens spent, same as exhaustive"
+    legend = "W: workers, max: most tokens spent, same: as exhaustive"
     tables.print_table(tables.console(), rows, columns, title, notes, legend)
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Writes a study's table."""
+    """Write the learning curves of a study as a table."""
     from march_search.evidence.trials import read_study
     from march_search.files import json_text, write_json
     from march_search.replay.table import study_table

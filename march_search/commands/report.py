@@ -1,4 +1,4 @@
-"""`march-search report`: a study as one HTML page, or the same as text; its figures as files."""
+"""`march-search report`: write a study as one HTML page or as text, and its figures and tables as files."""
 
 import argparse
 import sys
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    report = verbs.add_parser("report", help="write a study's report: one HTML file with figures, or text")
-    report.add_argument("study", metavar="STUDY", help="name of a study below the root, or its folder")
+    """Add the command to the parser."""
+    report = verbs.add_parser("report", help="write a report of a study: one HTML file with figures, or text")
+    report.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
     report.add_argument(
-        "-o", "--output", metavar="FILE", help="default: report.html in the study's folder; - for stdout"
+        "-o", "--output", metavar="FILE", help="output file, - for stdout (default: report.html in the study folder)"
     )
     report.add_argument("--format", choices=("html", "markdown", "md", "csv", "json"), default="html")
-    report.add_argument("--figures", metavar="DIR", help="also write each figure there, as SVG and, with resvg-py, PNG")
+    report.add_argument("--figures", metavar="DIR", help="also write each figure to DIR as SVG and, with resvg-py, PNG")
     report.add_argument(
         "--tables",
         metavar="DIR",
-        help="also write there what is worth keeping: STUDY.md, and STUDY.csv with all curves",
+        help="also write a summary, STUDY.md, and all learning curves, STUDY.csv, to DIR",
     )
-    report.add_argument("--horizon", metavar="TOKENS", help="the budget to predict; default: ten times the study's")
-    report.add_argument("--root", default="runs", metavar="DIR", help="folder of studies (default: runs)")
+    report.add_argument("--horizon", metavar="TOKENS", help="data budget to predict (default: ten times the study's)")
+    report.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
     report.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the report."""
+    """Write the report."""
     from march_search.evidence.trials import read_study
     from march_search.files import write_text
     from march_search.pages.page import page
@@ -59,7 +59,7 @@ _ENDINGS = {"html": "html", "markdown": "md", "md": "md", "csv": "csv", "json": 
 
 
 def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
-    """All evidence; a horizon that nobody asked for is left out where the curves are too short for it."""
+    """Return all evidence. The default horizon is omitted if the curves are too short to predict it."""
     from march_search.budget import parse_count
     from march_search.errors import UsageError
     from march_search.evidence.reading import evidence
@@ -74,7 +74,7 @@ def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
-    """What the study was to take and took; nothing where no plan was kept."""
+    """Return the planned and the actual cost of the study, or an empty list if it has no plan."""
     from march_search.study import price
     from march_search.study.folders import StudyFolder
 
@@ -83,13 +83,13 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
 
 
 def _command(study: "StudyRecord", root: str) -> str:
-    """How to run the study again, and to write this page."""
+    """Return the commands that run the study and write this report."""
     where = "" if root == "runs" else f" --root {root}"
     return f"march-search study run {_file(study)}{where}\nmarch-search report {study.name}{where}"
 
 
 def _file(study: "StudyRecord") -> str:
-    """What names the study's file: a shipped one by its place among them."""
+    """Return the STUDY argument for `study run`: the name of the shipped study, else the name of its TOML file."""
     from march_search.settings import read_file
     from march_search.shipped import shipped_folder
 
@@ -101,7 +101,7 @@ def _file(study: "StudyRecord") -> str:
 
 
 def _plain_text(found: "Evidence", kind: str) -> str:
-    """The report without figures, as `march-search rank` has it."""
+    """Return the report without figures, as `march-search rank` prints it."""
     import contextlib
     import io
 
@@ -114,7 +114,7 @@ def _plain_text(found: "Evidence", kind: str) -> str:
 
 
 def _write_tables(found: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:
-    """What a repository should keep of a study."""
+    """Write the summary and the learning curves of a study, small enough to keep in a repository."""
     from march_search.files import make_folder, write_text
     from march_search.pages.record import record_csv, record_text
 
@@ -125,7 +125,7 @@ def _write_tables(found: "Evidence", folder: Path, command: str, cost: list[tupl
 
 
 def _write_figures(found: "Evidence", folder: Path) -> None:
-    """Every figure as a file."""
+    """Write every figure as SVG and, if resvg-py is installed, as PNG."""
     from march_search.files import make_folder, write_text
     from march_search.pages.page import figure_files, png
 
@@ -137,6 +137,6 @@ def _write_figures(found: "Evidence", folder: Path) -> None:
         missing |= pixels is None
         if pixels is not None:
             (folder / f"{name}.png").write_bytes(pixels)
-    print(f"{folder}: {', '.join(drawn) or 'nothing to draw yet'}")
+    print(f"{folder}: {', '.join(drawn) or 'no figures yet'}")
     if missing:
-        print("No PNG without resvg-py: pip install 'march-search[report]'.", file=sys.stderr)
+        print("PNG files need resvg-py: pip install 'march-search[report]'.", file=sys.stderr)

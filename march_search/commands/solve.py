@@ -1,4 +1,4 @@
-"""`march-search solve`: every architecture that meets a parameter budget."""
+"""`march-search solve`: list every architecture inside a parameter budget."""
 
 import argparse
 import json
@@ -14,61 +14,61 @@ if TYPE_CHECKING:
     from march_search.solver import FeasibleSet
 
 PARETO = "flops,memory,-depth"
-"""What `--pareto` compares by unless told."""
+"""Default objectives of `--pareto`."""
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    solve = verbs.add_parser("solve", help="list every architecture that meets a parameter budget")
-    solve.add_argument("--budget", metavar="N", help="220M, 1.3B, 222_903_552 or a name such as t5-base")
-    solve.add_argument("--space", default="t5", metavar="NAME|FILE", help="shipped space or a TOML file (default: t5)")
+    """Add the command to the parser."""
+    solve = verbs.add_parser("solve", help="list every architecture inside a parameter budget")
+    solve.add_argument("--budget", metavar="N", help="parameters: 220M, 1.3B, 222_903_552 or a name such as t5-base")
+    solve.add_argument("--space", default="t5", metavar="NAME|FILE", help="shipped space, or a TOML file (default: t5)")
     solve.add_argument(
-        "--tolerance", metavar="P", help="allowed distance from the budget (default: the space's, else 1.5%%)"
+        "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
-    solve.add_argument("--counting", choices=("total", "non-embedding"), help="which parameters the budget counts")
+    solve.add_argument("--counting", choices=("total", "non-embedding"), help="parameters that the budget counts")
     solve.add_argument(
-        "--where", action="append", default=[], metavar="RULE", help='also require, e.g. "num_heads >= 16"; repeatable'
+        "--where", action="append", default=[], metavar="RULE", help='extra rule, e.g. "num_heads >= 16"; repeatable'
     )
     solve.add_argument(
-        "--top", type=pricing.natural, default=20, metavar="N", help="how many to print (default: 20; 0: all)"
+        "--top", type=pricing.natural, default=20, metavar="N", help="architectures to print (default: 20; 0: all)"
     )
     solve.add_argument(
         "--sort",
         metavar="KEY",
-        help="difference, params, flops, depth, memory, hours or a field (default: difference)",
+        help="sort by difference, params, flops, depth, memory, hours or a field (default: difference)",
     )
-    solve.add_argument("--descending", action="store_true", help="largest first")
-    solve.add_argument("--columns", metavar="A,B,...", help="which columns to print, e.g. name,params,num_layers,hours")
+    solve.add_argument("--descending", action="store_true", help="sort in descending order")
+    solve.add_argument("--columns", metavar="A,B,...", help="columns to print, e.g. name,params,num_layers,hours")
     solve.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    solve.add_argument("--count", action="store_true", help="print only how many there are")
+    solve.add_argument("--count", action="store_true", help="print only the number of architectures")
     _add_choices(solve)
     pricing.add(solve)
     solve.set_defaults(run=run)
 
 
 def _add_choices(solve: argparse.ArgumentParser) -> None:
-    """Adds what can be asked for instead of the top."""
-    other = solve.add_argument_group("instead of the top").add_mutually_exclusive_group()
-    other.add_argument("--sample", type=pricing.positive, metavar="N", help="N of them, uniformly at random")
-    other.add_argument("--design", type=pricing.positive, metavar="N", help="N of them, as different as possible")
-    solve.add_argument("--by", metavar="A,B,...", help="axes that --design spreads over (default: all that vary)")
-    solve.add_argument("--strata", metavar="A,B,...", help="axes whose values --design takes equally often")
+    """Add the options that select other architectures than the top N."""
+    other = solve.add_argument_group("selection instead of the top N").add_mutually_exclusive_group()
+    other.add_argument("--sample", type=pricing.positive, metavar="N", help="N architectures drawn uniformly at random")
+    other.add_argument("--design", type=pricing.positive, metavar="N", help="N architectures as different as possible")
+    solve.add_argument("--by", metavar="A,B,...", help="axes that --design spreads over (default: all axes that vary)")
+    solve.add_argument("--strata", metavar="A,B,...", help="axes whose values --design uses equally often")
     other.add_argument(
         "--pareto",
         nargs="?",
         const=PARETO,
         metavar="BY",
-        help=f"those that no other beats in all of BY (default: {PARETO}; - before what should be large)",
+        help=f"the Pareto set in BY (default: {PARETO}; prefix - to maximize)",
     )
-    other.add_argument("--near", metavar="NAME", help="those nearest to an architecture, on the budget or not")
-    other.add_argument("--explain", metavar="NAME", help="count one architecture group by group; needs no budget")
+    other.add_argument("--near", metavar="NAME", help="architectures nearest to NAME, which may be off the budget")
+    other.add_argument("--explain", metavar="NAME", help="parameters of one architecture by group; needs no budget")
     solve.add_argument(
         "--seed", type=pricing.natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the feasible set of a space, best first, or what was asked for instead."""
+    """Print the feasible set of a space, best first, or a selection of it."""
     setup = pricing.setup_of(options)
     if options.explain is not None:
         return explain.run(options, setup)
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
-    """The members to print, and in what order they stand."""
+    """Return the members to print, and a description of their selection and order."""
     from march_search.architecture import Architecture
 
     if options.sample is not None:
@@ -112,9 +112,9 @@ def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
     order = ""
     if options.pareto is not None:
         chosen = found.pareto(tuple(options.pareto.split(",")), setup)
-        order = f"{len(chosen):,} that no other beats in all of {options.pareto}, "
+        order = f"{len(chosen):,} Pareto-optimal in {options.pareto}, "
         if options.sort is None:
-            return chosen[: options.top or len(chosen)], f"{order}in this order"
+            return chosen[: options.top or len(chosen)], f"{order}in order of these objectives"
     if options.near is not None:
         near = Architecture.parse(options.near)
         return found.nearest(near, options.top), f"nearest to {near} first"
@@ -125,7 +125,7 @@ def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
 def _print_data(
     rows: list[dict[str, Any]], found: "FeasibleSet", options: Any, setup: "Setup", priced: bool, asked: Any
 ) -> None:
-    """The rows as JSON or CSV, whole or in the columns asked for."""
+    """Print the rows as JSON or CSV, with all columns or those of --columns."""
     from march_search.report import architectures, tables
 
     rows = [{c.key: row[c.key] for c in asked} for row in rows] if asked else architectures.public(rows)
@@ -147,7 +147,7 @@ def _print_data(
 def _print_table(
     rows: list[dict[str, Any]], found: "FeasibleSet", order: str, setup: "Setup", priced: bool, asked: Any
 ) -> None:
-    """The rows as a table, with what it leaves out and what its numbers mean."""
+    """Print the rows as a table, with notes on the selection and the meaning of the numbers."""
     from march_search.report import architectures, tables
 
     verb = "architecture has" if len(found) == 1 else "architectures have"
@@ -157,8 +157,8 @@ def _print_table(
     notes = [f"{len(rows):,} shown, {order}{more}."]
     if any(column.key == "flops_per_token" for column in columns):
         length = setup.sequence_length
-        notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens a sequence.")
-    legend = f"{architectures.NARROW_LEGEND}, diff from the budget" if not asked and not priced else ""
+        notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
+    legend = f"{architectures.NARROW_LEGEND}, diff: from the budget" if not asked and not priced else ""
     tables.print_table(
         tables.console(), rows, columns, title, [*notes, *(pricing.notes(setup) if priced else ())], legend
     )

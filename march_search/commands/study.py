@@ -1,4 +1,4 @@
-"""`march-search study`: list the shipped studies, run one, or say what running it would do."""
+"""`march-search study`: list studies, run a study, or print its plan."""
 
 import argparse
 import json
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the command to the parser."""
-    study = verbs.add_parser("study", help="run, watch, stop and go on with studies, list those that are shipped")
+    """Add the command to the parser."""
+    study = verbs.add_parser("study", help="run, watch, stop and resume studies, or list the shipped ones")
     actions = study.add_subparsers(
         dest="action", metavar="list | run | status | show | stop | resume | retry | race | delete", required=True,
         parser_class=type(study),
     )  # fmt: skip
-    listing = actions.add_parser("list", help="shipped studies, and those below the root")
+    listing = actions.add_parser("list", help="list the shipped studies and those in the --root folder")
     listing.set_defaults(run=run_list)
     running = actions.add_parser(
-        "run", help="train what a study asks for; the same command goes on after an interruption"
+        "run", help="train the trials of a study; run it again to resume after an interruption"
     )
-    running.add_argument("study", metavar="STUDY", help="a TOML file, or the name of a shipped study")
-    running.add_argument("--dry-run", action="store_true", help="check everything and print what would be done")
-    running.add_argument("--extend", action="store_true", help="add to a started study what its file has more now")
-    running.add_argument("--device", metavar="D", help="what a trial runs on, for its price: A5000, 8xH100, cpu")
-    running.add_argument("--rate", type=amount, metavar="X", help="price of one device for one hour, in any currency")
+    running.add_argument("study", metavar="STUDY", help="TOML file of a study, or name of a shipped study")
+    running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
+    running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
+    running.add_argument("--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, cpu")
+    running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
     running.set_defaults(run=run_study)
     listing.add_argument("--json", action="store_true", help="JSON instead of a table")
     watch.add(actions)
     for parser in (listing, running):
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
 def run_list(options: argparse.Namespace) -> int:
-    """Prints shipped studies and started ones."""
+    """Print the shipped and the started studies."""
     from march_search.files import read_json
     from march_search.report.tables import Column, console, print_table
     from march_search.settings import read_file
@@ -52,10 +52,10 @@ def run_list(options: argparse.Namespace) -> int:
         table = read_file(shipped_folder("studies") / f"{name}.toml")
         rows.append({"study": name, "trials": None, "description": table.get("description", "")})
     for path in sorted(Path(options.root).glob("*/study.json")):
-        kept = read_json(path)
-        settings = kept.get("settings", {}) if isinstance(kept, dict) else {}
+        record = read_json(path)
+        settings = record.get("settings", {}) if isinstance(record, dict) else {}
         trials = len(list(path.parent.glob("trials/*/trial.json")))
-        ended = Counter((read_json(one) or {}).get("state", "?") for one in path.parent.glob("trials/*/outcome.json"))
+        ended = Counter((read_json(file) or {}).get("state", "?") for file in path.parent.glob("trials/*/outcome.json"))
         states = ", ".join(f"{number} {state}" for state, number in sorted(ended.items()))
         rows.append({
             "study": str(path.parent), "trials": trials, "states": states or None,
@@ -68,14 +68,14 @@ def run_list(options: argparse.Namespace) -> int:
         Column("study", "study", "study", left=True),
         Column("trials", "trials started", "trials"),
         Column("states", "ended", "ended", left=True),
-        Column("description", "what it asks", "what it asks", left=True),
+        Column("description", "description", "description", left=True),
     )
     print_table(console(), rows, columns, "")
     return 0
 
 
 def load(text: str) -> tuple[StudyConfig, str, Path]:
-    """The study of a file or a shipped name: its settings, its name, and the folder the file is in."""
+    """Load a study from a TOML file or a shipped name; return its settings, its name and the folder of its file."""
     from march_search.settings import build, read_file
     from march_search.shipped import shipped_path
 
@@ -88,7 +88,7 @@ def load(text: str) -> tuple[StudyConfig, str, Path]:
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Runs a study, or prints its plan."""
+    """Run a study, or print its plan."""
     from march_search.data import corpora, vocabulary
     from march_search.errors import MarchSearchError
     from march_search.report.tables import console
@@ -102,8 +102,8 @@ def run_study(options: argparse.Namespace) -> int:
     try:
         drawn = candidates.choose(config, folder)
         chosen = extending.extended(study_folder.path, config, drawn, options.extend)
-        told = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
-        rows_of = plan_rows(config, chosen, told, study_folder.path)
+        data_summary = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
+        rows_of = plan_rows(config, chosen, data_summary, study_folder.path)
         plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
@@ -117,8 +117,8 @@ def run_study(options: argparse.Namespace) -> int:
     if options.dry_run:
         if chosen.architectures:
             _print_candidates(out, chosen, config)
-        many = price.built(price.stand_ins(config, chosen))
-        print(f"{many} models built without memory, each with the parameters that its formula says")
+        num_models = price.built(price.stand_ins(config, chosen))
+        print(f"Checked: {num_models} models build with the predicted parameter count.")
         return 0
     if options.extend:
         extending.adopt(study_folder, config, chosen, drawn)
@@ -126,7 +126,7 @@ def run_study(options: argparse.Namespace) -> int:
 
 
 def _print_plan(out: Any, title: str, rows: list[tuple[str, str]]) -> None:
-    """Rows as two columns."""
+    """Print the rows as a table of two columns."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
@@ -138,7 +138,7 @@ def _print_plan(out: Any, title: str, rows: list[tuple[str, str]]) -> None:
 
 
 def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
-    """The architectures a study would train."""
+    """Print the architectures that a study would train."""
     from march_search.report import architectures, tables
 
     budget, data, rows = chosen.found.budget, config.data, []
@@ -152,7 +152,7 @@ def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
 
 
 def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any, plan: Any) -> int:
-    """Prepares the data and runs the trials; the exit code says how it ended."""
+    """Prepare the data, train the trials and return the exit code."""
     from march_search.commands.preparing import prepared, repeats
     from march_search.data.reference import reference_nats
     from march_search.files import make_folder, read_json, write_json
@@ -173,22 +173,22 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     write_json(study_folder.path / "reference.json", reference_nats(store, config.data))
     summary = StudyRun(config, study_folder, store.folder, planned(chosen, config)).run()
     took = price.comparison_rows(plan, price.actual(study_folder.path, config))
-    _print_plan(console(stderr=True), "what it took", took)
+    _print_plan(console(stderr=True), "planned and actual cost", took)
     return report(summary, name, root)
 
 
 def report(summary: "Summary", name: str, root: Path) -> int:
-    """Says on stderr how a study's run ended; the exit code."""
+    """Print to stderr how the run of a study ended, and return the exit code."""
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
     print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
     for note in summary.notes:
         print(f"{name}: {note}", file=sys.stderr)
     if summary.signum:
-        print(f"{name}: interrupted; the same command goes on from here.", file=sys.stderr)
+        print(f"{name}: interrupted; run the same command again to resume.", file=sys.stderr)
         return 128 + summary.signum
     return 1 if summary.failed else 0
 
 
 def _root_option(root: Path) -> str:
-    """The --root a person has to repeat."""
+    """Return the --root option to repeat in a suggested command."""
     return "" if str(root) == DEFAULT_ROOT else f" --root {root}"

@@ -1,4 +1,4 @@
-"""`march-search study status | show | stop | resume | retry | race | delete`: studies that were started."""
+"""`march-search study status | show | stop | resume | retry | race | delete`: inspect and control started studies."""
 
 import argparse
 import json
@@ -12,34 +12,36 @@ from march_search.study.folders import DEFAULT_ROOT
 
 
 def add(actions: Verbs) -> None:
-    """Adds the actions to those of `march-search study`."""
+    """Add the actions to `march-search study`."""
     for name, run, text in (
-        ("status", run_status, "states, workers, tokens and time left"),
-        ("show", run_show, "one trial: settings, evaluations, how it ended"),
-        ("stop", run_stop, "ask all workers, on all hosts, to save and end"),
-        ("resume", run_resume, "go on with a study, with the settings it was started with"),
-        ("retry", run_retry, "train failed trials again, all or those of the numbers"),
-        ("race", run_race, "more seeds for the leaders until the winner is separated from the others"),
-        ("delete", run_delete, "delete a study's folder and its records"),
+        ("status", run_status, "print states, workers, tokens and time left"),
+        ("show", run_show, "print one trial: settings, evaluations, outcome"),
+        ("stop", run_stop, "ask all workers on all hosts to save and exit"),
+        ("resume", run_resume, "resume a study with the settings it was started with"),
+        ("retry", run_retry, "train failed trials again, all of them or those with the given numbers"),
+        ("race", run_race, "train more seeds of the leaders until the winner is separated from the others"),
+        ("delete", run_delete, "delete the folder and the records of a study"),
     ):
         parser = actions.add_parser(name, help=text)
-        parser.add_argument("study", metavar="STUDY", help="a started study's name, or its TOML file")
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+        parser.add_argument("study", metavar="STUDY", help="name of a started study, or its TOML file")
+        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
         if name in ("status", "show"):
-            parser.add_argument("--json", action="store_true", help="JSON instead of tables")
+            parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
         if name == "show":
-            parser.add_argument("trial", metavar="TRIAL", type=int, help="the trial's number, from 0")
+            parser.add_argument("trial", metavar="TRIAL", type=int, help="trial number, from 0")
         if name == "retry":
-            parser.add_argument("trials", metavar="TRIAL", type=int, nargs="*", help="numbers, from 0 (default: all)")
+            parser.add_argument(
+                "trials", metavar="TRIAL", type=int, nargs="*", help="trial numbers, from 0 (default: all)"
+            )
         if name == "delete":
-            parser.add_argument("--yes", action="store_true", help="do not ask")
+            parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         if name == "race":
-            parser.add_argument("--confidence", type=float, default=0.95, help="of the separation (default: 0.95)")
+            parser.add_argument("--confidence", type=float, default=0.95, help="confidence level (default: 0.95)")
         parser.set_defaults(run=run)
 
 
 def _found(options: argparse.Namespace) -> Any:
-    """Folder, settings and Optuna study."""
+    """Return the folder, the settings and the Optuna study of a started study."""
     from march_search.commands.worker import started
     from march_search.study import watching
 
@@ -48,7 +50,7 @@ def _found(options: argparse.Namespace) -> Any:
 
 
 def run_status(options: argparse.Namespace) -> int:
-    """Prints what a study is doing."""
+    """Print the state of a study, its trials and its workers."""
     from march_search.study import watching
 
     folder, config, study = _found(options)
@@ -64,7 +66,7 @@ def run_status(options: argparse.Namespace) -> int:
 
 
 def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[Any], openers: list[str]) -> None:
-    """The tables of `study status`."""
+    """Print the tables of `study status`."""
     from march_search.report.tables import Column, console, count, duration, print_table, si
 
     left = total["seconds_left"]
@@ -72,16 +74,16 @@ def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[
     parts += [f"{total['trials_to_come']} to come"] if total["trials_to_come"] else []
     limit = f", at most {si(total['max_tokens'])}" if total["max_tokens"] else ""
     notes = [
-        f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} planned now, "
+        f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} currently planned, "
         f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
-        + ("" if left is None else f"; {duration(left)} left at this speed"),
+        + ("" if left is None else f"; {duration(left)} left at the current speed"),
     ]
     several_rates = len({row["learning_rate"] for row in rows}) > 1
     columns = (
         Column("trial", "trial", "#"),
         Column("name", "name", "name", left=True),
         Column("seed", "seed", "seed", wide_only=True),
-        *([Column("learning_rate", "rate", "rate", lambda value: f"{value:g}")] if several_rates else []),
+        *([Column("learning_rate", "learning rate", "rate", lambda value: f"{value:g}")] if several_rates else []),
         Column("state", "state", "state", left=True),
         Column("tokens", "tokens", "tokens", si),
         Column("loss", "loss", "loss", lambda value: f"{value:.4f}"),
@@ -104,7 +106,7 @@ def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[
 
 
 def run_show(options: argparse.Namespace) -> int:
-    """Prints one trial."""
+    """Print one trial."""
     from march_search.errors import UsageError
     from march_search.report.tables import console
     from march_search.study import watching
@@ -112,7 +114,7 @@ def run_show(options: argparse.Namespace) -> int:
     folder, config, study = _found(options)
     trials = study.get_trials(deepcopy=False)
     if not 0 <= options.trial < len(trials):
-        raise UsageError(f"{folder.path.name} has trials 0 to {len(trials) - 1}, no {options.trial}.")
+        raise UsageError(f"{folder.path.name} has no trial {options.trial}: use a number from 0 to {len(trials) - 1}.")
     row = watching.trial_rows(folder, config, trials)[options.trial] | watching.told(folder, trials[options.trial])
     if options.json:
         print(json.dumps({"schema_version": 1, "study": folder.path.name, **row}, indent=1))
@@ -126,19 +128,19 @@ def run_show(options: argparse.Namespace) -> int:
 
 
 def run_stop(options: argparse.Namespace) -> int:
-    """Asks all workers to save and end."""
+    """Ask all workers to save and exit."""
     from march_search.study import watching, workers
 
     folder, _, study = _found(options)
     study.set_user_attr(workers.STOP, True)
     alive = [row["worker"] for row in watching.worker_rows(study, folder) if row["state"] == "alive"]
-    whom = f"asked {len(alive)} workers to save and end" if alive else "no worker is alive"
-    print(f"{folder.path.name}: {whom}. Go on: march-search study resume {folder.path.name}", file=sys.stderr)
+    message = f"asked {len(alive)} workers to save and exit" if alive else "no worker is running"
+    print(f"{folder.path.name}: {message}. To resume: march-search study resume {folder.path.name}", file=sys.stderr)
     return 0
 
 
 def run_resume(options: argparse.Namespace) -> int:
-    """Works on a study again, after a stop or an interruption."""
+    """Resume a study after a stop or an interruption."""
     from march_search.commands.study import report
     from march_search.study import gpus, workers
     from march_search.study.runner import StudyRun
@@ -150,7 +152,7 @@ def run_resume(options: argparse.Namespace) -> int:
 
 
 def run_retry(options: argparse.Namespace) -> int:
-    """Enqueues failed trials again; a worker trains them."""
+    """Enqueue failed trials again, to be trained by a worker."""
     from march_search.files import lock
     from march_search.study import enqueueing, watching
 
@@ -160,12 +162,12 @@ def run_retry(options: argparse.Namespace) -> int:
         for trial in failed:
             enqueueing.repeat(study, trial, retry_of=trial.number)
     name = folder.path.name
-    print(f"{name}: {len(failed)} trials enqueued again. Train them: march-search study resume {name}", file=sys.stderr)
+    print(f"{name}: {len(failed)} trials enqueued again. To resume: march-search study resume {name}", file=sys.stderr)
     return 0
 
 
 def run_race(options: argparse.Namespace) -> int:
-    """Trains further seeds of the leaders until the winner is separated."""
+    """Train more seeds of the leaders until the winner is separated from the others."""
     from dataclasses import replace
 
     from march_search.commands.study import report
@@ -179,7 +181,7 @@ def run_race(options: argparse.Namespace) -> int:
 
 
 def run_delete(options: argparse.Namespace) -> int:
-    """Deletes a study, unless somebody works on it."""
+    """Delete a study that has no running worker."""
     import optuna
 
     from march_search.errors import StorageError
@@ -188,7 +190,7 @@ def run_delete(options: argparse.Namespace) -> int:
     folder, config, study = _found(options)
     name = folder.path.name
     if any(row["state"] == "alive" for row in watching.worker_rows(study, folder)):
-        raise StorageError(f"{name} has workers: march-search study stop {name} first.")
+        raise StorageError(f"{name} has running workers: stop them first with march-search study stop {name}.")
     if not options.yes:
         print(f"delete {folder.path} with {len(study.trials)} trials? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

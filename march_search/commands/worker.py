@@ -1,4 +1,4 @@
-"""`march-search worker` and `march-search storage-proxy`: more processes, on any host, for a study that was started."""
+"""`march-search worker` and `march-search storage-proxy`: add worker processes on any host to a started study."""
 
 import argparse
 import sys
@@ -13,10 +13,10 @@ SBATCH = """#!/bin/bash
 #SBATCH --array=1-8              # eight workers
 #SBATCH --gpus={ranks}
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300      # five minutes before the end: the trial saves, another worker goes on
+#SBATCH --signal=B:TERM@300      # five minutes before the limit: the trial saves, another worker resumes it
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# The study is on a file system that all nodes see, with locks; its storage is PostgreSQL, or grpc:// before it.
+# The study needs a file system with locks that all nodes share, and PostgreSQL storage, directly or through grpc://.
 march-search worker {name} --root {root} &
 worker=$!
 trap 'kill -TERM $worker' TERM
@@ -28,21 +28,24 @@ exit $code
 
 
 def add(verbs: Verbs) -> None:
-    """Adds the commands to the parser."""
-    worker = verbs.add_parser("worker", help="train trials of a study that was started, beside other workers")
-    worker.add_argument("study", metavar="STUDY", help="a started study's name, or its TOML file")
-    worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script of workers instead")
+    """Add the commands to the parser."""
+    worker = verbs.add_parser("worker", help="train trials of a started study, in parallel with other workers")
+    worker.add_argument("study", metavar="STUDY", help="name of a started study, or its TOML file")
+    worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
     worker.set_defaults(run=run)
-    proxy = verbs.add_parser("storage-proxy", help="let very many workers share a PostgreSQL storage, over gRPC")
-    proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, a variable that holds a PostgreSQL URL")
+    proxy = verbs.add_parser("storage-proxy", help="serve a PostgreSQL storage to many workers over gRPC")
+    proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, an environment variable with a PostgreSQL URL")
     proxy.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
     proxy.add_argument("--port", type=int, default=13000, help="port to listen on (default: 13000)")
     proxy.set_defaults(run=run_proxy)
-    worker.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of studies (default: runs)")
+    worker.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
 def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
-    """The folder and settings of a started study; a TOML file adds what is not kept, a password say."""
+    """Return the folder and settings of a started study.
+
+    A TOML file also provides settings that the study folder does not keep, for example a password.
+    """
     from march_search.commands.study import load
     from march_search.study import watching
 
@@ -54,7 +57,7 @@ def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Works on a study until it ends."""
+    """Train trials of a study until it ends, or print a Slurm job script."""
     from march_search.commands.study import report
     from march_search.study import gpus
     from march_search.study.runner import StudyRun
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_proxy(options: argparse.Namespace) -> int:
-    """Serves a storage until it is stopped."""
+    """Serve a storage until interrupted."""
     from concurrent.futures import ThreadPoolExecutor
     from urllib.parse import urlsplit
 
@@ -82,13 +85,13 @@ def run_proxy(options: argparse.Namespace) -> int:
 
     url = resolve(options.storage) or ""
     if not options.storage.startswith("env:"):
-        raise UsageError("storage-proxy reads its URL from a variable, env:NAME: a command line can be seen by others.")
+        raise UsageError("storage-proxy reads its URL from an environment variable, to keep it private: use env:NAME.")
     if not urlsplit(url).scheme.startswith("postgres"):
-        raise UsageError("storage-proxy serves PostgreSQL only: a journal or SQLite behind it loses records.")
+        raise UsageError("storage-proxy serves PostgreSQL only: with a journal or SQLite it would lose records.")
     with storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
         server = make_server(storage.opened(url, Path()), options.host, options.port, pool)
         server.start()
-        print(f"serving at grpc://{options.host}:{options.port}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        print(f"serving at grpc://{options.host}:{options.port}; press Ctrl-C to stop", file=sys.stderr, flush=True)
         while server.wait_for_termination(timeout=0.5) and not signals.signum:
             pass
         server.stop(5).wait()

@@ -1,4 +1,4 @@
-"""Study and trial settings: the tables of studies/*.toml, checked before anything starts."""
+"""Study and trial settings: one dataclass per table of a study's TOML file, validated before anything starts."""
 
 from march_search.config.data import DataConfig
 from march_search.config.devices import BatchPlan, DevicesConfig

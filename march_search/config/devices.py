@@ -1,4 +1,4 @@
-"""`[devices]`: what a trial runs on, and how its batch is cut."""
+"""The `[devices]` table: the devices that a trial runs on, and how its global batch is split across them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,43 +11,45 @@ from march_search.errors import ConfigError
 
 @dataclass(frozen=True)
 class DevicesConfig:
-    """`[devices]`: what one trial runs on."""
+    """The `[devices]` table: the devices and processes of each trial."""
 
     kind: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes GPUs where torch finds any."""
+    """Device type: `cpu`, `cuda`, or `auto` for GPUs if torch finds any, else the CPU."""
     ranks: int = 1
-    """Processes of a trial on all its machines together, one a GPU; on a CPU they share the cores."""
+    """Processes per trial, over all machines: one per GPU, or sharing the cores on a CPU. At least 1."""
     nodes: int = 1
-    """Machines of a trial, `ranks / nodes` processes on each. They see the same folders under the same names."""
+    """Machines per trial, with `ranks / nodes` processes on each. All must see the same folders at the same paths."""
     launcher: Literal["own", "deepspeed", "srun"] = "own"
-    """What starts the ranks: `own` on this machine; `deepspeed`, its launcher, on the hosts of `hostfile`; `srun`, from
-    within an allocation of Slurm."""
+    """How the ranks are started. `own`: by the worker, on this machine. `deepspeed`: by DeepSpeed's launcher, on the
+    hosts in `hostfile`. `srun`: by srun, inside a Slurm allocation."""
     hostfile: str | None = None
-    """For `deepspeed`: a file with a line `name slots=8` for each host, reached by ssh without a password."""
+    """Path of the host file; required by the `deepspeed` launcher, an error with the others. It has one line
+    `name slots=8` per host. Each host must be reachable by ssh without a password."""
     port: int | None = None
-    """Where the ranks of several machines meet on the first; None for one that is free here."""
+    """Port on the first machine at which launched ranks connect; None picks a free port. Unused by `own`."""
     threads: int | None = None
-    """CPU threads of a rank; None divides the machine's cores."""
+    """CPU threads per rank, at least 1; None divides the machine's cores evenly between ranks and parallel trials."""
     parallel_trials: int = 1
-    """Trials that a worker runs at the same time, each on ranks of its own. With more than one, which trials a pruner
-    stops depends on which is ahead; losses do not."""
+    """Trials that a worker runs at the same time, each with its own ranks; at least 1, and exactly 1 for the
+    launchers `deepspeed` and `srun`. With more than one, the pruners `median`, `halving` and `hyperband` may stop
+    different trials depending on timing; losses do not change."""
     hang_seconds: float = 1800.0
-    """A trial none of whose ranks gets on for so long is killed and goes on from its checkpoint, in a study twice at
-    most; 0 for never. Before the first step it has at least ten minutes. A layer, or a file of a checkpoint, must take
-    less."""
+    """Seconds after which a trial that makes no progress on any rank is killed and resumed from its last checkpoint, at
+    most twice in a study; 0 disables the check. At least ten minutes are allowed before the first step. Must exceed
+    the time that one layer, or writing one checkpoint file, takes."""
 
     def __post_init__(self) -> None:
-        """Refuses settings that cannot be meant."""
+        """Validate the settings."""
         if min(self.ranks, self.parallel_trials, 1 if self.threads is None else self.threads) < 1:
             raise ConfigError("[devices]: ranks, threads and parallel_trials must be at least 1.")
         if self.nodes < 1 or self.ranks % self.nodes:
-            raise ConfigError(f"[devices]: {self.ranks} ranks cannot be divided between {self.nodes} nodes.")
+            raise ConfigError(f"[devices]: {self.ranks} ranks cannot be divided evenly between {self.nodes} nodes.")
         if self.launcher == "own" and self.nodes > 1:
             raise ConfigError(
                 f'[devices]: {self.nodes} nodes need launcher = "deepspeed" and a hostfile, or launcher = "srun".'
             )
         if (self.launcher == "deepspeed") != (self.hostfile is not None):
-            raise ConfigError('[devices]: launcher = "deepspeed" and hostfile need each other.')
+            raise ConfigError('[devices]: launcher = "deepspeed" and hostfile must be set together.')
         if self.launcher != "own" and self.parallel_trials > 1:
             raise ConfigError(
                 f'[devices]: launcher = "{self.launcher}" gives all devices to one trial: parallel_trials must be 1, '
@@ -55,28 +57,30 @@ class DevicesConfig:
             )
         check_finite(self, "devices")
         if self.hang_seconds < 0:
-            raise ConfigError(f"[devices]: hang_seconds must not be negative, and is {self.hang_seconds}; 0 for never.")
+            raise ConfigError(
+                f"[devices]: hang_seconds must not be negative, got {self.hang_seconds}; set 0 to disable."
+            )
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is cut: `sequences = ranks * accumulation * micro_batch` examples a step."""
+    """How a global batch is split: `sequences = ranks * accumulation * micro_batch` examples per step."""
 
     sequences: int
-    """Examples of a global batch."""
+    """Examples per global batch."""
     ranks: int
-    """Processes."""
+    """Processes per trial."""
     micro_batch: int
-    """Examples a process takes at once."""
+    """Examples that a rank processes at once."""
     accumulation: int
-    """Micro batches of a process in one step."""
+    """Micro batches per rank and step."""
 
     @classmethod
     def of(cls, training: TrainingConfig, data: DataConfig, ranks: int) -> "BatchPlan":
-        """The plan of these settings.
+        """Return the batch plan for these settings.
 
         Raises:
-            ConfigError: a division leaves a remainder; the message says which values would not.
+            ConfigError: If the batch does not divide evenly; the message names the nearest value where there is one.
         """
         sequences, rest = divmod(training.global_batch_tokens, data.sequence_length)
         if rest or not sequences:
@@ -86,14 +90,16 @@ class BatchPlan:
                 f"[data] sequence_length ({data.sequence_length}); the nearest is {near:_}."
             )
         if sequences % ranks:
-            raise ConfigError(f"[devices]: {sequences} sequences a step cannot be divided between {ranks} ranks.")
+            raise ConfigError(
+                f"[devices]: {sequences} sequences per step cannot be divided evenly between {ranks} ranks."
+            )
         share = sequences // ranks
         micro = training.micro_batch_sequences or share
         if share % micro:
             fits = [m for m in range(1, share + 1) if share % m == 0]
             near = min(fits, key=lambda m: abs(m - micro))
             raise ConfigError(
-                f"[training]: micro_batch_sequences ({micro}) must divide the {share} sequences of a rank; the nearest "
-                f"that does is {near}."
+                f"[training]: micro_batch_sequences ({micro}) must divide the {share} sequences per rank; the nearest "
+                f"divisor is {near}."
             )
         return cls(sequences, ranks, micro, share // micro)

@@ -1,4 +1,4 @@
-"""A whole study, and one trial of it."""
+"""Settings of a study, and of one trial."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,66 +12,74 @@ from march_search.errors import ConfigError
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """One file of studies/: a question, the architectures that answer it, and how they are trained."""
+    """Settings of a study: the top-level keys of its TOML file, and one field per table."""
 
     space: str
-    """A shipped search space, or a TOML file beside the study's."""
+    """Name of a shipped search space, or path of a space's TOML file, relative to the study's file."""
     description: str = ""
-    """One line, shown by `study list`."""
+    """One-line description, printed by `study list`."""
     question: str = ""
-    """What the study asks."""
+    """Question that the study should answer; printed at the top of its report."""
     answer: str = ""
-    """What would count as an answer."""
+    """Result that would answer the question; printed in the report."""
     budget: str | None = None
-    """Parameter budget, if not the space's own."""
+    """Parameter budget, such as `220M` or `t5-base`; None uses the budget of the space."""
     tolerance: str | None = None
-    """Tolerance, if not the space's own."""
+    """Allowed deviation from the parameter budget, such as `1.5%`; None uses the tolerance of the space."""
     storage: str | None = None
-    """None keeps a journal file in the study's folder. Or a URL: `sqlite:////path.db`, `postgresql://user@host/name`,
-    `grpc://host:port` of `march-search storage-proxy`; `env:NAME` for the URL in an environment variable, which keeps a
-    password out of files."""
+    """Optuna storage. None uses a journal file in the study folder. A URL is `sqlite:////path.db`,
+    `postgresql://user@host/name`, or `grpc://host:port` of a `march-search storage-proxy`. `env:NAME` reads the URL
+    from an environment variable, which keeps passwords out of files."""
     heartbeat_seconds: float = 20.0
-    """How often a worker shows that it lives. The trials of one that is silent for three times as long go on
-    elsewhere."""
+    """Seconds between a worker's heartbeats, from 0.05 to 3600. A worker without a heartbeat for three times as long is
+    considered dead, and other workers resume its trials."""
     search: SearchConfig = field(default_factory=SearchConfig)
+    """The `[search]` table: which architectures are trained."""
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
+    """The `[pruner]` table: when a trial is stopped early."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The `[data]` table: corpus, tokenizer and examples."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The `[training]` table: how every trial is trained."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
+    """The `[devices]` table: the devices and processes of each trial."""
 
     def __post_init__(self) -> None:
-        """Refuses settings that cannot be meant."""
+        """Validate the settings."""
         if not 0.05 <= self.heartbeat_seconds <= 3600:
-            raise ConfigError(f"heartbeat_seconds must lie between 0.05 and 3600, not {self.heartbeat_seconds}.")
+            raise ConfigError(f"heartbeat_seconds must be between 0.05 and 3600, not {self.heartbeat_seconds}.")
         beyond = [rung for rung in self.pruner.rungs if rung > max(1, self.training.tokens)]
         if self.pruner.kind == "rungs" and beyond:
             raise ConfigError(
-                f"[pruner]: a rung at {beyond[0]:,.0f} tokens lies beyond the {self.training.tokens:,} of a trial."
+                f"[pruner]: a rung at {beyond[0]:,.0f} tokens exceeds the data budget of {self.training.tokens:,}."
             )
 
     @property
     def batch(self) -> BatchPlan:
-        """How a global batch is cut."""
+        """How a global batch is split across ranks and micro batches."""
         return BatchPlan.of(self.training, self.data, self.devices.ranks)
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """`trial.json`: all that one trial needs to know."""
+    """Settings of one trial, stored as `trial.json` in its folder."""
 
     architecture: str
-    """The architecture's name."""
+    """Name of the architecture."""
     store: str
-    """Folder of the prepared tokens, absolute or relative to the trial's folder."""
+    """Path of the token store, absolute or relative to the trial folder."""
     seed: int = 0
-    """Seeds initialisation and the order of the data."""
+    """Seed of the initialisation and of the data order."""
     data: DataConfig = field(default_factory=DataConfig)
+    """The study's `[data]` table."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The study's `[training]` table, with the learning rate of this trial."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
+    """The study's `[devices]` table."""
     schema_version: Literal[1] = 1
-    """Version of this file's form."""
+    """Version of the file format."""
 
     @property
     def batch(self) -> BatchPlan:
-        """How a global batch is cut."""
+        """How a global batch is split across ranks and micro batches."""
         return BatchPlan.of(self.training, self.data, self.devices.ranks)

@@ -1,4 +1,4 @@
-"""`[training]`: the recipe, and when a trial is evaluated and saved."""
+"""The `[training]` table: the training recipe, and when a trial is evaluated and saved."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,62 +9,68 @@ from march_search.errors import ConfigError
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """`[training]`: the recipe of every trial. The defaults are the 2023 study's."""
+    """The `[training]` table: how every trial is trained. The defaults are those of the 2023 study."""
 
     tokens: int = 1000 * 1_048_576
-    """Data budget of a trial, in tokens of text before corruption; a multiple of `global_batch_tokens`."""
+    """Data budget: tokens of text per trial, before span corruption; a multiple of `global_batch_tokens`."""
     global_batch_tokens: int = 1_048_576
-    """Tokens of one optimizer step over all devices; a multiple of the sequence length."""
+    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`."""
     micro_batch_sequences: int | None = None
-    """Examples a device takes at once; None for as many as its memory is expected to hold. Halved where it does not."""
+    """Examples per micro batch on each rank; must divide the rank's share of the global batch. None uses the largest
+    number that is predicted to fit into memory. Halved if memory runs out."""
     learning_rate: float = 1e-4
-    """Peak learning rate of AdamW; of a model of `base_shape`, if rates are scaled."""
+    """Peak learning rate of AdamW, in (0, 10). With `learning_rate_scaling = "width"`, the peak for a model of
+    `base_shape`."""
     learning_rate_scaling: Literal["fixed", "width"] = "fixed"
-    """`fixed`: the same rate for all shapes and parameters. `width`: each matrix has its own, and some their own
-    initialisation, by its inputs and its stack's depth relative to `base_shape`, so that one rate suits wide and
-    narrow, deep and shallow models (maximal update parameterization, with CompleteP's depth; `march_search/scaling.py`
-    has the factors and their sources). Learning rate times weight decay stays the same for all. Needs `init = "t5"`."""
+    """How the learning rate depends on the shape. `fixed`: the same rate for all shapes and parameters. `width`: the
+    rate of each matrix, and the initialisation of some, is scaled by its fan-in and the depth of its stack relative to
+    `base_shape`, so that one rate suits wide and narrow, deep and shallow models (maximal update parameterization with
+    CompleteP's depth scaling; `march_search/scaling.py` lists the factors and sources). The product of learning rate
+    and weight decay does not change. Needs `init = "t5"`."""
     base_shape: str = "L12-D768-H12x64-F3072"
-    """For `width`, the shape that `learning_rate` was chosen for, which trains as under `fixed`. Only L, D, H and F of
-    the name count; take one from the middle of the study's own space."""
+    """Name of the shape for which `learning_rate` was chosen, for `learning_rate_scaling = "width"`. A model of this
+    shape trains as with `fixed`. Only L, D, H and F matter. Choose a shape from the middle of the search space."""
     betas: tuple[float, ...] = (0.9, 0.95)
-    """Decay of AdamW's two moments."""
+    """AdamW's decay rates of the first and second moment, each in [0, 1)."""
     epsilon: float = 1e-8
-    """AdamW's denominator term."""
+    """Term added to AdamW's denominator for numerical stability; above 0."""
     weight_decay: float = 0.1
-    """Decoupled weight decay, on matrices only; norms, no-op keys and position tables have
-    none."""
+    """Decoupled weight decay of matrices. Norms, no-op keys and position tables are not decayed."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: as it is, or down to `final_learning_rate` at the end of the data budget."""
+    """Learning rate after the warm-up. `constant`: stays at the peak. `linear`, `cosine`: decays to
+    `final_learning_rate` at the end of the data budget."""
     final_learning_rate: float = 0.0
-    """Where `linear` and `cosine` end, as a fraction of the peak."""
+    """Final learning rate of `linear` and `cosine`, as a fraction of the peak, in [0, 1]."""
     warmup_tokens: int = 0
-    """Tokens over which the learning rate rises from 0."""
+    """Tokens over which the learning rate rises linearly from 0 to its peak; at most `tokens`."""
     gradient_clipping: float = 1.0
-    """Largest global gradient norm; 0 for none."""
+    """Global gradient norm to which gradients are clipped; 0 disables clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Type of weights and activations in the passes; the optimizer's own copies are fp32 in both."""
+    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed's ZeRO spreads over devices: 1 optimizer state, 2 gradients too, 3 weights too. bf16 takes at
-    least 1."""
+    """DeepSpeed ZeRO stage, which determines what is partitioned across devices: 0 nothing, 1 the optimizer state, 2
+    also gradients, 3 also weights. bf16 uses at least stage 1."""
     activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    """Whether to recompute each layer in the backward pass instead of storing its activations."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Further keys of a DeepSpeed configuration, offloading say, or the path of a JSON file that holds them. `"auto"`
-    is what the study makes it; what contradicts the study is refused."""
+    """Additional DeepSpeed settings, such as offloading, as a table or as the path of a JSON file relative to the
+    study's file. `"auto"` keeps the value that follows from the study's settings; a value that contradicts them is an
+    error."""
     init: Literal["t5", "normal-0.02"] = "t5"
-    """Initialisation recipe, see `march_search.model`."""
+    """Initialisation recipe. `t5`: T5's, scaled by fan-in. `normal-0.02`: GPT-2's, with standard deviation 0.02.
+    `march_search/model/init.py` lists both."""
     evaluations: int = 10
-    """Evaluations, evenly spread in steps, the last at the end of the data budget."""
+    """Number of evaluations per trial, evenly spaced, the last at the end of the data budget; at least 1."""
     evaluate_at: tuple[int, ...] = ()
-    """Token counts to evaluate at instead, multiples of `global_batch_tokens`; the end is always added."""
+    """Token counts at which to evaluate, instead of `evaluations`: multiples of `global_batch_tokens` up to `tokens`.
+    The end of the data budget is always added."""
     checkpoints: int = 4
-    """Checkpoints, evenly spread; 0 for none, which makes an interrupted trial start again."""
+    """Number of checkpoints per trial, evenly spaced. With 0, an interrupted trial restarts from the beginning."""
     keep_weights: bool = True
-    """Whether a complete trial leaves weights.safetensors, in `precision`, for `march-search export`."""
+    """Whether a complete trial keeps its weights, as weights.safetensors in `precision`; needed to export it."""
 
     def __post_init__(self) -> None:
-        """Refuses settings that cannot be meant."""
+        """Validate the settings."""
         check_finite(self, "training")
         if self.tokens < 1 or self.global_batch_tokens < 1:
             raise ConfigError("[training]: tokens and global_batch_tokens must be at least 1.")
@@ -77,10 +83,10 @@ class TrainingConfig:
         if not (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)):
             raise ConfigError(f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}.")
         if not 0 < self.learning_rate < 10:
-            raise ConfigError(f"[training]: learning_rate must lie in (0, 10), not {self.learning_rate}.")
+            raise ConfigError(f"[training]: learning_rate must be in (0, 10), not {self.learning_rate}.")
         if self.learning_rate_scaling == "width" and self.init != "t5":
             raise ConfigError(
-                f'[training]: learning_rate_scaling "width" needs init "t5", whose matrices shrink with their inputs, '
+                f'[training]: learning_rate_scaling "width" needs init "t5", which scales matrices by their fan-in, '
                 f'not "{self.init}".'
             )
         negative = [
@@ -95,33 +101,35 @@ class TrainingConfig:
         if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
             raise ConfigError("[training]: evaluations and micro_batch_sequences must be at least 1.")
         if self.warmup_tokens > self.tokens or self.final_learning_rate > 1:
-            raise ConfigError("[training]: warmup_tokens must not exceed tokens, nor final_learning_rate 1.")
+            raise ConfigError(
+                "[training]: warmup_tokens must not exceed tokens, and final_learning_rate must not exceed 1."
+            )
         for tokens in self.evaluate_at:
             if not 0 < tokens <= self.tokens or tokens % self.global_batch_tokens:
                 raise ConfigError(
-                    f"[training]: evaluate_at holds {tokens:,}, which is no multiple of global_batch_tokens "
-                    f"({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
+                    f"[training]: evaluate_at contains {tokens:,}; each value must be a multiple of "
+                    f"global_batch_tokens ({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
                 )
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of a whole trial."""
+        """Number of optimizer steps per trial."""
         return self.tokens // self.global_batch_tokens
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Steps after which the model is evaluated, ascending, the last step included."""
+        """Steps after which the model is evaluated, ascending, including the last step."""
         if self.evaluate_at:
             return tuple(sorted({*(t // self.global_batch_tokens for t in self.evaluate_at), self.steps}))
         return spread(self.steps, self.evaluations)
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:
-        """Steps after which a checkpoint is written, ascending, the last step left out."""
+        """Steps after which a checkpoint is written, ascending, excluding the last step."""
         return spread(self.steps, self.checkpoints + 1)[:-1] if self.checkpoints else ()
 
 
 def spread(steps: int, count: int) -> tuple[int, ...]:
-    """At most `count` different steps from 1 to `steps`, evenly apart, the last one `steps`."""
+    """Return at most `count` distinct, evenly spaced steps from 1 to `steps`, the last one being `steps`."""
     count = min(count, steps)
     return tuple(sorted({max(1, round(steps * part / count)) for part in range(1, count + 1)}))

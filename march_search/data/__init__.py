@@ -1,1 +1,1 @@
-"""From text to span-corruption batches: corpora, tokenizer, token store, corruption, batches, reference losses."""
+"""Data pipeline: corpora, tokenizers, the token store, span corruption, batches and reference losses."""

@@ -1,4 +1,4 @@
-"""Examples by number: which sequence of the store each one is, ready for a model: corrupted, or the text as it is.
+"""Numbered training and validation examples, cut from the token store and ready for a model.
 
 Shape suffixes: N sequences of a split, B examples, R raw tokens, I input tokens, T target tokens.
 """
@@ -18,24 +18,25 @@ from march_search.data.store import Store
 
 T = TypeVar("T")
 Batch = tuple[Tokens | None, Tokens]
-"""`inputs_BI` and `targets_BT`, int64; a decoder-only model has no inputs."""
+"""`inputs_BI` and `targets_BT`, int64. `inputs_BI` is None for decoder-only models."""
 VALIDATION_SEED = 0x5EED_0F_7A11
-"""Seed of the validation set's spans: all trials of all seeds share them."""
+"""Seed of the validation spans, which are the same for all trials and seeds."""
 
 
 class Batches:
-    """Training examples, numbered without end, and a fixed validation set.
+    """An endless, numbered sequence of training examples and a fixed validation set.
 
-    Sequence i of a split is its tokens from `i * sequence_length` on, across documents. Example e is sequence
-    `order[e % num_train]`, with a new order in each epoch `e // num_train` and with spans of its own. Examples depend
-    on the seed and their number alone: to resume is to go on at a number, and a rank takes its slice of the numbers.
+    Sequence i of a split is its `sequence_length` tokens from `i * sequence_length` on; it may span documents. Example
+    e is sequence `order[e % num_train]`. Every epoch `e // num_train` has a new order, and every example has different
+    spans. An example depends only on the seed and its number, so a resumed trial continues at the next number, and each
+    rank takes a slice of the numbers.
     """
 
     def __init__(self, store: Store, config: DataConfig, seed: int, structure: str = "encoder-decoder") -> None:
-        """Opens the token files for models of this `structure`: a decoder-only model's target is the text itself.
+        """Open the token files for models of this `structure`. The target of a decoder-only model is the text itself.
 
         Raises:
-            DataError: the store is too small for `config`.
+            DataError: If the store is too small for `config`.
         """
         store.require(config)
         self._config, self._seed, self._special = config, seed, store.special
@@ -45,40 +46,40 @@ class Batches:
 
     @property
     def num_train(self) -> int:
-        """Sequences of the training split: the examples of one epoch."""
+        """Number of sequences in the training split, which is the number of examples per epoch."""
         return len(self._tokens["train"]) // self._config.sequence_length
 
     @property
     def num_validation(self) -> int:
-        """Examples of the validation set."""
+        """Number of examples in the validation set."""
         return self._config.validation_sequences
 
     def epochs(self, tokens: int) -> float:
-        """How often a budget of raw `tokens` goes through the training split."""
+        """Return how many times a budget of `tokens` raw tokens reads the training split."""
         return tokens / (self.num_train * self._config.sequence_length)
 
     def train(self, first_example: int, count: int) -> Batch:
-        """Examples `first_example` to `first_example + count - 1`; they may lie in several epochs.
+        """Return training examples `first_example` to `first_example + count - 1`, which may span several epochs.
 
         Returns:
-            Inputs and targets: B = `count`, I = `config.lengths.input`, T = `config.lengths.target`; for a decoder-only
-            model None and the text, T = `config.sequence_length`.
+            Inputs and targets, with B = `count`, I = `config.lengths.input` and T = `config.lengths.target`. For a
+            decoder-only model, None and the text, with T = `config.sequence_length`.
         """
         examples_B = np.arange(first_example, first_example + count)
-        epochs_B, places_B = np.divmod(examples_B, self.num_train)
+        epochs_B, positions_B = np.divmod(examples_B, self.num_train)
         sequences_B = np.empty(count, np.int64)
         for epoch in np.unique(epochs_B).tolist():
-            here_B = epochs_B == epoch
-            sequences_B[here_B] = self._order(epoch)[places_B[here_B]]
+            in_epoch_B = epochs_B == epoch
+            sequences_B[in_epoch_B] = self._order(epoch)[positions_B[in_epoch_B]]
         return self._batch("train", sequences_B, examples_B, self._seed)
 
     def validation(self, start: int, count: int) -> Batch:
-        """Validation examples from `start` on, at most `count`: the same for every seed."""
+        """Return up to `count` validation examples from `start` on. They are the same for every seed."""
         examples_B = np.arange(start, min(start + count, self.num_validation))
         return self._batch("validation", examples_B, examples_B, VALIDATION_SEED)
 
     def _batch(self, split: Split, sequences_B: NDArray[np.int64], examples_B: NDArray[np.int64], seed: int) -> Batch:
-        """These sequences as examples of these numbers."""
+        """Return the given sequences as the examples with the given numbers."""
         length = self._config.sequence_length
         tokens_BR = self._tokens[split].rows(sequences_B * length, length)
         if self._is_text:
@@ -86,7 +87,7 @@ class Batches:
         return corrupt(tokens_BR, examples_B, seed, self._config.lengths, self._special)
 
     def _order(self, epoch: int) -> NDArray[np.uint32]:
-        """The permutation of an epoch; that of the epoch before is kept, older ones are dropped."""
+        """Return the order of an epoch. Only this order and that of the previous epoch stay in memory."""
         if epoch not in self._orders:
             key = np.array([self._seed % 2**64, epoch], np.uint64)
             order_N = np.random.Generator(np.random.Philox(key=key)).permutation(self.num_train).astype(np.uint32)
@@ -95,10 +96,10 @@ class Batches:
 
 
 def prefetch(iterator: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The items of `iterator`, made by a daemon thread that runs up to `depth` items ahead.
+    """Yield the items of `iterator`, which a daemon thread computes up to `depth` items ahead.
 
-    The thread starts with the first item. An exception of `iterator` is raised here, in its place. Closing this
-    generator stops the thread, and closes `iterator` if that is a generator.
+    The thread starts when the first item is requested. An exception raised by `iterator` is raised here after the items
+    before it. Closing this generator stops the thread and closes `iterator` if it has a `close` method.
     """
     done: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
     room, stopped = threading.Semaphore(depth), threading.Event()
@@ -125,7 +126,7 @@ def _run_ahead(
     room: threading.Semaphore,
     stopped: threading.Event,
 ) -> None:
-    """Puts items, then how it ended: None or an exception."""
+    """Put every item into `done` as (True, item), then (False, exception), or (False, None) at the end."""
     try:
         while room.acquire() and not stopped.is_set():
             done.put((True, next(iterator)))

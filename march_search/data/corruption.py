@@ -1,10 +1,10 @@
 """T5's span corruption for whole batches, with fixed lengths and no padding (Raffel et al. 2020, section 3.1.4).
 
-An example's spans depend on its seed and its number alone, through a counter-based hash: every slice of a batch, cut on
-any rank or machine, is corrupted alike.
+The spans of an example depend only on the seed and its number, through a counter-based hash. An example is therefore
+corrupted in the same way in every batch, on every rank and machine.
 
-Shape suffixes: B examples, R raw tokens, I input tokens, T target tokens, S spans, E = S + 1 their ends, P places for a
-divider.
+Shape suffixes: B examples, R raw tokens, I input tokens, T target tokens, S spans, E = S + 1 span boundaries,
+P positions of dividers.
 """
 
 import numpy as np
@@ -25,11 +25,12 @@ def corrupt(
     lengths: SpanLengths,
     special: Special,
 ) -> tuple[Tokens, Tokens]:
-    """Inputs and targets of T5's denoising task.
+    """Return the inputs and targets of T5's denoising task.
 
-    The input is the text with span k replaced by sentinel k, then the end; the target is sentinel k and the tokens of
-    span k, for each k, then the end. The text begins with a kept segment and ends with a span; each way of cutting the
-    noise into spans, and the rest into segments, is equally likely.
+    The input is the text with span k replaced by sentinel k, followed by the end token. The target is sentinel k and
+    the tokens of span k, for each k, followed by the end token. The text starts with a kept segment and ends with a
+    span. All ways to divide the noise into spans are equally likely, and so are all ways to divide the rest into
+    segments.
 
     Returns:
         `inputs_BI` with I = `lengths.input`, and `targets_BT` with T = `lengths.target`.
@@ -42,11 +43,11 @@ def corrupt(
     kept_BE = _cumulated_cuts(hashes_BP[:, noise:], R - noise, spans)
 
     order_S = np.arange(spans)
-    edges = np.zeros(B * (R + 1), np.int8)  # +1 where a span starts, -1 where it has ended
+    edges = np.zeros(B * (R + 1), np.int8)  # +1 at the first token of a span, -1 at the first token after it
     starts_B1 = np.arange(B)[:, None] * (R + 1)
     edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, :-1]] = 1
     edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, 1:]] = -1
-    is_noise_BR = edges.cumsum(dtype=np.int8).view(bool).reshape(B, R + 1)[:, :R]  # a row's edges add up to 0
+    is_noise_BR = edges.cumsum(dtype=np.int8).view(bool).reshape(B, R + 1)[:, :R]  # the edges of a row add up to 0
 
     sentinels_S = special.first_sentinel + special.step * order_S
     inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_BE[:, 1:] + order_S, sentinels_S, lengths.input, special.eos)
@@ -55,13 +56,13 @@ def corrupt(
 
 
 def restore(inputs_I: NDArray[np.integer], targets_T: NDArray[np.integer], special: Special) -> Tokens:
-    """The text that one example was made from: each sentinel of the input gives way to its span of the target."""
+    """Return the text of one example: the input with each sentinel replaced by its span from the target."""
     input_I, target_T = np.asarray(inputs_I[:-1], np.int64), np.asarray(targets_T[:-1], np.int64)
     kept = np.split(input_I, np.flatnonzero(special.is_sentinel(input_I)))
     taken = np.split(target_T, np.flatnonzero(special.is_sentinel(target_T)))[1:]
     pieces = [kept[0]]
     for span, segment in zip(taken, kept[1:], strict=True):
-        assert span[0] == segment[0], "a target that belongs to another input"
+        assert span[0] == segment[0], "the target belongs to another input"
         pieces += [span[1:], segment[1:]]
     return np.concatenate(pieces)
 
@@ -73,9 +74,9 @@ def _lay(
     length: int,
     eos: int,
 ) -> Tokens:
-    """Rows of `length`: sentinels at their places, `eos` at the end, the words in order everywhere else."""
+    """Return rows of `length`: sentinels at their positions, `eos` at the end, `words` in order everywhere else."""
     B = len(sentinel_places_BS)
-    places_BS = sentinel_places_BS + np.arange(B)[:, None] * length  # in all rows, one behind the other
+    places_BS = sentinel_places_BS + np.arange(B)[:, None] * length  # positions in the concatenated rows
     is_word = np.ones(B * length, bool)
     is_word[places_BS] = False
     is_word[length - 1 :: length] = False
@@ -87,11 +88,11 @@ def _lay(
 
 
 def _cumulated_cuts(hashes_BP: NDArray[np.uint32], total: int, parts: int) -> NDArray[np.int64]:
-    """For each row, `total` cut into `parts` numbers above 0, each such cut equally likely; 0 and their running sums.
+    """Divide `total` into `parts` positive numbers in each row, uniformly at random; return 0 and the cumulative sums.
 
-    The `parts - 1` dividers stand at those of the `total - 1` places whose hashes are smallest. The low bits of a hash
-    are the place itself, so that no two are equal and the result does not depend on how a library sorts; the other
-    bits, 23 for 512 places, are random.
+    The `parts - 1` dividers are at those of the `total - 1` positions with the smallest hashes. The low bits of each
+    hash are replaced by its position, so hashes are distinct and the result does not depend on the sorting algorithm.
+    The other bits, 23 for 512 positions, are random.
     """
     bits = np.uint32((1 << total.bit_length()) - 1)
     hashes_BP = (hashes_BP & ~bits) | np.arange(total - 1, dtype=np.uint32)
@@ -105,13 +106,13 @@ def _cumulated_cuts(hashes_BP: NDArray[np.uint32], total: int, parts: int) -> ND
 
 
 def _keys(example_ids_B: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:
-    """One 64-bit key for each example."""
+    """Return one 64-bit key per example."""
     start_1 = _mix(np.array([(seed * _GOLDEN + 1) & _MASK], np.uint64))
     return _mix(start_1 + _mix(np.asarray(example_ids_B).astype(np.uint64) * np.uint64(_GOLDEN)))
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection of 64-bit numbers."""
+    """Apply the finaliser of splitmix64 (Steele, Lea and Flood 2014), a bijection on 64-bit integers."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

@@ -1,4 +1,4 @@
-"""Files read whole: as text, as a hash."""
+"""Functions that read whole files, and one that shortens error messages."""
 
 import hashlib
 from pathlib import Path
@@ -7,10 +7,10 @@ from march_search.errors import DataError
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 file.
+    """Return the content of a UTF-8 file.
 
     Raises:
-        DataError: the file cannot be read or is not UTF-8.
+        DataError: If the file cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -21,10 +21,10 @@ def read_text(path: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal.
+    """Return the SHA-256 of a file's content, in hexadecimal.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: If the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -34,5 +34,5 @@ def file_sha256(path: Path) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of an error, without a trailing full stop."""
+    """Return the first line of an error message, without a trailing full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

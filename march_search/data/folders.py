@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Atomic creation and removal of folders."""
 
 import contextlib
 import os
@@ -9,9 +9,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path | None]:
-    """A folder beside `folder` that takes its name at the end, or None if `folder` is there already.
+    """Yield a temporary folder that is renamed to `folder` at the end, or None if `folder` already exists.
 
-    It holds what a writer that was stopped or ran out of disk left there; `discard` removes it.
+    The temporary folder is next to `folder` and keeps its files if the writer is stopped or fails, so the next writer
+    finds them. Use `discard` to remove it.
     """
     if folder.is_dir():
         yield None
@@ -25,12 +26,12 @@ def replacing(folder: Path) -> Iterator[Path | None]:
 
 
 def discard(folder: Path) -> None:
-    """Removes a folder and all that is in it, if it is there."""
+    """Remove a folder and its contents, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
-    """Brings a file or a folder's entries to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Rows of the Hugging Face hub, and of local files through the same call, as a stream of documents."""
+"""Streams of documents from the Hugging Face Hub, and from local files through the same library."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ _HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
 
 @dataclass(frozen=True)
 class Hub:
-    """A data set of the Hugging Face hub, or a local folder laid out like one."""
+    """A dataset of the Hugging Face Hub, or a local folder with the layout of a dataset."""
 
     name: str
     hub_config: str | None
@@ -26,26 +26,26 @@ class Hub:
     is_stream: bool = True
 
     def texts(self) -> Iterator[str]:
-        """The text column of every row, streamed."""
+        """Stream the text column of every row."""
         options = {"name": self.hub_config, "split": self.config.hub_split, "revision": self.config.hub_revision}
         return stream(self.name, self.config, self.name, **options)
 
     def identity(self) -> dict[str, Any]:
-        """Name, configuration, split, revision and column; for a local folder the hash of its files."""
-        place = {"config": self.hub_config, "split": self.config.hub_split, "column": self.config.text_column}
+        """Return name, configuration, split, column and revision; for a local folder, the hash of its files instead."""
+        settings = {"config": self.hub_config, "split": self.config.hub_split, "column": self.config.text_column}
         if self.is_local:
             files = sorted(file for file in Path(self.name).rglob("*") if file.is_file())
             digest = hashlib.sha256(
                 "".join(f"{f.relative_to(self.name)} {file_sha256(f)}\n" for f in files).encode()
             ).hexdigest()
-            return {"kind": "hub folder", **place, "sha256": digest}
-        return {"kind": "hub", "name": self.name, **place, "revision": self.config.hub_revision}
+            return {"kind": "hub folder", **settings, "sha256": digest}
+        return {"kind": "hub", "name": self.name, **settings, "revision": self.config.hub_revision}
 
     def newest_revision(self) -> str | None:
-        """The git revision that reading would take now: the pinned one, or the hub's answer; None for a local folder.
+        """Return the git revision to read: the pinned one, or else the newest; None for an unpinned local folder.
 
         Raises:
-            DataError: the hub cannot be reached or has no such data set.
+            DataError: If the Hub cannot be reached or does not have the dataset.
         """
         if self.is_local or self.config.hub_revision:
             return self.config.hub_revision
@@ -53,53 +53,51 @@ class Hub:
 
         try:
             return HfApi().dataset_info(self.name).sha
-        except Exception as error:  # the hub's client raises errors of many libraries
+        except Exception as error:  # huggingface_hub raises errors of many libraries
             raise _unreadable(self.name, error, _HUB_WAY_OUT) from None
 
     def summary(self) -> str:
-        """Where it would come from."""
+        """Return one line that describes the source."""
         if self.is_local:
             return f"the folder {self.name}, streamed"
         at = f" at {self.config.hub_revision}" if self.config.hub_revision else ""
-        return (
-            f"streamed from the hub: {self.name} {self.hub_config or ''}".rstrip() + f"{at} (the network was not asked)"
-        )
+        return f"streamed from the Hub: {self.name} {self.hub_config or ''}".rstrip() + f"{at} (network not used)"
 
 
 def stream(label: str, config: DataConfig, path: str, **options: Any) -> Iterator[str]:
-    """The text column of every row of `datasets.load_dataset(path, **options)`; null counts as empty."""
+    """Yield the text column of every row of `datasets.load_dataset(path, **options)`, with null as empty text."""
     import datasets
 
     column = config.text_column
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs some errors that it raises, too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs some of the errors that it raises
     try:
         for row in datasets.load_dataset(path, streaming=True, **options):
             if column not in row:
-                raise DataError(f'{label}: has no column "{column}"; set text_column to one of: {", ".join(row)}.')
+                raise DataError(f'{label}: no column "{column}"; set text_column to one of: {", ".join(row)}.')
             if not isinstance(row[column], str | None):
-                raise DataError(f'{label}: column "{column}" holds {type(row[column]).__name__}, not text.')
+                raise DataError(f'{label}: column "{column}" must contain text, got {type(row[column]).__name__}.')
             yield row[column] or ""
     except DataError:
         raise
-    except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network alike
+    except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network libraries
         raise _unreadable(label, error, "Check the files." if "data_files" in options else _HUB_WAY_OUT) from None
 
 
 def _unreadable(label: str, error: Exception, way_out: str) -> DataError:
-    """One line about a data set that is missing, damaged or out of reach."""
+    """Return the error for a dataset that is missing, damaged or unreachable."""
     return DataError(f"{label}: cannot be read ({one_line(error)}). {way_out}")
 
 
 @contextlib.contextmanager
 def caches(folder: Path) -> Iterator[None]:
-    """Keeps what `datasets` and the hub's client write inside `folder` while the context is open."""
+    """Keep the caches of `datasets` and `huggingface_hub` inside `folder` while the context is open."""
     import datasets
     import huggingface_hub.constants as hub
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, a later fork prints no warning
-    places = [(datasets.config, "HF_DATASETS_CACHE"), (datasets.config, "HF_MODULES_CACHE")]
-    places += [(hub, "HF_HUB_CACHE"), (hub, "HF_ASSETS_CACHE"), (hub, "HF_XET_CACHE")]
-    before = [(module, name, getattr(module, name)) for module, name in places if hasattr(module, name)]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # if it is set, a later fork does not print a warning
+    attributes = [(datasets.config, "HF_DATASETS_CACHE"), (datasets.config, "HF_MODULES_CACHE")]
+    attributes += [(hub, "HF_HUB_CACHE"), (hub, "HF_ASSETS_CACHE"), (hub, "HF_XET_CACHE")]
+    before = [(module, name, getattr(module, name)) for module, name in attributes if hasattr(module, name)]
     try:
         for module, name, value in before:
             setattr(module, name, type(value)(folder / name.split("_")[1].lower()))

@@ -1,4 +1,4 @@
-"""Makes a token store once: one process writes while others wait, a stopped writer goes on, damage is mended."""
+"""Preparation of a token store: written once by one process, resumed after an interruption, repaired on request."""
 
 import contextlib
 import dataclasses
@@ -29,25 +29,27 @@ def prepare(
     progress: Progress | None = None,
     mended: Callable[[list[str]], None] | None = None,
 ) -> Path:
-    """The folder of the store of `config` under `root/data`, made if it is not there yet, its content checked.
+    """Return the folder of the token store of `config` below `root/data`; write the store first if it does not exist.
 
-    One process writes while others wait; what is not finished is never read, and a writer that was stopped goes on with
-    the shard it was at. An embedded or local corpus is read whole. A hub corpus is read until `tokens` training tokens
-    and the validation sequences are there; without a pinned `hub_revision` the newest at that moment is taken and
-    recorded, and the store then stays as it is.
+    One process writes while others wait. Unfinished stores are never read, and an interrupted writer resumes with the
+    shard it was writing. An installed or local corpus is read completely. A Hub corpus is read until there are `tokens`
+    training tokens and enough validation tokens. If `hub_revision` is not set, the newest revision at that time is used
+    and recorded; later revisions do not change the store. The content of the store is verified in all cases.
 
     Args:
-        config: which text and tokenizer. `sequence_length` and noise may change without preparing again.
-        root: folder of studies; the caches of `datasets` stay below it, too.
-        base: where relative paths of local corpora start.
-        tokens: training tokens wanted from a hub corpus.
-        workers: threads that tokenise, None for one a core; the bytes are the same for any number.
-        progress: is called now and then while tokens are written.
-        mended: is told which files of the store are broken, and they are written again; None refuses a broken store.
+        config: Text and tokenizer. The noise settings do not affect the store. `sequence_length` affects only the store
+            of a Hub corpus, through the number of validation tokens.
+        root: Folder of studies. The caches of `datasets` are also kept below it.
+        base: Folder against which relative paths of local corpora are resolved.
+        tokens: Number of training tokens to read from a Hub corpus.
+        workers: Number of tokenising threads; None for one per core. It does not affect the bytes written.
+        progress: Called regularly while tokens are written.
+        mended: Called with the names of the damaged files once they are repaired. None disables repair, so that a
+            damaged store raises an error.
 
     Raises:
-        DataError: the corpus cannot be used or is too small, or the store is damaged.
-        StorageError: `root` cannot be written.
+        DataError: If the corpus cannot be used or is too small, or the store is damaged.
+        StorageError: If `root` is not writable.
     """
     with _storage_errors(root / "data"), _caches(root):
         (root / "data").mkdir(parents=True, exist_ok=True)
@@ -66,15 +68,15 @@ def prepare(
 
 
 def find(config: DataConfig, root: Path, base: Path, *, tokens: int) -> Path:
-    """The folder that `prepare` made with the same arguments.
+    """Return the folder of the store that `prepare` wrote with the same arguments. Nothing is written.
 
     Raises:
-        DataError: it did not; nothing is made.
+        DataError: If the store does not exist.
     """
     is_trained = config.tokenizer is not None or vocabulary.trained_file(config, root, base).is_file()
     folder = _folder(_job(config, root, base, tokens), root) if is_trained else None
     if folder is None or not folder.is_dir():
-        raise DataError(f"{config.corpus}: is not prepared below {root}: march-search data prepare STUDY")
+        raise DataError(f"{config.corpus}: not prepared under {root}; run: march-search data prepare STUDY")
     return folder
 
 
@@ -86,14 +88,14 @@ def _job(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Writing:
-    """What is to be written, its tokenizer trained if it is not yet."""
+    """Return what to write. The tokenizer is trained first if it does not exist."""
     wanted = tokens if corpora.source(config, base).is_stream else None
     return Writing(config, base, vocabulary.obtain(config, root, base), wanted, workers, progress)
 
 
 @contextlib.contextmanager
 def _storage_errors(folder: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written, in one line."""
+    """Turn an OSError, such as a full or read-only disk, into a one-line StorageError."""
     try:
         yield
     except OSError as error:
@@ -101,23 +103,24 @@ def _storage_errors(folder: Path) -> Iterator[None]:
 
 
 def _caches(root: Path) -> contextlib.AbstractContextManager[None]:
-    from march_search.data import hub  # datasets is needed here and nowhere else
+    """Keep the caches of `datasets` below `root`."""
+    from march_search.data import hub
 
     return hub.caches(root / "data" / ".cache")
 
 
 def _folder(job: Writing, root: Path) -> Path:
-    """Where the store of this text, these settings and this tokenizer is."""
+    """Return the folder of the store for this text, these settings and this tokenizer."""
     from march_search.data.tokenizer import sha256
 
-    told = [SCHEMA_VERSION, _settings(job), sha256(job.tokenizer), corpora.source(job.config, job.base).identity()]
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    identity = [SCHEMA_VERSION, _settings(job), sha256(job.tokenizer), corpora.source(job.config, job.base).identity()]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     slug = re.sub(r"[^a-z0-9]+", "-", job.config.corpus.lower()).strip("-")[-40:].strip("-") or "corpus"
     return root / "data" / f"{slug}-{key[:12]}"
 
 
 def _settings(job: Writing) -> dict[str, Any]:
-    """Settings that decide which tokens a store holds; a stream is also cut by how much is wanted of it."""
+    """Return the settings that determine the tokens of a store; for a stream these include the number of tokens."""
     config = job.config
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("vocab_size", "validation_fraction")}
     if job.wanted is not None:
@@ -127,24 +130,25 @@ def _settings(job: Writing) -> dict[str, Any]:
 
 
 def _fill(folder: Path, job: Writing) -> None:
-    """Writes what `folder` does not hold yet, the index last."""
+    """Write what is missing in `folder`, the index last."""
     try:
         pinned = _pinned(folder, job)
         index = write(folder, pinned)
         source = corpora.describe(pinned.config, pinned.base)
     except DataError:
-        if job.wanted is None:  # local text has to be changed, and is another one then; a stream may come back
+        # A stream may work on the next attempt. Local text must be changed first, and its store is then another folder.
+        if job.wanted is None:
             discard(folder)
         raise
-    told = {"schema_version": SCHEMA_VERSION, "data": _settings(job), "source": source}
+    header = {"schema_version": SCHEMA_VERSION, "data": _settings(job), "source": source}
     tokenizer = {"tokenizer_file_sha256": file_sha256(folder / "tokenizer.json")}
-    write_json(folder / "index.json", told | index | tokenizer)
+    write_json(folder / "index.json", header | index | tokenizer)
     shards.forget_records(folder)
     (folder / "plan.json").unlink()
 
 
 def _pinned(folder: Path, job: Writing) -> Writing:
-    """`job` at the revision that a stopped writer took, else at the newest, which is written down first."""
+    """Return `job` with the revision of the interrupted writer, or else with the newest, which is recorded first."""
     plan = read_json(folder / "plan.json")
     if isinstance(plan, dict):
         config = dataclasses.replace(job.config, hub_revision=plan["hub_revision"])
@@ -155,15 +159,15 @@ def _pinned(folder: Path, job: Writing) -> Writing:
 
 
 def _mend(folder: Path, job: Writing) -> list[str]:
-    """Writes again what is broken in a store, and nothing else; a store without a readable index is removed.
+    """Rewrite the damaged files of a store; remove a store whose index is not readable.
 
     Returns:
-        Names of the files that were broken.
+        Names of the damaged files.
 
     Raises:
-        DataError: the text makes other tokens than it did.
+        DataError: If the text no longer gives the same tokens.
     """
-    for left in folder.glob(f"{REPAIR}*"):  # by a repair that was killed
+    for left in folder.glob(f"{REPAIR}*"):  # of a repair that was killed
         discard(left)
     try:
         store = Store.read(folder)

@@ -1,4 +1,4 @@
-"""Shards: pieces of a store, each whole or not there, so that a stopped writer goes on and a broken one is found."""
+"""Shards of a token store. They are complete or absent, so a writer can resume and damage can be detected."""
 
 import hashlib
 import itertools
@@ -15,25 +15,28 @@ from march_search.files import read_json, write_json
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 Shard = dict[str, dict[str, Any]]
-"""For each split: `documents`, `tokens`, `text_bytes` (UTF-8, without the ends) and `sha256` of its file."""
+"""Per split: `documents`, `tokens`, `text_bytes` (UTF-8, without end tokens) and `sha256` of the file."""
 
 SHARD_BYTES = 1 << 25
-"""A shard ends with the document that brings its text to so many bytes."""
+"""Bytes of text after which a shard ends, at the end of a document."""
 
 
 def name(split: Split, number: int) -> str:
-    """File of a split's tokens in one shard."""
+    """Return the name of the file that holds the tokens of a split in a shard."""
     return f"{split}-{number:05d}.bin"
 
 
 def write(folder: Path, number: int, documents: Iterator[Document], wrote: Callable[[int, int], None]) -> Shard:
-    """Takes documents until the shard is full or none is left; its files and their record appear whole.
+    """Write documents until the shard is full or none are left, then its record; a shard without record is incomplete.
 
     Args:
-        folder: where to.
-        number: of the shard.
-        documents: what to write; those that do not fit are not taken.
-        wrote: is told training tokens and text bytes of each document.
+        folder: Folder of the store.
+        number: Number of the shard.
+        documents: Documents to write. Only those that fit are consumed.
+        wrote: Called with the number of training tokens and text bytes of each document.
+
+    Returns:
+        The record of the shard.
     """
     with ExitStack() as stack:
         files = {split: _SplitFile(stack.enter_context((folder / name(split, number)).open("wb"))) for split in SPLITS}
@@ -52,14 +55,14 @@ def write(folder: Path, number: int, documents: Iterator[Document], wrote: Calla
 
 
 class _SplitFile:
-    """One token file, counted and hashed while it is written."""
+    """A token file that is counted and hashed while it is written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash = file, hashlib.sha256()
         self._documents = self._tokens = self._text_bytes = 0
 
     def add(self, document: Document) -> None:
-        """Appends one document."""
+        """Append a document."""
         data = document.ids.tobytes()
         self._file.write(data)
         self._hash.update(data)
@@ -68,29 +71,29 @@ class _SplitFile:
         self._text_bytes += document.text_bytes
 
     def record(self) -> dict[str, Any]:
-        """What the index says about it."""
+        """Return the entry of this file in the index."""
         counts = {"documents": self._documents, "tokens": self._tokens, "text_bytes": self._text_bytes}
         return counts | {"sha256": self._hash.hexdigest()}
 
     def sync(self) -> None:
-        """Brings it to the disk."""
+        """Flush the file to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
 def whole(folder: Path) -> list[Shard]:
-    """The shards that a stopped writer finished, from the first on."""
-    found: list[Shard] = []
+    """Return the records of the consecutive complete shards, from the first on, that an interrupted writer left."""
+    complete: list[Shard] = []
     for number in itertools.count():
         shard = read_json(_record(folder, number))
         if not isinstance(shard, dict) or broken(folder, number, shard):
-            return found
-        found.append(shard)
+            return complete
+        complete.append(shard)
     raise AssertionError
 
 
 def broken(folder: Path, number: int, shard: Shard) -> list[Split]:
-    """The splits whose file is missing or not what was written."""
+    """Return the splits whose file is missing or has changed."""
     return [
         split
         for split in SPLITS
@@ -99,13 +102,13 @@ def broken(folder: Path, number: int, shard: Shard) -> list[Split]:
 
 
 def forget_records(folder: Path) -> None:
-    """Removes what only a writer that goes on needs."""
+    """Remove the shard records, which only a resumed writer needs."""
     for path in folder.glob("shard-*.json"):
         path.unlink()
 
 
 def documents(shard: Shard) -> int:
-    """Documents of both splits."""
+    """Return the number of documents in both splits."""
     return sum(int(shard[split]["documents"]) for split in SPLITS)
 
 

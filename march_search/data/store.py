@@ -1,4 +1,4 @@
-"""The token store: a folder of tokens on disk, prepared once, opened by every trial with numpy alone."""
+"""The token store: a folder of tokens, written once and read by every trial with numpy only."""
 
 import itertools
 import json
@@ -19,54 +19,54 @@ from march_search.data.shards import SPLITS, Shard, Split
 from march_search.errors import DataError
 
 SCHEMA_VERSION = 2
-MEND = "mend it: march-search data prepare STUDY --repair"
-"""Way out of every damage."""
+MEND = "repair it: march-search data prepare STUDY --repair"
+"""What to do about a damaged store, for error messages."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """All tokens of a split, mapped from disk, read-only: one array in several files."""
+    """All tokens of a split: a read-only memory-mapped array that is stored in several files."""
 
     parts: Sequence[NDArray[Any]]
 
     def __len__(self) -> int:
-        """Tokens of all files."""
+        """Return the number of tokens in all files."""
         return int(self._starts[-1])
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
-        """Where each file starts, then where the last one ends."""
+        """Position of the first token of each file, followed by the total number of tokens."""
         return np.array([0, *itertools.accumulate(len(part) for part in self.parts)], np.int64)
 
     def rows(self, starts_B: NDArray[np.int64], length: int) -> NDArray[Any]:
-        """`length` tokens from each of `starts_B` on, as rows."""
+        """Return one row per start, with the `length` tokens from there on."""
         rows_BR = np.empty((len(starts_B), length), self.parts[0].dtype)
         files_B = np.searchsorted(self._starts, starts_B, side="right") - 1
         within_B = starts_B - self._starts[files_B]
         for row_R, file, start in zip(rows_BR, files_B.tolist(), within_B.tolist(), strict=True):
-            found = self.parts[file][start : start + length]
-            row_R[: len(found)] = found
-            while len(found) < length:  # the row goes on in the next file
-                file, start = file + 1, len(found)  # noqa: PLW2901
-                found = np.append(found, self.parts[file][: length - start])
-                row_R[start : len(found)] = found[start:]
+            tokens_R = self.parts[file][start : start + length]
+            row_R[: len(tokens_R)] = tokens_R
+            while len(tokens_R) < length:  # the row continues in the next file
+                file, start = file + 1, len(tokens_R)  # noqa: PLW2901
+                tokens_R = np.append(tokens_R, self.parts[file][: length - start])
+                row_R[start : len(tokens_R)] = tokens_R[start:]
         return rows_BR
 
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared folder: shards of documents, each document followed by its end, tokenizer and index."""
+    """A folder with tokenised documents in shards, the tokenizer and an index. An end token follows each document."""
 
     folder: Path
     index: dict[str, Any]
-    """index.json: source, settings, counts, hashes and library versions."""
+    """Content of index.json: source, settings, counts, hashes and library versions."""
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """The store in `folder`, its index and file sizes checked; the tokens stay on disk.
+        """Open the store in `folder` and check its index and file sizes. The tokens stay on disk.
 
         Raises:
-            DataError: the folder holds no store, one of another version, or a damaged one.
+            DataError: If the folder does not hold a store, or the store is damaged or has another version.
         """
         store = cls.read(folder)
         for number, shard in enumerate(store.shards):
@@ -76,78 +76,81 @@ class Store:
 
     @classmethod
     def read(cls, folder: Path) -> "Store":
-        """The store in `folder`, its index checked and nothing else.
+        """Open the store in `folder` and check only its index.
 
         Raises:
-            DataError: the index is missing, damaged or of another version.
+            DataError: If the index is missing or damaged, or has another version.
         """
         try:
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             version = index["schema_version"]
         except FileNotFoundError:
-            raise DataError(f"{folder}: is no token store: it has no index.json; {MEND}.") from None
+            raise DataError(f"{folder}: not a token store: index.json is missing; {MEND}.") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: index.json cannot be read ({error}); {MEND}.") from None
         if version != SCHEMA_VERSION:
             raise DataError(
-                f"{folder}: has schema version {version}, this program reads {SCHEMA_VERSION}; delete the folder and "
-                "prepare again."
+                f"{folder}: expected schema version {SCHEMA_VERSION}, got {version}; delete the folder and prepare the "
+                "text again."
             )
         return cls(folder, index)
 
     def _check_size(self, file: Path, tokens: int) -> None:
+        """Check that a token file exists and holds `tokens` tokens; raise DataError otherwise."""
         expected = tokens * self.dtype.itemsize
         if not file.is_file():
             raise DataError(f"{self.folder}: {file.name} is missing; {MEND}.")
         size = file.stat().st_size
         if size != expected:
-            state = "cut" if size < expected else "too long"
-            raise DataError(f"{self.folder}: {file.name} is {state}: {size:,} bytes, {expected:,} expected; {MEND}.")
+            state = "too short" if size < expected else "too long"
+            raise DataError(
+                f"{self.folder}: {file.name} is {state}: expected {expected:,} bytes, got {size:,}; {MEND}."
+            )
 
     @property
     def shards(self) -> list[Shard]:
-        """What the index says of each shard."""
+        """Record of each shard in the index."""
         return list(self.index["shards"])
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Little-endian uint16, or uint32 for a vocabulary above 65,536."""
+        """Type of a token: little-endian uint16, or uint32 for a vocabulary above 65,536."""
         dtype: np.dtype[Any] = np.dtype(str(self.index["dtype"]))
         return dtype
 
     @property
     def vocab_size(self) -> int:
-        """Tokens of the models' vocabulary, special ones included."""
+        """Vocabulary size of the models, including special tokens."""
         return int(self.index["data"]["vocab_size"])
 
     @property
     def special(self) -> Special:
-        """Ids of the end and the sentinels."""
+        """Ids of the end token and the sentinels."""
         return Special(**self.index["special"])
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Hash of the tokenizer (`tokenizer.sha256`)."""
+        """Hash of the tokenizer, as returned by `tokenizer.sha256`."""
         return str(self.index["tokenizer_sha256"])
 
     def num_tokens(self, split: Split) -> int:
-        """Tokens of a split, the documents' ends included."""
+        """Return the number of tokens in a split, including end tokens."""
         return int(self.index["splits"][split]["tokens"])
 
     def tokens(self, split: Split) -> Tokens:
-        """All tokens of a split."""
-        found: list[NDArray[Any]] = []
+        """Return all tokens of a split."""
+        parts: list[NDArray[Any]] = []
         for number, shard in enumerate(self.shards):
             if shard[split]["tokens"]:  # an empty file cannot be mapped
                 file = self.folder / shards.name(split, number)
-                found.append(np.asarray(np.memmap(file, self.dtype, "r", shape=(shard[split]["tokens"],))))
-        return Tokens(found or [np.empty(0, self.dtype)])
+                parts.append(np.asarray(np.memmap(file, self.dtype, "r", shape=(shard[split]["tokens"],))))
+        return Tokens(parts or [np.empty(0, self.dtype)])
 
     def verify(self) -> None:
-        """Compares the content of every shard with its hash, which `open` does not.
+        """Check the content of every file against its hash, which `open` does not do.
 
         Raises:
-            DataError: a file is not what was written.
+            DataError: If a file has changed since it was written.
         """
         for number, shard in enumerate(self.shards):
             for split in shards.broken(self.folder, number, shard):
@@ -158,26 +161,29 @@ class Store:
             raise DataError(f"{self.folder}: tokenizer.json has changed since it was written; {MEND}.")
 
     def has_its_tokenizer(self) -> bool:
-        """Whether tokenizer.json is there and is what was written."""
+        """Return whether tokenizer.json exists and has not changed since it was written."""
         file = self.folder / "tokenizer.json"
         return file.is_file() and file_sha256(file) == self.index["tokenizer_file_sha256"]
 
     def require(self, config: DataConfig) -> None:
-        """Refuses a store that is too small for the examples that `config` asks for.
+        """Check that the store is large enough for the examples of `config`.
 
         Raises:
-            DataError: no whole training sequence, or fewer validation sequences than wanted.
+            DataError: If there is not one complete training sequence, or there are too few validation sequences.
         """
         train, held = self.num_tokens("train"), self.num_tokens("validation")
         if train < config.sequence_length:
-            raise DataError(f"{self.folder}: {train:,} training tokens make no sequence of {config.sequence_length:,}.")
+            raise DataError(
+                f"{self.folder}: {train:,} training tokens are fewer than sequence_length {config.sequence_length:,}: "
+                "add text or shorten sequence_length."
+            )
         wanted = config.validation_sequences * config.sequence_length
         if held < wanted:
             fraction, fits = wanted / (train + held) * 1.1, held // config.sequence_length
             raise DataError(
-                f"{config.corpus}: the validation split holds {held:,} tokens, but validation_sequences "
-                f"{config.validation_sequences:,} x sequence_length {config.sequence_length:,} is {wanted:,}: "
+                f"{config.corpus}: the validation split has {held:,} tokens, but validation_sequences "
+                f"{config.validation_sequences:,} x sequence_length {config.sequence_length:,} needs {wanted:,}: "
                 + (f"raise validation_fraction to about {fraction:.2g}, " if fraction < 0.5 else "")
-                + (f"lower validation_sequences to {fits:,} or " if fits > 1 else "give more text or ")
+                + (f"lower validation_sequences to {fits:,} or " if fits > 1 else "add text or ")
                 + "shorten sequence_length."
             )

@@ -1,4 +1,4 @@
-"""Documents -> tokens on every core, in order, a few batches ahead; memory does not grow with the text."""
+"""Parallel tokenisation of documents, in order, with memory use that does not grow with the text."""
 
 import os
 import re
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 1 << 17
-"""Text that one thread takes at once, unless a document is longer."""
+"""Characters per batch of documents. A longer document is a batch alone."""
 PIECE_CHARACTERS = 1 << 17
-"""A longer document is tokenised in pieces: a token takes about 100 bytes while `tokenizers` holds it."""
+"""Characters per piece of a long document. Pieces limit memory: `tokenizers` needs about 100 bytes per token."""
 
 
 class Document(NamedTuple):
-    """One tokenised document."""
+    """A tokenised document."""
 
     ids: NDArray[Any]
-    """Its tokens, the end included."""
+    """Token ids, including the end token."""
     is_validation: bool
-    """Which split it belongs to."""
+    """Whether the document belongs to the validation split."""
     text_bytes: int
-    """Its length in UTF-8."""
+    """Length of the text in bytes of UTF-8."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How documents become tokens."""
+    """Encoder that turns documents into tokens."""
 
     tokenizer: "Tokenizer"
     special: Special
@@ -44,17 +44,19 @@ class Encoder:
     validation_fraction: float
 
     def batch(self, texts: list[str]) -> list[Document]:
-        """Documents in order; a text that spells a special token of a loaded vocabulary loses it there."""
+        """Tokenise documents, in order. End tokens and sentinels that the tokenizer finds inside a text are removed."""
         if len(texts) == 1:
             parts = [self._encode([piece])[0] for piece in pieces(texts[0])]
             return [self._document(texts[0], np.concatenate(parts))]
         return [self._document(*pair) for pair in zip(texts, self._encode(texts), strict=True)]
 
     def _encode(self, texts: list[str]) -> list[NDArray[Any]]:
+        """Return the token ids of each text."""
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encoded]
 
     def _document(self, text: str, ids: NDArray[Any]) -> Document:
+        """Return the document of a text and its token ids."""
         forged = self.special.is_sentinel(ids) | (ids == self.special.eos)
         if forged.any():
             ids = ids[~forged]
@@ -63,34 +65,34 @@ class Encoder:
 
 
 def pieces(text: str) -> list[str]:
-    """`text` in pieces of about `PIECE_CHARACTERS`, cut before a space between words where there is one.
+    """Split `text` into pieces of about `PIECE_CHARACTERS`, before a space between words if possible.
 
-    Byte-level BPE makes the same tokens of the pieces as of the whole: a word never reaches over such a space.
+    Byte-level BPE gives the same tokens for the pieces as for the whole text, because words do not cross such spaces.
     """
     if len(text) <= PIECE_CHARACTERS:
         return [text]
-    made, start = [], 0
+    parts, start = [], 0
     while len(text) - start > PIECE_CHARACTERS:
         stop = start + PIECE_CHARACTERS
-        place = _SPACE.search(text, start + PIECE_CHARACTERS // 2, stop)
-        stop = stop if place is None else place.start() + 1
-        made.append(text[start:stop])
+        match = _SPACE.search(text, start + PIECE_CHARACTERS // 2, stop)
+        stop = stop if match is None else match.start() + 1
+        parts.append(text[start:stop])
         start = stop
-    return [*made, text[start:]]
+    return [*parts, text[start:]]
 
 
 _SPACE = re.compile(r"\S(?= \S)")
 
 
 def default_workers() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tokenise(texts: Iterable[str], encoder: Encoder, workers: int) -> Generator[Document, None, None]:
-    """Documents in the order of `texts`, made by `workers` threads: `tokenizers` works outside Python's lock."""
+    """Yield tokenised documents in the order of `texts`. `workers` threads run `tokenizers`, which releases the GIL."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a call, as many calls as workers
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per call; the pool runs the calls in parallel
     waiting: deque[Future[list[Document]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenise")
     try:
@@ -106,7 +108,7 @@ def tokenise(texts: Iterable[str], encoder: Encoder, workers: int) -> Generator[
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in groups of about `BATCH_CHARACTERS`; one that is longer stands alone."""
+    """Group texts into batches of up to `BATCH_CHARACTERS`. A longer text is a batch alone."""
     batch: list[str] = []
     size = 0
     for text in texts:

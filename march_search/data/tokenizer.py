@@ -1,8 +1,9 @@
-"""Tokenizers: byte-level BPE trained here with T5's special tokens, or one that is loaded.
+"""Tokenizers: trained byte-level BPE with T5's special tokens, and loaded tokenizers.
 
-Trained ids: 0 is `<pad>`, 1 is `</s>`, 2 to 257 are the bytes, then come the merges, and the last 100 are the sentinels
-in T5's order: `<extra_id_99>` is `vocab_size - 100`, `<extra_id_0>` is `vocab_size - 1`. The text `</s>` inside a
-document is four characters and never the special token, so no document can forge a sentinel.
+A trained vocabulary has these ids: 0 is `<pad>`, 1 is `</s>`, 2 to 257 are the bytes, followed by the merges, and the
+last 100 are the sentinels in T5's order, from `<extra_id_99>` at `vocab_size - 100` to `<extra_id_0>` at
+`vocab_size - 1`. Special tokens that are spelled out in a document, such as `</s>`, are encoded as ordinary text,
+so no document can forge a sentinel.
 """
 
 import hashlib
@@ -12,22 +13,21 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from march_search.data import sentencepiece
 from march_search.data.files import one_line
 from march_search.data.ids import SENTINELS, Special
 from march_search.errors import DataError
 
 ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
-"""Tokens that may end a document, the first that a vocabulary has."""
+"""Candidates for the end token. The first one in the vocabulary is used."""
 
 
 def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` tokens; the same texts in the same order make the same one.
+    """Train a tokenizer of exactly `vocab_size` tokens. The same texts in the same order give the same tokenizer.
 
-    A merge must occur twice. Any text survives encoding and decoding byte for byte: nothing is normalised.
+    A pair must occur at least twice to be merged. Text is not normalised, so decoding restores every text exactly.
 
     Raises:
-        DataError: the texts are too few for so many merges.
+        DataError: If the texts do not have enough pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,59 +46,64 @@ def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> 
     made = tokenizer.get_vocab_size()
     if made != vocab_size:
         raise DataError(
-            f"the text is too small for a vocabulary of {vocab_size:,}: it makes {max(made - 358, 0):,} merges and "
-            f"{made:,} tokens. Set vocab_size to {made:,} or less, or give more text (tokenizer_bytes)."
+            f"the text is too small for a vocabulary of {vocab_size:,}: it gives {max(made - 358, 0):,} merges and "
+            f"{made:,} tokens. Set vocab_size to {made:,} or less, or use more text (tokenizer_bytes)."
         )
     return _plain(tokenizer)
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, or in the folder of a T5 tokenizer: its tokenizer.json or spiece.model.
-
-    One without sentinels gets them behind its last id.
+    """Load a tokenizer.json, or the one in a folder. Sentinels are appended if the vocabulary has none.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: If the file is missing or damaged, or is a spiece.model, which has to be converted first.
     """
     file = path / "tokenizer.json" if path.is_dir() else path
+    spiece = path / "spiece.model" if path.is_dir() else path
+    if spiece.name == "spiece.model" and spiece.is_file() and not (path / "tokenizer.json").is_file():
+        folder = spiece.parent
+        raise DataError(
+            f"{spiece}: expected a tokenizer.json. Convert the file once, in a separate environment "
+            f"(pip install 'transformers[sentencepiece]'), and set [data] tokenizer to {folder}: "
+            f"python -c \"from transformers import T5Tokenizer as T; T.from_pretrained('{folder}')"
+            f".save_pretrained('{folder}')\""
+        )
     try:
-        if path.is_dir() and not file.is_file() and (path / "spiece.model").is_file():
-            return _plain(sentencepiece.read(path / "spiece.model"))
         return _plain(Tokenizer.from_str(file.read_text(encoding="utf-8")))
     except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"{path}: is no readable tokenizer ({one_line(error)}).") from None
+        raise DataError(f"{path}: not a readable tokenizer ({one_line(error)}).") from None
 
 
 def special_of(tokenizer: Tokenizer, label: str) -> Special:
-    """Ids of the end and the sentinels.
+    """Return the ids of the end token and the sentinels.
 
     Raises:
-        DataError: there is no end token, or the sentinels' ids do not follow each other.
+        DataError: If there is no end token, or the ids of the sentinels are not consecutive.
     """
     eos = next((i for token in ENDS if (i := tokenizer.token_to_id(token)) is not None), None)
     if eos is None:
-        raise DataError(f"{label}: has no token that ends a document; add one of: {', '.join(ENDS)}.")
+        raise DataError(f"{label}: the vocabulary has no end token; add one of: {', '.join(ENDS)}.")
     ids = [tokenizer.token_to_id(f"<extra_id_{i}>") for i in range(SENTINELS)]
     first = ids[0]
     for step in (-1, 1):
         if first is not None and ids == [first + step * i for i in range(SENTINELS)]:
             return Special(eos, first, step)
-    raise DataError(f"{label}: the ids of <extra_id_0> to <extra_id_99> must follow each other, up or down.")
+    raise DataError(f"{label}: the ids of <extra_id_0> to <extra_id_99> must be consecutive, ascending or descending.")
 
 
 def sha256(tokenizer: Tokenizer) -> str:
-    """Hash of the tokenizer's JSON with sorted keys and no white space, in hexadecimal."""
+    """Return the SHA-256 of the tokenizer's JSON, with sorted keys and without white space, in hexadecimal."""
     text = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _add_sentinels(tokenizer: Tokenizer) -> None:
-    """Appends the sentinels in T5's order."""
+    """Append the sentinels in T5's order."""
     tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(SENTINELS))])
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with sentinels, which cuts no text and takes special tokens that are written in it as text."""
+    """Add missing sentinels, disable truncation and padding, and encode spelled-out special tokens as text."""
     if tokenizer.token_to_id("<extra_id_0>") is None:
         _add_sentinels(tokenizer)
     tokenizer.no_truncation()

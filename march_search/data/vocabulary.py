@@ -1,4 +1,4 @@
-"""The tokenizer that a study asks for: trained once and kept below the root, or loaded."""
+"""The tokenizer of a study: loaded, or trained once and stored below the root."""
 
 import dataclasses
 import hashlib
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 PAD_TO = 128
-"""A model's vocabulary may be larger than its tokenizer's, up to the next multiple of this."""
+"""The vocabulary of a model may exceed that of its tokenizer, up to the next multiple of this number."""
 
 
 def obtain(config: DataConfig, root: Path, base: Path) -> "Tokenizer":
-    """The tokenizer of `config`; one that has to be trained is kept in `root/data/tokenizers`.
+    """Return the tokenizer of `config`. Trained tokenizers are stored in `root/data/tokenizers` and reused.
 
     Raises:
-        DataError: it cannot be read or trained, or does not fit `vocab_size`.
+        DataError: If the tokenizer cannot be read or trained, or does not match `vocab_size`.
     """
     from march_search.data import tokenizer as bpe
 
@@ -40,7 +40,7 @@ def obtain(config: DataConfig, root: Path, base: Path) -> "Tokenizer":
 
 
 def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
-    """The tokenizer that `config` names."""
+    """Load the tokenizer at the path `name`; check its special tokens and its size."""
     from march_search.data import tokenizer as bpe
 
     path = base / Path(name).expanduser()
@@ -51,27 +51,27 @@ def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
 
 
 def trained_file(config: DataConfig, root: Path, base: Path) -> Path:
-    """Where a tokenizer is kept that is trained here."""
+    """Return the file of a trained tokenizer."""
     return root / "data" / "tokenizers" / f"{_key(config, base)}.json"
 
 
 def check(config: DataConfig, base: Path) -> str:
-    """A few words about the tokenizer; nothing is trained and the network is left alone.
+    """Return a short description of the tokenizer, without training it or using the network.
 
     Raises:
-        DataError: it cannot be read or does not fit `vocab_size`, or the corpus to train it on is unknown.
+        DataError: If the tokenizer cannot be read or does not match `vocab_size`, or its training corpus is unknown.
     """
-    told = f"vocabulary {config.vocab_size:,}"
+    description = f"vocabulary {config.vocab_size:,}"
     if config.tokenizer is not None:
         size = _loaded(config.tokenizer, config, base).get_vocab_size()
-        return f"{told}, {size:,} of them {config.tokenizer}'s"
+        return f"{description}, of which {size:,} from {config.tokenizer}"
     if config.tokenizer_corpus is not None:
-        told += f", tokenizer trained on {corpora.check(_trained_on(config), base)}"
-    return told + (", every digit a token" if config.split_digits else "")
+        description += f", tokenizer trained on {corpora.check(_trained_on(config), base)}"
+    return description + (", one token per digit" if config.split_digits else "")
 
 
 def texts(config: DataConfig, base: Path) -> Iterator[str]:
-    """The first training documents of `config.corpus`, until they hold `tokenizer_bytes` bytes."""
+    """Yield the first training documents of `config.corpus`, about `tokenizer_bytes` bytes in total."""
     left = config.tokenizer_bytes
     for text in corpora.documents(config, base):
         if left <= 0:
@@ -82,12 +82,12 @@ def texts(config: DataConfig, base: Path) -> Iterator[str]:
 
 
 def is_validation(text: str, fraction: float) -> bool:
-    """Whether a document belongs to the validation split: its hash decides, so copies of a text stay together."""
+    """Return whether a document belongs to the validation split. Its hash decides, so copies share a split."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < fraction * 2.0**64
 
 
 def _trained_on(config: DataConfig) -> DataConfig:
-    """`config`, reading the tokenizer's corpus."""
+    """Return `config` with the training corpus of the tokenizer as its corpus."""
     if config.tokenizer_corpus is None:
         return config
     return dataclasses.replace(
@@ -96,17 +96,17 @@ def _trained_on(config: DataConfig) -> DataConfig:
 
 
 def _key(config: DataConfig, base: Path) -> str:
-    """Name of a trained tokenizer: what it is trained on and how."""
+    """Return the file name of a trained tokenizer, a hash of its corpus and settings."""
     names = ("vocab_size", "tokenizer_bytes", "split_digits", "validation_fraction")
-    told = [[getattr(config, name) for name in names], corpora.source(_trained_on(config), base).identity()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    identity = [[getattr(config, name) for name in names], corpora.source(_trained_on(config), base).identity()]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check_size(size: int, config: DataConfig) -> None:
-    """Refuses a loaded tokenizer that is larger than `vocab_size`, or a good deal smaller."""
+    """Check that `vocab_size` is at least `size` and at most `size` rounded up to a multiple of `PAD_TO`."""
     most = -(-size // PAD_TO) * PAD_TO
     if not size <= config.vocab_size <= most:
         raise DataError(
-            f"{config.tokenizer}: has {size:,} tokens, sentinels included, and [data] vocab_size is "
-            f"{config.vocab_size:,}: set it, and the architectures', to {size:,} or up to {most:,}."
+            f"{config.tokenizer}: the tokenizer has {size:,} tokens with sentinels, so vocab_size must be from "
+            f"{size:,} to {most:,}, got {config.vocab_size:,}: change it in [data] and in the architectures."
         )

@@ -1,4 +1,4 @@
-"""Text to shards: tokenises once, goes on where a writer was stopped, and writes broken shards again."""
+"""Writer of token stores: tokenises text into shards, resumes an interrupted writer and rewrites damaged shards."""
 
 import importlib.metadata
 import itertools
@@ -22,47 +22,47 @@ from march_search.errors import DataError
 from march_search.files import write_json
 
 Progress = Callable[[int, int, int | None], None]
-"""Is told training tokens and text bytes that are written, and how many tokens are wanted (None: the whole text)."""
+"""Called with the training tokens and text bytes written so far, and the tokens wanted (None for the whole text)."""
 
 REPAIR = ".repair-"
-"""How folders begin, inside a store, in which broken shards are written again."""
+"""Prefix of the temporary folders inside a store in which damaged shards are rewritten."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """What a store is made from."""
+    """The inputs and settings from which a store is written."""
 
     config: DataConfig
     base: Path
-    """Where relative paths of local corpora start."""
+    """Folder against which relative paths of local corpora are resolved."""
     tokenizer: Any
     wanted: int | None
-    """Training tokens to stop at; None reads the whole text."""
+    """Number of training tokens after which writing stops; None reads the whole text."""
     workers: int | None = None
-    """Threads that tokenise; None for one a core. The bytes are the same."""
+    """Number of tokenising threads; None for one per core. It does not affect the bytes written."""
     progress: Progress | None = None
 
     @property
     def encoder(self) -> Encoder:
-        """How documents become tokens."""
+        """Encoder of the documents."""
         dtype = np.dtype("<u2" if self.config.vocab_size <= 1 << 16 else "<u4")
         special = bpe.special_of(self.tokenizer, "the tokenizer")
         return Encoder(self.tokenizer, special, dtype, self.config.validation_fraction)
 
     def documents(self, first: int) -> Generator[Document, None, None]:
-        """Tokenised documents from number `first` on."""
+        """Yield the tokenised documents from number `first` on."""
         texts = itertools.islice(documents(self.config, self.base), first, None)
         return tokenise(texts, self.encoder, self.workers or default_workers())
 
 
 def write(folder: Path, job: Writing) -> dict[str, Any]:
-    """Writes tokenizer.json and all shards that `folder` does not hold yet; the part of the index they determine."""
+    """Write tokenizer.json and the missing shards to `folder`; return the part of the index that they determine."""
     write_tokenizer(folder, job)
     done = shards.whole(folder)
-    told = _Told(job, done)
-    with closing(_until_enough(job, done)) as found:
-        for first in found:
-            done.append(shards.write(folder, len(done), itertools.chain([first], found), told.add))
+    totals = _Told(job, done)
+    with closing(_until_enough(job, done)) as remaining:
+        for first in remaining:
+            done.append(shards.write(folder, len(done), itertools.chain([first], remaining), totals.add))
     return {
         "dtype": job.encoder.dtype.str,
         "tokenizer_sha256": bpe.sha256(job.tokenizer),
@@ -74,7 +74,7 @@ def write(folder: Path, job: Writing) -> dict[str, Any]:
 
 
 class _Told:
-    """Counts what is written and passes it on now and then."""
+    """Running totals of tokens and bytes, reported to `Writing.progress` every 64 documents."""
 
     def __init__(self, job: Writing, done: list[Shard]) -> None:
         self._job, self._calls = job, 0
@@ -82,7 +82,7 @@ class _Told:
         self.text_bytes = sum(shard[split]["text_bytes"] for shard in done for split in SPLITS)
 
     def add(self, tokens: int, text_bytes: int) -> None:
-        """One more document."""
+        """Add one document."""
         self.tokens += tokens
         self.text_bytes += text_bytes
         if self._job.progress and self._calls % 64 == 0:
@@ -91,13 +91,13 @@ class _Told:
 
 
 def _until_enough(job: Writing, done: list[Shard]) -> Generator[Document, None, None]:
-    """Documents behind the shards that are `done`, until there are as many tokens as wanted."""
+    """Yield the documents after the finished shards, until there are as many tokens as wanted."""
     needed = job.config.validation_sequences * job.config.sequence_length
     train, validation = (sum(shard[split]["tokens"] for shard in done) for split in SPLITS)
     if job.wanted is not None and train >= job.wanted and validation >= needed:
         return
-    with closing(job.documents(sum(map(shards.documents, done)))) as found:
-        for document in found:
+    with closing(job.documents(sum(map(shards.documents, done)))) as remaining:
+        for document in remaining:
             yield document
             if document.is_validation:
                 validation += len(document.ids)
@@ -108,33 +108,35 @@ def _until_enough(job: Writing, done: list[Shard]) -> Generator[Document, None, 
 
 
 def _total(done: list[Shard], split: shards.Split) -> dict[str, int]:
-    """Counts of a whole split."""
+    """Return the totals of a split over all shards."""
     return {key: sum(shard[split][key] for shard in done) for key in ("documents", "tokens", "text_bytes")}
 
 
 def write_tokenizer(folder: Path, job: Writing) -> None:
-    """Writes the tokenizer beside the tokens it made."""
+    """Write the tokenizer to the folder of the store."""
     write_json(folder / "tokenizer.json", json.loads(job.tokenizer.to_str()))
 
 
 def rewrite(folder: Path, job: Writing, index: dict[str, Any], numbers: list[int]) -> None:
-    """Tokenises the documents of these shards again and puts their files back.
+    """Tokenise the documents of the given shards again and replace the files of these shards.
 
     Raises:
-        DataError: the text makes other tokens than those the index has.
+        DataError: If the text no longer gives the tokens recorded in the index.
     """
     for number in numbers:
         first = sum(map(shards.documents, index["shards"][:number]))
         count = shards.documents(index["shards"][number])
         with (
-            tempfile.TemporaryDirectory(prefix=REPAIR, dir=folder) as made_in,
-            closing(job.documents(first)) as found,
+            tempfile.TemporaryDirectory(prefix=REPAIR, dir=folder) as temporary,
+            closing(job.documents(first)) as documents_from_first,
         ):
-            made = shards.write(Path(made_in), number, itertools.islice(found, count), lambda *_: None)
-            if made != index["shards"][number]:
+            shard = shards.write(
+                Path(temporary), number, itertools.islice(documents_from_first, count), lambda *_: None
+            )
+            if shard != index["shards"][number]:
                 raise DataError(
-                    f"{folder}: the text makes another shard {number} now; delete the folder and prepare again."
+                    f"{folder}: the text of shard {number} has changed; delete the folder and prepare the text again."
                 )
             for split in SPLITS:
                 name = shards.name(split, number)
-                (Path(made_in) / name).replace(folder / name)
+                (Path(temporary) / name).replace(folder / name)

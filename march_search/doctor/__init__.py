@@ -1,1 +1,1 @@
-"""Is this installation well? Each check is a function that answers with one finding; none of them stops the others."""
+"""Checks of the installation. Each check is a function that returns one finding; a failure does not stop the others."""

@@ -1,4 +1,4 @@
-"""What a check found: ok, a note, or failed with the way out."""
+"""The result of a check: ok, a note, or failed with a suggested fix."""
 
 import time
 from collections.abc import Callable
@@ -10,34 +10,34 @@ from march_search.errors import MarchSearchError
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check."""
+    """Result of one check."""
 
     state: Literal["ok", "note", "failed"]
-    """`note`: nothing is broken, and something that a person may want is not there."""
+    """`note`: nothing is broken, but something that the user may want is missing."""
     found: str
-    """What was seen, in words."""
+    """What the check found, as text."""
     way_out: str = ""
-    """What to do about it; empty where nothing has to be done."""
+    """Suggested fix; empty if there is nothing to do."""
     values: dict[str, Any] = field(default_factory=dict)
-    """The same in numbers."""
+    """Values behind the text, for JSON output."""
 
 
-NEW_ENVIRONMENT = "make a new environment with the versions of constraints.txt"
+NEW_ENVIRONMENT = "create a new environment with the versions in constraints.txt"
 
 Check = Callable[[], Finding]
 
 
 def row(name: str, check: Check) -> dict[str, Any]:
-    """The finding of a check as a table's row; a check that raises has failed."""
-    began = time.monotonic()
+    """Run a check and return its finding as a table row; a check that raises has failed."""
+    start = time.monotonic()
     try:
         finding = check()
     except Exception as error:
-        finding = Finding("failed", in_words(error), f"try --only {name}; if it fails again, {NEW_ENVIRONMENT}")
-    return {"check": name} | asdict(finding) | {"seconds": round(time.monotonic() - began, 3)}
+        finding = Finding("failed", in_words(error), f"rerun with --only {name}; if it fails again, {NEW_ENVIRONMENT}")
+    return {"check": name} | asdict(finding) | {"seconds": round(time.monotonic() - start, 3)}
 
 
 def in_words(error: Exception) -> str:
-    """An exception as one line."""
+    """Format an exception as one line."""
     text = " ".join(str(error).split())[:300].rstrip(".")
     return text if isinstance(error, MarchSearchError) else f"{type(error).__name__}: {text}"

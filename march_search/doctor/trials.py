@@ -1,4 +1,4 @@
-"""A tiny trial from text to result, by the very commands of a study: how fast it starts, and the same on two ranks."""
+"""Checks that train a tiny trial with the commands that studies use: its start-up time, and one rank against two."""
 
 import statistics
 import time
@@ -27,51 +27,49 @@ RECIPE = TrainingConfig(
     checkpoints=0,
     keep_weights=False,
 )
-"""Sixteen steps of eight sequences."""
+"""16 steps of 8 sequences."""
 
 
 def trial(bench: Bench) -> Finding:
-    """How long a trial takes to its first step, and how long each step."""
+    """Measure the time to the first step of a trial, and the time per step."""
     done = _trained(bench, "auto", 1)
     first, step = done["first_step_seconds"], done["step_seconds"]
-    return Finding(
-        "ok", f"first step {first:.1f} s after its start, then {step:.2g} s a step (tiny model)", values=done
-    )
+    return Finding("ok", f"first step after {first:.1f} s, then {step:.2g} s per step (tiny model)", values=done)
 
 
 def two_ranks(bench: Bench) -> Finding:
-    """The trial on two ranks of the CPU, gradients and optimizer divided between them, against one rank."""
+    """Compare the trial on two CPU ranks, which share gradients and optimizer state (ZeRO 2), with one rank."""
     one = _trained(bench, "auto", 1)
     if not one["device"].startswith("cpu"):
         one = _trained(bench, "cpu", 1)
     two = _trained(bench, "cpu", 2)
-    return agreement("two ranks (gloo, ZeRO 2) and one", two["losses"], one["losses"], "fp32", two)
+    return agreement("two ranks (gloo, ZeRO 2) and one rank", two["losses"], one["losses"], "fp32", two)
 
 
 def _trained(bench: Bench, kind: str, ranks: int) -> dict[str, Any]:
-    """Losses and times of the trial, which is trained once.
+    """Return losses and times of the trial; it is trained on the first call only.
 
     Raises:
-        TrialError: it failed, now or when another check wanted it.
+        TrialError: If the trial failed, in this check or an earlier one.
     """
     folder = bench.folder / f"trial-{kind}-{ranks}"
     if folder.exists():
-        kept = read_json(folder / "times.json")
-        if not isinstance(kept, dict):
-            raise TrialError("there is nothing to compare with: the trial on one rank failed")
-        return kept
+        times = read_json(folder / "times.json")
+        if not isinstance(times, dict):
+            raise TrialError("the trial on one rank failed, so there is nothing to compare with")
+        return times
     folder.mkdir()
-    made = read_json(bench.folder / "store" / "found.json") or bench.work("store")
+    store = read_json(bench.folder / "store" / "found.json") or bench.work("store")
     training = replace(RECIPE, zero_stage=2 if ranks > 1 else 0)
     devices = DevicesConfig(kind, ranks, threads=1)  # type: ignore[arg-type]
-    write_json(folder / "trial.json", asdict(TrialConfig(SHAPE, made["store"], 0, DATA, training, devices)))
-    told = _timed(bench, folder)
-    write_json(folder / "times.json", told)
-    return told
+    write_json(folder / "trial.json", asdict(TrialConfig(SHAPE, store["store"], 0, DATA, training, devices)))
+    times = _timed(bench, folder)
+    write_json(folder / "times.json", times)
+    return times
 
 
 def _timed(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Trains; the first step is there when its line is, the others take what their lines say."""
+    """Train the trial; time the first step until its metrics line appears, and the others by their recorded speed."""
     seen: list[float] = []
     began = time.monotonic()
 
@@ -80,7 +78,7 @@ def _timed(bench: Bench, folder: Path) -> dict[str, Any]:
             seen.append(time.monotonic() - began)
 
     result = bench.run(TRAINING, folder, "result.json", watch)
-    seen.append(time.monotonic() - began)  # for a trial that ended between two looks
+    seen.append(time.monotonic() - began)  # for a trial that ended between two polls
     lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
     seconds = [RECIPE.global_batch_tokens / line["tokens_per_second"] for line in lines[1:]]
     return {

@@ -1,6 +1,7 @@
-"""`python -m march_search.doctor.worker WORK DIR`: one piece of work that loads torch, in a process of its own.
+"""`python -m march_search.doctor.worker WORK DIR`: runs the part of a check that loads torch, in a separate process.
 
-WORK is `devices`, `store`, or `parity-PRECISION-STAGE`; found.json in DIR is its answer, failure.json says why not.
+WORK is `devices`, `store` or `parity-PRECISION-STAGE`. The result is written to found.json in DIR, or the reason of a
+failure to failure.json.
 """
 
 import os
@@ -17,16 +18,16 @@ from march_search.files import write_json
 from march_search.training import ranks
 
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=8)
-"""How the tiny trial reads its text."""
+"""Data settings of the tiny trial."""
 
 
 def main(arguments: list[str]) -> int:
-    """Does the work; returns the exit code."""
+    """Run the work and return the exit code."""
     ranks.die_with_parent()
     work, folder = arguments[0], Path(arguments[1])
-    kind, *told = work.split("-")
+    kind, *options = work.split("-")
     try:
-        write_json(folder / "found.json", WORKS[kind](folder, *told))
+        write_json(folder / "found.json", WORKS[kind](folder, *options))
         return 0
     except Exception as error:
         write_json(folder / "failure.json", {"state": "failed", "reason": in_words(error)})
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _devices(_folder: Path) -> dict[str, Any]:
-    """GPUs with their memory, cores, and the CPU's matrix products."""
+    """Return the GPUs with their memory, the CPU's cores, and its matrix-product speed."""
     import torch
 
     from march_search.devices import this_cpu
@@ -53,7 +54,7 @@ def _devices(_folder: Path) -> dict[str, Any]:
 
 
 def _store(folder: Path) -> dict[str, Any]:
-    """Tokens of made-up words, as a trial reads them."""
+    """Prepare a token store of made-up words."""
     from march_search.data.preparation import prepare
 
     corpus, rng = folder / "corpus", random.Random(0)
@@ -65,7 +66,7 @@ def _store(folder: Path) -> dict[str, Any]:
 
 
 def _parity(_folder: Path, precision: str, stage: str) -> dict[str, Any]:
-    """The engine against plain torch."""
+    """Compare the DeepSpeed engine with plain torch."""
     from march_search.training.parity import compare
 
     return compare(precision, int(stage))
@@ -78,4 +79,4 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # unloading torch after gloo was used aborts now and then
+    os._exit(code)  # unloading torch after using gloo occasionally aborts

@@ -1,1 +1,1 @@
-"""Results read back from trial folders."""
+"""Read results back from trial folders, rank architectures and quantify the uncertainty."""

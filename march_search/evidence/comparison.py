@@ -1,8 +1,8 @@
-"""Which differences between mean losses are more than noise, and which architecture is probably the best.
+"""Test which differences between mean losses exceed noise, and estimate which architecture is the best.
 
-Pairs are compared by Welch's t: the variance of a difference is what seeds add (pooled) plus what documents add
-(paired), with Satterthwaite's degrees of freedom. Over all pairs the error is controlled by Holm's method (1979): the
-chance that any true tie is split is at most `1 - CONFIDENCE`, whatever the dependence between the tests.
+Pairs are compared by Welch's t-test. The variance of a difference is the pooled seed variance plus the paired document
+variance, with Satterthwaite's degrees of freedom. Holm's method (1979) controls the error over all pairs: the
+probability of splitting any true tie is at most `1 - CONFIDENCE`, whatever the dependence between the tests.
 """
 
 import itertools
@@ -17,14 +17,14 @@ from march_search.evidence.letters import letters
 from march_search.evidence.noise import Array, DataNoise, SeedNoise
 
 CONFIDENCE = 0.95
-"""Of intervals and of tie groups."""
+"""Confidence level of intervals and tie groups."""
 DRAWS = 20_000
-"""Draws for the probability of being the best."""
+"""Number of draws for the probability of being the best."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A range that holds the truth with `CONFIDENCE`."""
+    """A range that contains the true value with probability `CONFIDENCE`."""
 
     low: float
     high: float
@@ -32,14 +32,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Architectures in order of their mean loss, compared with each other."""
+    """Pairwise comparison of architectures, best first."""
 
     p_AA: Array
-    """Two-sided p-value of each pair by itself; 1 on the diagonal."""
+    """Uncorrected two-sided p-value of each pair; 1 on the diagonal."""
     adjusted_AA: Array
-    """The same after Holm's correction over all pairs."""
+    """p-value of each pair after Holm's correction over all pairs."""
     letters: tuple[str, ...]
-    """Tie groups."""
+    """Tie groups: architectures that share a letter are not separated."""
     best: tuple[float, ...]
     """Probability of having the lowest loss, over new seeds and documents."""
 
@@ -47,13 +47,13 @@ class Comparison:
 def compare(
     means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
 ) -> Comparison | None:
-    """Compares architectures, best first; None where neither noise is known.
+    """Compare architectures, best first; return None if neither noise is known.
 
     Args:
-        means: their mean losses, ascending.
-        counts: seeds behind each mean.
-        seeds: training noise; None to leave it out.
-        data: data noise; None where it was not measured.
+        means: Mean losses, ascending.
+        counts: Number of seeds behind each mean.
+        seeds: Training noise; None to leave it out.
+        data: Data noise; None if it was not measured.
     """
     if seeds is None and data is None:
         return None
@@ -69,7 +69,7 @@ def compare(
 def pair_p_values(
     means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
 ) -> Array:
-    """Two-sided p-value of each pair by itself; 1 on the diagonal."""
+    """Return the uncorrected two-sided p-value of each pair; 1 on the diagonal."""
     p_AA = np.ones((len(means), len(means)))
     for i, k in itertools.combinations(range(len(means)), 2):
         variance, degrees = difference_variance(i, k, counts, seeds, data)
@@ -80,7 +80,7 @@ def pair_p_values(
 def difference_variance(
     i: int, k: int, counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
 ) -> tuple[float, float]:
-    """Variance of the difference of two means and its degrees of freedom (Satterthwaite 1946)."""
+    """Return the variance of the difference of two means and its degrees of freedom (Satterthwaite 1946)."""
     parts = []
     if seeds is not None:
         parts.append((seeds.deviation**2 * (1 / counts[i] + 1 / counts[k]), seeds.degrees))
@@ -92,7 +92,7 @@ def difference_variance(
 
 
 def two_sided(difference: float, variance: float, degrees: float) -> float:
-    """p-value of a difference under Student's t; without any variance every difference is certain."""
+    """Return the p-value of a difference under Student's t; if the variance is 0, every difference is significant."""
     from scipy.special import stdtr
 
     if variance <= 0:
@@ -101,7 +101,7 @@ def two_sided(difference: float, variance: float, degrees: float) -> float:
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """p-values adjusted by Holm's step-down method (1979), in the given order."""
+    """Return p-values adjusted by Holm's step-down method (1979), in the order given."""
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     adjusted = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
@@ -109,7 +109,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mean_interval(mean: float, count: int, seeds: SeedNoise | None) -> Interval | None:
-    """Where the mean of very many seeds lies, on these validation examples; None if seed noise was not measured."""
+    """Return the interval of the expected loss over seeds on these examples; None if seed noise was not measured."""
     from scipy.special import stdtrit
 
     if seeds is None or not seeds.is_measured:
@@ -121,10 +121,10 @@ def mean_interval(mean: float, count: int, seeds: SeedNoise | None) -> Interval 
 def probability_best(
     means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None, seed: int = 0
 ) -> tuple[float, ...]:
-    """How often each architecture is the best in `DRAWS` draws of what the true losses may be (flat prior).
+    """Return the share of `DRAWS` draws of the true losses (flat prior) in which each architecture is the best.
 
-    Seed noise: independent for each, its variance drawn from its own uncertainty (scaled inverse χ²). Data noise:
-    jointly normal, as paired losses vary together.
+    Seed noise is independent per architecture; its pooled variance is drawn too (scaled inverse χ²). Data noise is
+    jointly normal, because paired losses vary together.
     """
     rng, many = np.random.default_rng(seed), len(means)
     draws = np.tile(np.asarray(means, float), (DRAWS, 1))

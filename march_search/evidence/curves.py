@@ -1,20 +1,21 @@
-"""One learning curve continued: L(t) = floor + scale · t^-exponent.
+"""Extrapolate a learning curve by a power law: L(t) = floor + scale · t^-exponent.
 
-For a given exponent, floor and scale are the answer of linear least squares (variable projection, Golub and Pereyra
-1973), so every exponent of a grid is tried, none is missed, and no start has to be guessed. Residuals are relative, as
-in a fit of logarithms, and large ones count by Huber's rule (after Hoffmann et al. 2022, arXiv 2203.15556).
+For a given exponent, linear least squares gives the floor and scale (variable projection, Golub and Pereyra 1973). A
+fit therefore tries every exponent of a grid and needs no initial guess. Residuals are relative, as in a fit of
+logarithms, and large ones are down-weighted by Huber's rule (after Hoffmann et al. 2022, arXiv 2203.15556).
 
-The beginning of a curve fits many exponents equally well, and they disagree about its end. So a fit is not the best
-exponent but all of them, by how likely each makes the curve (flat prior on ln exponent within published bounds,
-neighbouring evaluations counted as one in `BLOCK` because they err together), and each with residuals drawn again in
-blocks. And no power law is the whole truth: the same fit to the first half of the tokens misses the last evaluation by
-some amount, and a prediction may miss by as much for every doubling of tokens. Curves drawn with the same seed have the
-same luck: what is unknown about the law is shared, so that two parallel curves do not cross by chance.
+The early part of a curve fits many exponents equally well, and these disagree about its end. A fit therefore keeps all
+exponents, weighted by likelihood, and resamples the residuals in blocks. The prior is flat on ln exponent within
+published bounds, and each `BLOCK` of neighbouring evaluations counts as one, because their errors are correlated. The
+power law itself is only approximate: the same fit to the first half of the tokens misses the last evaluation by some
+amount, and a prediction may miss by as much per doubling of tokens. Fits with the same seed share their random numbers,
+so that two parallel curves do not cross by chance.
 
-Pitfalls: a plateau that a model has not left is not in its curve. Evaluations of a run whose learning rate decays are
-no ends of shorter runs. `benchmarks/horizon.py` tells how often the intervals hold.
+Limitations: A plateau that a model has not left yet does not show in its curve. If the learning rate decays,
+intermediate losses are not the final losses of shorter runs. `benchmarks/horizon.py` measures how often the intervals
+contain the true loss.
 
-Shape suffixes: B draws, the first one the middle of the fit; G exponents, N evaluations.
+Shape suffixes: B draws (the first is the central fit), G exponents, N evaluations, R rows.
 """
 
 from collections.abc import Sequence
@@ -27,59 +28,59 @@ from march_search.evidence.comparison import CONFIDENCE, Interval
 
 Array = NDArray[np.float64]
 Curve = Sequence[tuple[float, float]]
-"""(tokens, loss), ascending."""
+"""(tokens, loss) pairs, ascending."""
 EXPONENTS = np.geomspace(0.05, 1.0, 100)
-"""Exponents that are tried; published ones lie between 0.05 (Kaplan et al. 2020) and 0.5."""
+"""Exponents to try; published ones lie between 0.05 (Kaplan et al. 2020) and 0.5."""
 FEWEST = 4
-"""Evaluations that a fit needs."""
+"""Minimum number of evaluations for a fit."""
 SKIPPED = 0.2
-"""Share of the tokens seen whose evaluations are left out: the first fall follows another law."""
+"""Initial share of the tokens whose evaluations are left out, because the first drop follows another law."""
 HUBER = 1.345
-"""Residuals beyond so many robust standard deviations count linearly (Huber 1981)."""
+"""Robust standard deviations beyond which residuals count linearly (Huber 1981)."""
 DRAWS = 1000
-"""Bootstrap draws."""
+"""Number of bootstrap draws."""
 BLOCK = 3
-"""Evaluations whose residuals are drawn together."""
+"""Number of neighbouring evaluations whose residuals are drawn together."""
 
 
 @dataclass(frozen=True)
 class CurveFit:
-    """A fitted curve: a sample of what it may be."""
+    """A fitted curve, as a sample of plausible power laws."""
 
     floor_B: Array
-    """Where it ends, in nats."""
+    """Asymptotic loss, in nats."""
     scale_B: Array
     """Nats above the floor at `unit` tokens."""
     exponent_B: Array
     miss_B: Array
-    """What is added for every doubling of tokens, in nats."""
+    """Error added per doubling of tokens, in nats."""
     unit: float
-    """Tokens of the last evaluation that was fitted."""
+    """Tokens at the last fitted evaluation."""
 
     def at(self, tokens: float) -> float:
-        """The predicted loss."""
+        """Return the predicted loss at `tokens`."""
         return float(self.draws(tokens)[0])
 
     def draws(self, tokens: float) -> Array:
-        """(B,) losses that it may have there, the prediction first."""
+        """Return (B,) draws of the loss at `tokens`, the prediction first."""
         factor = tokens / self.unit
         smooth_B = self.floor_B + self.scale_B * factor**-self.exponent_B
         return np.asarray(smooth_B + self.miss_B * np.log2(max(factor, 1.0)), np.float64)
 
     def interval(self, tokens: float) -> Interval:
-        """Range of the middle `CONFIDENCE` of the draws."""
+        """Return the central range that contains a share `CONFIDENCE` of the draws."""
         low, high = np.quantile(self.draws(tokens)[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         return Interval(float(low), float(high))
 
 
 def fit_curve(curve: Curve, warmup_tokens: float = 0, seed: int = 0, miss: float | None = None) -> CurveFit | None:
-    """Fits (tokens, loss) pairs, ascending; None with fewer than `FEWEST` after warm-up and first fall.
+    """Fit a curve; return None with fewer than `FEWEST` evaluations after warm-up and the first drop.
 
     Args:
-        curve: what was evaluated.
-        warmup_tokens: evaluations up to there are left out.
-        seed: fits with the same one are drawn together.
-        miss: nats by which a prediction may miss for every doubling; None for the curve's own `half_miss`, 0 without.
+        curve: (tokens, loss) pairs, ascending.
+        warmup_tokens: Evaluations up to this many tokens are left out.
+        seed: Random seed; fits with the same seed share their draws.
+        miss: Prediction error in nats per doubling of tokens; None for the curve's `half_miss`, or 0 if it has none.
     """
     fit = _fit(curve, warmup_tokens)
     if fit is None:
@@ -95,7 +96,7 @@ def fit_curve(curve: Curve, warmup_tokens: float = 0, seed: int = 0, miss: float
 
 
 def half_miss(curve: Curve, warmup_tokens: float = 0) -> float | None:
-    """What the first half of the tokens misses the last loss by, per doubling of tokens; None where that is too few."""
+    """Return the error of a fit to the first half of the tokens, in nats per doubling; None if it is too short."""
     half = [(tokens, loss) for tokens, loss in curve if tokens <= curve[-1][0] / 2]
     fit = _fit(half, warmup_tokens)
     if fit is None:
@@ -109,32 +110,32 @@ def half_miss(curve: Curve, warmup_tokens: float = 0) -> float | None:
 
 @dataclass(frozen=True)
 class _Fit:
-    """All exponents for one curve."""
+    """Fits of all exponents to one curve."""
 
     losses_N: Array
     powers_GN: Array
     weights_N: Array
-    """Huber's."""
+    """Huber weights of the evaluations."""
     chances_G: Array
-    """Of the exponents; they sum to 1."""
+    """Probabilities of the exponents; they sum to 1."""
     residuals_N: Array
-    """Of the likeliest exponent."""
+    """Residuals of the most likely exponent."""
 
 
 def _fit(curve: Curve, warmup_tokens: float) -> _Fit | None:
-    """Every exponent fitted to what is left after warm-up and first fall; None if that is too little."""
+    """Fit every exponent to the evaluations after warm-up and the first drop; return None if there are too few."""
     start = max(warmup_tokens, SKIPPED * curve[-1][0]) if curve else 0.0
-    kept = [(tokens, loss) for tokens, loss in curve if tokens > start]
-    if len(kept) < FEWEST:
+    late = [(tokens, loss) for tokens, loss in curve if tokens > start]
+    if len(late) < FEWEST:
         return None
-    tokens_N, losses_N = np.transpose(np.asarray(kept, float))
+    tokens_N, losses_N = np.transpose(np.asarray(late, float))
     powers_GN = (tokens_N / tokens_N[-1]) ** -EXPONENTS[:, None]
     weights_N, chances_G, residuals_N = _robust(powers_GN, losses_N)
     return _Fit(losses_N, powers_GN, weights_N, chances_G, residuals_N)
 
 
 def _robust(powers_GN: Array, losses_N: Array, rounds: int = 5) -> tuple[Array, Array, Array]:
-    """Weights of the evaluations by Huber's rule, chances of the exponents, residuals of the likeliest."""
+    """Return Huber weights of evaluations, probabilities of exponents and residuals of the most likely exponent."""
     weights_N = losses_N**-2.0
     for _ in range(rounds):
         floor_G, scale_G = _linear(powers_GN, losses_N, weights_N)
@@ -148,7 +149,7 @@ def _robust(powers_GN: Array, losses_N: Array, rounds: int = 5) -> tuple[Array, 
 
 
 def _blocks(rng: np.random.Generator, residuals_N: Array) -> Array:
-    """(`DRAWS`, N) residuals in drawn blocks with drawn signs, as large as those of points that were not fitted."""
+    """Return (`DRAWS`, N) residuals in random blocks with random signs, scaled to the size of out-of-sample errors."""
     many = len(residuals_N)
     starts = rng.integers(0, many - BLOCK + 1, (DRAWS, -(-many // BLOCK)))
     picked = (starts[:, :, None] + np.arange(BLOCK)).reshape(DRAWS, -1)[:, :many]
@@ -157,7 +158,7 @@ def _blocks(rng: np.random.Generator, residuals_N: Array) -> Array:
 
 
 def _linear(x_RN: Array, y_RN: Array, weights_N: Array) -> tuple[Array, Array]:
-    """(R,) floors and scales of weighted least squares, row by row, both at least 0."""
+    """Return (R,) floors and (R,) scales of row-wise weighted least squares, both at least 0."""
     weights_N = weights_N / weights_N.sum()
     x_R, y_R = x_RN @ weights_N, y_RN @ weights_N
     xx_R, xy_R = x_RN**2 @ weights_N, (x_RN * y_RN) @ weights_N

@@ -1,4 +1,4 @@
-"""Per-example validation losses, and which document each example belongs to."""
+"""Read per-example validation losses and find the document of each example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ from march_search.evidence.noise import Array
 from march_search.evidence.trials import TrialRecord
 
 BLOCK = 8
-"""Neighbouring examples that are taken for one document where documents cannot be read."""
+"""Number of neighbouring examples that count as one document if the documents cannot be read."""
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The document of each validation example."""
+    """Document numbers of the validation examples."""
 
     numbers_N: NDArray[np.int64]
     kind: str
-    """What they are, in words, with their number: `57 documents`."""
+    """Count and kind, in words: `57 documents`."""
 
 
 def read_documents(trial: TrialRecord, examples: int) -> Documents:
-    """The document that holds most of each example; blocks of `BLOCK` examples where the store is gone.
+    """Return the main document of each example, or blocks of `BLOCK` examples if the token store cannot be read.
 
-    Examples are consecutive slices of the validation text, each document followed by its end. What examples share
-    beside their largest document is ignored.
+    Examples are consecutive slices of the validation text, in which an end token follows each document. Only the
+    largest document in an example counts.
     """
     length = trial.config.data.sequence_length
     try:
@@ -38,34 +38,34 @@ def read_documents(trial: TrialRecord, examples: int) -> Documents:
         tokens_NR = store.tokens("validation").rows(np.arange(examples) * length, length)
     except (DataError, OSError, IndexError):
         numbers_N = np.arange(examples) // BLOCK
-        return Documents(numbers_N, f"{numbers_N[-1] + 1:,} blocks of {BLOCK} examples (their text is gone)")
+        return Documents(numbers_N, f"{numbers_N[-1] + 1:,} blocks of {BLOCK} examples (validation text is missing)")
     numbers_N = document_numbers(tokens_NR, store.special.eos)
     return Documents(numbers_N, f"{len(np.unique(numbers_N)):,} documents")
 
 
 def document_numbers(tokens_NR: NDArray[Any], eos: int) -> NDArray[np.int64]:
-    """(N,) number of the document that holds most of each example, the first of equals; `eos` ends a document."""
+    """Return (N,) number of the largest document in each example, the first if tied; `eos` ends a document."""
     is_end = (tokens_NR == eos).ravel()
     documents_NR = (np.cumsum(is_end) - is_end).reshape(tokens_NR.shape)
     return np.array([np.bincount(row - row[0]).argmax() + row[0] for row in documents_NR], np.int64)
 
 
 def example_losses(trials: Sequence[TrialRecord]) -> Array | None:
-    """(N,) loss of each validation example at the end of these trials, averaged over them; None if one has none."""
-    found: list[Array] = []
+    """Return (N,) final loss of each validation example, averaged over trials; None if a trial does not have them."""
+    losses: list[Array] = []
     for trial in trials:
         file = trial.folder / "validation" / f"{trial.tokens:015d}.npy"
-        own = _read(file)
-        if own is None or (found and len(own) != len(found[0])):
+        trial_losses = _read(file)
+        if trial_losses is None or (losses and len(trial_losses) != len(losses[0])):
             return None
-        found.append(own)
-    return np.mean(found, axis=0) if found else None
+        losses.append(trial_losses)
+    return np.mean(losses, axis=0) if losses else None
 
 
 def _read(file: Path) -> Array | None:
-    """One array of losses; None if it is missing, damaged or not finite."""
+    """Return one array of losses; None if it is missing, damaged or not finite."""
     try:
-        own = np.load(file, allow_pickle=False)
+        losses = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return own.astype(np.float64) if own.ndim == 1 and np.isfinite(own).all() else None
+    return losses.astype(np.float64) if losses.ndim == 1 and np.isfinite(losses).all() else None

@@ -1,8 +1,8 @@
-"""Which dimension matters: a regression of loss on the dimensions, and how much of the order each explains.
+"""Estimate the effect of each dimension by a regression of loss on the dimensions, and the importance of each.
 
-On a parameter budget dimensions move together (more layers, less width), and a regression cannot tell apart what never
-moved apart. So each effect comes with its variance inflation factor: by how much the design, not the noise, widens its
-interval. From `ENTANGLED` on the effect is not separable.
+On a parameter budget, dimensions move together (more layers, less width), and a regression cannot separate dimensions
+that never move independently. Each effect therefore comes with its variance inflation factor: how much the design,
+rather than the noise, widens its interval. An effect is not separable if the factor is at least `ENTANGLED`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from march_search.evidence.comparison import CONFIDENCE, Interval
 from march_search.evidence.noise import Array
 
 ENTANGLED = 10.0
-"""Variance inflation factor from which on an effect is not separable (Marquardt 1970)."""
+"""Smallest variance inflation factor at which an effect is not separable (Marquardt 1970)."""
 FEWEST_FOR_IMPORTANCE = 8
-"""Architectures that importances need."""
+"""Minimum number of architectures for importances."""
 
 AXES: dict[str, Callable[[Architecture], float]] = {
     "layers": lambda a: a.num_layers if a.structure == "decoder-only" else a.num_layers + a.decoder_layers,
@@ -26,57 +26,58 @@ AXES: dict[str, Callable[[Architecture], float]] = {
     "d_kv": lambda a: a.d_kv,
     "d_ff / d_model": lambda a: a.d_ff / a.d_model,
 }
-"""Dimensions that count by their logarithm: an effect is that of doubling."""
+"""Dimensions that enter as logarithms: an effect is the change per doubling."""
 GATED = "gated feed-forward"
 LEAST_RANGE = np.log2(1.25)
-"""Doublings over which a dimension must vary: from less, the effect of a doubling would be a guess."""
+"""Minimum range of a dimension, in doublings; over less, the effect of a doubling would be a guess."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one dimension does to the loss, the others held."""
+    """Effect of one dimension on the loss, with the others held constant."""
 
     axis: str
     nats: float | None
-    """Change of the loss per doubling, or by gating; None where the design cannot tell."""
+    """Change in loss per doubling, or by gating; None if the design does not determine it."""
     interval: Interval | None
     inflation: float
-    """Variance inflation factor; infinite where others determine it."""
+    """Variance inflation factor; infinite if other dimensions determine this one."""
     entangled_with: tuple[str, ...]
-    """Dimensions that it moves with; empty if separable."""
+    """Dimensions that move with this one; empty if `inflation` is below `ENTANGLED`."""
     importance: float | None
-    """Share of what decides who is in the better half (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
+    """Share of the importance for being in the better half (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
 
     @property
     def is_separable(self) -> bool:
-        """Whether the design tells it apart from the others and from noise."""
+        """Whether the effect can be separated from those of the other dimensions and from noise."""
         return self.is_told_apart and self.interval is not None and not self.interval.low <= 0 <= self.interval.high
 
     @property
     def is_told_apart(self) -> bool:
-        """Whether the design tells it apart from the other dimensions."""
+        """Whether the effect can be separated from those of the other dimensions."""
         return self.interval is not None and self.inflation < ENTANGLED
 
 
 @dataclass(frozen=True)
 class Effects:
-    """A regression over the architectures of a study."""
+    """Regression over the architectures of a study."""
 
     effects: tuple[Effect, ...]
     fixed: tuple[str, ...]
-    """Dimensions that are the same, or within a quarter, in all architectures."""
+    """Dimensions that vary by less than a factor of 1.25 between all architectures."""
     condition: float
     """Condition number of the standardised design; infinite if singular."""
     degrees: int
-    """Residual degrees of freedom; 0 or less: more dimensions than architectures can tell."""
+    """Residual degrees of freedom; 0 or less if there are too few architectures for the dimensions."""
     residual: float | None
-    """Standard deviation of what the regression leaves, in nats."""
+    """Standard deviation of the residuals, in nats; None if it cannot be estimated."""
 
 
 def effects(architectures: Sequence[Architecture], losses: Sequence[float], with_importance: bool = False) -> Effects:
-    """Ordinary least squares of mean losses on all dimensions that vary; intervals are Student's.
+    """Regress mean losses on all dimensions that vary, by ordinary least squares with Student's t intervals.
 
-    Effects are taken as linear in logarithms, without interactions. The residual holds seed noise and whatever is not.
+    Effects are assumed linear in the logarithms, without interactions. The residual contains seed noise and any lack
+    of fit.
     """
     names, design = _design(architectures)
     fixed = tuple(name for name in (*AXES, GATED) if name not in names)
@@ -90,20 +91,20 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
     inflations = np.diag(np.linalg.inv(standard.T @ standard)) * len(losses) if full else np.full(len(names), np.inf)
     nats, half, residual = _least_squares(centred, np.asarray(losses, float), degrees) if full else (None, None, None)
     shares = importances(architectures, losses) if with_importance else {}
-    found = []
+    results = []
     for n, name in enumerate(names):
         known = nats is not None and half is not None
-        own = float(nats[n]) if known else None  # type: ignore[index]
-        wide = float(half[n]) if known else 0.0  # type: ignore[index]
-        interval = Interval(own - wide, own + wide) if own is not None and np.isfinite(wide) else None
+        effect = float(nats[n]) if known else None  # type: ignore[index]
+        width = float(half[n]) if known else 0.0  # type: ignore[index]
+        interval = Interval(effect - width, effect + width) if effect is not None and np.isfinite(width) else None
         others = _companions(standard, n, names) if inflations[n] >= ENTANGLED else ()
-        found.append(Effect(name, own, interval, float(inflations[n]), others, shares.get(name)))
+        results.append(Effect(name, effect, interval, float(inflations[n]), others, shares.get(name)))
     condition = float(values[0] / values[-1]) if full else float("inf")
-    return Effects(tuple(found), fixed, condition, degrees, residual)
+    return Effects(tuple(results), fixed, condition, degrees, residual)
 
 
 def importances(architectures: Sequence[Architecture], losses: Sequence[float]) -> dict[str, float]:
-    """Optuna's PED-ANOVA over the dimensions that vary; nothing for fewer than `FEWEST_FOR_IMPORTANCE` shapes."""
+    """Return Optuna's PED-ANOVA of the varying dimensions; empty below `FEWEST_FOR_IMPORTANCE` architectures."""
     if len(losses) < FEWEST_FOR_IMPORTANCE:
         return {}
     import optuna
@@ -128,7 +129,7 @@ def importances(architectures: Sequence[Architecture], losses: Sequence[float]) 
 
 
 def _design(architectures: Sequence[Architecture]) -> tuple[list[str], Array]:
-    """Dimensions that vary, and their values (architectures, dimensions): logarithms to base 2, or 0 and 1."""
+    """Return the varying dimensions and their values (architectures, dimensions): base-2 logarithms, or 0 and 1."""
     columns = {name: np.log2([take(a) for a in architectures]) for name, take in AXES.items()}
     columns[GATED] = np.array([float(a.is_gated) for a in architectures])
     names = [name for name, column in columns.items() if len(column) and np.ptp(column) >= LEAST_RANGE]
@@ -136,7 +137,7 @@ def _design(architectures: Sequence[Architecture]) -> tuple[list[str], Array]:
 
 
 def _least_squares(centred: Array, losses: Array, degrees: int) -> tuple[Array, Array, float | None]:
-    """Coefficients, half widths of their intervals, residual deviation; infinite widths without degrees of freedom."""
+    """Return coefficients, interval half-widths (infinite without degrees of freedom) and residual deviation."""
     from scipy.special import stdtrit
 
     gram = np.linalg.inv(centred.T @ centred)
@@ -149,7 +150,7 @@ def _least_squares(centred: Array, losses: Array, degrees: int) -> tuple[Array, 
 
 
 def _companions(standard: Array, n: int, names: Sequence[str]) -> tuple[str, ...]:
-    """The dimensions that most determine dimension `n`: those whose part in predicting it is at least a third."""
+    """Return the main predictors of dimension `n`: coefficients of at least a third of the largest."""
     others = [k for k in range(len(names)) if k != n]
     parts = np.abs(np.linalg.lstsq(standard[:, others], standard[:, n], rcond=None)[0])
     return tuple(names[k] for k, part in zip(others, parts, strict=True) if part >= parts.max() / 3)

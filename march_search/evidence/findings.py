@@ -1,8 +1,8 @@
-"""Named findings and questions about shapes as statements that a study can answer.
+"""Test named findings and open questions about architectures on the results of a study.
 
-Each is a contrast: the mean difference in loss over all pairs of a study's architectures of which one lies on the side
-that the statement praises and everything else that it names is equal. What else differs in most pairs is told: a budget
-moves several dimensions at once, and a finding about one of them may be a finding about another.
+Each statement is a contrast: the mean difference in loss over all pairs of architectures in which one is on the
+favoured side and all fields that the statement holds fixed are equal. Other dimensions that differ in most pairs are
+reported: under a budget several dimensions move together, so a finding about one may be a finding about another.
 """
 
 import math
@@ -18,9 +18,9 @@ from march_search.evidence.effects import AXES, GATED
 from march_search.evidence.noise import DataNoise, SeedNoise
 
 NOTHING_NATS = 0.01
-"""What "costs nothing" means: less than this, the size of published seed noise."""
+"""Increase in loss, in nats, below which a change "costs nothing"; about the size of published seed noise."""
 CONFOUNDED = 1.25
-"""A dimension that differs by more than this factor in at least half of the pairs is told."""
+"""A dimension that differs by more than this factor in at least half of the pairs is reported."""
 
 Verdict = Literal["yes", "no", "not separable", "not tested"]
 Shape = Architecture
@@ -28,49 +28,49 @@ Shape = Architecture
 
 @dataclass(frozen=True)
 class Statement:
-    """One finding of the 2023 study or one of its open questions, or its opposite."""
+    """A finding of the 2023 study, one of its open questions, or the opposite of one."""
 
     text: str
     praises: Callable[[Shape, Shape], bool]
-    """Whether the first of two shapes differs from the second as the statement says."""
+    """Whether the first of two architectures is on the favoured side of the second."""
     equal: tuple[str, ...]
-    """What both must have in common, apart from vocabulary and structure."""
+    """Fields that must be equal in both architectures, in addition to `SAME`."""
     moves: tuple[str, ...]
-    """Dimensions that it is about."""
+    """Dimensions that the statement is about."""
     margin: float = 0.0
-    """Nats by which the praised side may be worse and the statement still hold."""
+    """Nats by which the favoured side may be worse while the statement still holds."""
     varies: tuple[str, ...] = ()
-    """Fields of `SAME` that it is about, and may differ."""
+    """Fields of `SAME` that the statement is about, so that they may differ."""
 
 
 SAME = (
     *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
     *("length_reduction", "noop_key"),
 )
-"""What two shapes have in common unless a statement is about it."""
+"""Fields that must be equal in both architectures unless a statement is about them."""
 SHAPE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff")
 
 
 def _alone(shape: Shape) -> int | str:
-    """`all` for a stack of one layer, which shares its weights with all that there are."""
+    """Return `share_layers`, but `all` for a stack of one layer, where it makes no difference."""
     return "all" if shape.num_layers == 1 else shape.share_layers
 
 
 STATEMENTS = (
     Statement(
-        "more heads and fewer layers is better",
+        "more heads and fewer layers are better",
         lambda a, b: a.num_heads > b.num_heads and a.num_layers < b.num_layers,
         ("d_model", "d_kv", "feed_forward_proj", "cross_attention"),
         ("heads", "layers"),
     ),
     Statement(
-        "wider and fewer layers is better",
+        "a wider model with fewer layers is better",
         lambda a, b: a.d_model > b.d_model and a.num_layers < b.num_layers,
         ("d_kv", "feed_forward_proj", "cross_attention"),
         ("d_model", "layers"),
     ),
     Statement(
-        "more heads of a smaller d_kv is better",
+        "more heads with a smaller d_kv are better",
         lambda a, b: a.num_heads > b.num_heads and a.d_kv < b.d_kv,
         ("num_layers", "d_model", "feed_forward_proj", "cross_attention"),
         ("heads", "d_kv"),
@@ -82,14 +82,14 @@ STATEMENTS = (
         (GATED,),
     ),
     Statement(
-        "no cross-attention key/value weights costs nothing",
+        "dropping cross-attention key/value weights costs nothing",
         lambda a, b: a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared",
         ("d_model", "num_heads", "d_kv", "feed_forward_proj"),
         (),
         NOTHING_NATS,
     ),
     Statement(
-        "heads instead of cross-attention key/value weights are better",
+        "more heads in place of cross-attention key/value weights are better",
         lambda a, b: (
             a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared" and a.num_heads > b.num_heads
         ),
@@ -97,19 +97,19 @@ STATEMENTS = (
         ("heads",),
     ),
     Statement(
-        "smaller d_ff for more layers is better",
+        "more layers with a smaller d_ff are better",
         lambda a, b: a.d_ff < b.d_ff and a.num_layers > b.num_layers,
         ("d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
         ("d_ff / d_model", "layers"),
     ),
     Statement(
-        "smaller d_ff for a wider model is better",
+        "a wider model with a smaller d_ff is better",
         lambda a, b: a.d_ff < b.d_ff and a.d_model > b.d_model,
         ("num_layers", "d_kv", "feed_forward_proj", "cross_attention"),
         ("d_ff / d_model", "d_model"),
     ),
     Statement(
-        "wider, fewer layers, and attention wider than the model is better",
+        "a wider model with fewer layers and relatively wider attention is better",
         lambda a, b: (
             a.d_model > b.d_model
             and a.num_layers < b.num_layers
@@ -119,14 +119,14 @@ STATEMENTS = (
         ("heads", "d_model", "layers"),
     ),
     Statement(
-        "more heads in a stack's first layers than in its last is better",
+        "more heads in the first layers of a stack than in the last are better",
         lambda a, b: "first" in a.head_schedule and b.head_schedule == a.head_schedule.replace("first", "last"),
         (*SHAPE, "feed_forward_proj", "cross_attention"),
         (),
         varies=("head_schedule",),
     ),
     Statement(
-        "heads that differ by layer are better than the same in all",
+        "different numbers of heads per layer are better than equal ones",
         lambda a, b: a.head_schedule != "constant" and b.head_schedule == "constant",
         (*SHAPE, "feed_forward_proj", "cross_attention"),
         (),
@@ -147,13 +147,13 @@ STATEMENTS = (
         varies=("position",),
     ),
     Statement(
-        "cross-attention to the encoder's output is better than to the layer of the same depth",
+        "cross-attention to the encoder output is better than to the encoder layer of the same depth",
         lambda a, b: a.cross_attention == "output" and b.cross_attention == "layer",
         (*SHAPE, "feed_forward_proj"),
         (),
     ),
     Statement(
-        "one set of weights for all layers costs nothing at equal parameters",
+        "sharing weights between all layers costs nothing at equal parameters",
         lambda a, b: a.share_layers == "all" and b.share_layers == 1 and b.num_layers > 1,
         ("d_kv", "feed_forward_proj", "cross_attention"),
         ("layers", "d_model", "heads"),
@@ -161,14 +161,14 @@ STATEMENTS = (
         ("share_layers",),
     ),
     Statement(
-        "the same weights used in more layers are better",
+        "using the same weights in more layers is better",
         lambda a, b: a.share_layers == "all" and a.num_layers > b.num_layers and _alone(b) == "all",
         ("d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention"),
         ("layers",),
         varies=("share_layers",),
     ),
     Statement(
-        "fewer positions from the encoder's middle on cost nothing",
+        "fewer positions from the middle of the encoder cost nothing",
         lambda a, b: a.length_reduction < b.length_reduction,
         (*SHAPE, "feed_forward_proj", "cross_attention"),
         (),
@@ -176,38 +176,38 @@ STATEMENTS = (
         ("length_reduction",),
     ),
     Statement(
-        "a key to attend to nothing is better",
+        "a no-op attention key is better",
         lambda a, b: a.noop_key != "none" and b.noop_key == "none",
         (*SHAPE, "feed_forward_proj", "cross_attention"),
         (),
         varies=("noop_key",),
     ),
     Statement(
-        "a narrower residual stream and a larger d_ff is better",
+        "a narrower residual stream with a larger d_ff is better",
         lambda a, b: a.bottleneck != "none" and b.bottleneck == "none" and a.d_ff > b.d_ff,
         ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
         ("d_ff / d_model",),
         varies=("bottleneck",),
     ),
 )
-"""What the 2023 study found or meant to ask of T5-style models with 220M parameters."""
+"""Findings and open questions of the 2023 study of T5-style models with 220M parameters."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study says to one statement."""
+    """Result of testing one statement on a study."""
 
     statement: str
     verdict: Verdict
     difference: float | None
-    """Mean loss of the praised side less that of the other, over the pairs, in nats; negative: it is better."""
+    """Mean loss of the favoured side minus that of the other over the pairs, in nats; negative if it is better."""
     interval: Interval | None
-    """From training and data noise."""
+    """Confidence interval from training and data noise."""
     pairs: int
     agreeing: int
-    """Pairs in which the praised side has the lower loss."""
+    """Number of pairs in which the favoured side has the lower loss, with the statement's margin."""
     confounds: tuple[str, ...]
-    """Dimensions that the statement does not name and that differ in at least half of the pairs."""
+    """Other dimensions that differ in at least half of the pairs."""
 
 
 def findings(
@@ -217,14 +217,14 @@ def findings(
     seeds: SeedNoise | None,
     data: DataNoise | None,
 ) -> tuple[Answer, ...]:
-    """Answers to all statements, in their order.
+    """Test all statements on a study and return the answers in order.
 
     Args:
-        architectures: of one study.
-        means: their mean losses.
-        counts: seeds behind each mean.
-        seeds: training noise.
-        data: data noise, of the same architectures in the same order.
+        architectures: Architectures of the study.
+        means: Mean loss of each architecture.
+        counts: Number of seeds behind each mean.
+        seeds: Training noise.
+        data: Data noise, for the same architectures in the same order.
     """
     return tuple(_answer(s, architectures, np.asarray(means), np.asarray(counts), seeds, data) for s in STATEMENTS)
 
@@ -237,7 +237,7 @@ def _answer(
     seeds: SeedNoise | None,
     data: DataNoise | None,
 ) -> Answer:
-    """The contrast of one statement over all its pairs."""
+    """Compute the contrast of one statement over all its pairs."""
     equal = (*(field for field in SAME if field not in statement.varies), *statement.equal)
     pairs = [
         (i, k)
@@ -267,7 +267,7 @@ def _answer(
 def _interval(
     difference: float, weights_A: np.ndarray, counts_A: np.ndarray, seeds: SeedNoise | None, data: DataNoise | None
 ) -> Interval | None:
-    """Where the contrast's true value lies; None if no noise is known."""
+    """Return the confidence interval of a contrast; None if no noise is known."""
     from scipy.special import stdtrit
 
     parts = []
@@ -283,11 +283,11 @@ def _interval(
 
 
 def _confounds(statement: Statement, shapes: Sequence[Shape], pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """Dimensions that differ in at least half of the pairs though the statement does not name them."""
-    found = []
+    """Return the dimensions that differ in at least half of the pairs but that the statement does not name."""
+    confounds = []
     for name, take in AXES.items():
         ratios = [take(shapes[i]) / take(shapes[k]) for i, k in pairs]
         differing = sum(max(ratio, 1 / ratio) > CONFOUNDED for ratio in ratios)
         if name not in statement.moves and differing * 2 >= len(pairs):
-            found.append(name)
-    return tuple(found)
+            confounds.append(name)
+    return tuple(confounds)

@@ -1,10 +1,11 @@
-"""What the learning curves of a study say about a longer budget: its ranking, and whether today's leader still leads.
+"""Predict the ranking of a study at a longer data budget from its learning curves.
 
-Each curve is continued by itself (`curves.py`), and curves by themselves are a poor guide to an order: their slopes
-hold more noise than their ends. So the study is asked about its own past. From the first half of the tokens the end is
-predicted twice, by the fits and by "differences stay as they are"; the mix of both that would have been best there
-(least squares, between 0 and 1) is what the differences are predicted by. What that mix missed by, for every doubling
-of tokens, all shapes together and each shape by itself, widens the draws; so does seed noise.
+Each curve is extrapolated separately (`curves.py`), but separate fits predict an order poorly: slopes are noisier than
+final losses. The prediction is therefore calibrated on the study itself. Two predictions of the end are made from the
+first half of the tokens: one from the fits, and one that keeps the differences as they are. The mix of both that would
+have worked best there (least squares, weight between 0 and 1) then predicts the differences at the longer budget. The
+error of that mix per doubling of tokens, both common to all architectures and of each one, widens the draws; so does
+seed noise.
 
 Shape suffixes: A architectures, B draws.
 """
@@ -23,40 +24,40 @@ from march_search.evidence.ranking import Ranking
 from march_search.evidence.trials import StudyRecord
 
 CHECKED = 10 / 3
-"""Times the tokens seen up to which predictions were held against real curves (`benchmarks/horizon.py`)."""
+"""Largest factor in tokens for which predictions were checked against real curves (`benchmarks/horizon.py`)."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How a study's own first half predicts its end."""
+    """Weight and errors of predicting the end of a study from its first half."""
 
     share: float
-    """Weight of the fits against differences that stay as they are; 0 to 1."""
+    """Weight of the fits, 0 to 1; the rest is the weight of unchanged differences."""
     shared_miss: float
-    """Nats by which all curves together were missed, per doubling of tokens."""
+    """Error of the mean over all curves, in nats per doubling of tokens."""
     own_miss: float
-    """Root mean square of what each was missed by beside that, per doubling."""
+    """Standard deviation of the remaining errors of single curves, in nats per doubling of tokens."""
 
 
 @dataclass(frozen=True)
 class Horizon:
-    """A study's ranking at a longer budget."""
+    """Predicted ranking of a study at a longer data budget."""
 
     tokens: int
     fits: tuple[CurveFit, ...]
-    """Of each architecture, in today's order."""
+    """Fit of each architecture, in the present order."""
     mix: Mix | None
-    """None where the first half was too short to learn from."""
+    """None if the first half is too short to learn from."""
     rows: tuple[dict[str, Any], ...]
-    """One an architecture, by predicted loss."""
+    """One row per architecture, by predicted loss."""
     flip_probability: float
-    """Chance that today's leader is not the best then."""
+    """Probability that the present leader is not the best at the longer budget."""
     caveats: tuple[str, ...]
-    """What a reader has to know, a sentence each."""
+    """Limitations of the prediction, one sentence each."""
 
 
 def learn_mix(curves: Sequence[Curve], warmup_tokens: float = 0) -> Mix | None:
-    """The mix of these curves' first halves; None with fewer than three that are long enough."""
+    """Learn the mix from the first halves of the curves; return None with fewer than three that are long enough."""
     last = min(curve[-1][0] for curve in curves)
     halves = [[(tokens, loss) for tokens, loss in curve if tokens <= last / 2] for curve in curves]
     fits = [fit_curve(half, warmup_tokens, miss=0.0) for half in halves]
@@ -65,17 +66,17 @@ def learn_mix(curves: Sequence[Curve], warmup_tokens: float = 0) -> Mix | None:
         return None
     fitted_A = np.array([fits[n].at(last) for n in used])  # type: ignore[union-attr]
     middle_A, end_A = (np.array([c[n][-1][1] for n in used]) for c in (halves, curves))
-    change_A, told_A = _centred(end_A) - _centred(middle_A), _centred(fitted_A) - _centred(middle_A)
-    share = float(np.clip(float(change_A @ told_A) / max(float(told_A @ told_A), 1e-300), 0, 1))
+    change_A, predicted_A = _centred(end_A) - _centred(middle_A), _centred(fitted_A) - _centred(middle_A)
+    share = float(np.clip(float(change_A @ predicted_A) / max(float(predicted_A @ predicted_A), 1e-300), 0, 1))
     doublings = math.log2(last / halves[used[0]][-1][0])
-    own = float(np.std(change_A - share * told_A, ddof=1))
-    return Mix(share, abs(float(end_A.mean() - fitted_A.mean())) / doublings, own / doublings)
+    deviation = float(np.std(change_A - share * predicted_A, ddof=1))
+    return Mix(share, abs(float(end_A.mean() - fitted_A.mean())) / doublings, deviation / doublings)
 
 
 def predicted_losses(
     curves: Sequence[Curve], fits: Sequence[CurveFit], mix: Mix | None, tokens: float, seed: int = 0
 ) -> Array:
-    """(A, B) draws of the losses at `tokens`, the prediction itself first; seed noise left out."""
+    """Return (A, B) draws of the losses at `tokens`, the prediction first, without seed noise."""
     fitted_AB = np.array([fit.draws(tokens) for fit in fits])
     if mix is None:
         return fitted_AB
@@ -89,24 +90,24 @@ def predicted_losses(
 
 
 def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) -> Horizon:
-    """The ranking that the curves predict after `tokens`.
+    """Predict the ranking after `tokens` tokens.
 
     Raises:
-        UsageError: `tokens` have been trained already, or a curve has too few evaluations.
+        UsageError: If no trial is complete, `tokens` is not above the tokens trained, or a curve is too short.
     """
     if not ranking.rows:
-        raise UsageError(f"{study.name} has no complete trial, so no curve can be continued.")
+        raise UsageError(f"{study.name} has no complete trial, so --horizon has no curve to extrapolate.")
     trained = max(int(row["tokens"]) for row in ranking.rows)
     if tokens <= trained:
-        raise UsageError(f"--horizon {tokens:,}: the trials have {trained:,} tokens already; name a longer budget.")
+        raise UsageError(f"--horizon {tokens:,}: the trials already have {trained:,} tokens; use a larger number.")
     warmup = study.settings.get("training", {}).get("warmup_tokens", 0)
     curves = [p.curve for p in ranking.pooled]
     fits = [fit_curve(curve, warmup, seed, None if len(curves) < 3 else 0.0) for curve in curves]
     known = [fit for fit in fits if fit is not None]
     if len(known) < len(curves):
         raise UsageError(
-            f"{study.name}: a curve needs at least four evaluations after warm-up and the first fifth to be continued; "
-            "raise [training] evaluations."
+            f"{study.name}: --horizon needs at least four evaluations per curve after warm-up and the first fifth of "
+            "the tokens; increase [training] evaluations."
         )
     mix = learn_mix(curves, warmup)
     draws_AB = predicted_losses(curves, known, mix, tokens, seed)
@@ -120,7 +121,7 @@ def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) ->
 
 
 def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:
-    """One row an architecture, by predicted loss."""
+    """Return one row per architecture, by predicted loss."""
     won = np.bincount(draws_AB[:, 1:].argmin(axis=0), minlength=len(draws_AB)) / (draws_AB.shape[1] - 1)
     quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     rows = []
@@ -144,29 +145,29 @@ def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:
 
 
 def _caveats(study: StudyRecord, mix: Mix | None, factor: float) -> tuple[str, ...]:
-    """What a reader of the prediction has to know."""
-    said = []
+    """Return the limitations of the prediction, one sentence each."""
+    caveats = []
     if study.decay:
-        said.append(
-            f"The learning rate decays ({study.decay}): a longer run would have decayed later, and these curves fall "
-            "faster at their end than a longer budget's would. Compare differences, not losses."
+        caveats.append(
+            f"The learning rate decays ({study.decay}). A longer run would decay it later, so these curves fall faster "
+            "at their end than those of a longer run. Compare differences, not losses."
         )
     if factor > CHECKED:
-        said.append(
-            f"That is {factor:.1f} times the tokens trained; on real curves such predictions were checked up to "
+        caveats.append(
+            f"This is {factor:.1f} times the tokens trained; predictions were checked on real curves only up to "
             f"{CHECKED:.1f} times."
         )
     if mix is None:
-        said.append("Too few curves or evaluations to check the fits against the study's own first half.")
+        caveats.append("There are too few curves or evaluations to check the fits on the first half of this study.")
     else:
-        said.append(
-            f"From the study's first half its end was missed by {mix.shared_miss:.3f} nats a doubling for all shapes "
-            f"together and {mix.own_miss:.3f} for each; differences are predicted {mix.share:.0%} from the fits, the "
-            "rest as they are now."
+        caveats.append(
+            f"Predictions of this study's end from its first half missed by {mix.shared_miss:.3f} nats per doubling of "
+            f"tokens on average and by a further {mix.own_miss:.3f} per architecture. The prediction applies "
+            f"{mix.share:.0%} of the change in differences that the fits predict."
         )
-    return (*said, "A plateau that the models have not left yet is in no curve.")
+    return (*caveats, "A plateau that the models have not left yet does not show in the curves.")
 
 
 def _centred(values: Array) -> Array:
-    """`values` less their mean."""
+    """Return `values` minus their mean."""
     return np.asarray(values - values.mean(), np.float64)

@@ -1,4 +1,4 @@
-"""The complete architectures of a study that no other beats in all of its objectives, and the knee among them."""
+"""Find the Pareto front of a study's complete architectures, and its knee."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -15,26 +15,27 @@ from march_search.settings import build, nearest
 
 
 def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One row an architecture with a complete trial, lowest loss first; `pareto` and `knee` say which stand out.
+    """Return one row per architecture with a complete trial, lowest loss first.
 
-    The loss is the mean over seeds at the best learning rate, the speed what those trials reached. Parameters,
-    operations, depth and memory are the shape's own, by the formulas.
+    `pareto` and `knee` mark the front and its knee. The loss is the mean over seeds at the best learning rate, and the
+    speed is the mean measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
-        study: the study.
-        by: objectives as in `[search]`; empty for the study's own.
+        study: The study.
+        by: Objectives as in `[search]`; empty for those of the study.
 
     Raises:
-        UsageError: an objective that does not exist, or fewer than two.
+        UsageError: If an objective is unknown or there are fewer than two.
     """
     config = build(StudyConfig, {k: v for k, v in study.settings.items() if k != "architectures"}, study.name)
     by = tuple(by or config.search.objectives)
     for name in by:
         if name.removeprefix("-") not in OBJECTIVES:
-            raise UsageError(f'there is no objective "{name}". {nearest(name.removeprefix("-"), OBJECTIVES)}')
+            raise UsageError(f'unknown objective "{name}". {nearest(name.removeprefix("-"), OBJECTIVES)}')
     if len(by) < 2:
         raise UsageError(
-            f"{study.name} has one objective: name others with --by loss,flops or --by loss,-tokens_per_second."
+            f"{study.name}: a Pareto front needs at least two objectives; use --by loss,flops or "
+            "--by loss,-tokens_per_second."
         )
     rows = [_row(pooled.trials, by, config) for pooled in pool(study)]
     rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
@@ -50,12 +51,12 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
 
 
 def _mean_loss(trials: Sequence[TrialRecord]) -> float:
-    """Mean over seeds."""
+    """Return the mean loss over seeds."""
     return fmean(trial.loss for trial in trials if trial.loss is not None)
 
 
 def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
-    """One architecture, with its objectives under their names."""
+    """Return the row of one architecture, with one key per objective."""
     a, speeds = trials[0].architecture, [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
     row = architecture_row(a) | {"loss": _mean_loss(trials), "num_seeds": len(trials)}
     for name in (n.removeprefix("-") for n in by if n != "loss"):
@@ -65,5 +66,5 @@ def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) 
 
 
 def _loss(row: dict[str, Any]) -> float:
-    """What rows are ordered by."""
+    """Return the loss of a row, as a sort key."""
     return float(row["loss"])

@@ -1,4 +1,4 @@
-"""Racing: which architectures need one more seed before the best of them can be told from the others."""
+"""Race architectures: decide which ones need one more seed to separate the best from the others."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,27 +8,27 @@ from march_search.evidence.noise import seed_noise
 
 
 def next_seeds(losses: Mapping[str, Sequence[float]], confidence: float = 0.95) -> tuple[str, ...]:
-    """The leader and those not separated from it, by mean loss; empty once the leader stands alone.
+    """Return the leader and the architectures not separated from it, by mean loss; empty once the leader is separated.
 
-    To be asked once after each round of seeds. An architecture leaves the race when a one-sided t-test (variance pooled
-    over all) says that it is worse than the leader. The error is spent over rounds and rivals: where the most seeds of
-    an architecture are n, the level is `(1 - confidence) / (rivals * n * (n - 1))`; over all rivals and rounds that
-    sums to `1 - confidence`, however long the race. So the truly best leaves with at most that chance (union bound;
-    seed noise normal and alike for all). It says nothing about other validation documents.
+    Call it once after each round of seeds. An architecture leaves the race when a one-sided t-test (variance pooled
+    over all) finds it worse than the leader. The error is spread over rounds and rivals: if n is the largest number of
+    seeds of an architecture, the level is `(1 - confidence) / (rivals * n * (n - 1))`. Over all rivals and rounds this
+    sums to `1 - confidence`, however long the race. The truly best architecture is therefore dropped with at most that
+    probability (union bound; seed noise normal and equal for all). Noise from validation documents is not covered.
 
     Args:
-        losses: final losses of each architecture, one a seed; one without any takes no part.
-        confidence: chance that the truly best is never dropped.
+        losses: Final losses of each architecture, one per seed; architectures without any are ignored.
+        confidence: Probability that the truly best architecture is never dropped.
     """
     from scipy.special import stdtr
 
-    known = {name: own for name, own in losses.items() if len(own)}
+    known = {name: values for name, values in losses.items() if len(values)}
     if len(known) < 2:
         return ()
-    means = {name: fmean(own) for name, own in known.items()}
+    means = {name: fmean(values) for name, values in known.items()}
     order = sorted(known, key=lambda name: means[name])
     noise = seed_noise(list(known.values()), None)
-    if noise is None:  # one seed tells nothing
+    if noise is None:  # noise cannot be estimated from one seed each
         return tuple(order)
     leader, most = order[0], max(map(len, known.values()))
     level = (1 - confidence) / ((len(known) - 1) * most * (most - 1))

@@ -1,4 +1,4 @@
-"""Ranks the architectures of a study by loss, with what noise leaves of the order; other trials stand apart."""
+"""Rank the architectures of a study by loss, with ties and uncertainty; list all other trials separately."""
 
 import math
 import statistics
@@ -22,30 +22,30 @@ from march_search.report.architectures import architecture_row
 
 @dataclass(frozen=True)
 class Ranking:
-    """The architectures of a study, compared."""
+    """Architectures of a study, ranked and compared."""
 
     pooled: tuple[Pooled, ...]
-    """Best first; the order of everything below."""
+    """Architectures, best first; the fields below use the same order."""
     rows: tuple[dict[str, Any], ...]
-    """One an architecture, for tables, JSON and CSV."""
+    """One row per architecture, for tables, JSON and CSV."""
     others: tuple[dict[str, Any], ...]
-    """Trials that have no rank, each with its reason."""
+    """Trials without a rank, each with its reason."""
     seeds: SeedNoise | None
-    """Training noise, measured or assumed; None where it is left out."""
+    """Training noise, measured or assumed; None if it is left out."""
     data: DataNoise | None
-    """Data noise; None where it could not be measured."""
+    """Data noise; None if it could not be measured."""
     documents: Documents | None
-    """What data noise was measured over."""
+    """Documents over which data noise was measured."""
     comparison: Comparison | None
-    """Pairs, letters, probabilities; None where no noise is known."""
+    """p-values, tie groups and probabilities; None if no noise is known."""
     reference: Pooled | None
-    """The architecture with a compute-equivalent gain of 1: that of the first complete trial."""
+    """Architecture of the first complete trial, whose compute-equivalent gain is 1."""
     slope: float | None
-    """Nats by which its loss falls per e-fold of tokens at its end."""
+    """Drop in the reference's loss at its end, in nats per e-fold of tokens."""
 
 
 def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
-    """Ranks a study; `assumed` is the seed noise where no architecture has two seeds, None to leave it out."""
+    """Rank a study; `assumed` is the seed noise used if no architecture has two seeds, None to leave it out."""
     pooled = pool(study)
     seeds = seed_noise([p.losses for p in pooled], assumed)
     data, documents = _data_noise(pooled)
@@ -61,53 +61,53 @@ def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
         tied = place > 0 and row["loss"] == rows[place - 1]["loss"]
         row["rank"] = rows[place - 1]["rank"] if tied else place + 1
         if reference:
-            told = row["loss"], row["flops_per_token"], reference.loss, _flops(reference), slope
-            row["compute_equivalent_gain"] = compute_equivalent_gain(*told)
+            arguments = row["loss"], row["flops_per_token"], reference.loss, _flops(reference), slope
+            row["compute_equivalent_gain"] = compute_equivalent_gain(*arguments)
     return Ranking(pooled, tuple(rows), tuple(other_rows(study)), seeds, data, documents, comparison, reference, slope)
 
 
 def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    """One row an architecture with a complete trial, lowest mean loss first; equal losses share a rank."""
+    """Return one row per architecture with a complete trial, lowest mean loss first; equal losses share a rank."""
     return list(rank(study).rows)
 
 
 def other_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    """Pruned, failed and unfinished trials, by number, each with its reason."""
+    """Return pruned, failed and unfinished trials, by number, each with its reason."""
     return [_trial_row(t) | {"rank": None} for t in study.trials if t.state != "complete"]
 
 
 def find_trial(study: StudyRecord, text: str) -> TrialRecord:
-    """The trial that `text` means: `best`, the name of its architecture, or its number.
+    """Return the trial given by `text`: `best`, the name of its architecture, or its number.
 
-    `best` is the trial with the lowest loss among those of the best architecture.
+    `best` is the trial of the best architecture with the lowest loss.
 
     Raises:
-        UsageError: none of the study's trials is meant, or several are.
+        UsageError: If no trial of the study matches, or more than one.
     """
     if text == "best":
         pooled = pool(study)
         if not pooled:
-            raise UsageError(f"{study.name} has no complete trial, so none is the best yet: name one by its number.")
+            raise UsageError(f"{study.name} has no complete trial, so there is no best trial yet; use a trial number.")
         return pooled[0].best_trial
-    meant = [t for t in study.trials if text in (str(t.number), t.architecture.name)]
-    if len(meant) == 1:
-        return meant[0]
-    numbers = ", ".join(str(t.number) for t in meant or study.trials)
-    if meant:
-        raise UsageError(f"{study.name} has several trials of {text}: name one by its number ({numbers}).")
+    matches = [t for t in study.trials if text in (str(t.number), t.architecture.name)]
+    if len(matches) == 1:
+        return matches[0]
+    numbers = ", ".join(str(t.number) for t in matches or study.trials)
+    if matches:
+        raise UsageError(f"{study.name} has several trials of {text}; use a trial number ({numbers}).")
     raise UsageError(
-        f'{study.name} has no trial "{text}": write best, an architecture\'s name or a number ({numbers}).'
+        f'{study.name} has no trial "{text}"; use best, an architecture name or a trial number ({numbers}).'
     )
 
 
 def _data_noise(pooled: Sequence[Pooled]) -> tuple[DataNoise | None, Documents | None]:
-    """Data noise over the documents of the validation examples, where every trial has left its losses."""
+    """Estimate data noise over the validation documents, if every trial recorded its per-example losses."""
     losses = [example_losses(p.trials) for p in pooled]
-    found = [own for own in losses if own is not None]
-    if len(found) < max(2, len(pooled)) or len({len(own) for own in found}) > 1:
+    known = [values for values in losses if values is not None]
+    if len(known) < max(2, len(pooled)) or len({len(values) for values in known}) > 1:
         return None, None
-    documents = read_documents(pooled[0].trials[0], len(found[0]))
-    return data_noise(np.array(found), documents.numbers_N), documents
+    documents = read_documents(pooled[0].trials[0], len(known[0]))
+    return data_noise(np.array(known), documents.numbers_N), documents
 
 
 def _standing(
@@ -117,9 +117,9 @@ def _standing(
     data: DataNoise | None,
     comparison: Comparison | None,
 ) -> dict[str, Any]:
-    """What noise leaves of one architecture's place: interval, letters, probability, and the pair with the next."""
-    own, counts = pooled[place], [len(p.trials) for p in pooled]
-    interval = mean_interval(own.loss, counts[place], seeds)
+    """Return the interval, tie group and probability of one architecture, and its comparison with the next one."""
+    current, counts = pooled[place], [len(p.trials) for p in pooled]
+    interval = mean_interval(current.loss, counts[place], seeds)
     row: dict[str, Any] = {
         "interval_low": interval.low if interval else None,
         "interval_high": interval.high if interval else None,
@@ -132,10 +132,10 @@ def _standing(
     row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next", "further_seeds_to_next"))
     if comparison is None or place + 1 == len(pooled):
         return row
-    gap = pooled[place + 1].loss - own.loss
+    gap = pooled[place + 1].loss - current.loss
     variance, _ = difference_variance(place, place + 1, counts, None, data)
-    told = (counts[place], counts[place + 1])
-    more = further_seeds(gap, seeds.deviation, told, seeds.degrees, variance) if seeds else None
+    pair = (counts[place], counts[place + 1])
+    more = further_seeds(gap, seeds.deviation, pair, seeds.degrees, variance) if seeds else None
     return row | {
         "difference_to_next": gap,
         "p_to_next": float(comparison.p_AA[place, place + 1]),
@@ -146,13 +146,13 @@ def _standing(
 
 
 def _flops(pooled: Pooled) -> float:
-    """Operations per token of text, forward and backward."""
+    """Return FLOPs per token of text, forward and backward."""
     data = pooled.trials[0].config.data
     return pooled.architecture.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
 
 
 def _pooled_row(pooled: Pooled) -> dict[str, Any]:
-    """One architecture as a row of a table: means over its seeds."""
+    """Return the row of one architecture, with means over its seeds."""
     trials, one = pooled.trials, len(pooled.trials) == 1
     return architecture_row(pooled.architecture) | {
         "trial": pooled.best_trial.number,
@@ -178,13 +178,13 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are known; None if none is."""
+    """Return the mean of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:
-    """One trial as a row of a table."""
+    """Return the row of one trial."""
     return architecture_row(trial.architecture) | {
         "trial": trial.number,
         "seed": trial.seed,

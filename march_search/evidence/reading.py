@@ -1,4 +1,4 @@
-"""All that `march-search rank` tells of a study: tables with their notes, and the same as plain values."""
+"""Collect everything that `march-search rank` reports about a study: tables with notes, and plain values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,64 +19,64 @@ from march_search.report.tables import Column, chance, count, plural, si
 
 @dataclass(frozen=True)
 class Section:
-    """One table with what has to be said below it."""
+    """One table with the notes below it."""
 
     title: str
     rows: Sequence[dict[str, Any]]
     columns: tuple[Column, ...]
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    """What must not be overlooked."""
+    """Notes that the reader must not overlook."""
     is_ranking: bool = False
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study says."""
+    """Results of a study and what can be concluded from them."""
 
     study: StudyRecord
     ranking: Ranking
     regime: Regime | None
     rungs: tuple[Rung, ...]
     horizon: Horizon | None
-    """None unless a horizon was asked for."""
+    """Predicted ranking at a longer budget; None unless requested."""
     effects: Effects | None
-    """None unless asked for."""
+    """Effect of each dimension; None unless requested."""
     answers: tuple[Answer, ...]
-    """To the named findings; none unless asked for."""
+    """Answers to the named findings; empty unless requested."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Which regime the ranking describes, in words."""
+        """Warnings about the regime that the ranking describes."""
         return self.regime.sentences if self.regime else ()
 
     @property
     def notes(self) -> list[str]:
-        """What else a reader of the ranking has to know."""
+        """Notes that explain the ranking."""
         return notes(self.study, self.ranking, self.rungs)
 
     @property
     def sections(self) -> list[Section]:
-        """The tables, in order."""
+        """Tables, in order."""
         ranking, many = self.ranking, len(self.study.trials)
         done = sum(t.state == "complete" for t in self.study.trials)
         title = f"{self.study.name}: {done} of {many} trials complete, ranked by validation loss"
         if ranking.rows:
             title += f" after {si(ranking.rows[0]['tokens'])} tokens"
         columns = architectures.rank_columns(ranking.rows)
-        found = [Section(title, ranking.rows, columns, self.notes, self.warnings, is_ranking=True)]
+        sections = [Section(title, ranking.rows, columns, self.notes, self.warnings, is_ranking=True)]
         if ranking.others:
-            found.append(Section("not ranked", ranking.others, architectures.OTHER_COLUMNS))
+            sections.append(Section("not ranked", ranking.others, architectures.OTHER_COLUMNS))
         if self.horizon:
-            found.append(_horizon_section(self.horizon, ranking))
+            sections.append(_horizon_section(self.horizon, ranking))
         if self.effects:
-            found += [_effects_section(self.effects)] if self.effects.effects else []
-            found += [_findings_section(self.answers)]
-        return found
+            sections += [_effects_section(self.effects)] if self.effects.effects else []
+            sections += [_findings_section(self.answers)]
+        return sections
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the rows do not hold, for JSON."""
+        """Values that are not in the rows, for JSON."""
         ranking = self.ranking
         return {
             "training_noise": ranking.seeds,
@@ -103,7 +103,14 @@ class Evidence:
 def evidence(
     study: StudyRecord, assumed: SeedNoise | None = PUBLISHED, tokens: int | None = None, with_effects: bool = False
 ) -> Evidence:
-    """Everything about a study; the ranking at `tokens`, and effects with findings, where they are wanted."""
+    """Collect the results of a study.
+
+    Args:
+        study: The study.
+        assumed: Seed noise used if no architecture has two seeds; None to leave it out.
+        tokens: Data budget at which to predict the ranking; None for no prediction.
+        with_effects: Whether to estimate effects and test the named findings.
+    """
     ranking = rank(study, assumed)
     shapes, means = [p.architecture for p in ranking.pooled], [p.loss for p in ranking.pooled]
     counts = [len(p.trials) for p in ranking.pooled]
@@ -119,61 +126,64 @@ def evidence(
 
 
 def _horizon_section(found: Horizon, ranking: Ranking) -> Section:
-    """The predicted ranking."""
+    """Return the section of the predicted ranking."""
     leader = ranking.rows[0]["name"]
-    said = f"{leader} leads now; with a chance of {chance(found.flip_probability)} another one is the best then."
+    warning = f"{leader} leads now; the probability that another is the best then is {chance(found.flip_probability)}."
     title = f"predicted after {count(found.tokens)} tokens"
-    return Section(title, found.rows, architectures.HORIZON_COLUMNS, found.caveats, (said,))
+    return Section(title, found.rows, architectures.HORIZON_COLUMNS, found.caveats, (warning,))
 
 
 def _effects_section(found: Effects) -> Section:
-    """One row a dimension."""
+    """Return the section of effects, one row per dimension."""
     rows = [
         {
-            "axis": one.axis,
-            "nats": one.nats,
-            "low": one.interval and one.interval.low,
-            "high": one.interval and one.interval.high,
-            "separable": "yes" if one.is_separable else f"no: {_why_not(one)}",
-            "importance": one.importance,
+            "axis": effect.axis,
+            "nats": effect.nats,
+            "low": effect.interval and effect.interval.low,
+            "high": effect.interval and effect.interval.high,
+            "separable": "yes" if effect.is_separable else f"no: {_why_not(effect)}",
+            "importance": effect.importance,
         }
-        for one in found.effects
+        for effect in found.effects
     ]
-    said = ["nats: change of the loss when the dimension doubles, or by gating, the others held (least squares)."]
+    lines = [
+        "nats: change in loss when the dimension doubles (or with gating), other dimensions fixed (least squares)."
+    ]
     if found.fixed:
-        said.append(f"The same, or within a quarter, in all architectures: {', '.join(found.fixed)}.")
+        lines.append(f"Equal, or within a factor of 1.25, in all architectures: {', '.join(found.fixed)}.")
     if found.degrees < 1 and rows:
-        said.append(f"{plural(len(rows), 'dimension')}, and too few architectures for intervals.")
-    said.append("importance: PED-ANOVA's share of what decides who is in the better half; it needs 8 architectures.")
-    return Section("which dimension matters", rows, architectures.EFFECT_COLUMNS, said)
+        lines.append(f"{plural(len(rows), 'dimension')}: too few architectures for intervals.")
+    lines.append("importance (PED-ANOVA, from 8 architectures): share in deciding which ones are in the better half.")
+    return Section("which dimension matters", rows, architectures.EFFECT_COLUMNS, lines)
 
 
 def _why_not(effect: Effect) -> str:
-    """Why an effect is not separable."""
+    """Return why an effect is not separable."""
     if effect.is_told_apart:
-        return "its interval holds 0"
+        return "its interval contains 0"
     return f"moves with {', '.join(effect.entangled_with)}" if effect.entangled_with else "too few architectures"
 
 
 def _findings_section(found: Sequence[Answer]) -> Section:
-    """One row a statement."""
+    """Return the section of findings, one row per tested statement."""
     rows = [
         {
-            "statement": one.statement,
-            "verdict": one.verdict,
-            "difference": one.difference,
-            "low": one.interval and one.interval.low,
-            "high": one.interval and one.interval.high,
-            "pairs_shown": f"{one.agreeing}/{one.pairs}" if one.pairs else None,
-            "confounds_shown": ", ".join(one.confounds) or None,
+            "statement": answer.statement,
+            "verdict": answer.verdict,
+            "difference": answer.difference,
+            "low": answer.interval and answer.interval.low,
+            "high": answer.interval and answer.interval.high,
+            "pairs_shown": f"{answer.agreeing}/{answer.pairs}" if answer.pairs else None,
+            "confounds_shown": ", ".join(answer.confounds) or None,
         }
-        for one in found
-        if one.verdict != "not tested"
+        for answer in found
+        if answer.verdict != "not tested"
     ]
-    silent = len(found) - len(rows)
-    said = (
-        "nats: mean difference over the pairs that differ as the statement says, 95 % by both noises; below 0: better.",
-        "pairs: how many agree. also differs: dimensions that the statement does not name and that moved as well.",
-        f"{silent} of {plural(len(found), 'statement')} that the 2023 study made or left open find no such pair here.",
+    untested = len(found) - len(rows)
+    lines = (
+        "nats: mean difference in loss over the pairs that the statement compares, with its 95 % interval from both "
+        "noises; negative is better.",
+        "pairs: number of pairs that agree. also differs: other dimensions that differ in at least half of the pairs.",
+        f"{untested} of {plural(len(found), 'statement')} from the 2023 study have no pairs to compare here.",
     )
-    return Section("findings of the 2023 study, asked of this one", rows, architectures.FINDING_COLUMNS, said)
+    return Section("findings of the 2023 study, tested on this one", rows, architectures.FINDING_COLUMNS, lines)

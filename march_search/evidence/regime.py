@@ -1,6 +1,7 @@
-"""Which regime a ranking describes: do these models use their input yet, and do they beat tables of token pairs?
+"""Determine the regime of a ranking: whether the models use their input yet, and whether they beat a bigram model.
 
-A young model predicts its target from the target alone. A ranking taken there says which shape learns n-grams fastest.
+Early in training, a model predicts the target from the target alone. A ranking at that stage only shows which
+architecture learns n-grams fastest.
 """
 
 import math
@@ -14,44 +15,44 @@ from march_search.evidence.rungs import crossings
 from march_search.evidence.trials import StudyRecord, TrialRecord
 
 NEAR_NATS = 0.1
-"""A loss less than this below that of token pairs is near it."""
+"""A loss less than this far below that of the bigram model counts as near it."""
 NEAR_GAIN = 0.05
-"""Context gains below this are near none, whatever their noise: small models stay at 0.00 to 0.03 for millions of
-tokens, then rise past 0.2 within a few more."""
+"""Context gains below this count as near zero, whatever their noise: those of small models stay at 0.00 to 0.03 for
+millions of tokens, then rise above 0.2 within a few million more."""
 FARTHEST = 10.0
-"""Curves are continued to so many times the tokens seen when they are asked where the regime ends."""
+"""Factor in tokens up to which curves are extrapolated to find where the regime ends."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """What a ranking is about."""
+    """Regime of a ranking."""
 
     unigram: float | None
-    """Nats of a model that knows token frequencies, on what these models predict."""
+    """Loss of a unigram model on the same targets, in nats per token."""
     bigram: float | None
-    """Of one that knows pairs of tokens."""
+    """Loss of a bigram model on the same targets, in nats per token."""
     leader_loss: float
     leader_gain: float | None
-    """The leader's context gain."""
+    """Context gain of the leader."""
     gain_noise: float | None
-    """Standard deviation of context gains between neighbouring evaluations."""
+    """Standard deviation of context gains around their trend."""
     near_ngrams: bool
-    """Whether the leader's loss is above that of token pairs, or near it."""
+    """Whether the leader's loss is above that of the bigram model, or near it."""
     input_unused: bool
-    """Whether its context gain is near zero."""
+    """Whether the leader's context gain is near zero."""
     crossings: tuple[tuple[int, int], ...]
-    """Places of the pairs whose order changed in the last third of training."""
+    """Pairs, by index in the ranking, whose order changed in the last third of training."""
     separated_crossings: int
-    """How many of them the tests hold to be different."""
+    """Number of these pairs that are separated at the end."""
     tokens_to_leave: tuple[float, float, float] | None
-    """Tokens at which the leader's curve is `NEAR_NATS` below that of token pairs: low, middle, high; high may be
-    infinite. None where it need not, or these curves cannot say."""
+    """Tokens at which the leader's curve is `NEAR_NATS` below the bigram model: low, middle, high (may be infinite).
+    None if the leader is already there or the curve does not show it."""
     sentences: tuple[str, ...]
-    """The same in words."""
+    """The regime in sentences."""
 
 
 def regime(study: StudyRecord, ranking: Ranking) -> Regime | None:
-    """The regime of a ranking; None for a study without a complete trial."""
+    """Determine the regime of a ranking; return None for a study without a complete trial."""
     if not ranking.pooled:
         return None
     leader, row = ranking.pooled[0], ranking.rows[0]
@@ -70,9 +71,10 @@ def regime(study: StudyRecord, ranking: Ranking) -> Regime | None:
 
 
 def tokens_to_reach(fit: CurveFit | None, loss: float) -> tuple[float, float, float] | None:
-    """Tokens at which a curve is down to `loss`: low, middle and high of its draws; infinite beyond `FARTHEST` times.
+    """Return the tokens at which a curve falls to `loss`: low, middle and high of its draws.
 
-    None if there is no curve, or more than half of its draws do not get there.
+    A value is infinite beyond `FARTHEST` times the tokens seen. Returns None without a fit, or if at least half of the
+    draws do not reach `loss`.
     """
     if fit is None:
         return None
@@ -84,7 +86,7 @@ def tokens_to_reach(fit: CurveFit | None, loss: float) -> tuple[float, float, fl
 
 
 def _gain_noise(trials: list[TrialRecord]) -> float | None:
-    """Standard deviation of context gains around their trend, from differences of neighbouring evaluations."""
+    """Return the standard deviation of context gains around their trend, from second differences of evaluations."""
     steps = [
         np.diff([e["context_gain"] for e in t.evaluations if e.get("context_gain") is not None], n=2) for t in trials
     ]
@@ -93,42 +95,43 @@ def _gain_noise(trials: list[TrialRecord]) -> float | None:
 
 
 def _sentences(found: Regime, many: int, decay: str) -> tuple[str, ...]:
-    """What a reader has to know of the regime."""
-    said = []
+    """Return the regime in sentences."""
+    sentences = []
     if found.near_ngrams:
         assert found.bigram is not None
         where = "above" if found.leader_loss > found.bigram else f"less than {NEAR_NATS:g} nats below"
-        said.append(
-            f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a table of token pairs "
-            f"({found.bigram:.3f}): this ranking says which shape learns such tables fastest, and nothing about longer "
-            f"training. {_budget(found, decay)}"
+        sentences.append(
+            f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a bigram model "
+            f"({found.bigram:.3f}). This ranking shows which architecture learns n-grams fastest, not which is best "
+            f"after longer training. {_budget(found, decay)}"
         )
     if found.input_unused:
         assert found.leader_gain is not None
-        own = "" if found.gain_noise is None else f", its noise {found.gain_noise:.3f}"
+        noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
         limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
-        when = "" if found.near_ngrams else " What budget would leave that regime cannot be said from these curves."
-        said.append(
-            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (near zero: below "
-            f"{limit:.2f}{own}): differences of heads, encoder or cross-attention mean nothing yet.{when}"
+        budget = "" if found.near_ngrams else " These curves do not show how much more training is needed."
+        sentences.append(
+            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (below "
+            f"{limit:.2f} counts as zero{noise}). Differences in heads, encoder or cross-attention mean nothing yet."
+            f"{budget}"
         )
     if found.crossings:
         pairs = many * (many - 1) // 2
         split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        said.append(
+        sentences.append(
             f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third of training"
-            f"{split}. A longer budget may order them otherwise."
+            f"{split}. A longer budget may change the order."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _budget(found: Regime, decay: str) -> str:
-    """The token budget that would leave the n-grams behind."""
+    """Return a sentence on the data budget at which the n-gram regime ends."""
     from march_search.report.tables import si
 
     if found.tokens_to_leave is None:
-        return "What budget would leave that regime cannot be said from these curves."
+        return "These curves do not show how much more training is needed."
     low, middle, high = found.tokens_to_leave
-    upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times these tokens"
-    rough = f"; a rough guess, as the learning rate decays ({decay})" if decay else ""
-    return f"Its curve leaves that regime after about {si(middle)} tokens (95 %: {si(low)} to {upper}){rough}."
+    upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times the tokens trained"
+    rough = f"; a rough estimate, because the learning rate decays ({decay})" if decay else ""
+    return f"The leader should leave this regime after about {si(middle)} tokens (95 %: {si(low)} to {upper}){rough}."

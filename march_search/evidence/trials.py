@@ -1,4 +1,4 @@
-"""Reads the trials of a study from their folders; nothing else is asked, neither Optuna nor a running process."""
+"""Read the trials of a study from their folders, without Optuna or a running process."""
 
 import math
 from collections.abc import Sequence
@@ -18,83 +18,83 @@ State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory",
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as its folder tells it."""
+    """One trial, as recorded in its folder."""
 
     folder: Path
-    """Where all of it is."""
+    """Trial folder."""
     store: Path
-    """Folder of its prepared tokens."""
+    """Folder of the token store."""
     number: int
-    """Optuna's number."""
+    """Trial number in Optuna."""
     architecture: Architecture
     config: TrialConfig
-    """What it was told to do."""
+    """Configuration of the trial."""
     seed: int
     state: State
-    """`complete` only with a result whose tokens equal the data budget; `paused` waits on a rung."""
+    """`complete` requires a result whose tokens equal the data budget; a `paused` trial waits on a rung."""
     tokens: int
-    """Tokens of its last evaluation."""
+    """Tokens at the last evaluation."""
     loss: float | None
-    """Validation loss there, in nats per target token; None before the first evaluation."""
+    """Validation loss at the last evaluation, in nats per target token; None before the first."""
     context_gain: float | None
-    """What the input is worth, in nats; None where it was not measured."""
+    """Context gain: increase in loss with another document's input, in nats; None if it was not measured."""
     tokens_per_second: float | None
-    """Training speed."""
+    """Training speed; None before the first training step is logged."""
     reason: str
-    """Why it is not complete; empty if it is."""
+    """Why the trial is not complete; empty if it is."""
     evaluations: tuple[dict[str, Any], ...]
     """All evaluation lines, in order."""
     result: dict[str, Any] | None
-    """The whole result of a complete trial."""
+    """Full result of a complete trial."""
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as its folder tells it."""
+    """A study, as recorded in its folder."""
 
     name: str
     settings: dict[str, Any]
-    """As in the study's TOML file, defaults filled in."""
+    """Settings as in the study's TOML file, with defaults filled in."""
     reference: dict[str, Any]
-    """Losses of models that know less: `target_` and `text_`, `unigram_nats` and `bigram_nats`."""
+    """Losses of n-gram models; keys are `target_` or `text_` followed by `unigram_nats` or `bigram_nats`."""
     trials: tuple[TrialRecord, ...]
-    """By number."""
+    """Trials, by number."""
 
     @property
     def decay(self) -> str:
-        """The learning rate's schedule if it decays, else empty: its curves are then no ends of shorter runs."""
+        """Learning rate schedule if it decays, else empty; with decay, a curve does not show losses of shorter runs."""
         schedule = str(self.settings.get("training", {}).get("schedule", "constant"))
         return "" if schedule == "constant" else schedule
 
 
 def read_study(name: str, root: Path) -> StudyRecord:
-    """The study of that name below `root`, or in the folder that `name` is.
+    """Read a study from the folder `name`, or from the folder of that name below `root`.
 
     Raises:
-        StorageError: there is no such study, or it has no trial.
+        StorageError: If the study does not exist or has no trials.
     """
     folder = next((p for p in (Path(name), root / name) if (p / "study.json").is_file()), None)
     if folder is None:
         known = [p.parent.name for p in root.glob("*/study.json")]
-        tail = nearest(Path(name).stem, known) if known else "None has been run there: march-search study run NAME."
-        raise StorageError(f"{root} holds no study {name!r}. {tail}")
+        tail = nearest(Path(name).stem, known) if known else "Start one with march-search study run NAME."
+        raise StorageError(f"no study {name!r} in {root}. {tail}")
     settings = (read_json(folder / "study.json") or {}).get("settings", {})
     pruner = settings.get("pruner", {})
     rungs = tuple(pruner.get("rungs", ())) if pruner.get("kind") == "rungs" else ()
     trials = tuple(_trial(p, rungs) for p in sorted(folder.glob("trials/*/trial.json")))
     if not trials:
-        raise StorageError(f"{folder}: the study has no trial yet: march-search study run {folder.name}.")
+        raise StorageError(f"{folder}: the study has no trials yet; use march-search study run {folder.name}.")
     reference = read_json(folder / "reference.json") or {}
     return StudyRecord(folder.resolve().name, settings, reference, trials)
 
 
 def _trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
-    """One trial's folder, read; `rungs` are those of its study."""
+    """Read the folder of one trial; `rungs` are those of its study."""
     folder = path.parent
     config = build(TrialConfig, read_json(path) or {}, str(path))
     number = folder.name.split("-")[0]
     if not number.isdigit():
-        raise ConfigError(f"{folder}: a trial's folder must begin with its number.")
+        raise ConfigError(f"{folder}: the name of a trial folder must start with the trial number, as in 0003-NAME.")
     lines = read_lines(folder / "metrics.jsonl")
     evaluations = tuple(line for line in lines if line.get("kind") == "evaluation")
     result, ended = complete(folder, config), read_json(folder / "outcome.json") or {}
@@ -103,7 +103,7 @@ def _trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
         state, ended = "failed", {"text": "result.json is missing or does not reach the data budget."}
     last = evaluations[-1] if evaluations else {}
     if state == "unfinished" and _on_rung(int(last.get("tokens", 0)), config, rungs):
-        state, ended = "paused", {"text": f"waits on the rung of {last['tokens']:,} tokens, or has just gone on"}
+        state, ended = "paused", {"text": f"waiting on the rung at {last['tokens']:,} tokens, or just promoted"}
     source = result if state == "complete" and result else last
     loss = source.get("loss")
     speeds = [line["tokens_per_second"] for line in lines if line.get("kind") == "train"]
@@ -126,14 +126,14 @@ def _trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
 
 
 def _on_rung(tokens: int, config: TrialConfig, rungs: Sequence[float]) -> bool:
-    """Whether so many tokens are one of the rungs: token counts, or up to 1 shares of the budget, in whole steps."""
+    """Return whether `tokens` is a rung in whole steps; rungs up to 1 are shares of the budget, others token counts."""
     batch, budget = config.training.global_batch_tokens, config.training.tokens
-    asked = [rung * budget if rung <= 1 else rung for rung in rungs]
-    return 0 < tokens < budget and tokens in {math.ceil(one / batch - 1e-9) * batch for one in asked}
+    targets = [rung * budget if rung <= 1 else rung for rung in rungs]
+    return 0 < tokens < budget and tokens in {math.ceil(target / batch - 1e-9) * batch for target in targets}
 
 
 def _reason(state: State, ended: dict[str, Any]) -> str:
-    """Why a trial is not complete."""
+    """Return why a trial is not complete."""
     return (
         ended.get("reason") or ended.get("text") or ("interrupted or still running" if state == "unfinished" else state)
     )

@@ -1,4 +1,4 @@
-"""Architecture -> nn.Module: every setting of every field, with exactly `num_params` parameters. Imports torch."""
+"""Build the torch module of any `Architecture`, with exactly `num_params` parameters. Importing it imports torch."""
 
 from march_search.model.init import RECIPES
 from march_search.model.seq2seq import Seq2Seq, build

@@ -1,4 +1,4 @@
-"""Self-attention and cross-attention, with their matrices.
+"""Self-attention and cross-attention layers.
 
 Shape suffixes: B examples, L query positions, M key positions, S encoder positions, W residual width, H heads,
 K `d_kv`, X = H * K inner width, E width of the encoder's output; scores_BHLM.
@@ -16,17 +16,17 @@ from march_search.model.positions import Places, rotate
 from march_search.parameters import Run
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of one self-attention, each (B, S, H, K), before any rotary turn."""
+"""Keys and values of one self-attention, each (B, S, H, K), before rotary rotation."""
 
 CPU_KEYS = {"fp32": 64, "other": 512}
-"""Up to so many keys, attention on a CPU is faster as plain products than through SDPA (measured, torch 2.13)."""
+"""Number of keys up to which plain products are faster than SDPA on a CPU (measured with torch 2.13)."""
 
 
 class Attention(nn.Module):
-    """What self-attention and cross-attention have in common: shape, output matrix, no-op key, the product itself."""
+    """Base class of self-attention and cross-attention: shape, output matrix, no-op key, attention product."""
 
     def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
-        """Attention of a layer of this shape, in a stack of `layers`."""
+        """Allocate the attention of one layer of this shape, in a stack of `layers` layers."""
         super().__init__()
         self.heads, self.d_kv, self.inner = shape.heads, shape.d_kv, shape.inner
         self.q_kind = "q_unscaled" if position == "relative" else "q"
@@ -37,13 +37,13 @@ class Attention(nn.Module):
         self.sizes = {"width": shape.width, "inner": shape.inner, "d_kv": shape.d_kv, "layers": layers}
 
     def kinds(self) -> Kinds:
-        """Its parameters, for `init`."""
+        """Yield the parameters, for `init`."""
         yield "o", self.o, self.sizes
         if self.noop_key is not None:
             yield "noop_key", self.noop_key, self.sizes
 
     def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, places: Places | None) -> Tensor:
-        """Attention and output matrix: what the layer adds to the residual stream, (B, L, W)."""
+        """Apply attention and the output matrix; return the addition to the residual stream, (B, L, W)."""
         if self.has_noop:
             k_BMHK, v_BMHK = self._with_noop(k_BMHK, v_BMHK)
         q_BHLK, k_BHMK, v_BHMK = q_BLHK.transpose(1, 2), k_BMHK.transpose(1, 2), v_BMHK.transpose(1, 2)
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         return F.linear(y_BHLK.transpose(1, 2).flatten(2), self.o)
 
     def _with_noop(self, k_BMHK: Tensor, v_BMHK: Tensor) -> KeysValues:
-        """Keys and values with one more position at the end, whose value, and key unless it is learned, is 0."""
+        """Append a no-op position to keys and values. Its value is 0, and its key is 0 unless it is learned."""
         zero = (0, 0, 0, 0, 0, 1)
         if self.noop_key is None:
             return F.pad(k_BMHK, zero), F.pad(v_BMHK, zero)
@@ -61,31 +61,31 @@ class Attention(nn.Module):
         return torch.cat((k_BMHK, noop_BMHK), 1), F.pad(v_BMHK, zero)
 
     def _split(self, x_BLX: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """`parts` views (B, L, H, K) of one projection's output."""
+        """Split one projection's output into `parts` views of shape (B, L, H, K)."""
         return x_BLX.view(*x_BLX.shape[:2], parts, self.heads, self.d_kv).unbind(2)
 
 
 class SelfAttention(Attention):
-    """Attention of a sequence to itself, with queries, keys and values from one matrix."""
+    """Self-attention, with queries, keys and values from one matrix."""
 
     def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
-        """The rows of `qkv` are queries, keys, values."""
+        """Allocate `qkv`, whose rows are queries, then keys, then values."""
         super().__init__(shape, position, noop_key, layers)
         self.qkv = nn.Parameter(torch.empty(3 * shape.inner, shape.width))
 
     def kinds(self) -> Kinds:
-        """Its parameters, for `init`."""
+        """Yield the parameters, for `init`."""
         yield self.q_kind, self.qkv[: self.inner], self.sizes
         yield "kv", self.qkv[self.inner :], self.sizes
         yield from super().kinds()
 
     def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, places: Places) -> tuple[Tensor, KeysValues]:
-        """The addition to the residual stream, and keys and values before their rotary turn.
+        """Return the addition to the residual stream, and the keys and values before rotary rotation.
 
         Args:
-            x_BLW: the normed stream.
-            long_BMW: where keys and values come from, if the queries were pooled and they are not.
-            places: positions of queries and keys.
+            x_BLW: Normalised residual stream.
+            long_BMW: Source of the keys and values if only the queries are pooled; else None.
+            places: Positions of queries and keys.
         """
         if long_BMW is None:
             q_BLHK, k_BMHK, v_BMHK = self._split(F.linear(x_BLW, self.qkv), 3)
@@ -99,10 +99,10 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention of the decoder to the encoder: to its output, or to the keys and values of one of its layers."""
+    """Cross-attention of the decoder to the encoder's output, or to the keys and values of one encoder layer."""
 
     def __init__(self, shape: Run, position: str, noop_key: str, layers: int, source: str, encoder_width: int) -> None:
-        """`source` is the architecture's `cross_attention`; `kv` holds the keys' matrix, then the values'."""
+        """Allocate `q` and `kv`, whose rows are keys, then values. `source` is the architecture's `cross_attention`."""
         super().__init__(shape, position, noop_key, layers)
         self.source = source
         self.q = nn.Parameter(torch.empty(shape.inner, shape.width))
@@ -110,7 +110,7 @@ class CrossAttention(Attention):
         self.kv = None if source == "layer-shared" else nn.Parameter(torch.empty(2 * shape.inner, width))
 
     def kinds(self) -> Kinds:
-        """Its parameters, for `init`."""
+        """Yield the parameters, for `init`."""
         yield self.q_kind, self.q, self.sizes
         if self.kv is not None:
             kind, inputs = ("kv", "width") if self.source == "output" else ("kv_layer", "inner")
@@ -118,7 +118,7 @@ class CrossAttention(Attention):
         yield from super().kinds()
 
     def forward(self, x_BLW: Tensor, memory: Tensor | KeysValues) -> Tensor:
-        """The addition to the residual stream; `memory` is the encoder's output, or a layer's keys and values."""
+        """Return the addition to the residual stream; `memory` is the encoder's output or a layer's keys and values."""
         (q_BLHK,) = self._split(F.linear(x_BLW, self.q), 1)
         k_BSHK, v_BSHK = self._keys_values(memory)
         return self.attend(q_BLHK, k_BSHK, v_BSHK, None)
@@ -135,11 +135,11 @@ class CrossAttention(Attention):
 def scaled_attention(
     q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
-    """softmax(scale q k' + bias) v.
+    """Return softmax(scale q k' + bias) v.
 
-    Through SDPA, which keeps no scores where its backend can avoid it; but on a CPU with short sequences through plain
-    products: there SDPA's backward pass takes 2 to 10 times as long in bf16, and for a bias with a gradient it keeps
-    the scores all the same.
+    This uses SDPA, which does not store the scores if its backend can avoid it. Short sequences on a CPU use plain
+    products instead: there, SDPA's backward pass takes 2 to 10 times as long in bf16, and SDPA stores the scores anyway
+    if the bias needs a gradient.
     """
     if q_BHLK.device.type == "cpu":
         needs_scores = bias_HLM is not None and bias_HLM.requires_grad

@@ -1,4 +1,4 @@
-"""Kernels for training on a CPU, where torch's own are slow: RMSNorm and attention, with their backward passes.
+"""RMSNorm and attention kernels for training on a CPU, where torch's own are slow, with their backward passes.
 
 Shape suffixes: B examples, L query positions, M key positions, H heads, N = B * H, K `d_kv`, W residual width.
 """
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-6
-"""T5's, added to RMSNorm's mean square."""
+"""Added to the mean square in RMSNorm, as in T5."""
 
 BLOCK_SCORES = 2**21
-"""Attention scores computed together: a few megabytes, which a cache holds."""
+"""Number of attention scores computed at once: a few megabytes, which fit in the cache."""
 
 
 class _RMSNorm(torch.autograd.Function):
-    """`F.rms_norm`, which on a CPU is a chain of separate operations, with half of its time and one saved tensor."""
+    """`F.rms_norm` for a CPU, where torch runs a chain of operations: this takes half the time and saves one tensor."""
 
     @staticmethod
     def forward(ctx: Any, x_BLW: Tensor, weight_W: Tensor) -> Tensor:
@@ -45,10 +45,10 @@ rms_norm: Callable[..., Any] = _RMSNorm.apply
 
 
 class _Attention(torch.autograd.Function):
-    """Attention for short sequences on a CPU, some examples at a time so that their scores stay in the cache.
+    """Attention for short sequences on a CPU, in blocks of examples whose scores fit in the cache.
 
-    The probabilities are kept, in the inputs' dtype, if all examples fit together, and else computed again in the
-    backward pass. Softmax is fp32 inside; so is the sum over examples of a bias's gradient.
+    If all examples fit in one block, the probabilities are saved in the inputs' dtype; otherwise the backward pass
+    recomputes them. Softmax and the sum of a bias's gradient over examples are computed in fp32.
     """
 
     @staticmethod
@@ -91,14 +91,14 @@ attention: Callable[..., Any] = _Attention.apply
 
 
 def _blocks(q_BHLK: Tensor, k_BHMK: Tensor) -> list[slice]:
-    """Examples that are computed together: as many as have `BLOCK_SCORES` scores, at least one."""
+    """Return blocks of examples with at most `BLOCK_SCORES` scores each, but at least one example."""
     scores = q_BHLK[0, :, :, 0].numel() * k_BHMK.shape[2]
     size = max(1, BLOCK_SCORES // scores)
     return [slice(start, start + size) for start in range(0, len(q_BHLK), size)]
 
 
 def _probabilities(q_BHLK: Tensor, k_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float) -> Tensor:
-    """What each query makes of each key, (N, L, M)."""
+    """Return the attention probabilities, (N, L, M)."""
     scores_NLM = _product(q_BHLK.flatten(0, 1), k_BHMK.flatten(0, 1).mT, scale)
     scores_BHLM = scores_NLM.view(*q_BHLK.shape[:3], -1)
     if bias_HLM is not None:
@@ -109,5 +109,5 @@ def _probabilities(q_BHLK: Tensor, k_BHMK: Tensor, bias_HLM: Tensor | None, caus
 
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
-    """`scale` a b, batched, without a pass of its own for the scale."""
+    """Return the batched product `scale * a @ b`, without a separate pass for the scale."""
     return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=scale, out=out)

@@ -1,4 +1,4 @@
-"""Files of tensors."""
+"""Write tensors to safetensors files."""
 
 import contextlib
 import os
@@ -13,19 +13,19 @@ from march_search.errors import StorageError
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes a safetensors file at `path` and brings it to the disk; readable by whom new files here are readable.
+    """Write a safetensors file to `path`, with default file permissions, and sync it to disk.
 
     Raises:
-        StorageError: the folder cannot be written or the disk is full; no file is left.
+        StorageError: If the folder is not writable or the disk is full. No partial file remains.
     """
     try:
         path.touch()
         mode = path.stat().st_mode
-        save_file(dict(tensors), path, metadata={"format": "pt"})  # takes every right from others
+        save_file(dict(tensors), path, metadata={"format": "pt"})  # makes the file private
         path.chmod(mode)
         with path.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):  # on a read-only disk
+        with contextlib.suppress(OSError):  # the disk may be read-only
             path.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {error}.") from None

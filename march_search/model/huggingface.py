@@ -1,4 +1,4 @@
-"""Our weights as Hugging Face's T5: its names, its config.json, and which architectures it cannot express."""
+"""Convert weights to Hugging Face's T5: tensor names, config.json, and a check that T5 can express the architecture."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,33 +16,33 @@ from march_search.model.seq2seq import START_TOKEN
 from march_search.parameters import RELATIVE_BUCKETS
 
 FREE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "num_decoder_layers", "vocab_size", "max_length")
-"""Fields that T5 takes at any value; `max_length` has no meaning without learned positions."""
+"""Fields that may have any value in T5. `max_length` has no effect without learned positions."""
 
 FREE_CHOICES = ("feed_forward_proj", "tie_word_embeddings")
-"""Fields of which T5 knows every choice."""
+"""Fields for which T5 supports every choice."""
 
 EXACT_NAMES = {"gelu": "gelu_new"}
-"""Activations that have another name there: T5's `gelu` alone is the exact one, with `gated-` it is the tanh form."""
+"""Activations with another name in T5, whose plain `gelu` is the exact form and `gated-gelu` the tanh form."""
 
 
 def check_t5(a: Architecture) -> None:
-    """Refuses an architecture that is no T5.
+    """Check that the architecture can be expressed as a T5.
 
     Raises:
-        ArchitectureError: the message names the first field that T5 cannot express.
+        ArchitectureError: If it cannot. The message names the first unsupported field.
     """
     for field, default in DEFAULTS.items():
         value = getattr(a, field)
         if field not in (*FREE, *FREE_CHOICES) and value != default:
             raise ArchitectureError(
-                f"{a.name} cannot be a Hugging Face T5: {field} is {value!r}, and T5 knows only {default!r}."
+                f"{a.name} is not a Hugging Face T5: {field} is {value!r}, but T5 supports only {default!r}."
             )
 
 
 def t5_config(a: Architecture, dtype: str) -> dict[str, Any]:
-    """The config.json of `T5ForConditionalGeneration`; `dtype` is that of the weights, "float32" say.
+    """Return the config.json of `T5ForConditionalGeneration`; `dtype` is that of the weights, such as "float32".
 
-    With untied embeddings T5 does not scale its last hidden state, and neither do we.
+    With untied embeddings, neither T5 nor our model scales the last hidden state.
     """
     return {
         "architectures": ["T5ForConditionalGeneration"],
@@ -69,7 +69,7 @@ def t5_config(a: Architecture, dtype: str) -> dict[str, Any]:
 
 
 def t5_tensors(a: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights, or their gradients, under the names of `T5ForConditionalGeneration`; views of ours."""
+    """Return views of our weights, or of their gradients, under the names of `T5ForConditionalGeneration`."""
     named = {"shared.weight": tensors["embedding"]}
     if not a.tie_word_embeddings:
         named["lm_head.weight"] = tensors["lm_head"]
@@ -88,7 +88,7 @@ def t5_tensors(a: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _sublayers(layer: Mapping[str, Tensor], is_gated: bool) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """Norm, T5's name and T5's matrices of each part of one of our layers, in order."""
+    """Yield the norm's name, T5's sublayer name and T5's matrices for each sublayer of one of our layers."""
     q, k, v = layer["attention.qkv"].chunk(3)
     yield "norm.weight", "SelfAttention", {"q": q, "k": k, "v": v, "o": layer["attention.o"]}
     if "cross_attention.q" in layer:
@@ -100,10 +100,10 @@ def _sublayers(layer: Mapping[str, Tensor], is_gated: bool) -> Iterator[tuple[st
 
 
 def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes config.json and model.safetensors, which `T5ForConditionalGeneration.from_pretrained` opens.
+    """Write config.json and model.safetensors for `T5ForConditionalGeneration.from_pretrained`.
 
     Raises:
-        ArchitectureError: T5 cannot express this architecture.
+        ArchitectureError: If T5 cannot express this architecture.
     """
     check_t5(a)
     dtype = str(tensors["embedding"].dtype).removeprefix("torch.")

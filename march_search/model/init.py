@@ -1,28 +1,28 @@
-"""Initialisation recipes, as a table: weights are normal with mean 0 and this standard deviation, norms are 1.
+"""Initialise weights from a normal distribution with mean 0 and the standard deviation in this table; norms are 1.
 
 | parameter | `t5` | `normal-0.02` |
 | --- | --- | --- |
 | embedding, position_embedding | 1 | 0.02 |
-| lm_head (untied output layer, which reads an unscaled stream) | d_model^-½ | 0.02 |
+| lm_head (untied output layer, whose input is not scaled) | d_model^-½ | 0.02 |
 | q of self- and cross-attention | relative: (width · d_kv)^-½; absolute, rotary: width^-½ | 0.02 |
 | k, v; those of `output` cross-attention | width^-½; d_model^-½ | 0.02 |
-| k, v of `layer` cross-attention (made from keys and values) | inner^-½ | 0.02 |
+| k, v of `layer` cross-attention (computed from keys and values) | inner^-½ | 0.02 |
 | o of self- and cross-attention | inner^-½ | 0.02 · (2 · layers)^-½ |
 | wi (gate and up) | width^-½ | 0.02 |
 | wo | d_ff^-½ | 0.02 · (2 · layers)^-½ |
 | relative position bias | d_model^-½ | 0.02 |
 | projection of a bottleneck | (its input's width)^-½ | 0.02 |
-| learned no-op key | width^-½ (as k's rows; a key of a unit input) | 0.02 |
-| norm; the decoder's final one, `output_norm` | the constant 1 | the constant 1 |
+| learned no-op key | width^-½ (as for rows of k) | 0.02 |
+| norm; output_norm (the decoder's final norm) | the constant 1 | the constant 1 |
 
-Width is the layer's own residual width, inner its heads · d_kv, layers the depth of its stack. With
-`learning_rate_scaling = "width"`, `march_search.scaling` has factors on `t5` for o, wo and output_norm.
+Here, width is the layer's residual width, inner is its heads · d_kv, and layers is the depth of its stack. With
+`learning_rate_scaling = "width"`, `march_search.scaling` multiplies `t5` for o, wo and output_norm by a factor.
 
-`t5`: mesh-tensorflow's, as Hugging Face's T5 has it (`T5PreTrainedModel._init_weights`, factor 1); q carries the
-1/sqrt(d_kv) that T5's attention leaves out (Raffel et al. 2020), unless the attention scales its scores itself. For
-lm_head the two differ: mesh-tensorflow's is that of any dense layer, as here; Hugging Face's 1 starts at losses of 20
-and more.
-`normal-0.02`: Radford et al. 2019 (GPT-2), section 2.3, and its published code.
+`t5` follows mesh-tensorflow and Hugging Face's T5 (`T5PreTrainedModel._init_weights`, factor 1). With relative
+positions, attention does not scale its scores, so q includes the factor 1/sqrt(d_kv) (Raffel et al. 2020). The two
+sources differ for lm_head: as in mesh-tensorflow, it is initialised here like any dense layer; with Hugging Face's
+value of 1, losses start at 20 or more.
+`normal-0.02` follows Radford et al. 2019 (GPT-2), section 2.3, and its published code.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,10 +35,10 @@ from march_search.errors import ConfigError
 from march_search.scaling import factors
 
 Sizes = dict[str, int]
-"""The numbers a formula may need: width, d_kv, inner, d_ff, layers …"""
+"""Dimensions that a formula may use: width, d_kv, inner, d_ff, layers, and so on."""
 
 Kinds = Iterator[tuple[str, Tensor, Sizes]]
-"""What a module says of its parameters: kind, the parameter or a slice of it, sizes."""
+"""Kind, parameter (or a slice of it) and sizes of each of a module's parameters."""
 
 Recipe = dict[str, Callable[[Sizes], float]]
 
@@ -48,12 +48,12 @@ def _constant(std: float) -> Callable[[Sizes], float]:
 
 
 def _residual(std: float) -> Callable[[Sizes], float]:
-    """Radford et al. 2019, section 2.3: a stack of n layers adds 2n such outputs to its residual stream."""
+    """Scale by (2n)^-½, as n layers add 2n outputs to the residual stream (Radford et al. 2019, section 2.3)."""
     return lambda sizes: std * (2 * sizes["layers"]) ** -0.5
 
 
 def _fan_in(name: str) -> Callable[[Sizes], float]:
-    """One over the root of the number of inputs."""
+    """Return one over the square root of the number of inputs."""
     return lambda sizes: sizes[name] ** -0.5
 
 
@@ -98,10 +98,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe of this name.
+    """Return the recipe with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: If the recipe does not exist.
     """
     if name not in RECIPES:
         raise ConfigError(f"init must be one of {', '.join(RECIPES)}, not {name!r}.")
@@ -109,14 +109,14 @@ def recipe_of(name: str) -> Recipe:
 
 
 def all_kinds(model: nn.Module) -> Kinds:
-    """What every module of `model` says of its parameters, in order."""
+    """Yield the kind, weight and sizes of every parameter of `model`, in the order of its modules."""
     for module in model.modules():
         kinds: Callable[[], Kinds] | None = getattr(module, "kinds", None)
         yield from kinds() if kinds else ()
 
 
 def initialise(model: nn.Module, recipe: Recipe, base: Architecture | None = None) -> None:
-    """Draws every parameter of `model` once, in the order of its modules, from torch's global generator."""
+    """Initialise every parameter of `model`, in the order of its modules, with torch's global generator."""
     for kind, weight, sizes in all_kinds(model):
         factor = factors(kind, sizes, base).init
         if kind in ("norm", "output_norm"):

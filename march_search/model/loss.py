@@ -1,9 +1,10 @@
-"""Output layer and cross-entropy together, some rows at a time: no (N, V) logits, and fp32 where it matters.
+"""Compute the output layer and cross-entropy together, in chunks of rows, without storing all (N, V) logits.
 
-Why not `F.linear_cross_entropy(..., options=LinearCrossEntropyOptions())`: with bf16 inputs torch 2.13 returns a bf16
-loss (10.69 for 10.84, measured at 4096 tokens x 768 x 32128), and it is slower on a CPU in bf16. In fp32 both agree.
+Matrix products use the dtype of the inputs. Softmax, logarithm and the sum over tokens use fp32.
 
-Matrix products run in the dtype of the inputs; softmax, logarithm and the sum over tokens in fp32.
+`F.linear_cross_entropy(..., options=LinearCrossEntropyOptions())` is not used because torch 2.13 returns a bf16 loss
+for bf16 inputs (10.69 instead of 10.84, measured with 4096 tokens x 768 x 32128) and is slower in bf16 on a CPU. In
+fp32, both agree.
 
 Shape suffixes: N target tokens, C rows of a chunk, R rows of a block, V vocabulary, D `d_model`.
 """
@@ -16,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_LOGITS = {"cpu": 2**25, "other": 2**26}
-"""Logits of a chunk, one matrix product: fewer rows would make the products slow, more take memory."""
+"""Logits per chunk, which is one matrix product. Smaller chunks are slow, and larger ones use more memory."""
 
 BLOCK_LOGITS = {"cpu": 2**18, "other": 2**26}
-"""Logits of a block, a part of a chunk that is in fp32 for a moment: on a CPU as many as its cache holds."""
+"""Logits per block, the part of a chunk that is converted to fp32 at once. On a CPU, a block fits in the cache."""
 
 
 def mean_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean cross-entropy in nats, a float32 scalar; its gradients are computed with it if anything needs one."""
+    """Return the mean cross-entropy in nats, a float32 scalar. If gradients are enabled, compute them as well."""
     if not torch.is_grad_enabled():
         return token_losses(x_ND, weight_VD, targets_N).mean()
     return cast(Tensor, _MEAN_LOSS(x_ND, weight_VD, targets_N))
@@ -31,7 +32,7 @@ def mean_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy of each token in nats, float32, without gradient."""
+    """Return the cross-entropy of each token in nats, float32, without gradient."""
     losses = [
         -F.log_softmax(block_RV, -1, dtype=torch.float32).gather(1, targets_N[rows, None])[:, 0]
         for chunk in _rows(len(x_ND), weight_VD, CHUNK_LOGITS)
@@ -41,20 +42,20 @@ def token_losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def _rows(length: int, weight_VD: Tensor, logits: dict[str, int]) -> Iterator[slice]:
-    """Slices that cover `length` rows, each with so many logits on this device, or one row."""
+    """Yield slices that cover `length` rows, each with at most `logits` of this device, but at least one row."""
     rows = max(1, logits.get(weight_VD.device.type, logits["other"]) // len(weight_VD))
     for start in range(0, length, rows):
         yield slice(start, min(start + rows, length))
 
 
 def _blocks(chunk: slice, logits_CV: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The chunk's logits a block at a time, and where those rows are among all."""
+    """Yield each block of the chunk's logits, preceded by the slice of its rows among all rows."""
     for rows in _rows(len(logits_CV), weight_VD, BLOCK_LOGITS):
         yield slice(chunk.start + rows.start, chunk.start + rows.stop), logits_CV[rows]
 
 
 class _MeanLoss(torch.autograd.Function):
-    """Loss and gradients in one sweep: probabilities minus targets are at hand exactly when the loss is."""
+    """Mean loss whose forward pass also computes the gradients, reusing the probabilities."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ _MEAN_LOSS: Callable[..., Any] = _MeanLoss.apply
 
 
 def _to_gradient(logits_RV: Tensor, targets_R1: Tensor, tokens: int) -> Tensor:
-    """The sum of the rows' losses; `logits_RV` become the gradient of the mean over `tokens`."""
+    """Return the sum of the rows' losses, and overwrite `logits_RV` with the gradient of the mean over `tokens`."""
     log_probs_RV = F.log_softmax(logits_RV, -1, dtype=torch.float32)
     loss = -log_probs_RV.gather(1, targets_R1).sum()
     grad_RV = log_probs_RV.exp_()

@@ -1,7 +1,7 @@
-"""Where a position is, as attention sees it: T5's relative bias, rotary turns, the causal mask, pooled positions.
+"""Positional information for attention: T5's relative bias, rotary embeddings, causal masks, pooled positions.
 
 Shape suffixes: B examples, L query positions, M key positions, H heads, K `d_kv`, J = K / 2, W residual width,
-P positions after pooling; bias_HLM has M + 1 keys if there is a no-op key, whose column is 0.
+P positions after pooling; bias_HLM has M + 1 keys if a no-op key exists, whose column is 0.
 """
 
 import math
@@ -14,29 +14,30 @@ from torch import Tensor
 from march_search.parameters import RELATIVE_BUCKETS
 
 MAX_DISTANCE = 128
-"""Distances from here on share the last bucket (Raffel et al. 2020, section 2.1)."""
+"""Distance from which all positions share the last bucket (Raffel et al. 2020, section 2.1)."""
 
 ROTARY_BASE = 10000.0
-"""Su et al. 2021, section 3.2.2."""
+"""Base of the rotary frequencies (Su et al. 2021, section 3.2.2)."""
 
 
 class Places(NamedTuple):
-    """All that attention needs to know about positions; one for all layers that see the same positions."""
+    """Positional information for attention, shared by all layers with the same positions."""
 
     bias_HLM: Tensor | None
-    """Added to the scores, causal mask included; its first dimension may be 1."""
+    """Bias added to the scores, including the causal mask. The first dimension may be 1."""
     causal: bool
-    """Whether attention masks the future itself, without a bias."""
+    """Whether attention must apply the causal mask, because the bias does not include it."""
     turn_L: tuple[Tensor, Tensor] | None
     """Cosine and sine of the queries' rotary angles, each (L, 1, K)."""
     turn_M: tuple[Tensor, Tensor] | None
-    """The same of the keys."""
+    """Cosine and sine of the keys' rotary angles, each (M, 1, K)."""
 
 
 def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bool) -> Tensor:
-    """T5's bucket of each (query, key), int64 of shape (L, M): exact when near, logarithmic until `MAX_DISTANCE`.
+    """Return T5's bucket of each (query, key) pair, int64 of shape (L, M).
 
-    `bidirectional` gives half of the buckets to keys behind the query; otherwise those count as distance 0.
+    Buckets are exact for small distances and logarithmic up to `MAX_DISTANCE`. If `bidirectional`, half of the buckets
+    are for keys after the query; otherwise, such keys count as distance 0.
     """
     ahead_LM = positions_M.round().long()[None, :] - positions_L.round().long()[:, None]
     buckets = RELATIVE_BUCKETS // 2 if bidirectional else RELATIVE_BUCKETS
@@ -49,7 +50,7 @@ def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bo
 
 
 def relative_bias(table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool) -> Tensor:
-    """Bias of shape (H, L, M), from a table of (buckets, H): -inf in the future if `causal`."""
+    """Return the bias of shape (H, L, M) from a table of shape (buckets, H). If `causal`, the future is -inf."""
     buckets_LM = relative_buckets(positions_L, positions_M, bidirectional=not causal)
     bias_HLM = F.embedding(buckets_LM, table).permute(2, 0, 1)
     if causal:
@@ -58,13 +59,13 @@ def relative_bias(table: Tensor, positions_L: Tensor, positions_M: Tensor, causa
 
 
 def causal_mask(positions_L: Tensor, positions_M: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a query may look, -inf in its future: shape (1, L, M)."""
+    """Return a mask of shape (1, L, M): 0 where a query may attend, -inf in its future."""
     shape = (1, len(positions_L), len(positions_M))
     return torch.full(shape, -math.inf, dtype=dtype, device=positions_L.device).triu_(1)
 
 
 def rotary_turn(positions_L: Tensor, d_kv: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles, each (L, 1, K): dimensions j and j + K/2 turn together."""
+    """Return the cosine and sine of each position's angles, each (L, 1, K). Dimensions j and j + K/2 form a pair."""
     frequencies_J = ROTARY_BASE ** (torch.arange(0, d_kv, 2, device=positions_L.device).float() / -d_kv)
     angles_LJ = positions_L.float()[:, None] * frequencies_J
     cos_LJ, sin_LJ = angles_LJ.cos(), angles_LJ.sin()
@@ -72,17 +73,17 @@ def rotary_turn(positions_L: Tensor, d_kv: int, dtype: torch.dtype) -> tuple[Ten
 
 
 def rotate(x_BLHK: Tensor, turn_L: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys, turned by their positions' angles (Su et al. 2021)."""
+    """Return queries or keys, rotated by the angles of their positions (Su et al. 2021)."""
     cos_LK, sin_LK = turn_L
     swapped_BLHK = torch.cat(x_BLHK.chunk(2, -1)[::-1], -1)
     return torch.addcmul(x_BLHK * cos_LK, swapped_BLHK, sin_LK)
 
 
 def pool(x_BLW: Tensor, kept: int) -> Tensor:
-    """`kept` means of neighbouring positions, in windows that may overlap by one (adaptive average pooling)."""
+    """Pool to `kept` positions with adaptive average pooling, whose windows may overlap by one."""
     return F.adaptive_avg_pool1d(x_BLW.transpose(1, 2), kept).transpose(1, 2)
 
 
 def pool_positions(positions_L: Tensor, kept: int) -> Tensor:
-    """Mean position of each pooled window, float32."""
+    """Return the mean position of each pooled window, float32."""
     return F.adaptive_avg_pool1d(positions_L.float()[None, None], kept)[0, 0]

@@ -1,4 +1,4 @@
-"""The whole model: embeddings, one or two stacks, output layer, loss.
+"""The complete model: embeddings, one or two stacks, output layer and loss.
 
 Shape suffixes: B examples, I input tokens, T target tokens, S encoder output positions, N = B * T, V vocabulary,
 D `d_model`.
@@ -17,18 +17,18 @@ from march_search.model.loss import mean_loss, token_losses
 from march_search.model.stack import Stack
 
 START_TOKEN = 0
-"""First token of every decoder input; T5's padding token."""
+"""First token of each decoder input, which is T5's padding token."""
 
 
 class Seq2Seq(nn.Module):
-    """One transformer: encoder-decoder, or a causal decoder alone. There is no padding and no mask but the causal one.
+    """Encoder-decoder or decoder-only transformer, without padding and with only a causal mask.
 
-    It may be cast to bf16 as a whole: norms, softmax and loss still accumulate in fp32. Every parameter is used through
-    `forward` of the module that owns it, as ZeRO stage 3 needs.
+    The whole model may be cast to bf16; norms, softmax and loss still accumulate in fp32. Each parameter is used only
+    in the `forward` of the module that owns it, as ZeRO stage 3 requires.
     """
 
     def __init__(self, architecture: Architecture, checkpointing: bool = False) -> None:
-        """Allocates all parameters, uninitialised: use `build`."""
+        """Allocate all parameters without initialising them. Use `build` to create a model."""
         super().__init__()
         a = self.architecture = architecture
         self.embedding = nn.Parameter(torch.empty(a.vocab_size, a.d_model))
@@ -40,7 +40,7 @@ class Seq2Seq(nn.Module):
         self.lm_head = None if a.tie_word_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.d_model))
 
     def kinds(self) -> Kinds:
-        """(kind, parameter, sizes) of the parameters that belong to no stack."""
+        """Yield (kind, parameter, sizes) of the parameters outside the stacks."""
         yield "embedding", self.embedding, {}
         if self.position_embedding is not None:
             yield "position_embedding", self.position_embedding, {}
@@ -53,18 +53,18 @@ class Seq2Seq(nn.Module):
         targets_BT: Tensor,
         output: Literal["loss", "example_losses", "logits"] = "loss",
     ) -> Tensor:
-        """Mean loss over all target tokens, in nats: a float32 scalar.
+        """Return the mean loss over all target tokens in nats, a float32 scalar.
 
-        The decoder reads the targets shifted right behind `START_TOKEN`.
+        The decoder's input is the targets shifted right, starting with `START_TOKEN`.
 
         Args:
-            inputs_BI: tokens of the encoder; None for a decoder-only model.
-            targets_BT: tokens to predict; for a decoder-only model, the text.
-            output: what to return instead of the loss; see `example_losses` and `logits`.
+            inputs_BI: Tokens for the encoder; None for a decoder-only model.
+            targets_BT: Tokens to predict; for a decoder-only model, the text.
+            output: Value to return: the loss, or the result of `example_losses` or `logits`.
 
         Raises:
-            ArchitectureError: a sequence of more than `max_length` tokens with learned positions, or input tokens that
-                are missing, or that nothing would read.
+            ArchitectureError: If a sequence is longer than `max_length` with learned positions, or if inputs are
+                missing for an encoder-decoder or given to a decoder-only model.
         """
         self._check(inputs_BI)
         memory = None
@@ -82,43 +82,44 @@ class Seq2Seq(nn.Module):
 
     @torch.no_grad()
     def example_losses(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:
-        """Mean loss of each example over its target tokens, in nats: float32 of shape (B,), without gradient."""
+        """Return the mean loss per example over its target tokens in nats, float32 of shape (B,), without gradient."""
         return cast(Tensor, self(inputs_BI, targets_BT, "example_losses"))
 
     def logits(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:
-        """Scores of the next token before softmax, of shape (B, T, V), in the parameters' dtype."""
+        """Return the next-token logits of shape (B, T, V), in the parameters' dtype."""
         return cast(Tensor, self(inputs_BI, targets_BT, "logits"))
 
     def _embed(self, tokens_BL: Tensor) -> Tensor:
-        """Token embeddings; averaged with learned positions if there are any, as in the 2023 study."""
+        """Return the token embeddings, averaged with any learned position embeddings, as in the 2023 study."""
         x_BLD = F.embedding(tokens_BL, self.embedding)
         if self.position_embedding is None:
             return x_BLD
         length, most = tokens_BL.shape[1], self.architecture.max_length
         if length > most:
-            raise ArchitectureError(f"A sequence of {length} tokens has no position: max_length is {most}. Raise it.")
+            raise ArchitectureError(f"a sequence of {length} tokens is too long: max_length is {most}. Increase it.")
         return (x_BLD + self.position_embedding[:length]) * 0.5
 
     def _check(self, inputs_BI: Tensor | None) -> None:
-        """Raises if there are inputs without an encoder, or an encoder without inputs."""
+        """Check that inputs are given if and only if the model has an encoder; raise ArchitectureError if not."""
         if (inputs_BI is None) != (self.encoder is None):
-            needs = "needs inputs" if inputs_BI is None else "reads no inputs: pass None"
+            needs = "needs inputs" if inputs_BI is None else "takes no inputs: pass None"
             raise ArchitectureError(f"{self.architecture.name} is {self.architecture.structure} and {needs}.")
 
 
 def build(
     architecture: Architecture, init: str = "t5", checkpointing: bool = False, base: Architecture | None = None
 ) -> Seq2Seq:
-    """The model of this architecture, in float32 on the current default device (`meta` allocates nothing).
+    """Build the model of an architecture, in float32 on the default device (`meta` allocates no memory).
 
     Args:
-        architecture: its shape; the model has exactly `architecture.num_params` parameters.
-        init: a recipe of `march_search.model.RECIPES`, drawn from torch's global generator: `torch.manual_seed` first.
-        checkpointing: compute each layer again in the backward pass instead of keeping its activations.
-        base: the shape relative to which `march_search.scaling` changes `init`; None leaves it as it is.
+        architecture: Shape of the model, which has exactly `architecture.num_params` parameters.
+        init: Recipe from `march_search.model.RECIPES`. It uses torch's global generator; call `torch.manual_seed`
+            first.
+        checkpointing: Whether to recompute each layer in the backward pass instead of storing its activations.
+        base: Base shape for the factors by which `march_search.scaling` changes `init`; None for no change.
 
     Raises:
-        ConfigError: an unknown recipe.
+        ConfigError: If the recipe is unknown.
     """
     recipe = recipe_of(init)
     model = Seq2Seq(architecture, checkpointing)

@@ -1,4 +1,4 @@
-"""A stack: its layers, which may share weights, and what runs along them: positions, widths, pooling.
+"""Encoder and decoder stacks: layers, which may share weights, with their positions, widths and pooling.
 
 Shape suffixes: B examples, L positions, W residual width of a layer, D `d_model`, H heads, M key positions.
 """
@@ -20,17 +20,17 @@ from march_search.parameters import RELATIVE_BUCKETS, Run, layer_shapes, most_he
 
 
 class Memory(NamedTuple):
-    """What a decoder reads of an encoder: its output, and each layer's keys and values if any layer wants them."""
+    """Encoder results for the decoder: the output, and each layer's keys and values if the decoder uses them."""
 
     output_BSD: Tensor
     keys_values: list[KeysValues]
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention in a decoder that has an encoder, feed-forward; each behind its norm."""
+    """Pre-norm transformer layer: self-attention, cross-attention if `has_cross`, and feed-forward."""
 
     def __init__(self, a: Architecture, shape: Run, layers: int, has_cross: bool) -> None:
-        """A layer of this shape, in a stack of `layers`."""
+        """Allocate a layer of this shape, in a stack of `layers` layers."""
         super().__init__()
         attention = (shape, a.position, a.noop_key, layers)
         self.norm, self.attention = RMSNorm(shape.width), SelfAttention(*attention)
@@ -42,9 +42,9 @@ class Layer(nn.Module):
     def forward(
         self, x_BLW: Tensor, places: Places, memory: Tensor | KeysValues | None, kept: int | None
     ) -> tuple[Tensor, KeysValues]:
-        """The residual stream after this layer, and the keys and values of its self-attention.
+        """Return the residual stream after this layer, and the keys and values of its self-attention.
 
-        `kept` positions are left if it is not None: residual and queries are pooled, keys and values are not.
+        If `kept` is not None, the residual stream and queries are pooled to `kept` positions; keys and values are not.
         """
         long_BMW = None
         if kept is not None:
@@ -57,10 +57,10 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """An encoder, or a decoder."""
+    """Encoder or decoder."""
 
     def __init__(self, a: Architecture, num_layers: int, is_decoder: bool, checkpointing: bool) -> None:
-        """Allocates one `Layer` for each set of weights, and the projections between different widths."""
+        """Allocate one `Layer` for each set of shared weights, and the projections between different widths."""
         super().__init__()
         self.architecture, self.is_decoder, self.checkpointing = a, is_decoder, checkpointing
         share = num_layers if a.share_layers == "all" else a.share_layers
@@ -76,12 +76,12 @@ class Stack(nn.Module):
         self.keeps_keys_values = not is_decoder and a.cross_attention != "output"
 
     def kinds(self) -> Kinds:
-        """The bias table, for `init`."""
+        """Yield the bias table, for `init`."""
         if self.relative_bias is not None:
             yield "relative_bias", self.relative_bias, {"d_model": self.architecture.d_model}
 
     def forward(self, x_BLD: Tensor, memory: Memory | None) -> Memory:
-        """The stack's output after its final norm, and its layers' keys and values if a decoder will want them."""
+        """Return the output after the final norm, and the layers' keys and values if a decoder uses them."""
         length, middle, x_BLW = x_BLD.shape[1], len(self.uses) // 2, x_BLD
         kept = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
         queries_L = torch.arange(length, device=x_BLD.device, dtype=torch.float32)
@@ -96,13 +96,13 @@ class Stack(nn.Module):
             if turning not in places:
                 places[turning] = self._places(queries_L, keys_M, turning, x_BLW.dtype)
             arguments = (x_BLW, places[turning], self._source(memory, i), kept if pools else None)
-            x_BLW, own = self._apply_layer(self.layers[self.uses[i]], arguments)
+            x_BLW, layer_keys_values = self._apply_layer(self.layers[self.uses[i]], arguments)
             if self.keeps_keys_values:
-                keys_values.append(own)
+                keys_values.append(layer_keys_values)
         return Memory(self.norm(self._project(len(self.uses), x_BLW)), keys_values)
 
     def _apply_layer(self, layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, KeysValues]:
-        """The layer's result; nothing in between is kept if `checkpointing`."""
+        """Return the layer's result; with `checkpointing`, do not store its activations."""
         if self.checkpointing and torch.is_grad_enabled():
             result = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -110,18 +110,18 @@ class Stack(nn.Module):
         return cast(tuple[Tensor, KeysValues], result)
 
     def _project(self, step: int, x_BLW: Tensor) -> Tensor:
-        """The stream at the width after this step of `parameters.projections`."""
+        """Return the residual stream, projected if its width changes at this step of `parameters.projections`."""
         name = str(step)
         return cast(Tensor, self.projections[name](x_BLW)) if name in self.projections else x_BLW
 
     def _source(self, memory: Memory | None, layer: int) -> Tensor | KeysValues | None:
-        """What this layer's cross-attention reads."""
+        """Return the input of this layer's cross-attention from the encoder."""
         if memory is None or self.architecture.cross_attention == "output":
             return memory and memory.output_BSD
         return memory.keys_values[layer]
 
     def _places(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> Places:
-        """Positions of queries and keys, for all layers whose rotary heads are `d_kv` wide, if they are rotary."""
+        """Return the positional information of queries and keys. `d_kv` is used only for rotary positions."""
         noop = self.architecture.noop_key != "none"
         bias_HLM, turn_L, turn_M = None, None, None
         if self.relative_bias is not None:

@@ -1,1 +1,1 @@
-"""The report of a study: one page, and its figures."""
+"""Builds the report of a study: an HTML page and its figures."""

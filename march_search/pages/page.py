@@ -1,4 +1,4 @@
-"""The report of a study as one HTML file that needs nothing else: what was asked, what came out, how to repeat it."""
+"""Renders the report of a study as one self-contained HTML file: question, results, and how to reproduce them."""
 
 import json
 from collections.abc import Sequence
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 CAPTIONS = {
-    "ranking": "Every architecture's loss: a dot a seed, the mean, and its interval where seeds were repeated.",
-    "curves": "Validation loss over training. Grey: architectures behind the leaders, and trials that were stopped.",
-    "depth": "Loss against depth.",
-    "width": "Loss against width.",
-    "map": "The lowest loss at every depth and width.",
-    "front": "Loss against speed. The line joins those that no other beats in both.",
-    "effects": "What doubling a dimension does, the others held. Grey: not separable from nothing.",
-    "horizon": "What the curves say about a longer budget.",
+    "ranking": "Validation loss of each architecture: one dot per seed, the mean, and its interval over seeds.",
+    "curves": "Validation loss over training. Grey: all other architectures, and pruned trials.",
+    "depth": "Validation loss against depth.",
+    "width": "Validation loss against width.",
+    "map": "Lowest validation loss for each depth and width.",
+    "front": "Validation loss against training speed. The line is the Pareto front.",
+    "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
+    "horizon": "Losses predicted from the learning curves for a larger data budget.",
 }
-"""Below each figure."""
+"""Caption of each figure, by name."""
 
 
 def page(found: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) -> str:
-    """The whole page.
+    """Return the HTML page of a report.
 
     Args:
-        found: what is known.
-        command: what a person types to run the study again.
-        cost: (what, planned and taken) pairs.
+        found: evidence of the study.
+        command: command that runs the study again.
+        cost: (quantity, planned and actual value) pairs.
     """
     drawn = {name: figure.svg() for name, figure in figures(found).items()}
     sections = [_table(section, found) for section in found.sections]
@@ -57,35 +57,40 @@ def page(found: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) ->
 
 
 def summary(found: Evidence) -> list[str]:
-    """What came out, a sentence each."""
+    """Return the main results, one sentence per item."""
     rows, short = found.ranking.rows, names(found)
     done = sum(t.state == "complete" for t in found.study.trials)
-    said = [f"{done} of {plural(len(found.study.trials), 'trial')} complete."]
+    sentences = [f"{done} of {plural(len(found.study.trials), 'trial')} completed."]
     if not rows:
-        return [*said, "No architecture can be ranked yet."]
+        return [*sentences, "No architecture can be ranked yet."]
     first = rows[0]
     interval = "" if first["half_interval"] is None else f" ± {first['half_interval']:.3f}"
-    said.append(f"{short[first['name']]} has the lowest loss: {first['loss']:.4f}{interval} nats per target token.")
+    sentences.append(
+        f"{short[first['name']]} has the lowest loss: {first['loss']:.4f}{interval} nats per target token."
+    )
     tied = [row for row in rows[1:] if set(row["letters"] or "") & set(first["letters"] or "")]
     if tied and len(rows) > 1:
-        told = short[tied[0]["name"]] if len(tied) == 1 else f"{len(tied)} others"
-        said.append(
-            f"Over all comparisons, at 5 %, it cannot be told apart from {told}; by itself, its chance of being the "
-            f"best of these is {_best(first)}."
+        rivals = short[tied[0]["name"]] if len(tied) == 1 else f"{len(tied)} others"
+        sentences.append(
+            f"It is not significantly better than {rivals} (5% level, adjusted for all comparisons). The probability "
+            f"that it is the best of these is {_best(first)}."
         )
     elif len(rows) > 1 and first["letters"]:
-        said.append(f"It is separated from all others; its chance of being the best of these is {_best(first)}.")
-    return said
+        sentences.append(
+            f"It is significantly better than all others (5% level, adjusted for all comparisons). The probability "
+            f"that it is the best of these is {_best(first)}."
+        )
+    return sentences
 
 
 def figure_files(found: Evidence) -> dict[str, str]:
-    """Each figure as an SVG file's text, in light colours, needing nothing else."""
+    """Return each figure as the text of a self-contained SVG file, in light colours, by name."""
     style = _resolved(_style("figures.css"))
     return {name: figure.svg(style) for name, figure in figures(found).items()}
 
 
 def png(text: str, scale: int = 2) -> bytes | None:
-    """An SVG file as PNG, `scale` times as large; None where the package resvg-py is not installed."""
+    """Render an SVG file as PNG, enlarged by `scale`; return None if the package resvg-py is not installed."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
@@ -94,22 +99,22 @@ def png(text: str, scale: int = 2) -> bytes | None:
 
 
 def _best(row: dict[str, Any]) -> str:
-    """A chance in words."""
+    """Format the probability that an architecture is the best."""
     from march_search.report.tables import chance
 
     return chance(row["probability_best"]) if row["probability_best"] is not None else "unknown"
 
 
 def _table(section: Section, found: Evidence) -> dict[str, Any]:
-    """A section as the template wants it: headings, and cells with what they are sorted by."""
+    """Return a section in the form that the template expects: headings, and cells with their sort keys."""
     short = names(found)
-    kept = [c for c in section.columns if any(row.get(c.key) is not None for row in section.rows)]
-    rows = [[_cell(column, row, short) for column in kept] for row in section.rows]
-    for place, row in enumerate(rows):
-        row[0]["swatch"] = place if section.is_ranking and place < svg.SERIES else None
+    columns = [c for c in section.columns if any(row.get(c.key) is not None for row in section.rows)]
+    rows = [[_cell(column, row, short) for column in columns] for row in section.rows]
+    for index, row in enumerate(rows):
+        row[0]["swatch"] = index if section.is_ranking and index < svg.SERIES else None
     return {
         "title": section.title,
-        "columns": [{"heading": c.heading, "left": c.left} for c in kept],
+        "columns": [{"heading": c.heading, "left": c.left} for c in columns],
         "rows": rows,
         "notes": section.notes,
         "warnings": [] if section.is_ranking else section.warnings,
@@ -118,7 +123,7 @@ def _table(section: Section, found: Evidence) -> dict[str, Any]:
 
 
 def _cell(column: Column, row: dict[str, Any], short: dict[str, str]) -> dict[str, Any]:
-    """One cell."""
+    """Return one cell of a table."""
     value = row.get(column.key)
     text = short.get(str(value), str(value)) if column.key == "name" else column.text(row)
     key = value if isinstance(value, int | float) else "" if value is None else text
@@ -126,17 +131,17 @@ def _cell(column: Column, row: dict[str, Any], short: dict[str, str]) -> dict[st
 
 
 def versions(found: Evidence) -> list[tuple[str, str]]:
-    """Libraries and the versions that the complete trials ran with, all of them where they differ."""
-    told: dict[str, dict[str, None]] = {}
+    """Return each library with the versions used by the complete trials, joined if they differ."""
+    used: dict[str, dict[str, None]] = {}
     for trial in found.study.trials:
         for name, version in dict((trial.result or {}).get("versions") or {}).items():
-            told.setdefault(str(name), {})[str(version)] = None
-    return [(name, " and ".join(ran)) for name, ran in told.items()]
+            used.setdefault(str(name), {})[str(version)] = None
+    return [(name, " and ".join(numbers)) for name, numbers in used.items()]
 
 
 @cache
 def _template() -> "Template":
-    """The page's template; what is inserted is escaped, but for the figures."""
+    """Return the template of the page; it escapes everything except the style sheet and the figures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("march_search", "pages")
@@ -144,12 +149,12 @@ def _template() -> "Template":
 
 
 def _style(name: str) -> str:
-    """A style sheet of this package."""
+    """Return the text of a style sheet in this package."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _resolved(style: str) -> str:
-    """A style sheet with the light colours in place of the page's variables."""
+    """Return a style sheet with the page's colour variables replaced by the light colours."""
     import re
 
     light = dict(re.findall(r"(--[\w-]+): light-dark\((#\w+),", _style("report.css")))

@@ -1,6 +1,6 @@
-"""Drawing: scales, ticks and marks of one figure, as SVG text. Colours are the page's CSS variables.
+"""Draws figures as SVG text: scales, ticks and marks. Colours are CSS variables of the page.
 
-Every text is escaped here, and only here; everything else in a figure is numbers and our own words.
+All text is escaped here and nowhere else. Everything else in a figure is numbers and fixed strings.
 """
 
 import math
@@ -10,32 +10,36 @@ from html import escape
 from typing import Literal
 
 WIDTH = 720
-"""Units of a figure's width; heights are each figure's own."""
+"""Width of every figure, in SVG units; heights vary."""
 
 SERIES = 6
-"""Colours that can be told apart, by colour-blind readers too (Okabe and Ito 2008)."""
+"""Number of series colours, which colour-blind readers can distinguish too (Okabe and Ito 2008)."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places."""
+    """Mapping from values to coordinates."""
 
     low: float
+    """Lowest value."""
     high: float
+    """Highest value."""
     start: float
-    """Place of `low`."""
+    """Coordinate of `low`."""
     end: float
+    """Coordinate of `high`."""
     kind: Literal["linear", "log"] = "linear"
+    """Whether coordinates are linear in the value or in its logarithm."""
 
     def __call__(self, value: float) -> float:
-        """The place of `value`."""
+        """Return the coordinate of `value`."""
         low, high, at = self.low, self.high, value
         if self.kind == "log":
             low, high, at = math.log(low), math.log(high), math.log(value)
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
     def ticks(self, many: int = 5) -> list[float]:
-        """Round values inside, about `many` of them."""
+        """Return about `many` round values within the scale."""
         if self.kind == "log" and self.high / self.low > 8:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1,) if self.high / self.low > 1000 else (1, 2, 5)
@@ -52,7 +56,7 @@ class Scale:
 def scale(
     values: Sequence[float], start: float, end: float, kind: Literal["linear", "log"] = "linear", room: float = 0.06
 ) -> Scale:
-    """A scale that holds `values` with some room on either side."""
+    """Return a scale that covers `values`, with a margin of the fraction `room` on either side."""
     low, high = min(values), max(values)
     if kind == "log":
         if high / low < 1.01:
@@ -67,41 +71,43 @@ def scale(
 
 @dataclass
 class Figure:
-    """Marks of one figure, in the order in which they are drawn; a class because they pile up."""
+    """Marks of one figure, in drawing order."""
 
     title: str
-    """What it shows, for those who cannot see it too."""
+    """Description of the figure, also for screen readers."""
     height: float
+    """Height in SVG units."""
     parts: list[str] = field(default_factory=list)
+    """SVG elements drawn so far."""
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> None:
-        """A straight line."""
+        """Draw a straight line."""
         self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>')
 
     def path(self, points: Sequence[tuple[float, float]], css: str, told: str = "") -> None:
-        """A line through `points`, told when one points at it."""
+        """Draw a line through `points`, with the tooltip `told`."""
         drawn = "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<path d="M{drawn}" class="{css}">{_title(told)}</path>')
 
     def dot(self, x: float, y: float, css: str, told: str = "", radius: float = 5) -> None:
-        """A round mark."""
+        """Draw a circle with the tooltip `told`."""
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_title(told)}</circle>')
 
     def box(self, x: float, y: float, wide: float, high: float, css: str, told: str = "", opacity: float = 1) -> None:
-        """A rectangle."""
+        """Draw a rectangle with the tooltip `told`."""
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" class="{css}" '
             f'fill-opacity="{opacity:.3f}">{_title(told)}</rect>'
         )
 
     def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
-        """Words; `y` is their baseline."""
+        """Draw text with its baseline at `y`."""
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>')
 
     def x_axis(
         self, x: Scale, top: float, bottom: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
     ) -> None:
-        """Vertical grid lines with their values below."""
+        """Draw vertical grid lines with their values, and the title `name`, below."""
         for value in ticks or x.ticks():
             self.line(x(value), top, x(value), bottom)
             self.text(x(value), bottom + 17, show(value), "tick", "middle")
@@ -110,24 +116,24 @@ class Figure:
     def y_axis(
         self, y: Scale, left: float, right: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
     ) -> None:
-        """Horizontal grid lines with their values on the left, and the axis' name above them."""
+        """Draw horizontal grid lines with their values on the left, and the title `name` above."""
         for value in ticks or y.ticks():
             self.line(left, y(value), right, y(value))
             self.text(left - 8, y(value) + 4, show(value), "tick", "end")
         self.text(0, min(y.start, y.end) - 12, name, "axis")
 
     def svg(self, style: str = "") -> str:
-        """The whole figure; with a `style` it stands by itself."""
-        alone = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{self.height:g}"' if style else ""
+        """Return the figure as SVG; with a `style`, as the content of a standalone file."""
+        attributes = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{self.height:g}"' if style else ""
         styled = f"<style>{style}</style>" if style else ""
         return (
-            f'<svg{alone} viewBox="0 0 {WIDTH} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
+            f'<svg{attributes} viewBox="0 0 {WIDTH} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
             f"{styled}{''.join(self.parts)}</svg>"
         )
 
 
 def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """`places` moved so that neighbours are `gap` apart, as little as that takes, between `low` and `high`."""
+    """Return `places` shifted so that neighbours are at least `gap` apart, between `low` and `high`, in their order."""
     order = sorted(range(len(places)), key=places.__getitem__)
     gap = min(gap, (high - low) / max(1, len(places) - 1))
     moved: list[float] = []
@@ -135,12 +141,12 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
         moved.append(max(places[at], moved[-1] + gap if moved else low))
     for back in range(len(moved) - 1, -1, -1):
         moved[back] = min(moved[back], high if back == len(moved) - 1 else moved[back + 1] - gap)
-    found = [0.0] * len(places)
+    result = [0.0] * len(places)
     for place, at in zip(moved, order, strict=True):
-        found[at] = place
-    return found
+        result[at] = place
+    return result
 
 
 def _title(told: str) -> str:
-    """What a browser shows when one points at a mark."""
+    """Return the SVG tooltip of a mark; empty for an empty text."""
     return f"<title>{escape(told)}</title>" if told else ""

@@ -1,1 +1,1 @@
-"""Recorded learning curves, and search strategies run on them without training."""
+"""Replays search strategies on recorded learning curves, without training."""

@@ -1,4 +1,4 @@
-"""Optuna's pruners on recorded curves: its real ask and tell, in memory, several workers on a simulated clock."""
+"""Replays Optuna's pruners on recorded curves, through ask and tell, with several workers on a simulated clock."""
 
 import heapq
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from optuna.trial import Trial, TrialState
 from march_search.replay.curves import Curves, Replayed
 
 Proposals = Callable[[optuna.Study, Trial, Sequence[int]], int]
-"""Which of the runs not yet tried, given in a random order, a trial takes."""
+"""Chooses the run that a trial takes, from the runs not yet tried in random order."""
 
 RUN = "run"
-"""User attribute of a trial: the number of its run."""
+"""User attribute of a trial that holds the number of its run."""
 
 
 def in_order(study: optuna.Study, trial: Trial, left: Sequence[int]) -> int:
-    """The first run that is left."""
+    """Return the first of the remaining runs."""
     return left[0]
 
 
@@ -30,22 +30,22 @@ def replay_optuna(
     name: str = "replay",
     step: int = 1,
 ) -> Replayed:
-    """Runs a study whose trials read their losses from the curves.
+    """Run a study whose trials read their losses from the curves.
 
-    A free worker asks for the next trial at once. Pruned trials are not taken up again, as in Optuna.
+    A free worker asks for the next trial immediately. As in Optuna, pruned trials are not resumed.
 
     Args:
-        curves: what the trials read.
-        order: the runs, in the order in which they are offered.
-        workers: how many train at once.
-        pruner: decides after every evaluation.
-        proposals: chooses among the runs that are left.
-        name: of the study; Hyperband draws a trial's bracket from it and the trial's number.
-        step: Optuna's steps between two evaluations: the nth is reported as step n times this.
+        curves: curves from which the trials read.
+        order: numbers of the runs, in the order in which they are offered.
+        workers: number of trials that train at the same time.
+        pruner: pruner, called after every evaluation.
+        proposals: function that chooses among the remaining runs.
+        name: name of the study; Hyperband draws a trial's bracket from it and the trial's number.
+        step: Optuna steps between two evaluations: evaluation n is reported as step `n * step`.
     """
     study = optuna.create_study(study_name=name, sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
     left, free, reached = list(order), [0.0] * workers, dict.fromkeys(order, 0)
-    events: list[tuple[float, int, int, Trial]] = []  # when an evaluation is there, of which trial, which run
+    events: list[tuple[float, int, int, Trial]] = []  # time of an evaluation, trial number, run, trial
     ended: list[float] = []
     while left or events:
         while left and free and (not events or free[0] <= events[0][0]):
@@ -74,7 +74,7 @@ def replay_optuna(
 
 
 def _summary(curves: Curves, reached: dict[int, int], makespan: float) -> Replayed:
-    """The run trained furthest wins, of those the one with the lowest loss there."""
+    """Summarise a replay; the choice is the run trained furthest, with the lowest loss among equals."""
     shares = {run: curves.tokens[run][n - 1] / curves.tokens[run][-1] for run, n in reached.items()}
     best = min(reached, key=lambda run: (-shares[run], curves.losses[run][reached[run] - 1]))
     spent = {run: curves.tokens[run][n - 1] for run, n in reached.items()}

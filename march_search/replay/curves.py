@@ -1,4 +1,4 @@
-"""Curves as a strategy sees them: losses with noise, and what training up to an evaluation costs."""
+"""Learning curves as a strategy sees them: losses with added noise, and the cost of training."""
 
 import heapq
 from collections.abc import Sequence
@@ -11,49 +11,49 @@ from march_search.replay.table import Table
 
 @dataclass(frozen=True)
 class Curves:
-    """The runs of a table, by number."""
+    """Curves of the runs of a table, indexed by run number."""
 
     tokens: tuple[tuple[float, ...], ...]
-    """Tokens of every evaluation of every run."""
+    """Tokens at every evaluation of every run."""
     losses: tuple[tuple[float, ...], ...]
-    """Losses there, as the strategy sees them."""
+    """Losses at these evaluations, including noise."""
     rates: tuple[float, ...]
-    """Time a token takes in each run: in seconds, or 1 where the table lacks the time of some run."""
+    """Time per token of each run: in seconds, or 1 if the table lacks the time of any run."""
     final: tuple[float, ...]
-    """Recorded last losses, without noise: what regret is measured against."""
+    """Recorded last losses, without noise, from which regret is computed."""
 
     def at(self, run: int, fraction: float) -> int:
-        """Number of the first evaluation of a run at or after this share of its tokens."""
+        """Return the index of the first evaluation of a run at or after this fraction of its tokens."""
         goal = fraction * self.tokens[run][-1] * (1 - 1e-9)
         return next(number for number, tokens in enumerate(self.tokens[run]) if tokens >= goal)
 
     def total(self) -> float:
-        """Tokens of all runs, each to its end."""
+        """Return the tokens of training every run to its end."""
         return sum(tokens[-1] for tokens in self.tokens)
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What one strategy did with one order of the runs."""
+    """Result of replaying one strategy on one order of the runs."""
 
     choice: int
-    """The run it ends with."""
+    """Number of the run that the strategy selects."""
     tokens: float
-    """What it spent."""
+    """Tokens trained in total."""
     busy: float
-    """Time that workers trained, summed."""
+    """Training time, summed over workers."""
     makespan: float
-    """Time from the first worker's start to the last one's end."""
+    """Time from the start of the first worker to the end of the last."""
 
 
 def curves(table: Table, rng: np.random.Generator, noise: float = 0.0, evaluation_noise: float = 0.0) -> Curves:
-    """The table's curves with normal noise added.
+    """Return the curves of a table with normal noise added.
 
     Args:
         table: recorded runs.
-        rng: what draws the noise.
-        noise: standard deviation of a shift of each whole curve, in the unit of the losses: the seed's.
-        evaluation_noise: standard deviation of a shift of each evaluation by itself.
+        rng: random generator of the noise.
+        noise: standard deviation of one shift per curve, in the unit of the losses; models the effect of the seed.
+        evaluation_noise: standard deviation of an independent shift per evaluation.
     """
     seconds = [run.seconds for run in table.runs]
     timed = all(s is not None for s in seconds)
@@ -71,7 +71,7 @@ def curves(table: Table, rng: np.random.Generator, noise: float = 0.0, evaluatio
 
 
 def schedule(times: Sequence[float], workers: int) -> float:
-    """When the last job ends if every free worker takes the next job of the list."""
+    """Return the time at which the last job ends if each free worker takes the next job in the list."""
     free = [0.0] * workers
     for time in times:
         heapq.heapreplace(free, free[0] + time)

@@ -1,4 +1,4 @@
-"""Which run a trial takes: the next of a random order, or the one nearest to what Optuna's TPE proposes."""
+"""Chooses the run that is nearest to the proposal of Optuna's TPE."""
 
 import math
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from march_search.replay.table import Table
 
 
 class TpeProposals:
-    """TPE over the architectures of a table as the feasible set; each run is tried once.
+    """TPE over the architectures of a table, each run being tried once.
 
-    TPE proposes a point of the grid that the architectures span; the nearest run that is left is taken, and TPE learns
-    from the values of that run.
+    TPE proposes a point in the grid that the architectures span. The nearest remaining run is taken, and TPE receives
+    the values of that run.
     """
 
     def __init__(self, table: Table, seed: int) -> None:
-        """Proposals for one study.
+        """Create the proposals for one study.
 
         Raises:
-            UsageError: a run has no architecture.
+            UsageError: If a run has no architecture.
         """
         if lacking := [run.name for run in table.runs if run.architecture is None]:
             raise UsageError(
@@ -40,7 +40,7 @@ class TpeProposals:
         self._proposer = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True))
 
     def __call__(self, study: optuna.Study, trial: Trial, left: Sequence[int]) -> int:
-        """The run among those left that is nearest to the proposal; the first of equally near ones."""
+        """Return the remaining run that is nearest to the proposal, the first one if several are equally near."""
         for ended in study.get_trials(deepcopy=False):
             if ended.state.is_finished() and ended.number not in self._told:
                 self._tell(ended)
@@ -49,7 +49,7 @@ class TpeProposals:
         return min(left, key=lambda run: self._distance(proposal.params, self._members[run]))
 
     def _tell(self, ended: FrozenTrial) -> None:
-        """Adds a finished trial of the replayed study to TPE's own, with the values of the run that it was."""
+        """Add a finished trial of the replayed study to TPE's study, with the parameters of its run."""
         self._told.add(ended.number)
         copy = optuna.trial.create_trial(
             state=ended.state,
@@ -61,7 +61,7 @@ class TpeProposals:
         self._proposer.add_trial(copy)
 
     def _distance(self, a: dict[str, Any], b: dict[str, Any]) -> float:
-        """How far two points are apart: numbers by their logarithms over the axis's range, choices 0 or 1."""
+        """Return the squared distance of two points: log ratios over the axis's log range, and 0 or 1 per choice."""
         total = 0.0
         for axis, values in self._space.items():
             if isinstance(values, IntDistribution):
@@ -72,7 +72,7 @@ class TpeProposals:
 
 
 def _distribution(values: list[Any]) -> BaseDistribution:
-    """The range of an axis, logarithmic; of what is no number, its choices."""
+    """Return the distribution of an axis: a logarithmic range for integers, otherwise a choice of its values."""
     if all(type(value) is int for value in values):
         return IntDistribution(min(values), max(values), log=True)
     return CategoricalDistribution(sorted(set(values), key=str))

@@ -1,4 +1,4 @@
-"""Our own strategy on recorded curves: rungs, each decided when all its candidates are there."""
+"""Replays synchronous rungs (`march_search.strategy.Rungs`) on recorded curves."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from march_search.strategy import Rungs
 
 
 def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Rungs) -> Replayed:
-    """Trains the runs in this order, rung by rung; promoted ones go on from where they stopped.
+    """Train the runs in the given order, rung by rung; promoted runs resume where they stopped.
 
-    Workers without work wait until the rung is decided.
+    Idle workers wait until the rung is decided.
     """
     going, reached = tuple(order), dict.fromkeys(order, 0.0)
     tokens = busy = makespan = 0.0

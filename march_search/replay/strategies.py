@@ -1,4 +1,4 @@
-"""The strategies that can be replayed, by name, and the figures of each over many random orders."""
+"""Parses strategies by name and replays each of them over many random orders."""
 
 import inspect
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "halving": optuna.pruners.SuccessiveHalvingPruner,
     "hyperband": optuna.pruners.HyperbandPruner,
 }
-"""Optuna's pruners with its own defaults; the percentile, which has none, is 25."""
+"""Optuna's pruners with Optuna's defaults; `percentile` has no default and is set to 25."""
 
 NAMES = (*PRUNERS, "rungs")
 
@@ -36,36 +36,38 @@ class Strategy:
     """A strategy and its options."""
 
     text: str
-    """As a person wrote it: `halving:reduction_factor=3`."""
+    """The strategy as the user wrote it, for example `halving:reduction_factor=3`."""
     make: Callable[[], BasePruner] | Rungs
-    """Makes the pruner of one study; or our rungs."""
+    """Function that creates the pruner of one study, or the rungs."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How to replay."""
+    """Settings of a replay."""
 
     orders: int = 100
+    """Number of random orders of the runs."""
     seed: int = 0
+    """Seed of the orders and of the noise."""
     noise: float = 0.0
-    """Standard deviation of a shift of each whole curve, as another seed would give."""
+    """Standard deviation of one shift per curve; models the effect of another seed."""
     evaluation_noise: float = 0.0
-    """Standard deviation of a shift of each evaluation by itself."""
+    """Standard deviation of an independent shift per evaluation."""
     tpe: bool = False
-    """Whether TPE chooses which run comes next; else the order is random."""
+    """Whether TPE chooses the next run; otherwise the order is random."""
     step: int = 1
-    """Optuna's steps between two evaluations."""
+    """Optuna steps between two evaluations."""
 
 
 def parse(text: str) -> Strategy:
-    """The strategy that `halving` or `halving:min_resource=1,reduction_factor=3` means.
+    """Parse a strategy such as `halving` or `halving:min_resource=1,reduction_factor=3`.
 
     Raises:
-        UsageError: there is no such strategy, or it has no such option or value.
+        UsageError: If the strategy or an option is unknown, or if a value is invalid.
     """
     name, _, rest = text.partition(":")
     if name not in NAMES:
-        raise UsageError(f'there is no strategy "{name}". {nearest(name, NAMES)}')
+        raise UsageError(f'unknown strategy "{name}". {nearest(name, NAMES)}')
     options = dict(_option(text, part) for part in rest.split(",") if part)
     maker: Callable[..., Any] = PRUNERS.get(name, Rungs)
     known = list(inspect.signature(maker).parameters)
@@ -75,14 +77,16 @@ def parse(text: str) -> Strategy:
     try:
         made = make()
     except TypeError:
-        raise UsageError(f"{text}: only fractions are several numbers; the other options are one.") from None
+        raise UsageError(
+            f"{text}: only fractions takes several numbers; give one number for each other option."
+        ) from None
     except ValueError as error:
         raise UsageError(f"{text}: {str(error).rstrip('.')}.") from None
     return Strategy(text, made if isinstance(made, Rungs) else make)
 
 
 def _option(text: str, part: str) -> tuple[str, Any]:
-    """One `key=value`; `a/b/c` is several numbers."""
+    """Parse `key=value`, where the value is one number or several, separated by `/`."""
     key, _, value = part.partition("=")
     try:
         numbers = [float(number) for number in value.split("/")]
@@ -94,11 +98,12 @@ def _option(text: str, part: str) -> tuple[str, Any]:
 
 
 def replay(table: Table, strategy: Strategy, workers: int, how: Replay) -> dict[str, Any]:
-    """The figures of one strategy with so many workers, over `how.orders` random orders.
+    """Replay one strategy over `how.orders` random orders and return a row of results.
 
-    Order and noise number n are the same for every strategy and number of workers. Regret is the recorded last loss of
-    the chosen run minus the lowest one, without noise. `as_exhaustive` counts the orders whose choice is the run with
-    the lowest last loss as seen, noise included: what training every run to its end would have chosen.
+    The nth order and its noise are the same for every strategy and number of workers. Regret is the recorded last loss
+    of the selected run minus the lowest recorded last loss, both without noise. `as_exhaustive` counts the orders in
+    which the strategy selects the run with the lowest last loss including noise, as training every run to its end
+    would.
     """
     spent, regret, same, time, idle = [], [], 0, [], []
     for number in range(how.orders):
@@ -130,7 +135,7 @@ def replay(table: Table, strategy: Strategy, workers: int, how: Replay) -> dict[
 def _once(
     table: Table, strategy: Strategy, workers: int, how: Replay, seen: Curves, order: list[int], number: int
 ) -> Replayed:
-    """One order."""
+    """Replay the strategy on one order."""
     if isinstance(strategy.make, Rungs):
         return replay_rungs(seen, order, workers, strategy.make)
     proposals = TpeProposals(table, how.seed + number) if how.tpe else in_order

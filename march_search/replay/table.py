@@ -1,7 +1,7 @@
-"""Tables of recorded learning curves: the JSON format, its reader, and finished studies written as such tables.
+"""Reads and writes tables of recorded learning curves, and converts finished studies to such tables.
 
-A table is one JSON object with `schema_version` (1), `source` (where the curves come from), `unit` (of a loss) and
-`runs`. A run is an object with the fields of `Run`; what is not known is null or absent.
+A table is a JSON object with `schema_version` (1), `source` (where the curves come from), `unit` (of the losses) and
+`runs`. Each run is an object with the fields of `Run`; unknown values are null or absent.
 """
 
 import math
@@ -19,33 +19,38 @@ from march_search.shipped import shipped_path
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded training."""
+    """One recorded training run."""
 
     name: str
-    """What the run is called; no two runs of a table share one."""
+    """Name of the run, unique in its table."""
     evaluations: tuple[tuple[float, ...], ...]
-    """`[tokens, loss]`, tokens ascending; the last is the end of the run."""
+    """Pairs `[tokens, loss]` with ascending tokens; the last pair is the end of the run."""
     family: str = ""
-    """Which question the run belongs to; empty for none."""
+    """Experiment to which the run belongs; empty for none."""
     architecture: str | None = None
-    """The shape's name, as `march-search solve` prints it."""
+    """Name of the architecture, as printed by `march-search solve`."""
     seed: int | None = None
+    """Training seed."""
     num_params: int | None = None
+    """Number of parameters."""
     minutes: float | None = None
-    """Wall time of the whole run."""
+    """Wall time of the run, in minutes."""
     tokens_per_second: float | None = None
+    """Training speed."""
 
     def __post_init__(self) -> None:
         if not self.evaluations or any(len(pair) != 2 for pair in self.evaluations):
             raise ConfigError(f'run "{self.name}": evaluations must be one or more pairs of [tokens, loss].')
         if not all(math.isfinite(number) for pair in self.evaluations for number in pair):
-            raise ConfigError(f'run "{self.name}": every token count and loss must be finite. Leave the run out.')
+            raise ConfigError(f'run "{self.name}": every token count and loss must be finite; remove the run.')
         tokens = [pair[0] for pair in self.evaluations]
         if tokens[0] <= 0 or any(a >= b for a, b in pairwise(tokens)):
-            raise ConfigError(f'run "{self.name}": the tokens of its evaluations must be above 0 and ascend.')
+            raise ConfigError(f'run "{self.name}": the tokens of its evaluations must be positive and ascending.')
         for speed in (self.minutes, self.tokens_per_second):
             if speed is not None and not (math.isfinite(speed) and speed > 0):
-                raise ConfigError(f'run "{self.name}": minutes and tokens_per_second must be above 0, or left out.')
+                raise ConfigError(
+                    f'run "{self.name}": minutes and tokens_per_second must be positive; remove them if unknown.'
+                )
         if self.architecture is not None:
             try:
                 Architecture.parse(self.architecture)
@@ -54,12 +59,12 @@ class Run:
 
     @property
     def tokens(self) -> float:
-        """Tokens of the whole run."""
+        """Tokens at the end of the run."""
         return self.evaluations[-1][0]
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the whole run; None where neither time nor speed is recorded."""
+        """Wall time of the run, in seconds; None if neither time nor speed is recorded."""
         if self.minutes is not None:
             return 60 * self.minutes
         return None if self.tokens_per_second is None else self.tokens / self.tokens_per_second
@@ -67,41 +72,45 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
-    """Recorded runs that compete with each other."""
+    """Recorded runs from which a search selects the best."""
 
     schema_version: int
+    """Version of the format; must be 1."""
     source: str
+    """Where the curves come from."""
     unit: str
+    """Unit of the losses."""
     runs: tuple[Run, ...]
+    """The recorded runs, at least 2."""
 
     def __post_init__(self) -> None:
         if self.schema_version != 1:
             raise ConfigError(f"schema_version is {self.schema_version}; this version of march-search reads 1.")
         if len(self.runs) < 2:
-            raise ConfigError(f"a search needs at least 2 runs to choose from, not {len(self.runs)}.")
+            raise ConfigError(f"a table needs at least 2 runs, not {len(self.runs)}.")
         name, times = Counter(run.name for run in self.runs).most_common(1)[0]
         if times > 1:
-            raise ConfigError(f'{times} runs are called "{name}": give each run a name of its own.')
+            raise ConfigError(f'{times} runs have the name "{name}": give each run a unique name.')
 
 
 def read_table(name: str) -> Table:
-    """The table in a file, or the shipped one of that name.
+    """Read a table from a file, or the shipped table of that name.
 
     Raises:
-        ConfigError: there is none, or it does not keep to the format.
+        ConfigError: If the table does not exist or is invalid.
     """
     path = shipped_path("tables", name)
     return build(Table, read_file(path), str(path))
 
 
 def study_table(study: StudyRecord) -> dict[str, Any]:
-    """The complete trials of a study as a table's JSON object; the others are left out.
+    """Return the complete trials of a study as the JSON object of a table; other trials are omitted.
 
     Raises:
-        ConfigError: fewer than two trials are complete.
+        ConfigError: If fewer than two trials are complete.
     """
     runs = tuple(_run(trial) for trial in study.trials if trial.state == "complete")
-    source = f"march-search study {study.name}: {len(runs)} complete trials of {len(study.trials)}."
+    source = f"march-search study {study.name}: {len(runs)} of {len(study.trials)} trials are complete."
     try:
         return asdict(Table(1, source, "nats per target token", runs))
     except ConfigError as error:
@@ -109,7 +118,7 @@ def study_table(study: StudyRecord) -> dict[str, Any]:
 
 
 def _run(trial: TrialRecord) -> Run:
-    """A complete trial as a run; an evaluation repeated after an interruption counts once, the last time."""
+    """Convert a complete trial to a run; of evaluations repeated after an interruption, keep the last."""
     curve = {int(line["tokens"]): float(line["loss"]) for line in trial.evaluations}
     return Run(
         name=f"{trial.number}-{trial.architecture.name}",

@@ -1,1 +1,1 @@
-"""Rows become rich tables, JSON, CSV or Markdown."""
+"""Format rows as rich tables, JSON, CSV or Markdown."""

@@ -1,4 +1,4 @@
-"""Rows and columns that describe architectures, as `solve`, `study` and `rank` print them."""
+"""Rows and columns of the architecture tables that `solve`, `study`, `rank` and `pareto` print."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,7 +13,7 @@ from march_search.settings import nearest
 from march_search.space import AXES
 
 GLU_NAMES = {"gated-relu": "ReGLU", "gated-gelu": "GEGLU", "gated-silu": "SwiGLU"}
-"""Names of gated linear units (Shazeer 2020)."""
+"""Display names of gated linear units (Shazeer 2020)."""
 
 _NAME = Column("name", "name", "name", left=True)
 
@@ -40,13 +40,13 @@ PRICE_COLUMNS = (
 )
 
 PRICED_COLUMNS = (_NAME, *(replace(column, wide_only=True) for column in SHAPE_COLUMNS), *_COUNTS, *PRICE_COLUMNS)
-"""With a device: the name says the shape where there is little room."""
+"""Columns with a device. On a narrow terminal only the name shows the shape."""
 
-NARROW_LEGEND = "L layers a stack, D d_model, H×kv heads × d_kv, F d_ff"
+NARROW_LEGEND = "L: layers per stack, D: d_model, H×kv: heads × d_kv, F: d_ff"
 
 
 def architecture_row(a: Architecture) -> dict[str, Any]:
-    """Every field of `a`, its name and parameters, and the short texts that tables show."""
+    """Return a row with every field of `a`, its name, its parameter count and the short texts for tables."""
     return asdict(a) | {
         "name": a.name,
         "num_params": a.num_params,
@@ -57,7 +57,7 @@ def architecture_row(a: Architecture) -> dict[str, Any]:
 
 
 def solve_row(a: Architecture, difference_percent: float, setup: Setup, priced: bool) -> dict[str, Any]:
-    """`architecture_row` with its distance from the budget, its operations, and with a device its price."""
+    """Return `architecture_row` plus the difference from the budget and the FLOPs, and if `priced` memory and time."""
     row = architecture_row(a) | {
         "difference_percent": round(difference_percent, 4),
         "flops_per_token": float(cost.flops_per_token(a, setup)),
@@ -66,7 +66,7 @@ def solve_row(a: Architecture, difference_percent: float, setup: Setup, priced: 
 
 
 def price(a: Architecture, setup: Setup) -> dict[str, float]:
-    """What training `a` takes: bytes on each device, tokens a second and hours."""
+    """Return the predicted cost of training `a`: bytes on each device, tokens per second, and hours."""
     return {
         "memory_bytes": round(memory.memory_bytes(a, setup)),
         "tokens_per_second": round(cost.tokens_per_second(a, setup), 3),
@@ -75,10 +75,12 @@ def price(a: Architecture, setup: Setup) -> dict[str, float]:
 
 
 def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
-    """The columns with these keys; `params`, `flops` and `difference` are understood, and every field of a shape.
+    """Return the columns with these keys.
+
+    Besides the printed columns, `params`, `flops`, `difference` and every field of an architecture are valid keys.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: If a column is unknown.
     """
     known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS)}
     known |= {axis: Column(axis, axis, axis, left=axis in CHOICES) for axis in AXES}
@@ -90,7 +92,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     }
     for name in names:
         if name not in known:
-            raise UsageError(f'there is no column "{name}". {nearest(name, known)}')
+            raise UsageError(f'unknown column "{name}". {nearest(name, known)}')
     return tuple(known[name] for name in names)
 
 
@@ -108,7 +110,7 @@ _SHOWN = (
 
 
 def public(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without the texts that only tables need: what JSON and CSV hold."""
+    """Return the rows for JSON and CSV: without the texts that only tables need."""
     return [{k: v for k, v in row.items() if k not in _SHOWN} for row in rows]
 
 
@@ -117,7 +119,7 @@ RANK_COLUMNS = (
     _NAME,
     Column("num_params", "parameters", "params", count, wide_only=True),
     Column("num_seeds", "seeds", "seeds", wide_only=True),
-    Column("learning_rate_shown", "rate", "rate"),
+    Column("learning_rate_shown", "learning rate", "rate"),
     Column("loss", "loss", "loss", "{:.4f}".format),
     Column("half_interval", "±", "±", "{:.3f}".format),
     Column("letters_shown", "ties", "ties", left=True),
@@ -131,7 +133,7 @@ RANK_COLUMNS = (
 
 
 def rank_columns(rows: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
-    """`RANK_COLUMNS` without those in which no row has anything; all of them without rows."""
+    """Return the `RANK_COLUMNS` that have a value in at least one row; return all of them if there are no rows."""
     return tuple(c for c in RANK_COLUMNS if not rows or any(row.get(c.key) is not None for row in rows))
 
 
@@ -176,7 +178,7 @@ OTHER_COLUMNS = (
 
 
 def pareto_columns(objectives: Sequence[str]) -> tuple[Column, ...]:
-    """Columns of a Pareto set by these objectives."""
+    """Return the columns of a table of architectures compared by `objectives`."""
     known = {
         "loss": Column("loss", "loss", "loss", "{:.4f}".format),
         "params": Column("params", "parameters", "params", count),

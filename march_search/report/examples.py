@@ -1,4 +1,4 @@
-"""Examples as people can read them: a sentinel has the same colour in the input and in the target."""
+"""Display training examples as text. A sentinel has the same colour in the input and in the target."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -7,21 +7,21 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 COLOURS = ("bright_yellow", "bright_cyan", "bright_magenta", "bright_green", "bright_red", "bright_blue")
-"""Colours of sentinels, in turn."""
+"""Colours of the sentinels, used cyclically."""
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {0x0A: "↵ ", 0x7F: "␡"}
-"""Control characters of a text would reach the terminal: they are shown as pictures."""
+"""Replacements that keep control characters in a text from reaching the terminal."""
 
 
 class ExampleText:
-    """Turns token ids into text for a terminal."""
+    """Converter from token ids to coloured terminal text."""
 
     def __init__(self, decode: Callable[..., str], first_sentinel: int, step: int) -> None:
-        """A reader of ids whose sentinel i is `first_sentinel + step * i`, for i from 0 to 99."""
+        """Create a converter for ids in which sentinel i, from 0 to 99, is `first_sentinel + step * i`."""
         self._decode, self._first, self._step = decode, first_sentinel, step
 
     def of(self, ids: Sequence[int]) -> "Text":
-        """The text of `ids`, sentinels as coloured <0>, <1>, ..."""
+        """Return the text of `ids`, with sentinels as coloured <0>, <1>, ..."""
         from rich.text import Text
 
         text, words = Text(), list[int]()

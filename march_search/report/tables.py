@@ -1,4 +1,4 @@
-"""Rows -> a rich table, CSV or Markdown. A row is a dict; a missing value stays missing, never 0."""
+"""Format rows as a rich table, CSV or Markdown. A row is a dict; a missing value is left blank or shown as a dash."""
 
 import csv
 import io
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 WIDE = 120
-"""Terminal columns from which progress lines are written out."""
+"""Terminal width, in characters, from which progress lines are written in full."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a printed table."""
+    """Column of a printed table."""
 
     key: str
-    """Key of the row."""
+    """Key of the value in a row."""
     heading: str
-    """Heading where there is room."""
+    """Heading on a wide terminal."""
     short: str
     """Heading on a narrow terminal."""
     show: Callable[[Any], str] = str
-    """Text of a value."""
+    """Function that formats a value."""
     left: bool = False
-    """Text on the left; numbers stand on the right."""
+    """Whether to align left, as for text; numbers are aligned right."""
     wide_only: bool = False
-    """Left out on a narrow terminal."""
+    """Whether to omit the column on a narrow terminal."""
     in_name: bool = False
-    """Left out where the table does not fit otherwise: the architecture's name says it."""
+    """Whether the architecture's name contains the value; the column is omitted if the table does not fit otherwise."""
 
     def text(self, row: Row) -> str:
-        """The cell's text; a dash for what is missing."""
+        """Return the text of the cell, or a dash if the value is missing."""
         value = row.get(self.key)
         return "–" if value is None else self.show(value)
 
 
 def console(stderr: bool = False) -> "Console":
-    """A console for this stream: colours and width of a terminal; piped, plain text as wide as the table needs."""
+    """Return a console for stdout or stderr: the terminal's width and colours, or plain text 200 wide if piped."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -61,29 +61,30 @@ def print_table(
     legend: str = "",
     warnings: Sequence[str] = (),
 ) -> None:
-    """Prints a table that fits the console: with long headings and all columns if they fit, else in short, or in part.
+    """Print a table that fits the console.
 
-    Where the room is short, words that end every architecture's name are said once, below.
+    If the table is too wide, it is shortened step by step: the common ending of all architecture names moves to a note,
+    headings become short, and columns whose values are part of the name are omitted.
 
     Args:
-        out: where to print.
-        rows: what to print.
-        columns: how.
-        title: the line above.
-        notes: lines below.
-        legend: what the short headings mean; printed where they are used.
-        warnings: what must not be overlooked; above the notes.
+        out: Console to print to.
+        rows: Rows of the table.
+        columns: Columns of the table.
+        title: Line above the table.
+        notes: Lines below the table.
+        legend: Meaning of the short headings, printed only if they are used.
+        warnings: Highlighted lines between the table and the notes.
     """
-    table, said = _table(rows, columns, wide=True), []
+    table, layout_notes = _table(rows, columns, wide=True), []
     tail = common_tail([str(row["name"]) for row in rows if "name" in row])
     if tail and not _fits(out, table):
         rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
-        table, said = _table(rows, columns, wide=True), [f"every name ends in {tail}"]
+        table, layout_notes = _table(rows, columns, wide=True), [f"All names end in {tail}."]
     if not _fits(out, table):
-        table, said = _table(rows, columns, wide=False), [*([legend] if legend else []), *said]
+        table, layout_notes = _table(rows, columns, wide=False), [*([legend] if legend else []), *layout_notes]
     if not _fits(out, table):
         table = _table(rows, [column for column in columns if not column.in_name], wide=False)
-    notes = [*said, *notes]
+    notes = [*layout_notes, *notes]
     if title:
         out.print(title, style="bold", markup=False)
     out.print(table)
@@ -96,14 +97,14 @@ def print_table(
 
 
 def _fits(out: "Console", table: "Table") -> bool:
-    """Whether nothing of the table has to be folded."""
+    """Return whether the table fits without folding any cell."""
     from rich.measure import Measurement
 
     return Measurement.get(out, out.options.update(width=10_000), table).maximum <= out.width
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table":
-    """The table in one of its two widths."""
+    """Build the table in its wide or its narrow layout."""
     from rich import box
     from rich.table import Table
 
@@ -118,11 +119,11 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table
 
 
 _FEED_FORWARD = ("gelu", "silu", "reglu", "geglu", "swiglu")
-"""Words that stay in a name even where all rows share them: they are part of the shape."""
+"""Parts of a name that are never moved to the common ending, because they belong to the shape."""
 
 
 def common_tail(names: Sequence[str]) -> str:
-    """The words after the shape with which every one of several architecture names ends, hyphens included."""
+    """Return the ending, with its hyphens, that several architecture names share after the shape; empty if none."""
     if len(names) < 2:
         return ""
     tail: list[str] = []
@@ -134,7 +135,7 @@ def common_tail(names: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
-    """Comma-separated values with a heading line; missing values are empty."""
+    """Return the rows as comma-separated values with a header line; missing values are empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -143,39 +144,39 @@ def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
 
 
 def markdown_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A Markdown table with long headings."""
+    """Return the rows as a Markdown table with long headings."""
     lines = [_markdown_line(c.heading for c in columns), _markdown_line("---" if c.left else "---:" for c in columns)]
     lines += [_markdown_line(c.text(row).replace("|", "\\|").replace("\n", " ") for c in columns) for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _markdown_line(cells: Any) -> str:
-    """One line of a Markdown table."""
+    """Return one line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
 def count(value: float) -> str:
-    """A whole number with separators: `222,903,552`."""
+    """Format a whole number with separators: `222,903,552`."""
     return f"{value:,.0f}"
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Format a number with its noun: `1 seed`, `3 seeds`."""
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def percent(value: float) -> str:
-    """A signed percentage: `+1.32%`."""
+    """Format a signed percentage: `+1.32%`."""
     return f"{value:+.2f}%"
 
 
 def chance(value: float) -> str:
-    """An estimated probability: `46%`; `<1%` and `>99%` at the ends, as nothing is certain."""
+    """Format an estimated probability: `46%`, but `<1%` and `>99%` at the ends, because no estimate is certain."""
     return "<1%" if value < 0.005 else ">99%" if value > 0.995 else f"{value:.0%}"
 
 
 def si(value: float) -> str:
-    """Three digits and a letter: `1.05M`."""
+    """Format a number with three significant digits and an SI prefix: `1.05M`."""
     for limit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.9995:
             return f"{value / limit:.3g}{letter}"
@@ -183,12 +184,12 @@ def si(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes, three digits and a unit: `7.02GB`."""
+    """Format a size in bytes with three significant digits: `7.02GB`."""
     return f"{si(value)}B"
 
 
 def duration(seconds: float) -> str:
-    """`48s`, `3m05s` or `2h07m`."""
+    """Format seconds as `48s`, `3m05s` or `2h07m`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -1,1 +1,1 @@
-"""Studies: Optuna over the feasible set, one child process a trial."""
+"""Studies: Optuna over a feasible set, with one child process per trial."""

@@ -1,11 +1,14 @@
-"""What a study trains next where one of Optuna's samplers chooses: asked when a trial can start.
+"""Choose the next trial of a study that uses one of Optuna's samplers, at the time a worker can start it.
 
-The sampler does not see the study itself but a view of it: one trial an architecture, whatever its seeds and learning
-rates. A complete one has the mean loss over its seeds at its best learning rate. One that runs or has not begun counts
-as running, so that several workers ask for different places (constant liar). One that was stopped, or is paused on a
-rung, is pruned, with its loss at each evaluation: TPE orders such trials by how far they came, then by loss, below all
-complete ones. The other samplers know no pruned trials and are told the last loss, an upper bound of what the trial
-would have reached. Results of a warm start are in the view alone.
+The sampler sees an in-memory view of the study with one trial per architecture, whatever its seeds and learning rates:
+
+- complete: its loss is the mean over seeds at the best learning rate.
+- running, also if it waits to start: parallel workers get different proposals (constant liar).
+- pruned, also if it is paused on a rung: it has its loss at each evaluation. TPE ranks pruned trials below all complete
+  ones, by tokens reached, then by loss. Other samplers, and TPE with several objectives, do not use pruned trials and
+  get the last loss instead, an upper bound of the final loss.
+
+Warm-start results appear only in the view.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,30 +28,30 @@ from march_search.study.sampler import ARCHITECTURE, FeasibleSampler, make_sampl
 from march_search.study.warm import Prior
 
 REMEMBERS = ("cmaes", "qmc")
-"""Samplers whose state is in what they proposed before, which is then proposed again in order."""
+"""Samplers whose state depends on their past proposals, which the view therefore replays in order."""
 
 
 @dataclass(frozen=True)
 class NextTrial:
-    """Says what a study trains next."""
+    """Source of a study's next trial."""
 
     ask: Callable[[optuna.Study], Planned | None]
     ranges: dict[str, BaseDistribution]
-    """Of every dimension, the same for all trials."""
+    """Distribution of every dimension, the same for all trials."""
     total: int
-    """Trials that the study will have, with all seeds and learning rates."""
+    """Number of trials that the study will have, over all seeds and learning rates."""
 
     def __call__(self, study: optuna.Study) -> Planned | None:
-        """The next trial; None if the study has enough."""
+        """Return the next trial; None if the study has enough trials."""
         return self.ask(study)
 
 
 def next_trial(config: StudyConfig, chosen: Candidates) -> NextTrial:
-    """What says what a study trains next; None once it has `search.trials` architectures, or all there are.
+    """Return the source of a study's next trial.
 
-    The study's trials say in their attributes `architecture`, `seed` and, where there are several, `learning_rate` what
-    they are. Who calls it holds the study's lock until the trial is in the study: two that asked at once would be told
-    the same. The same study is told the same again.
+    It is exhausted once the study has `search.trials` architectures, or all feasible ones. The choice depends only on
+    the study's trials and their attributes `architecture`, `seed` and, with several learning rates, `learning_rate`.
+    The caller must hold the study's lock until it has added the trial; otherwise two workers would get the same trial.
     """
     search = config.search
     sampler = FeasibleSampler(chosen.found, search.strategy, search.seed, listed=chosen.architectures)
@@ -75,7 +78,7 @@ def next_trial(config: StudyConfig, chosen: Candidates) -> NextTrial:
 
 
 def grouped(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
-    """Trials by the name of their architecture, in the order of their first."""
+    """Group trials by architecture name, in order of first appearance."""
     groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
         if ARCHITECTURE in trial.user_attrs:
@@ -86,14 +89,14 @@ def grouped(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
 def view(
     sampler: FeasibleSampler, trials: Sequence[FrozenTrial], config: StudyConfig, priors: Sequence[Prior]
 ) -> optuna.Study:
-    """A study in memory as `sampler` is to see it."""
+    """Return the in-memory study that `sampler` sees."""
     search, groups = config.search, grouped(trials)
     seed = search.seed if search.strategy in REMEMBERS else (search.seed + 7919 * len(groups)) % 2**32
     sampler.inner = make_sampler(search.strategy, seed)
     seen = optuna.create_study(directions=["minimize"] * len(search.objectives), sampler=sampler)
     ends = {name: _end(group, config) for name, group in groups.items()}
-    own = [loss for state, loss, _ in ends.values() if state == TrialState.COMPLETE and loss is not None]
-    for prior in _shifted([p for p in priors if sampler.dimensions.holds(p.architecture)], own):
+    own_losses = [loss for state, loss, _ in ends.values() if state == TrialState.COMPLETE and loss is not None]
+    for prior in _shifted([p for p in priors if sampler.dimensions.holds(p.architecture)], own_losses):
         _add(
             seen,
             sampler,
@@ -108,11 +111,11 @@ def view(
 
 
 End = tuple[TrialState, float | None, Mapping[int, float]]
-"""State, loss and losses by tokens of an architecture."""
+"""State, loss, and loss by number of tokens of an architecture."""
 
 
 def _end(group: Sequence[FrozenTrial], config: StudyConfig) -> End:
-    """What became of an architecture."""
+    """Return the outcome of an architecture from its trials."""
     complete: dict[float, list[float]] = {}
     for trial in group:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
@@ -137,19 +140,19 @@ def _end(group: Sequence[FrozenTrial], config: StudyConfig) -> End:
 
 
 def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """Mean loss of several seeds at each number of tokens that all have."""
+    """Return the mean loss over seeds at each number of tokens that all curves have."""
     return {tokens: fmean(c[tokens] for c in curves) for tokens in curves[0] if all(tokens in c for c in curves)}
 
 
 def _add(
     seen: optuna.Study, sampler: FeasibleSampler, a: Architecture, end: End, config: StudyConfig, attrs: dict[str, Any]
 ) -> None:
-    """Adds an architecture to a view."""
+    """Add an architecture to a view."""
     (state, loss, losses), params = end, sampler.dimensions.params(a)
-    told = attrs if attrs else {ARCHITECTURE: a.name}  # a result from elsewhere has not been tried here
+    user_attrs = attrs if attrs else {ARCHITECTURE: a.name}  # a warm-start result does not count as tried
     values = None if loss is None else [loss, *(value(o, a, config) for o in config.search.objectives[1:])]
     if config.search.strategy in REMEMBERS and not attrs:
-        seen.enqueue_trial(params, user_attrs=told)
+        seen.enqueue_trial(params, user_attrs=user_attrs)
         trial = seen.ask()
         sampler.suggest(trial)
         if state != TrialState.RUNNING:
@@ -158,14 +161,14 @@ def _add(
     ranges = {axis: sampler.distributions[axis] for axis in params}
     seen.add_trial(
         create_trial(
-            state=state, values=values, params=params, distributions=ranges, user_attrs=told,
+            state=state, values=values, params=params, distributions=ranges, user_attrs=user_attrs,
             intermediate_values=dict(losses),
         )
     )  # fmt: skip
 
 
 def _shifted(priors: Sequence[Prior], own: Sequence[float]) -> list[Prior]:
-    """Results from elsewhere, moved so that their median is that of the study's own losses once it has any."""
+    """Return warm-start results, shifted so that their median equals that of the study's own losses, if it has any."""
     if not priors or not own:
         return list(priors)
     shift = median(own) - median(prior.loss for prior in priors)
@@ -173,7 +176,7 @@ def _shifted(priors: Sequence[Prior], own: Sequence[float]) -> list[Prior]:
 
 
 def _identity(trial: FrozenTrial, config: StudyConfig) -> tuple[str, int, float]:
-    """What a trial trains."""
+    """Return the architecture, seed and learning rate of a trial."""
     attrs = trial.user_attrs
     return (
         attrs[ARCHITECTURE],

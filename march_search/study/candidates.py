@@ -1,4 +1,4 @@
-"""Which architectures a study tries, in order, checked against its data and its space."""
+"""Choose the architectures that a study tries, in order, and check them against its data and search space."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,34 +18,34 @@ from march_search.study.warm import Prior, best_members, read_priors
 
 
 class Planned(NamedTuple):
-    """A trial that a study wants."""
+    """A planned trial."""
 
     architecture: Architecture
     seed: int
-    """Of initialisation and order of the data."""
+    """Seed of initialisation and data order."""
     learning_rate: float
     """Peak learning rate."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a study will train, or begins with where a sampler chooses as results come in."""
+    """Architectures that a study trains; with an Optuna sampler, those it starts with."""
 
     found: FeasibleSet
-    """The feasible set they come from."""
+    """Feasible set that the architectures come from."""
     architectures: tuple[Architecture, ...]
-    """All different, in the order in which they are tried."""
+    """Distinct architectures, in the order in which they are tried."""
     priors: tuple[Prior, ...] = ()
-    """Results from elsewhere, for the sampler."""
+    """Warm-start results for the sampler."""
 
     @property
     def off_budget(self) -> tuple[Architecture, ...]:
-        """Listed architectures that are no members of the feasible set."""
+        """Listed architectures that are not members of the feasible set."""
         return tuple(a for a in self.architectures if a not in self.found)
 
 
 def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
-    """The study's space with the study's budget; a TOML file is looked for beside the study's."""
+    """Return the search space with the study's parameter budget; a file in `folder` precedes a shipped space."""
     beside = folder / config.space
     space = SearchSpace.load(beside if beside.is_file() else config.space)
     if config.budget is None and config.tolerance is None and space.budget is not None:
@@ -54,12 +54,12 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
 
 
 def choose(config: StudyConfig, folder: Path) -> Candidates:
-    """The study's architectures: the listed ones, the best of a warm start, then those its strategy takes.
+    """Return the study's architectures: the listed ones, the best of a warm start, then those its strategy picks.
 
     Raises:
-        EmptySetError: nothing is feasible.
-        ArchitectureError: a listed name cannot exist.
-        ConfigError: fewer are feasible than asked for, or an architecture does not fit the data.
+        EmptySetError: If no architecture is feasible.
+        ArchitectureError: If a listed name is not a valid architecture.
+        ConfigError: If fewer architectures are feasible than requested, or one does not fit the data.
     """
     search = config.search
     found = solve_or_explain(load_space(config, folder))
@@ -79,7 +79,8 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
         chosen = chosen[: max(search.trials, len(listed) + len(best))]
         if len(chosen) < search.trials:
             raise ConfigError(
-                f"[search]: trials asks for {search.trials} architectures, and only {len(chosen)} are feasible."
+                f"[search]: trials = {search.trials}, but only {len(chosen)} architectures are feasible; lower trials, "
+                "or widen the space."
             )
     ds_config(config.training, config.batch)
     base_shape(config.training)
@@ -89,18 +90,19 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
         _check_all_fit(found, config)
     if len({architecture.structure for architecture in chosen}) > 1:
         raise ConfigError(
-            "the candidates are encoder-decoder and decoder-only models, whose losses do not compare: make them two "
-            "studies."
+            "the candidates include encoder-decoder and decoder-only models, whose losses are not comparable; use a "
+            "separate study for each."
         )
     return Candidates(found, tuple(chosen), priors)
 
 
 def _check_all_fit(found: FeasibleSet, config: StudyConfig) -> None:
-    """Refuses a set in which a sampler might choose what cannot read the study's examples."""
+    """Check that all members of a feasible set can read the study's examples; raise ConfigError otherwise."""
     values = Neighbours(found).values
     if len(values("structure")) > 1:
         raise ConfigError(
-            "the space has encoder-decoder and decoder-only models, whose losses do not compare: make them two spaces."
+            "the space has encoder-decoder and decoder-only models, whose losses are not comparable; use a separate "
+            "space for each."
         )
     for vocab_size, position, max_length in product(values("vocab_size"), values("position"), values("max_length")):
         fields = {"vocab_size": vocab_size, "position": position, "max_length": max_length}
@@ -108,34 +110,38 @@ def _check_all_fit(found: FeasibleSet, config: StudyConfig) -> None:
 
 
 def _check_fit(a: Architecture, config: StudyConfig) -> None:
-    """Refuses an architecture that cannot read the study's examples."""
+    """Check that an architecture can read the study's examples; raise ConfigError otherwise."""
     data = config.data
     if a.vocab_size != data.vocab_size:
         raise ConfigError(
-            f"{a.name} has a vocabulary of {a.vocab_size:,}, [data] vocab_size is {data.vocab_size:,}; make them one."
+            f"{a.name} has a vocabulary of {a.vocab_size:,}, but [data] vocab_size is {data.vocab_size:,}; make them "
+            "equal."
         )
     longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
     if a.position == "absolute" and longest > a.max_length:
-        raise ConfigError(f"{a.name} has {a.max_length} positions, too few for examples of {longest} tokens.")
+        raise ConfigError(
+            f"{a.name} has {a.max_length} positions, but examples have {longest} tokens; use a larger max_length or "
+            "shorter examples."
+        )
 
 
 def with_seeds(candidates: Candidates, config: StudyConfig) -> list[tuple[Architecture, int]]:
-    """Every trial of the study, in order: all architectures with the first seed, then with the next."""
+    """Return the (architecture, seed) pairs of the study: all architectures with the first seed, then the next."""
     return [(a, seed) for seed in config.search.seeds for a in candidates.architectures]
 
 
 def planned(candidates: Candidates, config: StudyConfig) -> list[Planned]:
-    """Every trial that the study begins with: as `with_seeds`, and each with every learning rate."""
+    """Return the trials that the study starts with: the pairs of `with_seeds`, each with every learning rate."""
     return [Planned(a, seed, rate) for a, seed in with_seeds(candidates, config) for rate in rates(config)]
 
 
 def rates(config: StudyConfig) -> tuple[float, ...]:
-    """The learning rates that each architecture and seed is trained with."""
+    """Return the learning rates with which each architecture and seed is trained."""
     return config.search.learning_rates or (config.training.learning_rate,)
 
 
 def how_many(candidates: Candidates, config: StudyConfig) -> int:
-    """Architectures that the study will train; with a sampler, as many as it is allowed."""
+    """Return the number of architectures that the study trains; with an Optuna sampler, the maximum."""
     listed = len(candidates.architectures)
     if not config.search.adaptive:
         return listed

@@ -1,4 +1,4 @@
-"""One trial's process: started, read, stopped."""
+"""Start, read and stop the process that trains one trial."""
 
 import contextlib
 import math
@@ -18,30 +18,30 @@ from march_search.files import parse_lines, read_json
 from march_search.outcome import FAILURES, killed, memory_kills
 
 TRAINING = (sys.executable, "-m", "march_search.training", "--once")
-"""The command that trains the trial in the folder named after it; whether it starts again is its worker's affair."""
+"""Command that trains the trial in the folder appended to it. The worker decides whether to restart it."""
 
 PARENT = "MARCH_SEARCH_PARENT"
-"""Environment variable that tells a process whose death is its own end too."""
+"""Environment variable with the process ID of the worker; the trial ends when that process dies."""
 
 STOP_SECONDS = 330
-"""How long a trial may take to save after it is asked to stop; then it is killed. Large models write for minutes."""
+"""Seconds that a trial may take to save before it is killed. Large models take minutes to write."""
 
 
 class Tail:
-    """Metric lines of a trial, as they are written."""
+    """Reader of a trial's metric lines while they are written."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads metrics.jsonl in `folder` from its beginning."""
+        """Read metrics.jsonl in `folder` from its start."""
         self._path, self._file, self._read, self._rest = folder / "metrics.jsonl", 0, 0, b""
         self.resets = 0
-        """How often the file was cut back or replaced."""
+        """Number of times the file was truncated or replaced."""
 
     def new_lines(self) -> list[dict[str, Any]]:
-        """Lines written since the last call; a line still being written waits for the next."""
+        """Return the lines written since the last call, except a line that is still incomplete."""
         try:
             with self._path.open("rb") as file:
                 known, self._file = self._file, os.fstat(file.fileno()).st_ino
-                if file.seek(0, os.SEEK_END) < self._read or known not in (0, self._file):  # a resumed trial cut it
+                if file.seek(0, os.SEEK_END) < self._read or known not in (0, self._file):  # trial resumed
                     self._read, self._rest = 0, b""
                     self.resets += 1
                 file.seek(self._read)
@@ -56,7 +56,7 @@ class Tail:
 
 @dataclass
 class Child:
-    """A running trial."""
+    """The process of a running trial."""
 
     folder: Path
     process: "subprocess.Popen[bytes]"
@@ -75,16 +75,16 @@ class Child:
         hidden: Sequence[str] = (),
         fence: int | None = None,
     ) -> "Child":
-        """Starts `command FOLDER` in a session of its own, its output in trial.log.
+        """Start `command FOLDER` in a new session and append its output to trial.log.
 
         Args:
-            folder: the trial's.
-            devices: what it runs on.
-            command: program and first arguments.
-            slot: number of the trial among those that run here, which chooses its GPUs.
-            until: tokens at which the trial pauses; None for its end.
-            hidden: environment variables that it must not see.
-            fence: an open file whose lock lasts as long as the process.
+            folder: Trial folder.
+            devices: Devices to run on.
+            command: Program and its first arguments.
+            slot: Index of the trial among those of this worker; selects its GPUs.
+            until: Tokens at which the trial pauses; None to train to the end.
+            hidden: Environment variables to remove.
+            fence: Descriptor of an open file whose lock lasts as long as the process.
         """
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", PARENT: str(os.getpid())}
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *hidden):
@@ -101,11 +101,11 @@ class Child:
         return cls(folder, process, Tail(folder), kills)
 
     def new_lines(self) -> list[dict[str, Any]]:
-        """Metric lines written since the last call."""
+        """Return the metric lines written since the last call."""
         return self.tail.new_lines()
 
     def ask_to_stop(self, hurry: bool = False) -> None:
-        """Asks the trial, once, to save and end; kills it if it has not after `STOP_SECONDS`, or at once in a hurry."""
+        """Ask the trial once to save and exit; on later calls, kill it after `STOP_SECONDS`. `hurry` kills it now."""
         if self.process.poll() is not None:
             return
         if self._deadline is None:
@@ -115,35 +115,39 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """Leaves no process of the trial behind."""
+        """Kill all processes of the trial."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def failure(self) -> tuple[str, str]:
-        """How the trial failed, one of `outcome.FAILURES`, and why, in one line."""
-        told = read_json(self.folder / "failure.json")
-        if isinstance(told, dict) and told.get("reason"):
-            state = told.get("state")
-            return state if state in FAILURES else "failed", str(told["reason"])
+        """Return the failure state, one of `outcome.FAILURES`, and a one-line reason."""
+        report = read_json(self.folder / "failure.json")
+        if isinstance(report, dict) and report.get("reason"):
+            state = report.get("state")
+            return state if state in FAILURES else "failed", str(report["reason"])
         code = self.process.returncode
         if code == StorageError.exit_code:
-            return "failed", f"{self.folder}: cannot be written; free some room, or make it writable."
+            return "failed", f"{self.folder}: cannot be written; free disk space, or make the folder writable."
         if code is not None and code < 0:
             hint = f": {killed(self._kills)}" if code == -signal.SIGKILL else ""
-            return "failed", f"the process was ended by {signal.Signals(-code).name}{hint}."
-        return "failed", f"the process ended with code {code} and no result; see {self.folder / 'trial.log'}."
+            return "failed", f"the process was killed by {signal.Signals(-code).name}{hint}."
+        return "failed", f"the process exited with code {code} and no result; see {self.folder / 'trial.log'}."
 
 
 def _is_metric(line: dict[str, Any]) -> bool:
-    """Whether a line says what a study needs: its kind, after how many tokens, and a finite loss."""
+    """Return whether a line has a kind, a number of tokens and a finite loss."""
     loss, tokens = line.get("loss"), line.get("tokens")
     known = isinstance(line.get("kind"), str) and type(tokens) is int
     return known and isinstance(loss, int | float) and math.isfinite(loss)
 
 
 def _gpus(ranks: int, slot: int) -> str:
-    """The GPUs of a slot, out of those this process may use."""
-    mine = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
-    places = range(slot * ranks, (slot + 1) * ranks)
-    return ",".join(mine[p] if p < len(mine) else "none" for p in places) if mine else ",".join(map(str, places))
+    """Return the GPUs of a slot, out of those visible to this process."""
+    visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    indices = range(slot * ranks, (slot + 1) * ranks)
+    return (
+        ",".join(visible[i] if i < len(visible) else "none" for i in indices)
+        if visible
+        else ",".join(map(str, indices))
+    )

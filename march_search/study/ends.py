@@ -1,4 +1,4 @@
-"""How a trial's turn ended, read from its folder: complete, paused on a rung, failed, or interrupted."""
+"""Build the outcome of a trial from its folder or process, and report it to Optuna."""
 
 import math
 import signal
@@ -16,14 +16,14 @@ from march_search.settings import build
 from march_search.study.child import Child
 
 INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
-"""Exit codes of a process that was asked to end."""
+"""Exit codes of a process that was asked to stop."""
 
 End = dict[str, Any]
-"""What outcome.json holds."""
+"""Content of outcome.json."""
 
 
 def complete(folder: Path) -> End | None:
-    """The outcome of a trial that reached its data budget; None for any other."""
+    """Return the outcome of a trial that reached its data budget; None for any other trial."""
     config = build(TrialConfig, read_json(folder / "trial.json"), str(folder / "trial.json"))
     result = outcome.complete(folder, config)
     if result is None:
@@ -35,10 +35,10 @@ def complete(folder: Path) -> End | None:
 
 
 def failed(child: Child) -> End | None:
-    """The outcome of a process that ended without a result; None if it was asked to stop.
+    """Return the outcome of a process that exited without a result; None if it was asked to stop.
 
     Raises:
-        StorageError: it could not write; no fault of the trial's, which goes on once there is room.
+        StorageError: If it could not write. The trial has not failed; it resumes once there is disk space.
     """
     if child.process.returncode in INTERRUPTED:
         return None
@@ -49,15 +49,15 @@ def failed(child: Child) -> End | None:
 
 
 def pruned(loss: float, tokens: int, reason: str) -> End:
-    """The outcome of a trial that was stopped for its loss."""
+    """Return the outcome of a trial that was stopped because of its loss."""
     text = f"loss {loss:.4f} after {tokens:,} tokens"
     return {"state": "pruned", "tokens": tokens, "loss": loss, "text": text, "reason": reason}
 
 
 def tell(storage: BaseStorage, trial: FrozenTrial, end: End) -> None:
-    """Closes the trial in Optuna, which would take an infinite loss for a result; raises if it is closed already.
+    """Close the trial in Optuna, as failed if its loss is not finite; raise if it is already closed.
 
-    `Study.tell` does the same with twice as many questions to the storage, under a lock that all workers share.
+    `Study.tell` accepts an infinite loss, and makes twice as many storage calls under a lock that all workers share.
     """
     state, values = TrialState.FAIL, None
     if end["state"] in ("complete", "pruned") and math.isfinite(end["loss"]):

@@ -1,4 +1,4 @@
-"""`study run --extend`: a started study gets more trials, seeds, rates, shapes or a wider space, and loses nothing."""
+"""Extend a started study with trials, seeds, learning rates, architectures or a wider space (`study run --extend`)."""
 
 import json
 from dataclasses import asdict, replace
@@ -30,111 +30,117 @@ GROWING = (
 
 
 def extended(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool) -> Candidates:
-    """The study's architectures, those it has already first; as chosen where it was neither started nor extended.
+    """Return the study's architectures, existing ones first; `chosen` if the study is neither started nor extended.
 
     Raises:
-        ConfigError: the space is another than when the study started, or the extension takes something away.
+        ConfigError: If the space changed without `extend`, the extension removes something, or there is no started
+            study to extend.
     """
-    kept = read_json(folder / "study.json")
-    if not isinstance(kept, dict) or "store" not in kept:
+    record = read_json(folder / "study.json")
+    if not isinstance(record, dict) or "store" not in record:
         if extend:
-            raise ConfigError(f"{folder.name} has not been started, so there is nothing to extend: leave out --extend.")
+            raise ConfigError(
+                f"{folder.name} has not been started, so there is nothing to extend; run it without --extend."
+            )
         return chosen
-    _check_space(folder.name, kept.get("space"), space_table(chosen.found), extend)
-    old, drawn = kept["settings"]["architectures"], [a.name for a in chosen.architectures]
-    if not extend and kept.get("drawn") == drawn:
+    _check_space(folder.name, record.get("space"), space_table(chosen.found), extend)
+    old, drawn = record["settings"]["architectures"], [a.name for a in chosen.architectures]
+    if not extend and record.get("drawn") == drawn:
         return _with(chosen, old)
-    if not extend and config.search.trials > (trials := _config(kept).search.trials):
+    if not extend and config.search.trials > (trials := _config(record).search.trials):
         raise ConfigError(
-            f"{folder.name} was started with [search] trials = {trials} and its file says {config.search.trials}: say "
-            "--extend to add them, or give the file another name."
+            f"{folder.name} was started with [search] trials = {trials}, but its file now has {config.search.trials}; "
+            "use --extend to add trials, or rename the file to start a new study."
         )
     if not extend:
         return chosen
-    _check_growth(folder.name, config, kept)
+    _check_growth(folder.name, config, record)
     names = list(dict.fromkeys([*old, *drawn]))
     most = max(config.search.trials, len({*old, *config.search.architectures}))
     return _with(chosen, names[:most] if config.search.strategy in ("design", "sample") else names)
 
 
 def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: Candidates) -> None:
-    """Writes an extension that `extended` allowed.
+    """Write an extension that `extended` accepted to study.json.
 
     Raises:
-        ConfigError: a setting changed that no extension may change; nothing is written then.
+        ConfigError: If a setting changed that an extension may not change; nothing is written.
     """
-    kept = read_json(folder.path / "study.json")
-    was, new = _config(kept), json.loads(json.dumps(asdict(config.search)))
+    record = read_json(folder.path / "study.json")
+    was, new = _config(record), json.loads(json.dumps(asdict(config.search)))
     search = replace(config.search, **{key: getattr(was.search, key) for key in GROWING})
     others = replace(config, search=search, space=was.space, budget=was.budget, tolerance=was.tolerance)
-    folder.keep_settings(others, [Architecture.parse(name) for name in kept["settings"]["architectures"]])
-    settings = kept["settings"] | {"architectures": [a.name for a in chosen.architectures]}
+    folder.keep_settings(others, [Architecture.parse(name) for name in record["settings"]["architectures"]])
+    settings = record["settings"] | {"architectures": [a.name for a in chosen.architectures]}
     settings["search"] = settings["search"] | {key: new[key] for key in GROWING}
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
     more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
-    write_json(folder.path / "study.json", kept | table(chosen) | more)
+    write_json(folder.path / "study.json", record | table(chosen) | more)
 
 
 def _with(chosen: Candidates, names: list[str]) -> Candidates:
-    """The same with these architectures."""
+    """Return `chosen` with these architectures."""
     return replace(chosen, architectures=tuple(map(Architecture.parse, names)))
 
 
 def _check_space(name: str, old: dict[str, Any] | None, new: dict[str, Any], extend: bool) -> None:
-    """Refuses a space that lost something, or gained something without `--extend`."""
+    """Check that a space lost nothing, and gained nothing without `extend`; raise ConfigError otherwise."""
     lost, gained = _differences(old, new) if old else ([], [])
     if lost:
         raise ConfigError(
-            f"the space of {name} is narrower than when it started: {'; '.join(lost)}. Bring that back, or give the "
-            "study's file another name."
+            f"the space of {name} is narrower than when the study started: {'; '.join(lost)}. Restore it, or rename "
+            "the study's file to start a new study."
         )
     if gained and not extend:
         raise ConfigError(
-            f"the space of {name} is wider than when it started: {'; '.join(gained)}. Say --extend to go on with it, "
-            "or give the study's file another name."
+            f"the space of {name} is wider than when the study started: {'; '.join(gained)}. Use --extend to accept "
+            "this, or rename the study's file to start a new study."
         )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What a space lost, and what it gained, in words."""
+    """Describe what a space lost and what it gained."""
     lost, gained = [], []
     for axis in old["axes"]:
         before, after = old["axes"][axis], new["axes"].get(axis, [])
         if less := [value for value in before if value not in after]:
-            lost.append(f"{axis} lost {_list(less)}")
+            lost.append(f"{axis} no longer has {_list(less)}")
         if more := [value for value in after if value not in before]:
-            gained.append(f"{axis} gained {_list(more)}")
-    lost += [f'the rule "{rule}" is new' for rule in new["rules"] if rule not in old["rules"]]
-    gained += [f'the rule "{rule}" is gone' for rule in old["rules"] if rule not in new["rules"]]
+            gained.append(f"{axis} now also has {_list(more)}")
+    lost += [f'the rule "{rule}" was added' for rule in new["rules"] if rule not in old["rules"]]
+    gained += [f'the rule "{rule}" was removed' for rule in old["rules"] if rule not in new["rules"]]
     was, now = budget_of(old["budget"]), budget_of(new["budget"])
     if was != now:
         inside = now.low <= was.low and was.high <= now.high and was.count == now.count
-        (gained if inside else lost).append(f"the budget was {was} and is {now}")
+        (gained if inside else lost).append(f"the budget was {was} and is now {now}")
     return lost, gained
 
 
 def _check_growth(name: str, config: StudyConfig, kept: dict[str, Any]) -> None:
-    """Refuses an extension that takes something away."""
+    """Check that an extension removes nothing; raise ConfigError otherwise."""
     was, now = _config(kept), config
     if now.search.trials < was.search.trials:
         raise ConfigError(
-            f"--extend only adds: [search] trials of {name} was {was.search.trials} and is {now.search.trials}."
+            f"--extend cannot lower [search] trials of {name} from {was.search.trials} to {now.search.trials}; use "
+            f"{was.search.trials} or more."
         )
-    for what, before, after in (
+    for key, before, after in (
         ("seeds", was.search.seeds, now.search.seeds),
         ("learning_rates", rates(was), rates(now)),
         ("architectures", was.search.architectures, now.search.architectures),
     ):
-        gone = [value for value in before if value not in after]
-        if gone:
-            raise ConfigError(f"--extend only adds: [search] {what} of {name} lost {_list(gone)}.")
+        removed = [value for value in before if value not in after]
+        if removed:
+            raise ConfigError(
+                f"--extend cannot remove values from [search] {key} of {name}; add back: {_list(removed)}."
+            )
 
 
 def _config(kept: dict[str, Any]) -> StudyConfig:
-    """The settings of a started study."""
+    """Return the settings of a started study."""
     return build(StudyConfig, {k: v for k, v in kept["settings"].items() if k != "architectures"}, "study.json")
 
 
 def _list(values: list[Any]) -> str:
-    """A few values."""
+    """Format the first four values and the number of others."""
     return ", ".join(map(str, values[:4])) + (f" and {len(values) - 4} more" if len(values) > 4 else "")

@@ -1,4 +1,4 @@
-"""Optuna's journal file under a lock that dies with its holder, its torn end cut off before anything is appended."""
+"""Open Optuna's journal file with a lock that ends with its process, and repair an incomplete last line."""
 
 import fcntl
 import os
@@ -8,32 +8,32 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 JOURNAL = "optuna-journal.log"
-"""The journal's name in a study's folder."""
+"""File name of the journal in a study folder."""
 
 
 class JournalLock:
-    """Optuna's lock interface over `flock` on the journal itself, which Linux releases when a process ends.
+    """Optuna's lock interface, implemented with `flock` on the journal; Linux releases it when the process ends.
 
-    Optuna's own lock is a file: one left by a kill holds everybody up for half a minute.
+    Optuna's own lock is a file; if its process is killed, the file blocks all workers for half a minute.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._held = path, -1
 
     def acquire(self) -> bool:
-        """Waits for the lock, then cuts off what a kill left behind the last whole line."""
+        """Wait for the lock, then remove an incomplete last line that a killed process left."""
         self._held = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._held, fcntl.LOCK_EX)
         cut_torn_end(self._held)
         return True
 
     def release(self) -> None:
-        """Lets the next one in."""
+        """Release the lock."""
         os.close(self._held)
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The journal at `path`, made if it does not exist, repaired if a kill tore its end."""
+    """Open the journal at `path`; create it if it does not exist and remove an incomplete last line."""
     lock = JournalLock(path)
     lock.acquire()
     lock.release()
@@ -41,9 +41,9 @@ def open_journal(path: Path) -> JournalStorage:
 
 
 def cut_torn_end(descriptor: int) -> None:
-    """Ends an open file with its last newline: the next record would be glued to half a line, and both be lost.
+    """Truncate an open file after its last newline, so that the next record does not join an incomplete line.
 
-    A record is acknowledged after it and its newline are on the disk: half a line was never acknowledged.
+    Nothing acknowledged is lost: a record is acknowledged only after it and its newline are on the disk.
     """
     size = end = os.fstat(descriptor).st_size
     while end and os.pread(descriptor, 1, end - 1) != b"\n":

@@ -1,4 +1,4 @@
-"""What study.json keeps of a study's candidates, for workers that have neither its file nor its space."""
+"""Store a study's candidates in study.json, for workers that have neither the study's file nor its space."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -16,48 +16,48 @@ from march_search.study.warm import Prior
 
 
 def keep(folder: Path, chosen: Candidates) -> None:
-    """Remembers the space and the earlier results of a study that starts; once it has started they stay."""
+    """Write the space and warm-start results of a study to study.json, unless the study has already started."""
     with lock(folder / "lock"):
-        kept = read_json(folder / "study.json")
-        if "space" not in kept or "store" not in kept:
-            write_json(folder / "study.json", kept | table(chosen))
+        record = read_json(folder / "study.json")
+        if "space" not in record or "store" not in record:
+            write_json(folder / "study.json", record | table(chosen))
 
 
 def restored(folder: Path) -> Candidates:
-    """The candidates with which the study in `folder` was started or last extended.
+    """Return the candidates with which the study in `folder` was started or last extended.
 
     Raises:
-        StorageError: it keeps none.
+        StorageError: If study.json has no space.
     """
-    kept = read_json(folder / "study.json")
-    if not isinstance(kept, dict) or "space" not in kept:
-        raise StorageError(f"{folder}: study.json keeps no space: start the study once with march-search study run.")
-    space = kept["space"]
+    record = read_json(folder / "study.json")
+    if not isinstance(record, dict) or "space" not in record:
+        raise StorageError(f"{folder}: study.json has no space; start the study once with march-search study run.")
+    space = record["space"]
     axes = {axis: tuple(values) for axis, values in space["axes"].items()}
     rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
     found = solve(SearchSpace(folder.name, budget_of(space["budget"]), axes, rules))
-    priors = tuple(Prior(Architecture.parse(name), loss, source) for name, loss, source in kept["priors"])
-    return Candidates(found, tuple(map(Architecture.parse, kept["settings"]["architectures"])), priors)
+    priors = tuple(Prior(Architecture.parse(name), loss, source) for name, loss, source in record["priors"])
+    return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
 
 
 def table(chosen: Candidates) -> dict[str, Any]:
-    """The keys of study.json that hold it."""
+    """Return the keys of study.json that hold the candidates."""
     priors = [[prior.architecture.name, prior.loss, prior.source] for prior in chosen.priors]
     return {"space": space_table(chosen.found), "priors": priors}
 
 
 def space_table(found: FeasibleSet) -> dict[str, Any]:
-    """Values of all axes, rules and budget of a set's space."""
+    """Return the axis values, rules and budget of a feasible set's space."""
     space = found.space
     axes = {axis: list(values) for axis, values in space.axes.items()}
     return {"axes": axes, "rules": [rule.text for rule in space.rules], "budget": _budget_table(found.budget)}
 
 
 def budget_of(budget: dict[str, Any]) -> Budget:
-    """The budget of a space table."""
+    """Return the budget of a space table."""
     return Budget(budget["parameters"], Fraction(budget["tolerance"]), budget["count"])
 
 
 def _budget_table(budget: Budget) -> dict[str, Any]:
-    """A budget as JSON can hold it, exactly."""
+    """Return a budget as JSON values, without rounding."""
     return {"parameters": budget.parameters, "tolerance": str(budget.tolerance), "count": budget.count}

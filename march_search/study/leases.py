@@ -1,9 +1,9 @@
-"""Who trains which trial: leases that a worker takes, keeps by its heartbeat, and loses when it falls silent.
+"""Leases of trials. A worker takes a lease, keeps it with its heartbeat, and loses it when the heartbeat stops.
 
-A lease is a user attribute of the trial. Every change of owner happens under the trial's lock, a file in the study's
-folder, and starts with a fresh look at the trial: so two workers never both get it, and one that was only slow finds,
-before it writes a result, that the trial is no longer its own. Taking a waiting trial is Optuna's compare-and-set on
-top. What concerns all trials (adding some, staying within the study's tokens) happens under the study's own lock.
+A lease is a user attribute of the trial. Its owner changes only under the trial's lock, a file in the study folder, and
+only after the trial is read again. Two workers therefore never hold the same trial, and a slow worker notices that it
+lost the lease before it writes a result. Taking a waiting trial also uses Optuna's compare-and-set. Operations on all
+trials (adding trials, checking the study's token limit) use the study's own lock.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -18,72 +18,72 @@ from optuna.trial import FrozenTrial, TrialState
 from march_search.files import lock
 
 MAX_RETRIES = 2
-"""How often a trial goes on after its worker died or it hung; then it fails."""
+"""Number of times a trial resumes after its worker died or it hung; after that, it fails."""
 
 LOCKS = 16
-"""Lock files of a study's trials: workers that write to different trials seldom wait for each other."""
+"""Number of lock files for a study's trials, so that workers on different trials rarely wait for each other."""
 
 LEASE = "lease"
-"""User attribute of a trial."""
+"""User attribute of a trial that holds its lease."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A trial's owner, and what it has cost."""
+    """Owner of a trial and tokens spent on it."""
 
     attempt: int = 0
-    """How often the trial has been taken; with the worker, it tells one lease from every other."""
+    """Number of times the trial was taken; identifies the lease, together with `worker`."""
     worker: str | None = None
-    """Who has it; None for nobody."""
+    """Worker that holds the trial; None if it is free."""
     retries: int = 0
-    """How often its worker died or it hung."""
+    """Number of times its worker died or it hung."""
     spent: int = 0
-    """Tokens it was trained on under former leases, repeated ones counted."""
+    """Tokens trained under earlier leases, including repeated ones."""
     start: int = 0
-    """Tokens at which it goes on."""
+    """Number of tokens at which training resumes."""
     until: int = 0
-    """Tokens at which it is to stop."""
+    """Number of tokens at which training stops."""
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> "Lease":
-        """The lease that the storage has."""
+        """Return the lease of a trial as read from the storage."""
         return cls(**trial.user_attrs.get(LEASE, {}))
 
 
 class Leases:
-    """The leases of one study, as one worker sees them."""
+    """Leases of one study, as seen by one worker."""
 
     def __init__(self, study: optuna.Study, storage: BaseStorage, path: Path, worker: str) -> None:
-        """Leases for `worker` under the lock file `path`."""
+        """Manage leases for `worker` under the study's lock file `path`."""
         self.study, self.storage, self.worker, self._path = study, storage, worker, path
 
     def locked(self) -> Any:
-        """The study's lock, as a context; waits for it. Taken before a trial's, never within one."""
+        """Return a context manager that acquires the study's lock; never enter it while holding a trial's lock."""
         return lock(self._path)
 
     def alone(self, trial: FrozenTrial) -> Any:
-        """The lock of a trial, which it shares with every sixteenth other, as a context; waits for it."""
+        """Return a context manager that acquires a trial's lock; trials share `LOCKS` of them by number."""
         return lock(self._path.with_name(f"{self._path.name}-{trial.number % LOCKS:02d}"))
 
     def _look(self, trial: FrozenTrial) -> FrozenTrial:
-        """The trial as it is now."""
+        """Read the trial again from the storage."""
         return self.storage.get_trial(trial._trial_id)
 
     def _write(self, trial: FrozenTrial, lease: Lease) -> None:
-        """Replaces the trial's lease."""
+        """Replace the trial's lease."""
         self.storage.set_trial_user_attr(trial._trial_id, LEASE, asdict(lease))
 
     def waits(self, trial: FrozenTrial) -> bool:
-        """Whether the trial still waits, and nobody has had it since it was looked at."""
+        """Return whether the trial is still waiting and no worker has taken it since it was read."""
         return self._same_wait(trial, self._look(trial))
 
     @staticmethod
     def _same_wait(trial: FrozenTrial, now: FrozenTrial) -> bool:
-        """Whether a trial `now` waits as it did."""
+        """Return whether `now` is waiting with the same attempt as `trial`."""
         return now.state == TrialState.WAITING and Lease.of(now).attempt == Lease.of(trial).attempt
 
     def take(self, trial: FrozenTrial, start: int, until: int) -> Lease | None:
-        """Takes a waiting trial; None if it no longer waits. Only under its lock."""
+        """Take a waiting trial; return None if it is no longer waiting. The caller must hold the trial's lock."""
         now = self._look(trial)
         if not self._same_wait(trial, now):
             return None
@@ -98,17 +98,17 @@ class Leases:
         return lease
 
     def holds(self, trial: FrozenTrial, lease: Lease) -> bool:
-        """Whether this worker still has the trial."""
+        """Return whether this worker still holds the trial."""
         now = self._look(trial)
         return now.state == TrialState.RUNNING and Lease.of(now) == lease
 
     def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, failed: bool = False) -> bool:
-        """Lets a trial wait for the next worker; False if it is no longer as `lease` says. Only under its lock.
+        """Set a trial to waiting; return False if its lease changed. The caller must hold the trial's lock.
 
-        `failed`: its worker died, or it hung, which can happen `MAX_RETRIES` times.
+        `failed` means that its worker died or that it hung, and counts as one of `MAX_RETRIES` retries.
 
-        The lease is written before the state: a worker that dies in between leaves a trial without an owner, which is
-        given back once more and costs no retry.
+        The lease is written before the state. If the worker dies in between, the trial has no owner and is given back
+        again without a retry being counted.
         """
         if not self.holds(trial, lease):
             return False
@@ -118,5 +118,5 @@ class Leases:
         return True
 
     def close(self, trial: FrozenTrial, lease: Lease, spent: int) -> None:
-        """Notes what a trial has cost in the end, before Optuna is told. Only under its lock, by its owner."""
+        """Record the total tokens spent on a trial before it is closed in Optuna. The owner must hold its lock."""
         self._write(trial, replace(lease, spent=lease.spent + spent))

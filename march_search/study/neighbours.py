@@ -1,7 +1,7 @@
-"""The member of a feasible set nearest to what a sampler proposes, those already tried left out.
+"""Find the untried member of a feasible set that is nearest to a sampler's proposal.
 
-`FeasibleSet.nearest` looks at every member. Here a whole run of neighbouring `d_ff` is looked at at once, since the
-nearest of a run is where the wanted `d_ff` lies, or an end: 8 million members take a tenth of a second.
+`FeasibleSet.nearest` compares every member. This module compares whole runs of adjacent `d_ff` values: the nearest
+member of a run is at the wanted `d_ff` or at one of its ends. A search of 8 million members takes a tenth of a second.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,13 +19,13 @@ Numbers = NDArray[np.float64]
 
 
 class Neighbours:
-    """Members of one set by their distance from part of a shape; a class because its columns are made once.
+    """Nearest-member search in one feasible set, with columns that are computed once.
 
-    The distance is that of `Members.octaves_from`, squared, over the axes that are given.
+    The distance is the square of `Members.octaves_from`, over the given axes.
     """
 
     def __init__(self, found: FeasibleSet) -> None:
-        """Lays out the runs of `found`."""
+        """Compute the columns of the runs of `found`."""
         self.found = found
         runs = np.diff(np.append(found.starts, len(found.runs.mesh)))
         self._combination = np.repeat(np.arange(len(runs), dtype=np.int32), runs)
@@ -33,15 +33,15 @@ class Neighbours:
         self._high = np.log2(found.d_ff[found.runs.first + found.runs.length - 1])
 
     def nearest(self, wanted: Mapping[str, Any], tried: Collection[int], fixed: Mapping[str, Any]) -> int | None:
-        """The number of the nearest member that is not in `tried`; None if there is none.
+        """Return the index of the nearest member that is not in `tried`; None if no member is left.
 
         Args:
-            wanted: values of some axes, `num_decoder_layers` as a real number of layers.
-            tried: numbers of members.
-            fixed: values that it must have.
+            wanted: Values of some axes; `num_decoder_layers` is the actual number of layers.
+            tried: Indices of members to exclude.
+            fixed: Values that the member must have.
         """
         ends = self._squares(wanted, fixed)
-        most = min(len(tried) + 1, len(ends))  # so many runs have a nearest member each, one of which is not tried
+        most = min(len(tried) + 1, len(ends))  # among the nearest members of this many runs, one is untried
         runs = np.argpartition(ends, most - 1)[:most]
         runs = np.sort(runs[np.isfinite(ends[runs])])
         begins, lengths = self.found.begins[runs], self.found.runs.length[runs].astype(np.int64)
@@ -58,7 +58,7 @@ class Neighbours:
         return int(numbers[np.argmin(np.where(outside, np.inf, squares))])
 
     def values(self, axis: str) -> list[Any]:
-        """Values of an axis that members have: numbers ascending, others in the space's order."""
+        """Return the values of an axis that members have: numbers in ascending order, others in the space's order."""
         if axis == "d_ff":
             first, last = self.found.runs.first, self.found.runs.first + self.found.runs.length
             size = len(self.found.d_ff) + 1
@@ -66,9 +66,9 @@ class Neighbours:
             return [int(value) for value in self.found.d_ff[covered[:-1]]]
         if axis in MESH:
             present = {
-                int(mesh.axes[MESH.index(axis)][place] or 0)
+                int(mesh.axes[MESH.index(axis)][index] or 0)
                 for mesh, points in self._points
-                for place in np.unique(np.unravel_index(points, mesh.shape)[MESH.index(axis)])
+                for index in np.unique(np.unravel_index(points, mesh.shape)[MESH.index(axis)])
             }
             return sorted(present)
         seen = {_outer(combination, axis) for combination in self.found.combinations}
@@ -76,13 +76,13 @@ class Neighbours:
 
     @cached_property
     def _points(self) -> list[tuple[Mesh, Ints]]:
-        """Each mesh with its points that have members."""
+        """Meshes, each with its points that have members."""
         meshes = {id(c.mesh): c.mesh for c in self.found.combinations}
         owner = np.array([list(meshes).index(id(c.mesh)) for c in self.found.combinations])[self._combination]
         return [(mesh, np.unique(self.found.runs.mesh[owner == k])) for k, mesh in enumerate(meshes.values())]
 
     def _squares(self, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> Numbers:
-        """(R,) squared distance of the nearest member of each run."""
+        """Return the (R,) squared distance of the nearest member of each run."""
         squares = self._outer_squares(wanted, fixed, slice(None))
         if "d_ff" in wanted:
             target = np.log2(wanted["d_ff"])
@@ -93,13 +93,13 @@ class Neighbours:
         return squares
 
     def _outer_squares(self, wanted: Mapping[str, Any], fixed: Mapping[str, Any], runs: Any) -> Numbers:
-        """Squared distance of these runs, `d_ff` left out; infinite where a fixed axis differs."""
+        """Return the squared distance of these runs without `d_ff`; infinite where a fixed axis differs."""
         combinations = self.found.combinations
         outer = np.zeros(len(combinations))
-        for place, combination in enumerate(combinations):
+        for index, combination in enumerate(combinations):
             for axis in AXES:
                 if axis not in (*MESH, "d_ff"):
-                    outer[place] += _square(axis, _outer(combination, axis), wanted, fixed)
+                    outer[index] += _square(axis, _outer(combination, axis), wanted, fixed)
         owner = self._combination[runs]
         squares: Numbers = outer[owner]
         meshes = {id(c.mesh): c.mesh for c in combinations}
@@ -109,18 +109,18 @@ class Neighbours:
             return squares
         kinds = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[owner]
         for kind, table in enumerate(tables.values()):
-            mine = kinds == kind
-            squares[mine] += table[self.found.runs.mesh[runs][mine]]
+            mask = kinds == kind
+            squares[mask] += table[self.found.runs.mesh[runs][mask]]
         return squares
 
 
 def _outer(combination: Combination, axis: str) -> Any:
-    """The value of an axis that is not on the mesh."""
+    """Return the value of an axis that is not on the mesh."""
     return combination.depth if axis == "num_decoder_layers" else combination.outer[axis]
 
 
 def _mesh_squares(mesh: Mesh, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> Numbers:
-    """(points,) squared distance over the axes of a mesh."""
+    """Return the (points,) squared distance over the axes of a mesh."""
     total = np.zeros(())
     for axis, values in zip(MESH, mesh.axes, strict=True):
         total = np.add.outer(total, [_square(axis, value or 0, wanted, fixed) for value in values])
@@ -128,7 +128,7 @@ def _mesh_squares(mesh: Mesh, wanted: Mapping[str, Any], fixed: Mapping[str, Any
 
 
 def _square(axis: str, value: Any, wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> float:
-    """Squared distance of one value; infinite where it must be another."""
+    """Return the squared distance of one value; infinite if it differs from a fixed value."""
     if axis in fixed and value != fixed[axis]:
         return float("inf")
     if axis not in wanted or value == wanted[axis]:

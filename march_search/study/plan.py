@@ -1,4 +1,4 @@
-"""What a study would do, in rows of words: the dry run, and the head of a real one."""
+"""Describe a study before it runs, as rows for `--dry-run` and for the start of a run."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from march_search.study.rungs import in_words as pruning
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
-    """(what, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
+    """Return (label, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
     training, data = config.training, config.data
     budget = chosen.found.budget
     many, seeds, learning_rates = how_many(chosen, config), config.search.seeds, rates(config)
@@ -30,14 +30,14 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("candidates", _candidates(config, chosen, budget)),
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
         ("trials", f"{trials} = {' × '.join(product)}"),
-        ("tokens", f"{count(training.tokens)} a trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
-                   f"{si(training.tokens * trials)} in all"),
-        ("FLOPs", f"{si(flops * training.tokens * trials)} in all, forward and backward"),
+        ("tokens", f"{count(training.tokens)} per trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
+                   f"{si(training.tokens * trials)} in total"),
+        ("FLOPs", f"{si(flops * training.tokens * trials)} in total, forward and backward"),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("data", text),
         ("recipe", _recipe(training, learning_rates)),
-        ("evaluations", f"{len(training.evaluation_steps)} a trial, {data.validation_sequences} sequences each; "
+        ("evaluations", f"{len(training.evaluation_steps)} per trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
         ("pruner", pruning(config, many * len(learning_rates))),
         ("devices", _devices(config)),
@@ -46,56 +46,59 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
 
 
 def _batch(config: StudyConfig) -> str:
-    """How a global batch is cut."""
-    batch, told = config.batch, config.training.micro_batch_sequences
-    cut = f"{batch.accumulation} accumulation × {told} micro batch"
-    if told is None:
-        cut = f"{batch.micro_batch} sequences; micro batch and accumulation as its memory allows"
+    """Return how a global batch is divided into ranks, accumulation steps and micro batches."""
+    batch, micro_batch = config.batch, config.training.micro_batch_sequences
+    cut = f"accumulation {batch.accumulation} × micro batch {micro_batch}"
+    if micro_batch is None:
+        cut = f"{batch.micro_batch} sequences; micro batch and accumulation chosen to fit its memory"
     return f"{batch.sequences} sequences × {config.data.sequence_length} tokens = {plural(batch.ranks, 'rank')} × {cut}"
 
 
 def _example(data: DataConfig, chosen: Candidates) -> str:
-    """What a model reads."""
+    """Describe one training example."""
     if [*chosen.architectures, chosen.found[0]][0].structure == "decoder-only":
-        return f"{data.sequence_length} tokens of text as they are, each predicted from those before"
+        return f"{data.sequence_length} tokens of plain text, each predicted from the preceding ones"
     lengths = data.lengths
     return (
         f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
-        f"({lengths.spans} spans, {lengths.noise} tokens of noise)"
+        f"({lengths.spans} spans, {lengths.noise} noise tokens)"
     )
 
 
 def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
-    """Optimizer and precision."""
+    """Describe the optimizer and the precision."""
     scaled = t.learning_rate_scaling == "width"
     rate = " or ".join(f"{rate:g}" for rate in learning_rates) + (
-        f" at {t.base_shape}, scaled by width and depth," if scaled else ""
+        f" at {t.base_shape}, scaled by width and depth" if scaled else ""
     )
     return (
-        f"AdamW {rate} {t.schedule}, betas {t.betas[0]:g} {t.betas[1]:g}, "
-        f"weight decay {t.weight_decay:g}, clipping {t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}"
+        f"AdamW, learning rate {rate}, {t.schedule} schedule, betas {t.betas[0]:g} and {t.betas[1]:g}, "
+        f"weight decay {t.weight_decay:g}, gradient clipping {t.gradient_clipping:g}, "
+        f"{t.precision}, ZeRO {t.zero_stage}"
     )
 
 
 def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
-    """Where the architectures come from."""
+    """Describe how the architectures are chosen."""
     off, first = len(chosen.off_budget), len(chosen.architectures)
-    told = f", {off} listed from outside" if off else ""
+    details = f", {off} off budget" if off else ""
     if config.search.adaptive:
-        told = f" chooses as results come in{f', after {first} that are given' if first else ''}{told}"
-    return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({config.search.strategy}{told})"
+        details = f" picks candidates as results arrive{f', after {first} fixed ones' if first else ''}{details}"
+    chosen_by = f"{config.search.strategy}{details}"
+    return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({chosen_by})"
 
 
 def _warm_start(config: StudyConfig, chosen: Candidates) -> str:
-    """What the study knows from elsewhere."""
+    """Describe the results of earlier studies that the sampler starts with."""
     members = sum(prior.architecture in chosen.found for prior in chosen.priors)
-    return f"{plural(len(chosen.priors), 'result')} of {', '.join(config.search.warm_start)}, {members} feasible here"
+    sources = ", ".join(config.search.warm_start)
+    return f"{plural(len(chosen.priors), 'result')} from {sources}, {members} in the feasible set"
 
 
 def _devices(config: StudyConfig) -> str:
-    """Planned ranks, and what this machine has."""
+    """Describe the planned ranks and this machine's CPU cores."""
     devices = config.devices
     noun = {"cuda": "GPU", "cpu": "CPU process", "auto": "GPU or CPU process"}[devices.kind]
     many = "" if devices.ranks == 1 else "es" if noun.endswith("s") else "s"
     together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
-    return f"{devices.ranks} {noun}{many} a trial{together}; this machine has {os.cpu_count()} CPU cores"
+    return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {os.cpu_count()} CPU cores"

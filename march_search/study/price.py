@@ -1,4 +1,4 @@
-"""What a study will take, before it starts, and what it took: tokens, FLOPs, device-hours, money, disk, memory."""
+"""Predict what a study will use and measure what it used: tokens, FLOPs, device-hours, money, disk, memory."""
 
 import json
 import subprocess
@@ -24,10 +24,10 @@ from march_search.strategy import Rungs
 from march_search.study.candidates import Candidates, how_many, rates
 
 SAMPLE = 64
-"""Members that stand for those a sampler will choose."""
+"""Number of members sampled to represent those that a sampler will choose."""
 
 USABLE = 0.9
-"""Share of a device's memory that may be filled: contexts, workspaces and fragments need the rest."""
+"""Usable share of a device's memory; CUDA contexts, workspaces and fragmentation take the rest."""
 
 
 def planned(
@@ -38,18 +38,18 @@ def planned(
     rungs: Sequence[int] = (),
     keep: float = 1 / 3,
 ) -> dict[str, Any]:
-    """The price of a study, its evaluations counted in the hours; what nobody knows is None.
+    """Return the predicted cost of a study; its device-hours include evaluations. Unknown values are None.
 
-    With rungs the numbers of trials are exact, and the mean of all candidates stands for those that will go on. Without
-    them, nothing is taken to be stopped: what a pruner saves cannot be known.
+    With `rungs`, the numbers of trials are exact, and the mean over all candidates stands in for the promoted ones.
+    Without `rungs`, no trial is assumed to stop early, because a pruner's savings cannot be predicted.
 
     Args:
-        config: the study.
-        chosen: its candidates.
-        device: what a trial runs on, all ranks together.
-        rate: price of one device for one hour, in any currency.
-        rungs: token counts at which the best of all candidates go on, ascending, the end last.
-        keep: share of a rung's candidates that goes on.
+        config: The study's settings.
+        chosen: The study's candidates.
+        device: Devices of one trial, all ranks together.
+        rate: Price per device-hour, in any currency.
+        rungs: Token counts at which the best candidates are promoted, ascending; the last is the end.
+        keep: Share of a rung's candidates that is promoted.
     """
     shapes = stand_ins(config, chosen)
     setup, many, seeds = setup_of(config, device or cost.STUDY_DEVICES), how_many(chosen, config), config.search.seeds
@@ -80,20 +80,20 @@ def planned(
 
 
 def kept(folder: Path) -> dict[str, Any] | None:
-    """The plan with which the study in `folder` was launched; None before that."""
+    """Return the plan that the study in `folder` was launched with; None before the launch."""
     plan = read_json(folder / "plan.json")
     return plan if isinstance(plan, dict) else None
 
 
 def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ...]:
-    """The candidates, or with a sampler a uniform sample of the set they will come from."""
+    """Return the candidates, or a uniform sample of the feasible set if a sampler will choose them."""
     if not config.search.adaptive:
         return chosen.architectures
     return tuple(chosen.found.sample(min(SAMPLE, len(chosen.found)), config.search.seed))
 
 
 def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
-    """(tokens from the rung before, candidates that train them) of each rung."""
+    """Return a pair for each rung: tokens since the previous rung, and candidates that train them."""
     stages, before = [], 0
     for rung in rungs:
         stages.append((rung - before, many))
@@ -102,7 +102,7 @@ def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, i
 
 
 def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
-    """Tokens of validation text that the trials of one seed are evaluated on, at every rung and as the study says."""
+    """Return the validation tokens that the trials of one seed are evaluated on, at rungs and as scheduled."""
     training, reached, times = config.training, 0, 0
     for trained, trials in stages:
         before, reached = reached, reached + trained
@@ -112,15 +112,18 @@ def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
 
 
 def _passes(a: Architecture) -> int:
-    """Forward passes of an evaluation, each a third of a training step's work: one more with another's input."""
+    """Return the forward passes per evaluation, each a third of a training step's work.
+
+    Encoder-decoders need a second pass, with another example's input, to measure the context gain.
+    """
     return 2 if a.structure == "encoder-decoder" else 1
 
 
 def built(shapes: Sequence[Architecture]) -> int:
-    """Builds every model on the `meta` device, which allocates nothing; how many were built.
+    """Build every model on the `meta` device, which allocates no memory, and return how many were built.
 
     Raises:
-        ConfigError: a model has other parameters than its shape says.
+        ConfigError: If a model's parameter count differs from its architecture's.
     """
     import torch
 
@@ -130,23 +133,28 @@ def built(shapes: Sequence[Architecture]) -> int:
         with torch.device("meta"):
             real = sum(parameter.numel() for parameter in build(a).parameters())
         if real != a.num_params:
-            raise ConfigError(f"{a.name} was built with {real:,} parameters, and its shape has {a.num_params:,}.")
+            raise ConfigError(f"{a.name} was built with {real:,} parameters, expected {a.num_params:,}.")
     return len(shapes)
 
 
 def cpu() -> Device | None:
-    """This machine as a device, measured in a process of its own so that torch need not be loaded here; None if not."""
+    """Return this machine as a device, or None if it cannot be measured.
+
+    A separate process measures it, so that torch is not loaded here.
+    """
     code = "import dataclasses, json; from march_search.devices import this_cpu; "
     code += "print(json.dumps(dataclasses.asdict(this_cpu())))"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return Device(**json.loads(asked.stdout)) if asked.returncode == 0 else None
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return Device(**json.loads(result.stdout)) if result.returncode == 0 else None
 
 
 def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = False) -> Device | None:
-    """The devices of a trial: as `text` says, `A5000` for as many as the study has ranks; else this machine's CPU.
+    """Return the devices of a trial: those in `text`, or by default this machine's CPU for a CPU study, else None.
+
+    A single device such as `A5000` stands for one device per rank.
 
     Raises:
-        UsageError: no such device, or a number that is not the study's.
+        UsageError: If the device is unknown or the number of devices differs from the study's ranks.
     """
     if text is None:
         return None if config.devices.kind != "cpu" else this_cpu() if torch_is_loaded else cpu()
@@ -155,17 +163,17 @@ def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = Fal
         return device
     if device.count == 1:
         return replace(device, count=ranks)
-    raise UsageError(f'--device {text}: a trial of this study runs on {ranks} ([devices] ranks): say "{device.name}".')
+    raise UsageError(f"--device {text} does not match [devices] ranks = {ranks}: use --device {device.name}.")
 
 
 def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
-    """What a study in `folder` took so far, by its trials' own lines: the keys of `planned` that can be measured."""
+    """Return what the study in `folder` has used so far: the keys of `planned` that its files can show."""
     tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
     for path in sorted(folder.glob("trials/*/trial.json")):
         trial = read_json(path) or {}
         trials += 1
         if "taken_from" in (read_json(path.with_name("outcome.json")) or {}):
-            continue  # another study trained it
+            continue  # trained by another study
         lines = [line for line in read_lines(path.parent / "metrics.jsonl") if "tokens" in line]
         trained = max((line["tokens"] for line in lines), default=0)
         a = Architecture.parse(trial["architecture"])
@@ -173,7 +181,7 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
         flops += trained * float(cost.flops_per_token(a, setup_of(config)))
         seconds += _seconds(lines)
     kind, together = config.devices.kind, config.devices.parallel_trials
-    devices = config.devices.ranks if kind == "cuda" else 1 / together  # trials at once share a CPU
+    devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
     files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return {
         "trials": trials,
@@ -185,15 +193,15 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
 
 
 def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) pairs of a plan."""
+    """Return a plan's device-hours, memory and disk as (label, value) pairs."""
     rows = []
     if plan["device_hours"] is not None:
         money = "" if plan["money"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
-        whole = "" if len(plan["stages"]) > 1 else " if no trial is stopped"
+        whole = "" if len(plan["stages"]) > 1 else " if no trial stops early"
         hours = f"{plan['device_hours']:,.3g} on {plan['device']}{money}{whole}"
         rows.append(("device-hours", f"{hours}; {plan['basis']}"))
     else:
-        rows.append(("device-hours", "say on what with --device 8xA5000, and for how much an hour with --rate"))
+        rows.append(("device-hours", "add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR to see the cost"))
     if plan["memory"] is not None:
         rows.append(("memory", _memory_words(plan["memory"])))
     disk = plan["disk_bytes"]
@@ -203,7 +211,7 @@ def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, value) pairs: planned, taken, and the share."""
+    """Return (label, value) pairs that compare planned and actual use."""
     pairs = [
         ("trials", plan["trials"], took["trials"], count),
         ("tokens", plan["tokens"], took["tokens"], si),
@@ -212,13 +220,13 @@ def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[st
         ("disk", sum(plan["disk_bytes"].values()), took["disk_bytes"], size),
     ]
     return [
-        (what, f"{show(was)}, {'not planned' if told is None else f'{was / told:.0%} of the {show(told)} planned'}")
-        for what, told, was, show in pairs
+        (label, f"{show(used)}, {'not planned' if goal is None else f'{used / goal:.0%} of the {show(goal)} planned'}")
+        for label, goal, used, show in pairs
     ]
 
 
 def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any]:
-    """What the largest candidate takes of each device, at the micro batch that is told or the largest that fits."""
+    """Return the largest candidate's memory per device, at the configured micro batch or the largest that fits."""
     if config.training.micro_batch_sequences is None and setup.device.memory_bytes:
         share = config.batch.sequences // config.batch.ranks
         tries = [replace(setup, micro_batch=micro) for micro in range(share, 0, -1) if share % micro == 0]
@@ -233,20 +241,19 @@ def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any
 
 
 def _memory_words(told: dict[str, Any]) -> str:
-    """Whether the largest candidate fits."""
-    words = f"{size(told['bytes'])} at most, {told['architecture']} at micro batch {told['micro_batch']}"
+    """Describe the largest candidate's memory and whether it fits."""
+    words = f"{size(told['bytes'])} at most, for {told['architecture']} at micro batch {told['micro_batch']}"
     if not told["device_bytes"]:
         return words
-    verdict = (
-        "fits" if told["bytes"] <= USABLE * told["device_bytes"] else "DOES NOT FIT: smaller micro batch, more ZeRO"
-    )
+    remedy = "use a smaller micro batch or a higher ZeRO stage"
+    verdict = "fits" if told["bytes"] <= USABLE * told["device_bytes"] else f"DOES NOT FIT: {remedy}"
     return f"{words}; a device has {size(told['device_bytes'])}: {verdict}"
 
 
 def _disk(
     config: StudyConfig, shapes: Sequence[Architecture], stages: Sequence[tuple[int, int]], paused: bool
 ) -> dict[str, int]:
-    """Bytes by kind, at their most: two checkpoints of each trial that runs or waits, weights of those that end."""
+    """Return peak bytes by kind: two checkpoints per running or paused trial, and the weights of finished ones."""
     training, seeds = config.training, len(config.search.seeds)
     params = max(a.num_params for a in shapes)
     setup = setup_of(config)
@@ -262,7 +269,7 @@ def _disk(
 
 
 def _seconds(lines: Sequence[dict[str, Any]]) -> float:
-    """How long a trial trained and was evaluated, by its metric lines."""
+    """Return the seconds that a trial spent on training and evaluation, from its metric lines."""
     train = [line for line in lines if line.get("kind") == "train" and line.get("tokens_per_second")]
     before = [0, *(line["tokens"] for line in train)]
     trained = sum((line["tokens"] - b) / line["tokens_per_second"] for line, b in zip(train, before, strict=False))

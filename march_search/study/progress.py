@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one live line a trial on a terminal, plain lines where stderr is piped."""
+"""Progress of a running study: one live line per trial on a terminal, plain lines if stderr is piped."""
 
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +12,10 @@ from march_search.study.child import Tail
 
 
 class StudyProgress:
-    """Shows trials of one study on stderr: name, tokens done of the budget, loss, tokens/s, time left."""
+    """Progress display of a study's trials on stderr: name, tokens done, loss, tokens/s, time left."""
 
     def __init__(self, names: list[str], tokens: int, total: int) -> None:
-        """Prepares the display of `total` trials of `tokens` tokens each; `names` are those known already."""
+        """Prepare to display `total` trials of `tokens` tokens each; `names` are the architectures known so far."""
         self._trials, self._tokens, self._tail = total, tokens, common_tail(names)
         self._out = console(stderr=True)
         self._wide = self._out.width >= WIDE
@@ -43,26 +43,26 @@ class StudyProgress:
             self._bars.stop()
 
     def say(self, text: str) -> None:
-        """One line that stays."""
+        """Print a line that stays on the screen."""
         self._out.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, number: int, name: str, resumed: bool) -> None:
-        """A trial begins or goes on."""
+        """Show that a trial starts or resumes."""
         self._last[number] = {}
         self._trials = max(self._trials, number + 1)  # a race adds trials
         label = f"{number + 1}/{self._trials} {name.removesuffix(self._tail)}"
         if self._live:
             self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
         else:
-            self.say(f"trial {label}: {'goes on' if resumed else 'starts'}")
+            self.say(f"trial {label}: {'resumes' if resumed else 'starts'}")
 
     def paused(self, number: int) -> None:
-        """A trial no longer runs here, and is not over."""
+        """Remove an unfinished trial that no longer runs here from the display."""
         if number in self._tasks:
             self._bars.remove_task(self._tasks.pop(number))
 
     def others(self, running: list[tuple[FrozenTrial, Path]]) -> None:
-        """Shows the trials of other workers, read from their folders; on a terminal only."""
+        """Show the trials of other workers, read from their folders, if stderr is a terminal."""
         if not self._live:
             return
         for number in set(self._tails) - {trial.number for trial, _ in running}:
@@ -76,7 +76,7 @@ class StudyProgress:
                 self.line(trial.number, line)
 
     def line(self, number: int, line: dict[str, Any]) -> None:
-        """A metric line of a running trial."""
+        """Show a metric line of a running trial."""
         last = self._last[number] = self._last[number] | line | {f"{line['kind']}_loss": line["loss"]}
         if self._live:
             self._bars.update(self._tasks[number], completed=line["tokens"], text=self._text(last))
@@ -84,13 +84,13 @@ class StudyProgress:
             self.say(f"trial {number + 1}/{self._trials} {self._text(last)}")
 
     def ended(self, number: int, name: str, state: str, text: str) -> None:
-        """A trial is over."""
+        """Show that a trial is finished."""
         self.paused(number)
         sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
         self.say(f"{sign} {number + 1}/{self._trials} {name.removesuffix(self._tail)}: {state}; {text}")
 
     def _text(self, last: dict[str, Any]) -> str:
-        """Tokens, loss, speed and time left of a running trial."""
+        """Return a running trial's tokens, loss, speed and time left as text."""
         parts = [f"{si(last['tokens'])}/{si(self._tokens)}" + " tokens" * self._wide]
         if "evaluation_loss" in last:
             parts.append(f"loss {last['evaluation_loss']:.3f}")

@@ -1,7 +1,8 @@
-"""What each trial of a study may do next, decided from what the storage knows alone: every worker finds the same.
+"""Decide what each trial of a study may do next, from the storage alone, so that all workers decide alike.
 
-With rungs, the candidates are architectures, not trials: the seeds of one are one candidate, whose loss on a rung is
-their mean, and go on together. A seed that failed is left out of the mean; a candidate fails when all its seeds have.
+Rungs compare candidates, not trials. A candidate is one architecture at one learning rate, with all its seeds. Its loss
+at a rung is the mean over the seeds, which are promoted together. Failed seeds are left out of the mean; a candidate
+fails if all its seeds fail.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,76 +17,76 @@ from march_search.config import StudyConfig
 from march_search.strategy import Rungs
 
 FEWEST = 4
-"""Candidates below which rungs mean nothing: all train to the end."""
+"""Fewest candidates for which rungs are used; with fewer, all train to the end."""
 
 Candidate = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is to be done, by trial number, in order."""
+    """Decisions by trial number, in order."""
 
     runnable: Mapping[int, int]
-    """Waiting trials that may run, and until how many tokens."""
+    """Waiting trials that may run, and the token count at which each stops."""
     stopped: Mapping[int, int]
-    """Waiting trials that were not promoted, and the rung's tokens."""
+    """Waiting trials that were not promoted, and the token count of their rung."""
     targets: Mapping[int, int]
-    """Until how many tokens each unfinished trial may train now."""
+    """Token count up to which each unfinished trial may train now."""
 
 
 def candidate(trial: FrozenTrial) -> Candidate:
-    """What the seeds of one architecture, trained at one learning rate, have in common."""
+    """Return the architecture and learning rate, which all seeds of a candidate share."""
     return trial.user_attrs.get("architecture"), trial.user_attrs.get("learning_rate")
 
 
 def apart(trial: FrozenTrial) -> bool:
-    """Whether a trial takes no part in the rungs' decisions, and is compared with them: a race's, a repeated one."""
+    """Return whether rung decisions ignore a trial because it is a retry or belongs to a race."""
     return "race" in trial.user_attrs or "retry_of" in trial.user_attrs
 
 
 def rung_tokens(config: StudyConfig, candidates: int) -> tuple[int, ...]:
-    """Where the study's trials pause, the end last; only the end without rungs or with too few candidates."""
+    """Return the token counts at which trials pause, and the end; only the end if rungs are not used."""
     if config.pruner.kind != "rungs" or candidates < FEWEST:
         return (config.training.tokens,)
     return config.pruner.rung_tokens(config.training)
 
 
 def to_come(trials: Iterable[FrozenTrial], total: int) -> int:
-    """How many of a study's `total` trials have not been chosen yet."""
+    """Return how many of the study's `total` trials have not been chosen yet."""
     return max(0, total - sum(not apart(t) for t in trials))
 
 
 def decided(trials: Sequence[FrozenTrial], config: StudyConfig, total: int) -> Schedule:
-    """What is to be done in a study that will have at least `total` trials."""
+    """Return the schedule of a study that will have at least `total` trials."""
     candidates = len({candidate(t) for t in trials if not apart(t)})
-    where = rung_tokens(config, max(candidates, total // len(config.search.seeds)))
-    return schedule(trials, where, config.pruner.keep, not to_come(trials, total))
+    tokens = rung_tokens(config, max(candidates, total // len(config.search.seeds)))
+    return schedule(trials, tokens, config.pruner.keep, not to_come(trials, total))
 
 
 def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, whole: bool = True) -> Schedule:
-    """What may run, until where, and what is stopped.
+    """Return which trials may run, up to which token count, and which are stopped.
 
     Args:
-        trials: all of the study.
-        rungs: tokens, ascending, the end last.
-        keep: share of a rung's candidates that goes on.
-        whole: whether all candidates are known; before that the first rung is not decided.
+        trials: All trials of the study.
+        rungs: Token counts, ascending; the last is the end.
+        keep: Share of a rung's candidates that is promoted.
+        whole: Whether all candidates are known; before that, the first rung is not decided.
     """
     regular = [t for t in trials if not apart(t)]
     members, targets, stopped = {candidate(t) for t in regular}, dict.fromkeys((t.number for t in trials), rungs[0]), {}
     for rung, following in pairwise(rungs):
-        on_it = [t for t in regular if candidate(t) in members]
-        if not whole or not all(_arrived(t, rung) for t in on_it):
+        on_rung = [t for t in regular if candidate(t) in members]
+        if not whole or not all(_arrived(t, rung) for t in on_rung):
             break
-        losses = _losses(on_it, rung)
+        losses = _losses(on_rung, rung)
         chosen = set(Rungs(keep=keep).promoted(losses))
         worst = max((loss for key, loss in losses.items() if key in chosen and loss is not None), default=0.0)
         for trial in trials:
             reached = trial.intermediate_values.get(rung)
             if targets[trial.number] != rung or reached is None:
                 continue
-            late = apart(trial) and reached <= worst
-            if late or (not apart(trial) and candidate(trial) in chosen):
+            good_enough = apart(trial) and reached <= worst
+            if good_enough or (not apart(trial) and candidate(trial) in chosen):
                 targets[trial.number] = following
             else:
                 stopped[trial.number] = rung
@@ -103,33 +104,33 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, w
 
 
 def _arrived(trial: FrozenTrial, rung: int) -> bool:
-    """Whether nothing more is to be heard of a trial on this rung."""
+    """Return whether a trial has reached this rung or finished."""
     return rung in trial.intermediate_values or trial.state.is_finished()
 
 
 def _losses(trials: Iterable[FrozenTrial], rung: int) -> dict[Candidate, float | None]:
-    """Each candidate's mean over the seeds that reached the rung; None if none did."""
+    """Return each candidate's mean loss over the seeds that reached the rung; None if none did."""
     seeds: dict[Candidate, list[float]] = {}
     for trial in trials:
         reached = seeds.setdefault(candidate(trial), [])
         if rung in trial.intermediate_values:
             reached.append(trial.intermediate_values[rung])
-        elif trial.state == TrialState.COMPLETE and trial.value is not None:  # it did not pause
+        elif trial.state == TrialState.COMPLETE and trial.value is not None:  # finished without a pause at the rung
             reached.append(trial.value)
     return {key: fmean(values) if values else None for key, values in seeds.items()}
 
 
 def in_words(config: StudyConfig, candidates: int) -> str:
-    """The pruner, for a person: rungs, and how many candidates reach each."""
+    """Describe the pruner: its rungs and how many candidates reach each."""
     from march_search.report.tables import si
 
     if config.pruner.kind != "rungs":
         return config.pruner.kind
     if candidates < FEWEST:
-        return f"none: rungs need {FEWEST} candidates, and there are {candidates}; all train to the end"
+        return f"none: rungs need at least {FEWEST} candidates, got {candidates}; all train to the end"
     parts, left = [], candidates
     for tokens in config.pruner.rung_tokens(config.training):
         parts.append(f"{left} to {si(tokens)}")
         left = len(Rungs(keep=config.pruner.keep).promoted(dict.fromkeys(range(left), 0.0)))
-    seeds = ", decided on the mean of the seeds" if len(config.search.seeds) > 1 else ""
+    seeds = ", decided by the mean loss over seeds" if len(config.search.seeds) > 1 else ""
     return f"rungs: {', '.join(parts)} tokens{seeds}"

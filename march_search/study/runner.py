@@ -1,4 +1,4 @@
-"""Runs a study: opens it, hands Optuna its trials, and works on them until none is left."""
+"""Run a study: open it, add its trials to Optuna, and train until none is left."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ from march_search.study.worker import Job, Worker
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `run` ended."""
+    """Result of `StudyRun.run`."""
 
     complete: int
     pruned: int
     failed: int
     left: int
-    """Trials not yet at their end."""
+    """Number of unfinished trials."""
     signum: int
-    """The signal that ended it, 0 for none."""
+    """Signal that ended the run; 0 for none."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What else a person should know, a sentence each."""
+    """Further messages for the user, one sentence each."""
 
 
 class StudyRun:
@@ -48,15 +48,15 @@ class StudyRun:
         command: Sequence[str] = TRAINING,
         propose: NextTrial | None = None,
     ) -> None:
-        """Work on the study in `folder`, on the tokens in `store`, each trial with `command FOLDER`.
+        """Set up a run of the study in `folder`.
 
         Args:
-            config: the study's settings.
-            folder: where it is.
-            store: its prepared text.
-            wanted: trials to enqueue first; None for a worker, which takes what others have enqueued.
-            command: what trains a trial.
-            propose: names the next trial when none is left; None for the study's own sampler, if it has one.
+            config: The study's settings.
+            folder: The study folder.
+            store: Folder of the token store.
+            wanted: Trials to enqueue first; None for a worker, which only takes trials that are already enqueued.
+            command: Command that trains a trial; the trial folder is appended to it.
+            propose: Proposes the next trial when none is left; None for the study's own sampler, if it has one.
         """
         self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
         if propose is None and config.search.adaptive:
@@ -64,10 +64,10 @@ class StudyRun:
         self.command, self.propose = command, propose
 
     def run(self) -> Summary:
-        """Trains until nothing is left for anybody or a signal comes.
+        """Train until no trial is left for any worker or a signal arrives.
 
         Raises:
-            StorageError: the storage cannot be opened or fails, the study was stopped, or the disk is full.
+            StorageError: If the storage cannot be opened or fails, the study was stopped, or the disk is full.
         """
         with storage.guarded():
             study = self._opened()
@@ -79,11 +79,11 @@ class StudyRun:
             return self._summary(study, signals.signum)
 
     def _opened(self) -> optuna.Study:
-        """The study, with its trials; one process at a time."""
+        """Open the study and enqueue its trials, one process at a time."""
         with lock(self.folder.path / "lock"):
             study = open_study(self.folder, self.config)
             if self.wanted is None and study.user_attrs.get(workers.STOP):
-                raise StorageError(f"{study.study_name} was stopped: march-search study resume {study.study_name}.")
+                raise StorageError(f"{study.study_name} was stopped: run march-search study resume {study.study_name}.")
             if self.wanted is not None:
                 if study.user_attrs.get(workers.STOP):
                     study.set_user_attr(workers.STOP, None)
@@ -92,20 +92,20 @@ class StudyRun:
         return study
 
     def _summary(self, study: optuna.Study, signum: int) -> Summary:
-        """Counts by state, and what is to be said of tokens and the race."""
+        """Return the number of trials by state, with notes on the token limit and the race."""
         trials, search = study.get_trials(deepcopy=False), self.config.search
         states = [t.state for t in trials]
         complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         left = len(states) - complete - pruned - failed
         notes = [racing.verdict(trials, search.race)] if search.race else []
         if search.max_tokens is not None:
-            rest = f"; what would exceed them was not started ({left} trials left)" if left and not signum else ""
+            rest = f"; trials that would exceed the limit were not started ({left} left)" if left and not signum else ""
             notes.append(f"tokens: {committed(trials):,} of at most {search.max_tokens:,}{rest}.")
         return Summary(complete, pruned, failed, left, signum, tuple(notes))
 
 
 def open_study(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
-    """The Optuna study of a folder, tied to it."""
+    """Open the Optuna study of a folder and bind it to the folder."""
     name = folder.path.name
     study = storage.open_study(name, folder.path, config.storage, config.pruner, config.search.seed)
     storage.bind(study, folder.id)

@@ -1,8 +1,7 @@
-"""An Optuna sampler that tries feasible architectures only, each once: another sampler proposes, this one projects.
+"""Optuna sampler over a feasible set: another sampler proposes values, this one tries the nearest untried member.
 
-The proposal is a point of the whole grid; what is tried is the nearest member that no trial of the study has. Optuna
-records the member's values, so the other sampler learns from what was really tried. Where it has nothing to say yet, as
-at the start, members are drawn uniformly.
+A proposal is a point of the whole grid. Optuna records the values of the member instead, so the other sampler learns
+from what was really tried. Until the other sampler can propose, as at the start, members are drawn uniformly.
 """
 
 import contextlib
@@ -30,11 +29,11 @@ from march_search.study.dimensions import Dimensions, axis_value
 from march_search.study.neighbours import Neighbours
 
 ARCHITECTURE = "architecture"
-"""User attribute of a trial: the name of the architecture that it tries."""
+"""User attribute of a trial that holds the name of its architecture."""
 
 
 class FeasibleSampler(BaseSampler):
-    """Optuna's interface over a feasible set, with a memory of what the study has tried."""
+    """Optuna sampler over a feasible set that remembers which members the study has tried."""
 
     def __init__(
         self,
@@ -44,21 +43,21 @@ class FeasibleSampler(BaseSampler):
         replicates: int = 1,
         listed: Iterable[Architecture] = (),
     ) -> None:
-        """A sampler of `found`.
+        """Create a sampler of `found`.
 
         Args:
-            found: what may be tried.
-            inner: one of `config.ADAPTIVE` or any sampler of Optuna's, which proposes. "random" draws uniformly.
-            seed: of the draws, and of a sampler given by name.
-            replicates: how many trials may have the same architecture.
-            listed: architectures that are enqueued too, perhaps no members, which the distributions then hold.
+            found: The feasible set.
+            inner: One of `config.ADAPTIVE` or any Optuna sampler; it proposes values. "random" draws uniformly.
+            seed: Seed of the draws, and of a sampler given by name.
+            replicates: How many trials may have the same architecture.
+            listed: Architectures that are enqueued as well. The distributions cover them even if they are not members.
 
         Raises:
-            EmptySetError: `found` is empty.
-            ConfigError: no such sampler, or it needs a package that is not there.
+            EmptySetError: If `found` is empty.
+            ConfigError: If the sampler is unknown or needs a package that is not installed.
         """
         if not len(found):
-            raise EmptySetError(f"there is nothing to sample: no architecture has {found.budget}.")
+            raise EmptySetError(f"nothing to sample: no architecture has {found.budget}.")
         self.found, self.replicates, self._seed = found, replicates, seed
         self.inner = make_sampler(inner, seed) if isinstance(inner, str) else inner
         self._neighbours = Neighbours(found)
@@ -67,32 +66,32 @@ class FeasibleSampler(BaseSampler):
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of every axis, the same over the whole study: the values that members have."""
+        """Optuna distribution of every axis over the values of all members; constant for the whole study."""
         return self.dimensions.distributions
 
     def suggest(self, trial: Trial) -> Architecture:
-        """The architecture that `trial` is to try, its parameters recorded.
+        """Return the architecture for `trial` and record its parameters.
 
         Raises:
-            optuna.TrialPruned: every member has been tried; `study.optimize` then ends.
+            optuna.TrialPruned: If every member has been tried; `study.optimize` then ends.
         """
         if not set(AXES) <= set(trial.relative_params):
             raise self._exhausted(trial.storage.get_trial_system_attrs(trial._trial_id))
         return self.dimensions.suggest(trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Every axis, and what else the inner sampler knows, a learning rate say."""
+        """Return all axes, and what else the inner sampler varies, such as a learning rate."""
         return self.inner.infer_relative_search_space(study, trial) | self.distributions
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The values of the member that is tried; none if none is left."""
+        """Return the values of the member to try; no axis values if no member is left."""
         fixed = {k: v for k, v in trial.system_attrs.get("fixed_params", {}).items() if k in AXES}
         with self._lock:
             proposed = self._propose(study, trial)
             others = {name: value for name, value in proposed.items() if name not in AXES}
-            if set(self.dimensions.axes) <= set(fixed):  # enqueued as a whole, a member or not
+            if set(self.dimensions.axes) <= set(fixed):  # a complete enqueued shape, member or not
                 chosen: Architecture | None = self.dimensions.architecture(fixed)
             else:
                 chosen = self._claim(study, trial, {k: v for k, v in proposed.items() if k in AXES}, fixed)
@@ -101,11 +100,11 @@ class FeasibleSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """What has nothing to do with the shape is the inner sampler's.
+        """Leave parameters that are not axes to the inner sampler.
 
         Raises:
-            optuna.TrialPruned: every member has been tried.
-            ConfigError: a range was asked for that lacks the member's value.
+            optuna.TrialPruned: If every member has been tried.
+            ConfigError: If a requested range does not contain the member's value.
         """
         if param_name not in AXES:
             return self.inner.sample_independent(study, trial, param_name, param_distribution)
@@ -113,32 +112,32 @@ class FeasibleSampler(BaseSampler):
         if not name:
             raise self._exhausted(trial.system_attrs)
         raise ConfigError(
-            f"the range given for {param_name}, {param_distribution}, lacks the value of {name}: take it from "
+            f"the range given for {param_name}, {param_distribution}, does not contain the value of {name}: use "
             f'sampler.distributions["{param_name}"], or call sampler.suggest(trial).'
         )
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Tells the inner sampler."""
+        """Notify the inner sampler."""
         self.inner.before_trial(study, trial)
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        """Tells the inner sampler."""
+        """Notify the inner sampler."""
         self.inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
-        """Has the inner sampler draw something else in each thread."""
+        """Reseed the inner sampler, so that each thread draws different values."""
         self.inner.reseed_rng()
 
     def _exhausted(self, attrs: Mapping[str, Any]) -> optuna.TrialPruned:
-        """What a trial is told when no member is left for it."""
+        """Return the exception for a trial when no untried member is left."""
         if fixed := attrs.get("fixed_params"):
             return optuna.TrialPruned(f"every feasible architecture with {_listed(fixed)} has been tried.")
-        return optuna.TrialPruned(f"every one of the {len(self.found):,} feasible architectures has been tried.")
+        return optuna.TrialPruned(f"all {len(self.found):,} feasible architectures have been tried.")
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        """What the inner sampler would try; empty if it has no opinion yet."""
+        """Return the inner sampler's proposal; empty if it has none yet."""
         known = any(t.state.is_finished() and t.params for t in study.get_trials(deepcopy=False))
         space = self.inner.infer_relative_search_space(study, trial)
         if space:
@@ -151,9 +150,9 @@ class FeasibleSampler(BaseSampler):
     def _claim(
         self, study: optuna.Study, trial: FrozenTrial, proposed: dict[str, Any], fixed: dict[str, Any]
     ) -> Architecture | None:
-        """The member that is tried, written down so that no other process tries it too; None if none is left.
+        """Return the member to try and claim it, so that no other process tries it; None if none is left.
 
-        Of two processes that claim one member, whichever reads last sees both claims and withdraws.
+        If two processes claim the same member, the one that reads last sees both claims and withdraws.
         """
         while True:
             taken = self._taken(study, trial)
@@ -168,15 +167,15 @@ class FeasibleSampler(BaseSampler):
             taken = self._taken(study, trial)
             if taken[number] < self.replicates:
                 if sum(min(k, self.replicates) for k in taken.values()) + 1 >= self.replicates * len(self.found):
-                    _stop(study)  # this was the last one
+                    _stop(study)  # this was the last member
                 return chosen
             study._storage.set_trial_user_attr(trial._trial_id, ARCHITECTURE, "")
-            time.sleep(random.random() * 0.05)  # so that the two do not meet again
+            time.sleep(random.random() * 0.05)  # so that the two do not collide again
 
     def _choose(
         self, trial: FrozenTrial, proposed: dict[str, Any], fixed: dict[str, Any], tried: set[int]
     ) -> int | None:
-        """The number of the nearest untried member, or of any where nothing is proposed; None if none is left."""
+        """Return the index of the nearest untried member, or a random one without a proposal; None if none is left."""
         if not proposed:
             rng = np.random.default_rng([self._seed, trial.number])
             if not fixed:
@@ -185,23 +184,23 @@ class FeasibleSampler(BaseSampler):
             proposed = {axis: axis_value(start, axis) for axis in self.dimensions.axes}
         number = self._neighbours.nearest(proposed, tried, fixed)
         if number is None and self._neighbours.nearest(proposed, (), fixed) is None:
-            raise ConfigError(f"no feasible architecture has {_listed(fixed)}, as the enqueued trial asks.")
+            raise ConfigError(f"no feasible architecture has {_listed(fixed)}, which the enqueued trial requires.")
         return number
 
     def _any(self, rng: np.random.Generator, tried: set[int]) -> int | None:
-        """One of the members not tried, uniformly."""
+        """Return the index of an untried member, drawn uniformly; None if none is left."""
         if 2 * len(tried) >= len(self.found):
             left = np.setdiff1d(np.arange(len(self.found)), np.fromiter(tried, dtype=np.int64, count=len(tried)))
             return int(rng.choice(left)) if len(left) else None
         return next(n for n in iter(lambda: int(rng.integers(len(self.found))), None) if n not in tried)
 
     def _taken(self, study: optuna.Study, trial: FrozenTrial) -> Counter[int]:
-        """How many other trials of the study each member has, whatever came of them."""
+        """Return how many other trials of the study use each member, in any state."""
         names = (self._name(t) for t in study.get_trials(deepcopy=False) if t.number != trial.number)
         return Counter(n for n in (self._number(name) for name in names if name) if n is not None)
 
     def _name(self, trial: FrozenTrial) -> str | None:
-        """The architecture of a trial, as it says or as its parameters do."""
+        """Return the name of a trial's architecture, from its attribute or else its parameters."""
         if ARCHITECTURE in trial.user_attrs:
             return str(trial.user_attrs[ARCHITECTURE])
         params = trial.system_attrs.get("fixed_params", {}) | trial.params
@@ -212,7 +211,7 @@ class FeasibleSampler(BaseSampler):
         return None
 
     def _number(self, name: str) -> int | None:
-        """The number of the member of that name; None for a shape that is none."""
+        """Return the index of the member with this name; None if the shape is not a member."""
         if name not in self._numbers:
             try:
                 self._numbers[name] = self.found.index(Architecture.parse(name))
@@ -222,24 +221,24 @@ class FeasibleSampler(BaseSampler):
 
 
 def _stop(study: optuna.Study) -> None:
-    """Ends `study.optimize` after the trials that run; a study that is not in it cannot be stopped."""
+    """End `study.optimize` after the running trials; outside of `study.optimize`, do nothing."""
     with contextlib.suppress(RuntimeError):
         study.stop()
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    """`d_model = 65, num_layers = 2`."""
+    """Return the values as text, such as `d_model = 65, num_layers = 2`."""
     return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 def make_sampler(name: str, seed: int) -> BaseSampler:
-    """One of Optuna's samplers, its arguments written out.
+    """Return one of Optuna's samplers, with its arguments set explicitly.
 
     Raises:
-        ConfigError: no such sampler, or it needs a package that is not there.
+        ConfigError: If the sampler is unknown or needs a package that is not installed.
     """
     samplers = optuna.samplers
-    with warnings.catch_warnings():  # an experiment of Optuna's that whoever names it has asked for
+    with warnings.catch_warnings():  # the user chose this experimental sampler by name
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if name == "qmc":
             return samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
@@ -251,7 +250,7 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
         try:
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=1, warn_independent_sampling=False)
         except ImportError:
-            raise ConfigError('the sampler "cmaes" needs a package: pip install cmaes.') from None
+            raise ConfigError('the sampler "cmaes" needs the package cmaes: pip install cmaes.') from None
     if name == "random":
         return samplers.RandomSampler(seed=seed)
-    raise ConfigError(f'there is no sampler "{name}". {nearest(name, ADAPTIVE)}')
+    raise ConfigError(f'unknown sampler "{name}". {nearest(name, ADAPTIVE)}')

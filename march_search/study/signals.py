@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a note for a loop."""
+"""Record SIGINT and SIGTERM for a loop to check."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Signals:
-    """Counts the signals that ask to stop while its context lasts."""
+    """Context manager that counts requests to stop, from SIGINT, SIGTERM or `ask`."""
 
     def __init__(self) -> None:
         self.signum, self.times = 0, 0
@@ -19,7 +19,7 @@ class Signals:
         return self
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
-        """Asks to stop as the signal would."""
+        """Request a stop, as the signal would."""
         self.signum = self.signum or int(signum)
         self.times += 1
 

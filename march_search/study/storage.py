@@ -1,4 +1,4 @@
-"""Opens the Optuna study of a folder: a journal file by default, SQLite, PostgreSQL or a gRPC proxy by URL."""
+"""Open the Optuna study of a folder: a journal file by default, or SQLite, PostgreSQL or a gRPC proxy by URL."""
 
 import warnings
 import weakref
@@ -18,15 +18,15 @@ from march_search.study.journal import JOURNAL, open_journal
 from march_search.study.urls import resolve
 
 _SCHEMA_LOCK = 0x6D617263
-"""Number of the PostgreSQL advisory lock under which tables are made."""
+"""Key of the PostgreSQL advisory lock that is held while tables are created."""
 
 
 def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, seed: int) -> optuna.Study:
-    """The Optuna study `name`, made if it does not exist.
+    """Open the Optuna study `name`; create it if it does not exist.
 
     Raises:
-        StorageError: the storage cannot be opened; a password in its URL is not repeated.
-        ConfigError: the URL is in an environment variable that is not set.
+        StorageError: If the storage cannot be opened; the message does not contain the password of the URL.
+        ConfigError: If the URL refers to an environment variable that is not set.
     """
     storage = opened(url, folder)
     with guarded():
@@ -41,11 +41,11 @@ def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, s
 
 
 def opened(url: str | None, folder: Path) -> BaseStorage:
-    """The storage of a study's setting.
+    """Open the storage at the configured `url`, or the journal in `folder` if it is None.
 
     Raises:
-        StorageError: it cannot be opened; a password in its URL is not repeated.
-        ConfigError: the URL is in an environment variable that is not set.
+        StorageError: If it cannot be opened; the message does not contain the password of the URL.
+        ConfigError: If the URL refers to an environment variable that is not set.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = resolve(url)
@@ -54,16 +54,15 @@ def opened(url: str | None, folder: Path) -> BaseStorage:
     except StorageError:
         raise
     except Exception as error:
-        where = f"{urlsplit(url).scheme} storage" if url else str(folder / JOURNAL)
+        where = f"the {urlsplit(url).scheme} storage" if url else str(folder / JOURNAL)
         hint = ": pip install 'march-search[postgres]'." if isinstance(error, ImportError) else None
         raise StorageError(
-            f"the {where} cannot be opened ({type(error).__name__})"
-            + (hint or ": check that it exists and is writable.")
+            f"{where} cannot be opened ({type(error).__name__})" + (hint or ": check that it exists and is writable.")
         ) from None
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The storage at `url`, the journal in `folder` without one; safe to open many times at the same moment."""
+    """Open the storage at `url`, or the journal in `folder` if it is None; safe to call concurrently."""
     if url is None:
         return open_journal((folder / JOURNAL).resolve())
     scheme = urlsplit(url).scheme
@@ -73,23 +72,23 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
         url = "postgresql+psycopg" + url.removeprefix(scheme)
     with _schema_lock(url):
         storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine(url))
-    weakref.finalize(storage, storage.engine.dispose)  # its connections would be left open
+    weakref.finalize(storage, storage.engine.dispose)  # close its connections
     if scheme.startswith("sqlite"):
         _begin_immediately(storage)
     return optuna.storages.get_storage(storage)
 
 
 def _engine(url: str) -> dict[str, Any]:
-    """SQLAlchemy's settings: SQLite waits for its lock a minute; a connection that PostgreSQL closed is made again."""
+    """Return SQLAlchemy's settings: SQLite waits a minute for its lock, PostgreSQL reopens closed connections."""
     if url.startswith("sqlite"):
         return {"connect_args": {"timeout": 60, "isolation_level": None}}
     return {"pool_pre_ping": True}
 
 
 def _begin_immediately(storage: optuna.storages.RDBStorage) -> None:
-    """Has SQLite transactions take the lock for writing at their start, and wait for it there.
+    """Make SQLite transactions acquire the write lock, and wait for it, when they start.
 
-    One that reads first and writes later fails without waiting where another has written in between.
+    A transaction that reads first and writes later fails without waiting if another one has written in between.
     """
     from sqlalchemy import event
 
@@ -99,32 +98,34 @@ def _begin_immediately(storage: optuna.storages.RDBStorage) -> None:
 
 
 def _proxy(url: str) -> BaseStorage:
-    """The storage behind a gRPC proxy.
+    """Connect to the storage behind a gRPC proxy.
 
     Raises:
-        StorageError: nobody answers there.
+        StorageError: If no proxy answers.
     """
     parts = urlsplit(url)
     host, port = parts.hostname or "localhost", parts.port or 13000
-    with warnings.catch_warnings():  # an experiment of Optuna's that whoever names it has asked for
+    with warnings.catch_warnings():  # the user chose this experimental storage by its URL
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
     try:
         storage.wait_server_ready(timeout=20)
     except ConnectionError:
-        raise StorageError(f"no storage proxy answers at {host}:{port}: march-search storage-proxy STUDY.") from None
+        raise StorageError(
+            f"no storage proxy answers at {host}:{port}: start one with march-search storage-proxy STUDY."
+        ) from None
     return storage
 
 
 @contextmanager
 def _schema_lock(url: str) -> Iterator[None]:
-    """Lets one process at a time make tables: Optuna's own making of them fails when two meet."""
+    """Let one process at a time create tables, because Optuna fails if two create them at once."""
     import sqlalchemy
 
     if url.startswith("sqlite"):
         path = sqlalchemy.make_url(url).database
         if not path or path == ":memory:":
-            raise StorageError("an SQLite storage must be a file: sqlite:////absolute/path.db.")
+            raise StorageError("an SQLite storage must be a file: use sqlite:////absolute/path.db.")
         with lock(Path(f"{path}.lock")):
             yield
         return
@@ -132,45 +133,45 @@ def _schema_lock(url: str) -> Iterator[None]:
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_SCHEMA_LOCK})"))
-        yield  # the lock goes with the connection
+        yield  # closing the connection releases the lock
 
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turns what a storage that stops working raises into one line without its URL.
+    """Convert errors of a storage that stops working into a one-line error without its URL.
 
     Raises:
-        StorageError: it stopped working.
+        StorageError: If the storage stops working.
     """
     try:
         yield
     except Exception as error:
-        room = type(error).__module__.split(".")[0]
-        if not (isinstance(error, optuna.exceptions.StorageInternalError) or room in ("sqlalchemy", "grpc", "psycopg")):
+        root = type(error).__module__.split(".")[0]
+        if not (isinstance(error, optuna.exceptions.StorageInternalError) or root in ("sqlalchemy", "grpc", "psycopg")):
             raise
         raise StorageError(
-            f"the storage stopped working ({type(error).__name__}): when it is back, the same command goes on."
+            f"the storage stopped working ({type(error).__name__}): run the same command to resume once it is back."
         ) from None
 
 
 def bind(study: optuna.Study, folder_id: str) -> None:
-    """Ties the Optuna study to one folder.
+    """Bind the Optuna study to one folder.
 
     Raises:
-        StorageError: it belongs to another: its trials, and those still running there, are not this folder's.
+        StorageError: If the study belongs to another folder; its trials, some still running, are not this folder's.
     """
     owner = study.user_attrs.get("folder_id")
     if owner is None and not study.get_trials(deepcopy=False):
         study.set_user_attr("folder_id", folder_id)
     elif owner != folder_id:
         raise StorageError(
-            f"the storage already holds a study {study.study_name!r} that another folder started: go on there, or give "
-            "the study's file another name."
+            f"the storage already holds a study {study.study_name!r} that another folder started: continue it "
+            "there, or rename this study's file."
         )
 
 
 def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:
-    """Optuna's pruner of these settings, its arguments written out; steps are tokens. Rungs are decided elsewhere."""
+    """Return Optuna's pruner with its arguments set explicitly; steps are tokens. `study.rungs` decides on rungs."""
     least = max(1, config.warmup_tokens)
     if config.kind == "median":
         return optuna.pruners.MedianPruner(

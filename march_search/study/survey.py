@@ -1,4 +1,4 @@
-"""A worker's look at the whole study: gives back trials of dead workers, stops those that were not promoted."""
+"""A worker's view of the whole study: release trials of dead workers, stop trials that were not promoted."""
 
 import shutil
 from collections.abc import Mapping, Set
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Survey:
-    """What one worker has seen of the study."""
+    """One worker's view of the study."""
 
     def __init__(self, job: "Job", leases: Leases, witness: workers.Witness, shown: StudyProgress) -> None:
-        """Nothing seen yet."""
+        """Start without observations."""
         self._job, self._leases, self._witness, self._shown = job, leases, witness, shown
         self._batch = job.config.training.global_batch_tokens
         self.over = False
-        """Whether nothing is left to do for anybody."""
+        """Whether no worker has anything left to do."""
 
     def look(self, mine: Set[int], room: bool) -> list[tuple[FrozenTrial, int]]:
-        """Trials that may be taken now, and until how many tokens each; `mine` are this worker's.
+        """Return the trials that can be taken now, each with the token count to stop at.
 
-        Where there are none and the worker has `room`, the study's sampler is asked for one.
+        If there are none and the worker has `room`, the study's sampler proposes one. `mine` are this worker's trials.
         """
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
@@ -46,64 +46,62 @@ class Survey:
         if room and not plan.runnable and self._grows(trials) and self._more():
             return self.look(mine, room)
         by_number = {t.number: t for t in trials}
-        found = [(by_number[number], until) for number, until in plan.runnable.items()]
+        runnable = [(by_number[number], until) for number, until in plan.runnable.items()]
         if self._job.config.search.max_tokens is not None:
-            found = [one for one in found if self.affordable(one[1] - self._start(*one), trials)]
-        self.over = not (found or dead or any(t.state == TrialState.RUNNING for t in trials))
+            runnable = [pair for pair in runnable if self.affordable(pair[1] - self._start(*pair), trials)]
+        self.over = not (runnable or dead or any(t.state == TrialState.RUNNING for t in trials))
         self._shown.others([(t, self.path(t)) for t in running if t.number not in mine])
-        return found
+        return runnable
 
     def _start(self, trial: FrozenTrial, until: int) -> int:
-        """Tokens at which a trial would go on."""
+        """Return the token count at which a trial would resume."""
         return min(until, resume_point(self.path(trial), self._batch))
 
     def _trials(self) -> list[FrozenTrial]:
-        """All trials, as they are now."""
+        """Return all trials in their current state."""
         return self._job.study.get_trials(deepcopy=False)
 
     def path(self, trial: FrozenTrial) -> Path:
-        """A trial's folder."""
+        """Return a trial's folder."""
         return self._job.folder.of_trial(trial)
 
     def _plan(self, trials: list[FrozenTrial]) -> rungs.Schedule:
-        """What may run."""
+        """Return the schedule of all trials."""
         return rungs.decided(trials, self._job.config, self._total)
 
     @property
     def _total(self) -> int:
-        """Trials that the study will have at least; 0 where all are there from the start."""
+        """Minimum number of trials in the study; 0 if all are enqueued from the start."""
         return self._job.propose.total if self._job.propose else 0
 
     def _grows(self, trials: list[FrozenTrial]) -> bool:
-        """Whether there may be a trial to add: one that the sampler chooses, or, when none runs, one of the race."""
+        """Return whether a trial may be added, by the sampler or, if none is running, by the race."""
         idle = not any(t.state == TrialState.RUNNING for t in trials)
         return rungs.to_come(trials, self._total) > 0 or (self._job.config.search.race is not None and idle)
 
     def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
-        """Whether nobody is left who has this running trial."""
+        """Return whether the worker of a running trial is dead."""
         lease = Lease.of(trial)
         return self._witness.silent((trial.number, lease.attempt), beats, lease.worker)
 
     def _give_back(self, dead: list[FrozenTrial]) -> None:
-        """Lets trials of dead workers wait, each once."""
+        """Make trials of dead workers wait again, each once."""
         for trial in dead:
             lease = Lease.of(trial)
             cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
             with self._leases.alone(trial):
                 given = self._leases.give_back(trial, lease, cost, failed=True)
             if given and lease.worker:
-                self._shown.say(
-                    f"trial {trial.number + 1}: worker {lease.worker} is gone, the trial goes on here or there"
-                )
+                self._shown.say(f"trial {trial.number + 1}: worker {lease.worker} died; its trial will be resumed")
 
     def _stop(self, trials: list[FrozenTrial], stopped: Mapping[int, int]) -> None:
-        """Closes trials that were not promoted from their rung."""
+        """Close trials that were not promoted from their rung."""
         for trial in trials:
             rung = stopped.get(trial.number)
             if rung is None:
                 continue
             loss, folder = trial.intermediate_values[rung], self.path(trial)
-            end = ends.pruned(loss, rung, f"not among the best on the rung of {rung:,} tokens")
+            end = ends.pruned(loss, rung, f"not promoted from the rung at {rung:,} tokens")
             with self._leases.alone(trial):
                 if not self._leases.waits(trial):
                     continue
@@ -113,19 +111,19 @@ class Survey:
             self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
 
     def exhausted(self, lease: Lease) -> End | None:
-        """The end of a trial that killed too many workers, or hung too often."""
+        """Return the outcome of a trial whose workers died, or that hung, too often; None for any other."""
         if lease.retries <= MAX_RETRIES:
             return None
-        text = f"its worker died or it hung {lease.retries} times: see trial.log, and march-search study retry."
+        text = f"its worker died or it hung {lease.retries} times: see trial.log, then run march-search study retry."
         return {"state": "failed", "tokens": None, "loss": None, "text": text}
 
     def affordable(self, tokens: int, trials: list[FrozenTrial] | None = None) -> bool:
-        """Whether so many more tokens stay within the study's."""
+        """Return whether `tokens` more tokens stay within the study's token limit."""
         limit = self._job.config.search.max_tokens
         return limit is None or committed(self._trials() if trials is None else trials) + tokens <= limit
 
     def _more(self) -> bool:
-        """Adds the next trial of a study that chooses as it goes, or of its race; whether there is one."""
+        """Add the next trial of the sampler or the race; return whether there is a trial to run."""
         with self._leases.locked():
             trials = self._trials()
             if self._plan(trials).runnable:
@@ -140,7 +138,7 @@ class Survey:
 
 
 def committed(trials: list[FrozenTrial]) -> int:
-    """Tokens that the study's trials have cost, and those that the running ones may still cost."""
+    """Return the tokens spent on all trials, plus those that running trials may still spend."""
     total = 0
     for trial in trials:
         lease = Lease.of(trial)

@@ -1,4 +1,4 @@
-"""One trial's turn on this worker: its process, what it has written, what it has cost."""
+"""One trial on this worker: its process, its output and its cost."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,53 +16,53 @@ from march_search.study.child import Child, Tail
 from march_search.study.leases import Lease
 
 FENCE = ".fence"
-"""File in a trial's folder whose lock its process holds: two processes never train in one folder."""
+"""File in a trial's folder that its process locks, so that two processes never train in one folder."""
 
 
 @dataclass
 class Turn:
-    """A trial that this worker has."""
+    """A trial that this worker holds."""
 
     trial: FrozenTrial
     lease: Lease
     folder: Path
     slot: int
-    """Which share of the devices it has."""
+    """Index of its share of the devices."""
     reported: set[int]
-    """Token counts already told to Optuna."""
+    """Token counts already reported to Optuna."""
     child: Child | None = None
-    """Its process; None while a former one still holds the folder."""
+    """The trial's process; None while an earlier process still locks the folder."""
     last: int = field(init=False)
-    """Tokens of the last training step."""
+    """Token count of the last training step."""
     _seen: set[tuple[str, int]] = field(default_factory=set)
-    """Kind and tokens of lines that were read."""
+    """Kind and token count of the lines already read."""
     _resets: int = 0
-    """Of metrics.jsonl, as far as they are counted."""
+    """Number of resets of metrics.jsonl already handled."""
 
     def __post_init__(self) -> None:
         self.last = self.lease.start
 
     @property
     def spent(self) -> int:
-        """Tokens trained in this turn."""
+        """Number of tokens trained under this lease."""
         return self.last - self.lease.start
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
-        """Starts the process, unless the trial is complete; False while another still trains in the folder."""
+        """Start the process, unless the trial is complete; return False if another one still trains in the folder."""
         fence = try_lock(self.folder / FENCE)
         if fence is None:
             return False
         with fence:
-            if ends.complete(self.folder):  # the process that had the folder until now finished what it was at
+            if ends.complete(self.folder):  # the previous process finished the trial
                 return True
             until = None if self.lease.until >= config.training.tokens else self.lease.until
             self.child = Child.start(self.folder, config.devices, command, self.slot, until, hidden, fence.fileno())
         return True
 
     def lines(self, stopped: bool) -> list[dict[str, Any]]:
-        """New metric lines; of a process that has stopped, all that were missed, too.
+        """Return new metric lines; for a process that has stopped, also lines that were missed before.
 
-        A file that was written anew, to the very length it had, looks as if nothing happened.
+        Lines are missed if the file was rewritten to exactly its previous length.
         """
         assert self.child is not None
         lines = self.child.new_lines()
@@ -74,10 +74,10 @@ class Turn:
         return lines
 
     def count(self, line: dict[str, Any]) -> bool:
-        """Notes how far a line is; whether it is new, and not left by an earlier turn.
+        """Record how far a line is; return whether it is new, that is, not from an earlier lease.
 
-        A process that goes on from a checkpoint cuts the file back: what it had beyond the turn's start was trained in
-        an earlier turn.
+        A process that resumes from a checkpoint truncates the file. Lines that were read earlier and lie beyond the
+        lease's start belong to an earlier lease.
         """
         assert self.child is not None
         tokens = line["tokens"]
@@ -88,15 +88,15 @@ class Turn:
 
 
 def resume_point(folder: Path, batch: int) -> int:
-    """Tokens of the newest whole checkpoint; 0 without one."""
+    """Return the token count of the newest complete checkpoint; 0 without one."""
     steps = (path.parent.name.removeprefix("step-") for path in folder.glob(f"checkpoints/step-*/{seal.MANIFEST}"))
     return max((int(step) for step in steps if step.isdigit()), default=0) * batch
 
 
 def drop_damaged(folder: Path) -> None:
-    """Deletes checkpoints newer than the newest that is as it was sealed: a trial could not go on from them.
+    """Delete checkpoints newer than the newest undamaged one, because a trial cannot resume from them.
 
-    Only while nobody trains in the folder. It reads all of a checkpoint.
+    Call it only while no process trains in the folder. It reads whole checkpoints.
     """
     for path in sorted(folder.glob(f"checkpoints/step-*/{seal.MANIFEST}"), reverse=True):
         if seal.is_whole(path.parent):
@@ -105,6 +105,6 @@ def drop_damaged(folder: Path) -> None:
 
 
 def unseen_cost(folder: Path, lease: Lease, batch: int) -> int:
-    """What a turn whose worker died has cost at most: what its metrics reach, and the step it was in."""
+    """Return the most tokens that a dead worker's lease can have cost: those in its metrics, plus one step."""
     reached = max((line["tokens"] for line in read_lines(folder / "metrics.jsonl") if "tokens" in line), default=0)
     return max(0, min(reached + batch, lease.until) - lease.start)

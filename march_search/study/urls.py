@@ -1,4 +1,4 @@
-"""Storage settings: where the URL is, and what of it may be written down."""
+"""Resolve the storage URL of a study, and remove passwords from it."""
 
 import os
 from urllib.parse import urlsplit
@@ -7,25 +7,25 @@ from march_search.errors import ConfigError
 
 
 def resolve(url: str | None) -> str | None:
-    """The storage's URL: as it is, or what the environment variable of `env:NAME` holds.
+    """Return the storage URL; read it from the environment variable NAME if it is `env:NAME`.
 
     Raises:
-        ConfigError: the variable is not set.
+        ConfigError: If the variable is not set.
     """
     if url is None or not url.startswith("env:"):
         return url
     name = url.removeprefix("env:")
     if not os.environ.get(name):
-        raise ConfigError(f"storage is {url!r}, and the environment variable {name} is not set: export it first.")
+        raise ConfigError(f"storage is {url!r}, but the environment variable {name} is not set: export it first.")
     return os.environ[name]
 
 
 def public(url: str | None) -> str | None:
-    """What may be written down of a storage's setting: all of it but a password; `env:NAME` stays a name."""
+    """Return the URL without its password and query; `env:NAME` is returned unchanged."""
     if url is None or url.startswith("env:"):
         return url
     parts = urlsplit(url)
-    if parts.query:  # a password may stand there, too
+    if parts.query:  # it may contain a password
         parts = parts._replace(query="")
     if parts.password is None:
         return parts.geturl()

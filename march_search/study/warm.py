@@ -1,4 +1,4 @@
-"""Results from elsewhere that a study's sampler knows from the start: past studies, CSV files, tables of curves."""
+"""Read earlier results for a study's sampler: from past studies, CSV files or learning curves."""
 
 import csv
 import math
@@ -18,43 +18,43 @@ from march_search.solver import FeasibleSet
 
 @dataclass(frozen=True)
 class Prior:
-    """A result from elsewhere."""
+    """A result of an earlier training run."""
 
     architecture: Architecture
     loss: float
     source: str
-    """Where it is from."""
+    """Entry of `warm_start` that it comes from."""
 
 
 def read_priors(search: SearchConfig, folder: Path) -> tuple[Prior, ...]:
-    """Results of all sources of `warm_start`, the lowest loss first; one an architecture and source.
+    """Return the results of all `warm_start` sources, lowest loss first; one per architecture and source.
 
     Args:
-        search: the study's settings.
-        folder: what relative paths are looked for in, before the current folder.
+        search: The study's search settings.
+        folder: Folder in which relative paths are looked up before the current folder.
 
     Raises:
-        ConfigError: a source does not exist or holds no result, or a table cannot be read.
+        ConfigError: If a source does not exist or has no complete trial, or a table cannot be read.
     """
-    found = [prior for source in search.warm_start for prior in _read(source, folder)]
-    return tuple(sorted(found, key=lambda prior: prior.loss))
+    priors = [prior for source in search.warm_start for prior in _read(source, folder)]
+    return tuple(sorted(priors, key=lambda prior: prior.loss))
 
 
 def best_members(priors: Sequence[Prior], found: FeasibleSet, most: int) -> list[Architecture]:
-    """At most so many different members of `found` among these results, in their order."""
+    """Return at most `most` distinct members of `found` from these results, in their order."""
     members = dict.fromkeys(prior.architecture for prior in priors if prior.architecture in found)
     return list(members)[:most]
 
 
 def _read(source: str, folder: Path) -> list[Prior]:
-    """The results of one source."""
+    """Return the results of one source."""
     shipped = {path.stem: path for path in shipped_folder("tables").glob("*.json")}
     beside = (folder / source, Path(source))
     path = next((p for p in beside if p.is_file() or (p / "trials").is_dir()), shipped.get(source))
     if path is None:
         raise ConfigError(
-            f'[search]: warm_start has "{source}", which is no study\'s folder, no CSV file and no table of curves. '
-            f"{nearest(source, shipped)}"
+            f'[search]: warm_start has "{source}", which is not a study folder, a CSV file or a file of '
+            f"learning curves. {nearest(source, shipped)}"
         )
     losses = _of_study(path) if path.is_dir() else _of_curves(path) if path.suffix == ".json" else _of_table(path)
     if not losses:
@@ -63,7 +63,7 @@ def _read(source: str, folder: Path) -> list[Prior]:
 
 
 def _of_study(folder: Path) -> dict[str, float]:
-    """Mean loss of every architecture with a complete trial, at its best learning rate."""
+    """Return the mean loss of every architecture with a complete trial, at its best learning rate."""
     losses: dict[tuple[str, float], list[float]] = {}
     for path in sorted(folder.glob("trials/*/trial.json")):
         config = build(TrialConfig, read_json(path) or {}, str(path))
@@ -71,14 +71,14 @@ def _of_study(folder: Path) -> dict[str, float]:
         if result is not None:
             losses.setdefault((result["architecture"], config.training.learning_rate), []).append(result["loss"])
     means = sorted(((name, sum(all_) / len(all_)) for (name, _), all_ in losses.items()), key=lambda row: -row[1])
-    return dict(means)  # the best rate is the last to be written
+    return dict(means)  # the best learning rate comes last and wins
 
 
 def _of_curves(path: Path) -> dict[str, float]:
-    """Last loss of every architecture of a table of recorded curves, the lowest of its runs.
+    """Return the final loss of every architecture in a file of learning curves; the lowest of several runs.
 
     Raises:
-        ConfigError: it is no such table.
+        ConfigError: If the file does not contain learning curves.
     """
     try:
         runs = [
@@ -86,20 +86,20 @@ def _of_curves(path: Path) -> dict[str, float]:
             for run in read_json(path)["runs"]
         ]
     except (KeyError, TypeError, ValueError, IndexError):
-        raise ConfigError(f"{path}: is no table of curves (march-search replay --help).") from None
+        raise ConfigError(f"{path}: expected a file of learning curves (march-search replay --help).") from None
     return dict(sorted(runs, key=lambda run: -run[1]))
 
 
 def _of_table(path: Path) -> dict[str, float]:
-    """Loss of every architecture of a CSV file at its most tokens; lines that begin with # are left out.
+    """Return the loss of every architecture in a CSV file at its largest token count; skip lines that start with #.
 
     Raises:
-        ConfigError: a column is missing or a line cannot be read.
+        ConfigError: If a column is missing or a line is invalid.
     """
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
     table = csv.DictReader(lines)
     if not {"name", "loss"} <= set(table.fieldnames or ()):
-        raise ConfigError(f"{path}: must have the columns name and loss, and may have tokens.")
+        raise ConfigError(f"{path}: must have the columns name and loss, and optionally tokens.")
     most: dict[str, tuple[float, float]] = {}
     for row in table:
         try:

@@ -1,4 +1,4 @@
-"""What a study is doing, asked from outside: its storage and its trials' folders, nothing that runs."""
+"""Report the state of a study from its storage and trial folders, without affecting it."""
 
 import time
 from collections import Counter
@@ -24,27 +24,27 @@ Row = dict[str, Any]
 
 
 def find(name: str, root: Path) -> StudyFolder:
-    """The started study of that name.
+    """Return the folder of the started study with this name.
 
     Raises:
-        StorageError: there is none.
+        StorageError: If it does not exist.
     """
     folder = StudyFolder.of(root, name)
     if not (folder.path / "study.json").is_file():
         known = [path.parent.name for path in root.glob("*/study.json")]
-        tail = nearest(name, known) if known else "None has been run there: march-search study run NAME."
+        tail = nearest(name, known) if known else "No study was started there: run march-search study run NAME."
         raise StorageError(f"{root} holds no study {name!r}. {tail}")
     return folder
 
 
 def opened(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
-    """The Optuna study of a started study.
+    """Return the Optuna study of a started study.
 
     Raises:
-        StorageError: the storage cannot be opened, or does not have it.
+        StorageError: If the storage cannot be opened or does not contain the study.
     """
     name = folder.path.name
-    missing = StorageError(f"{folder.path}: the study has no trial yet: march-search study run {name}.")
+    missing = StorageError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
         raise missing
     opened, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
@@ -56,43 +56,43 @@ def opened(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
 
 
 def state(trial: FrozenTrial) -> str:
-    """A trial's state in a word: `paused` waits on a rung, `waiting` has not begun or was interrupted."""
+    """Return a trial's state: `paused` if it waits at a rung, `waiting` if it has not started or was interrupted."""
     if trial.state == TrialState.WAITING:
         return "paused" if trial.intermediate_values and Lease.of(trial).worker is None else "waiting"
     return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
 
 
 def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
-    """One row a trial: state, tokens, loss, worker."""
+    """Return one row per trial: state, tokens, loss, worker."""
     plan = rungs.decided(trials, config, planned_trials(folder, config))
     rows = []
     for trial in trials:
-        told, lease = trial.user_attrs, Lease.of(trial)
+        attrs, lease = trial.user_attrs, Lease.of(trial)
         lines = [
             line for line in read_lines(folder.of_trial(trial) / "metrics.jsonl") if isinstance(line.get("tokens"), int)
         ]
         speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
         losses = [line["loss"] for line in lines if line.get("kind") == "evaluation"]
         rows.append({
-            "trial": trial.number, "name": told["architecture"], "seed": told["seed"],
-            "learning_rate": told.get("learning_rate", config.training.learning_rate), "state": state(trial),
+            "trial": trial.number, "name": attrs["architecture"], "seed": attrs["seed"],
+            "learning_rate": attrs.get("learning_rate", config.training.learning_rate), "state": state(trial),
             "tokens": max((line["tokens"] for line in lines), default=0),
             "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
             "worker": lease.worker if trial.state == TrialState.RUNNING else None,
-            "retries": lease.retries, "spent_tokens": lease.spent, "reason": told.get("reason"),
+            "retries": lease.retries, "spent_tokens": lease.spent, "reason": attrs.get("reason"),
         })  # fmt: skip
     return rows
 
 
 def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
-    """Trials that a study which chooses as it goes will have, by the plan it was started with; 0 for any other."""
+    """Return the planned number of trials of a study with a sampler; 0 for any other study."""
     plan = price.kept(folder.path) if config.search.adaptive else None
     return int(plan["trials"]) if plan else 0
 
 
 def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
-    """One row a worker that has not left: host, seconds since its last beat by its host's clock, whether it is gone."""
+    """Return one row per worker that has not left: host, state, and heartbeat age by the host's clock."""
     witness = workers.Witness(folder.path / "workers", 0)
     return [
         {
@@ -106,9 +106,9 @@ def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
 
 
 def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
-    """States, tokens done of those planned now, and seconds left at the present speed; None where nothing runs.
+    """Return trial states, tokens done and planned, and seconds left at the current speed; None if nothing runs.
 
-    Trials that have not been chosen yet are planned as far as the first rung.
+    Trials that have not been chosen yet are planned up to the first rung.
     """
     planned_later = planned_trials(folder, config)
     to_come = rungs.to_come(trials, planned_later)
@@ -129,36 +129,39 @@ def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTria
 
 
 def _planned(config: StudyConfig, trial: FrozenTrial, row: Row) -> int:
-    """Tokens that a trial will have seen when it is over, as far as is decided."""
+    """Return the tokens that a trial will have seen at its end, as far as that is decided."""
     if trial.state.is_finished():
         return int(row["tokens"])
     return max(int(row["tokens"]), int(row["until"] or config.training.tokens))
 
 
 def openers(folder: StudyFolder, config: StudyConfig) -> list[str]:
-    """The commands that open the study elsewhere, without a password."""
-    kept = config.storage or str(folder.path / JOURNAL)
-    where = f'"${kept.removeprefix("env:")}"' if kept.startswith("env:") else public(kept)
+    """Return the commands that open the study in other tools, without its password."""
+    url = config.storage or str(folder.path / JOURNAL)
+    where = f'"${url.removeprefix("env:")}"' if url.startswith("env:") else public(url)
     return [f"optuna-dashboard {where}", f"tensorboard --logdir {folder.trials}"]
 
 
 def failed(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
-    """Failed trials that have not been repeated: those of `numbers`, or all.
+    """Return the failed trials that have not been retried: those of `numbers`, or all.
 
     Raises:
-        ConfigError: one of them has not failed.
+        ConfigError: If one of `numbers` did not fail or was retried already.
     """
     trials = study.get_trials(deepcopy=False)
     repeated = {trial.user_attrs.get("retry_of") for trial in trials}
     found = {t.number: t for t in trials if t.state == TrialState.FAIL and t.number not in repeated}
     for number in numbers:
         if number not in found:
-            raise ConfigError(f"trial {number} of {study.study_name} is no failed trial; failed: {sorted(found)}.")
+            raise ConfigError(
+                f"trial {number} of {study.study_name} did not fail or was retried already; "
+                f"failed trials: {sorted(found)}."
+            )
     return [found[number] for number in numbers or sorted(found)]
 
 
 def told(folder: StudyFolder, trial: FrozenTrial) -> Row:
-    """All that a trial's folder says in short."""
+    """Return the details of a trial from its folder and its attributes."""
     path = folder.of_trial(trial)
     return {
         "folder": str(path),

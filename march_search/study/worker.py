@@ -1,4 +1,4 @@
-"""A worker: takes trials of a study, trains each in a process of its own, and looks after those of dead workers."""
+"""Worker that takes trials of a study, trains each in a separate process, and releases those of dead workers."""
 
 import random
 import shutil
@@ -27,39 +27,39 @@ from march_search.study.survey import Survey
 from march_search.study.turns import Turn, drop_damaged, resume_point
 
 POLL_SECONDS = 0.1
-"""Between two looks at the trials that run here."""
+"""Seconds between two checks of the trials that run here."""
 
 IDLE_SECONDS = 1.0
-"""Between two looks at the storage while there is nothing to take; less where workers beat faster than that."""
+"""Seconds between two reads of the storage while no trial can be taken; fewer if the heartbeat interval is short."""
 
 BUSY = 0.25
-"""Intervals between two beats that a worker without room, or with trials left of its last look, lets pass before it
-looks at the storage again: a look reads every trial that has not ended."""
+"""Heartbeat intervals between two reads of the storage while the worker has no free slot or has trials left from the
+last read, because a read covers every unfinished trial."""
 
 MISSES = 4
-"""Trials of the last look in a row that others already have before a worker looks again."""
+"""Consecutive trials found taken by other workers after which a worker reads the storage again."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker works on."""
+    """Study, storage and command that a worker works with."""
 
     config: StudyConfig
     folder: StudyFolder
     study: optuna.Study
     store: Path
-    """The prepared text."""
+    """Folder of the token store."""
     command: Sequence[str] = TRAINING
-    """Trains the trial in the folder named after it."""
+    """Command that trains a trial; the trial folder is appended to it."""
     propose: NextTrial | None = None
-    """The next trial of a study that chooses as it goes; None when it has enough."""
+    """Proposes the next trial of a study with a sampler; None if there is no sampler."""
 
 
 class Worker:
-    """One worker; a class because a loop, its signals and its heartbeat share its state."""
+    """One worker; a class because its loop, signals and heartbeat share state."""
 
     def __init__(self, job: Job, shown: StudyProgress, signals: Signals) -> None:
-        """A worker on `job` that shows on `shown` what it sees and ends on `signals`."""
+        """Create a worker on `job` that reports to `shown` and stops on `signals`."""
         config, lockers = job.config, job.folder.path / "workers"
         self.job, self.shown, self.signals = job, shown, signals
         self.heart = workers.Heart(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
@@ -68,15 +68,15 @@ class Worker:
         self.turns: list[Turn] = []
         self._todo: list[tuple[FrozenTrial, int]] = []
         self._look, self._misses, self._said = 0.0, 0, False
-        kept = config.storage or ""
-        self._hidden = [kept.removeprefix("env:")] if kept.startswith("env:") else []
+        url = config.storage or ""
+        self._hidden = [url.removeprefix("env:")] if url.startswith("env:") else []
         self._random = random.Random(self.heart.worker)
 
     def run(self) -> None:
-        """Works until the study is at its end or a signal comes; trials under way are then given back.
+        """Work until the study is finished or a signal arrives; running trials are then released.
 
         Raises:
-            StorageError: the storage cannot be used, or the disk is full.
+            StorageError: If the storage cannot be used or the disk is full.
         """
         try:
             while self._step():
@@ -87,7 +87,7 @@ class Worker:
         self.heart.leave()
 
     def _abandon(self) -> None:
-        """Leaves after an error: the trials go on elsewhere, at once if the storage still works."""
+        """Release all trials after an error; if the storage still works, other workers resume them at once."""
         for turn in self.turns:
             self._kill(turn)
         with suppress(Exception):
@@ -97,7 +97,7 @@ class Worker:
         self.heart.close()
 
     def _step(self) -> bool:
-        """One round of the loop; whether there is a next."""
+        """Run one iteration of the loop; return whether to continue."""
         if self.heart.due():
             self._beat()
         if self.signals.signum:
@@ -110,7 +110,7 @@ class Worker:
         return bool(self.turns) or not (self.signals.signum or self.survey.over)
 
     def _beat(self) -> None:
-        """Shows that this worker lives, and drops trials that were taken from it while it was too slow for that."""
+        """Send a heartbeat, and drop trials that this worker lost because it was late."""
         self.heart.tick()
         for turn in list(self.turns):
             if not self.leases.holds(turn.trial, turn.lease):
@@ -120,16 +120,16 @@ class Worker:
             self.signals.ask()
 
     def _stop(self) -> None:
-        """Asks the trials to save and end; a second signal does not wait."""
+        """Ask the trials to save and stop; a second signal kills them at once."""
         if self.turns and not self._said:
-            self.shown.say("stopping: the trials save their state; a second Ctrl-C stops them at once")
+            self.shown.say("stopping: saving the trials' state; press Ctrl-C again to stop at once")
         self._said = True
         for turn in self.turns:
             if turn.child:
                 turn.child.ask_to_stop(hurry=self.signals.times > 1)
 
     def _fill(self) -> None:
-        """Takes trials while there is room and something to take."""
+        """Take trials while there are free slots and waiting trials."""
         now, beat = time.monotonic(), self.job.config.heartbeat_seconds
         free = self.job.config.devices.parallel_trials - len(self.turns)
         if now >= self._look + (0 if free > 0 and not self._todo else BUSY * beat):
@@ -141,17 +141,17 @@ class Worker:
             if turn := self._take():
                 self.turns.append(turn)
                 free -= 1
-        if had_some and free > 0:  # others were faster: there may be more by now
+        if had_some and free > 0:  # other workers were faster, and there may be new trials
             self._look = 0.0
 
     def _take(self) -> Turn | None:
-        """Takes the first trial of the list, or another if somebody was faster; None if this was none."""
+        """Take the first trial of the list; None if it cannot be taken."""
         trial, until = self._todo.pop(0)
         folder = self.survey.path(trial)
         limited = self.job.config.search.max_tokens is not None
         with self.leases.locked() if limited else nullcontext(), self.leases.alone(trial):
             if limited and self.leases.waits(trial):
-                drop_damaged(folder)  # else it would go on from further back, and cost more, than foreseen
+                drop_damaged(folder)  # else it would resume earlier and cost more than estimated
             start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
             if not self.survey.affordable(until - start):
                 return None
@@ -169,13 +169,13 @@ class Worker:
         return turn if self._begin(turn) else None
 
     def _begin(self, turn: Turn) -> bool:
-        """Prepares a trial's folder; False for one that is at its end already."""
-        told, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
+        """Prepare a trial's folder; return False if the trial is finished already."""
+        attrs, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
         taken = None
         if not resumed:
             trial = self.job.folder.write_trial(
-                turn.folder, self.job.config, told["architecture"], told["seed"], self.job.store,
-                told.get("learning_rate"),
+                turn.folder, self.job.config, attrs["architecture"], attrs["seed"], self.job.store,
+                attrs.get("learning_rate"),
             )  # fmt: skip
             if self.job.config.search.reuse_trials:
                 taken = self._take_over(turn, trial)
@@ -184,11 +184,11 @@ class Worker:
         if end is not None:
             self._finish(turn, end)
             return False
-        self.shown.started(turn.trial.number, told["architecture"], resumed)
+        self.shown.started(turn.trial.number, attrs["architecture"], resumed)
         return True
 
     def _take_over(self, turn: Turn, trial: TrialConfig) -> End | None:
-        """Copies a trial that another study completed, and its end; None if there is none that is the same."""
+        """Copy a trial that another study completed and return its outcome; None if there is no identical trial."""
         source = reuse.same_trial(self.job.folder.path.parent, trial)
         if source is None:
             return None
@@ -200,7 +200,7 @@ class Worker:
         return end | {"taken_from": f"{study}/{source.name}", "text": f"{end['text']}; taken from {study}"}
 
     def _follow(self, turn: Turn) -> bool:
-        """Reads what a trial has written; whether its turn is over."""
+        """Process a trial's new output; return whether this worker is done with the trial."""
         if turn.child is None:
             if self.signals.signum:
                 return self._give_back(turn)
@@ -217,19 +217,19 @@ class Worker:
         if end is None and not stopped:
             return False
         child.kill()
-        end = ends.complete(turn.folder) or end  # a result wins over the pruner
+        end = ends.complete(turn.folder) or end  # a result takes precedence over the pruner
         paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
         hung = child.process.returncode == HUNG
         again = hung or child.process.returncode == SMALLER
         if end is None and not paused and not again and not self.signals.signum:
             end = ends.failed(child)
         if again and end is None:
-            what = "no process of it got on" if hung else "out of memory, its micro batch is smaller now"
-            self.shown.say(f"trial {turn.trial.number + 1}: {what} (trial.log says more); it is started again")
+            cause = "no progress for too long" if hung else "out of memory, its micro batch was reduced"
+            self.shown.say(f"trial {turn.trial.number + 1}: {cause}; it will be resumed (see trial.log)")
         return self._give_back(turn, hung) if end is None else self._finish(turn, end)
 
     def _read(self, turn: Turn, stopped: bool) -> End | None:
-        """Shows new metric lines and reports evaluations; an outcome if Optuna stops the trial."""
+        """Show new metric lines and report evaluations; return the outcome if Optuna's pruner stops the trial."""
         for line in turn.lines(stopped):
             if turn.count(line):
                 self.shown.line(turn.trial.number, line)
@@ -243,19 +243,19 @@ class Worker:
         return None
 
     def _report(self, turn: Turn, tokens: int, loss: float) -> None:
-        """Tells Optuna an evaluation, once; `Trial.report` reads the trial, twice, before it does the same."""
+        """Report an evaluation to Optuna once, as `Trial.report` does, but without reading the trial twice."""
         if tokens not in turn.reported:
             self.leases.storage.set_trial_intermediate_value(turn.trial._trial_id, tokens, loss)
             turn.reported.add(tokens)
 
     def _prunes(self, turn: Turn) -> bool:
-        """Whether Optuna's pruner, where the study has one, stops the trial now."""
+        """Return whether Optuna's pruner, if the study has one, stops the trial now."""
         if self.job.config.pruner.kind in ("none", "rungs"):
             return False
         return Trial(self.job.study, turn.trial._trial_id).should_prune()
 
     def _give_back(self, turn: Turn, failed: bool = False) -> bool:
-        """Lets a trial wait: paused on a rung, interrupted, or to be started again because it `failed`."""
+        """Release a trial so that it waits: paused at a rung, interrupted, or to be resumed because it `failed`."""
         with self.leases.alone(turn.trial):
             self.leases.give_back(turn.trial, turn.lease, turn.spent, failed)
         self.shown.paused(turn.trial.number)
@@ -263,7 +263,7 @@ class Worker:
         return True
 
     def _finish(self, turn: Turn, end: End) -> bool:
-        """Writes a trial's end down and tells Optuna, if the trial is still this worker's."""
+        """Write a trial's outcome and report it to Optuna, if this worker still holds the trial."""
         with self.leases.alone(turn.trial):
             if not self.leases.holds(turn.trial, turn.lease):
                 return self._lose(turn)
@@ -273,18 +273,18 @@ class Worker:
         if end["state"] != "failed":
             shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
         self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
-        if not self._todo:  # else what the last look found is good for another moment
+        if not self._todo:  # else the trials of the last read are still recent
             self._look = 0.0
         return True
 
     def _lose(self, turn: Turn) -> bool:
-        """Drops a trial that others took over, and its process."""
+        """Drop a trial that this worker lost, and kill its process."""
         self._kill(turn)
-        self.shown.say(f"trial {turn.trial.number + 1}: this worker was silent for too long, and others have it now")
+        self.shown.say(f"trial {turn.trial.number + 1}: this worker sent no heartbeat for too long and lost the trial")
         self.shown.paused(turn.trial.number)
         return True
 
     def _kill(self, turn: Turn) -> None:
-        """Leaves no process of a trial behind."""
+        """Kill all processes of a trial."""
         if turn.child:
             turn.child.kill()

@@ -1,7 +1,7 @@
-"""Workers of a study: the record each keeps in the storage, its heartbeat, and how others see that it has died.
+"""Workers of a study: their records in the storage, their heartbeats, and how others detect that one has died.
 
-Clocks of two machines are never compared. A worker counts its beats; who looks notes, on a clock of its own, when the
-count last changed. On the same machine a lock that the kernel releases tells at once.
+The clocks of two machines are never compared. A worker counts its heartbeats, and an observer records, on its own
+clock, when the count last changed. On the same machine, a lock that the kernel releases shows a death at once.
 """
 
 import fcntl
@@ -19,13 +19,13 @@ import optuna
 from march_search.files import make_folder
 
 PREFIX = "worker:"
-"""User attributes of the study that are workers' records."""
+"""Prefix of the study's user attributes that hold worker records."""
 
 SILENT = 2.5
-"""Intervals without a beat after which a worker counts as dead: with the time to look, less than three."""
+"""Heartbeat intervals without a heartbeat after which a worker counts as dead; with the polling delay, under three."""
 
 STOP = "stop"
-"""User attribute of the study that asks all workers to save and end."""
+"""User attribute of the study that asks all workers to save and stop."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,25 @@ class Beat:
 
     host: str
     boot: str
-    """Tells one start of one machine from every other; empty where nobody knows."""
+    """Boot ID of the machine; empty if unknown."""
     pid: int
     interval: float
-    """Seconds between two beats."""
+    """Seconds between two heartbeats."""
     slots: int
-    """Trials it can run at a time."""
+    """Number of trials it can run at a time."""
     count: int = 0
-    """Beats so far."""
+    """Number of heartbeats so far."""
     at: float = 0.0
-    """The last one, by the host's clock: for people only."""
+    """Time of the last heartbeat by the host's clock; for display only."""
     ended: bool = False
-    """Whether it left by itself."""
+    """Whether the worker left normally."""
 
 
 class Heart:
-    """This process as a worker."""
+    """Heartbeat of this process as a worker."""
 
     def __init__(self, study: optuna.Study, folder: Path, interval: float, slots: int) -> None:
-        """A worker of `study` whose lock file is in `folder`."""
+        """Create a worker of `study` whose lock file is in `folder`."""
         self._study, self._due = study, 0.0
         self.beat = Beat(platform.node(), boot(), os.getpid(), interval, slots)
         self.worker = f"{platform.node()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -61,38 +61,43 @@ class Heart:
         fcntl.flock(self._held, fcntl.LOCK_EX)
 
     def due(self) -> bool:
-        """Whether it is time to beat."""
+        """Return whether the next heartbeat is due."""
         return time.monotonic() >= self._due
 
     def tick(self, ended: bool = False) -> None:
-        """One beat, the last if the worker has `ended`."""
-        told = asdict(self.beat) | {"count": self.beat.count + 1, "at": time.time(), "ended": ended}
-        self._study.set_user_attr(PREFIX + self.worker, told)
-        self.beat = Beat(**told)
+        """Send a heartbeat; the last one if the worker has `ended`."""
+        record = asdict(self.beat) | {"count": self.beat.count + 1, "at": time.time(), "ended": ended}
+        self._study.set_user_attr(PREFIX + self.worker, record)
+        self.beat = Beat(**record)
         self._due = time.monotonic() + self.beat.interval
 
     def leave(self) -> None:
-        """The last beat; nobody waits for this worker."""
+        """Send the last heartbeat, so that other workers do not wait for this one."""
         self.tick(ended=True)
         self.close()
 
     def close(self) -> None:
-        """Lets go of the lock file."""
+        """Delete the lock file and release its lock."""
         with suppress(OSError):
             self._path.unlink()
         self._held.close()
 
 
 class Witness:
-    """What one observer has seen of the others, by its own clock."""
+    """Liveness of the other workers, as one process observes it by its own clock."""
 
     def __init__(self, folder: Path, interval: float) -> None:
-        """Nothing seen yet; `folder` has the workers' lock files, `interval` is for trials that nobody has."""
+        """Start without observations.
+
+        Args:
+            folder: Folder of the workers' lock files.
+            interval: Heartbeat interval in seconds, for trials without a worker.
+        """
         self._folder, self._interval = folder, interval
         self._seen: dict[Any, tuple[Any, float]] = {}
 
     def silent(self, key: Any, beats: dict[str, Beat], worker: str | None) -> bool:
-        """Whether `worker`, who has what `key` names, must be dead; None has it: whether it was so for long."""
+        """Return whether `worker`, which holds `key`, must be dead; if None, whether `key` has had none for long."""
         beat = beats.get(worker) if worker else None
         if worker and beat and (beat.ended or self.gone(worker, beat)):
             return True
@@ -104,7 +109,7 @@ class Witness:
         return now - since > SILENT * (beat.interval if beat else self._interval)
 
     def gone(self, worker: str, beat: Beat) -> bool:
-        """Whether a worker of this machine has ended: the kernel has released its lock."""
+        """Return whether a worker of this machine has exited, so that the kernel has released its lock."""
         if not beat.boot or beat.boot != boot():
             return False
         try:
@@ -118,13 +123,13 @@ class Witness:
 
 
 def beats(study: optuna.Study) -> dict[str, Beat]:
-    """All workers that the study has had, by name."""
+    """Return the records of all workers that the study has had, by name."""
     attrs = study.user_attrs
     return {key.removeprefix(PREFIX): Beat(**value) for key, value in attrs.items() if key.startswith(PREFIX)}
 
 
 def boot() -> str:
-    """Name of this start of this machine; empty where Linux does not say."""
+    """Return the boot ID of this machine; empty if Linux does not provide it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,1 +1,1 @@
-"""One trial as its own process: `python -m march_search.training DIR`, trial.json in, metrics and result out."""
+"""Train one trial in its own process: `python -m march_search.training DIR` reads trial.json and writes its results."""

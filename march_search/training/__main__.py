@@ -1,11 +1,18 @@
-"""`python -m march_search.training [--once] DIR [--until TOKENS]`: trains the trial in DIR, or says why not.
+"""Train the trial in DIR: `python -m march_search.training [--once] DIR [--until TOKENS]`.
 
-To its end, or until TOKENS: it is evaluated there, leaves a checkpoint, and goes on when it is started again.
-Exit codes: 0 complete, or at TOKENS; 1 failed, reason in failure.json; 2 trial.json or TOKENS cannot be meant; 130 and
-143 interrupted after a checkpoint: the same command goes on from it. Out of memory is no failure at first: the trial
-starts again from its last checkpoint with half the micro batch, up to six times; one that hangs starts again, too.
-With --once it leaves that to who started it, and ends with 75 or 76. This process only watches: each rank is a process
-below it.
+The trial trains to the end of its data budget. With --until, it pauses after TOKENS: it is evaluated, writes a
+checkpoint, and resumes when it is started again.
+
+Exit codes:
+    0: the trial is complete, or has reached TOKENS.
+    1: the trial failed; failure.json contains the reason. Also 4 for a storage error and 5 for a data error.
+    2: trial.json or TOKENS is invalid.
+    75, 76: with --once only, the trial ran out of memory or hung, and should be started again.
+    130, 143: the trial was interrupted after a checkpoint; the same command resumes it.
+
+After running out of memory, the trial restarts from its last checkpoint with half the micro batch, up to six times. A
+trial that hangs is restarted once. With --once, the caller restarts it instead. This process only supervises; each rank
+runs in a child process.
 """
 
 import os
@@ -24,39 +31,40 @@ from march_search.settings import build, read_file
 from march_search.training import launch, ranks, supervisor
 
 OUT_OF_MEMORY = "out_of_memory"
-"""State of a failure that a smaller micro batch may mend."""
+"""State of a failure that a smaller micro batch may fix."""
 
 
 def main(arguments: list[str]) -> int:
-    """Runs one trial; returns the exit code."""
-    told_so = _understood(arguments)
-    if told_so is None:
+    """Run one trial and return its exit code."""
+    parsed = _understood(arguments)
+    if parsed is None:
         print(
-            "usage: python -m march_search.training [--once] DIR [--until TOKENS]   (DIR holds trial.json)",
+            "usage: python -m march_search.training [--once] DIR [--until TOKENS]   (DIR contains trial.json)",
             file=sys.stderr,
         )
         return 2
-    folder, until, once = told_so
+    folder, until, once = parsed
     launch.take_part()
-    ranks.die_with_parent()  # before torch is loaded: that takes seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is to be saved yet, and a traceback would help nobody
+    ranks.die_with_parent()  # before importing torch, which takes seconds
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, so exit without a traceback
     if "RANK" in os.environ:
         ranks.answer()
-    # Idle OpenMP threads wait a moment and then sleep. By default they spin: beside one other busy process, two threads
-    # on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh. Read when torch is loaded: set before.
+    # Idle OpenMP threads spin by default; make them sleep after a moment instead. Next to one other busy process, two
+    # spinning threads on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh of the speed. The
+    # variable is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    told = dict(os.environ)  # joining a process group changes it
+    environment = dict(os.environ)  # joining a process group changes os.environ
     code = _guarded(folder, until, once)
-    if code and "RANK" not in told and _goes_on(folder):
+    if code and "RANK" not in environment and _goes_on(folder):
         if once:
             return outcome.SMALLER
-        # A new program in this process: what held the memory is gone; its number and its parent stay.
-        os.execve(sys.executable, [sys.executable, "-m", "march_search.training", *arguments], told)
+        # Replace the program: this frees all memory but keeps the process id and the parent.
+        os.execve(sys.executable, [sys.executable, "-m", "march_search.training", *arguments], environment)
     return code
 
 
 def _understood(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
-    """The trial's folder, after how many tokens to pause, and whether to start once; None for anything else."""
+    """Parse the trial folder, the tokens to pause after, and --once; return None if the arguments are invalid."""
     once = "--once" in arguments
     match [argument for argument in arguments if argument != "--once"]:
         case [folder] if not folder.startswith("-"):
@@ -67,7 +75,7 @@ def _understood(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
 
 
 def _guarded(folder: Path, until: int | None, once: bool) -> int:
-    """The exit code of the trial, its failure written down."""
+    """Run the trial, record any failure, and return the exit code."""
     try:
         return _run(folder, until, once)
     except ranks.InterruptedTrialError as stop:
@@ -88,7 +96,7 @@ def _guarded(folder: Path, until: int | None, once: bool) -> int:
 
 
 def _run(folder: Path, until: int | None, once: bool) -> int:
-    """The trial, in this process or in one process a rank."""
+    """Run one rank in this process, or supervise one process per rank."""
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     try:
         _ = config.batch
@@ -96,19 +104,19 @@ def _run(folder: Path, until: int | None, once: bool) -> int:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
     last = _last_step(config.training, until)
     if outcome.complete(folder, config) is not None:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have come before they were removed
-        print(f"{folder}: is complete already.", file=sys.stderr)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left over if the trial was killed before
+        print(f"{folder}: the trial is already complete.", file=sys.stderr)
         return 0
     if "RANK" in os.environ:
         return _train(folder, config, last)
-    with lock(folder / "lock", f"{folder} is being trained by another process: wait for it, or stop it first."):
+    with lock(folder / "lock", f"{folder} is being trained by another process: wait for it to end, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
         more = [] if until is None else ["--until", str(until)]
         return supervisor.supervise(folder, config.devices, more, once)
 
 
 def _last_step(training: TrainingConfig, until: int | None) -> int:
-    """The step after which to stop: that of `until` tokens, or the trial's last."""
+    """Return the step to stop after: the step at `until` tokens, or the last step of the trial."""
     if until is None:
         return training.steps
     batch = training.global_batch_tokens
@@ -122,7 +130,7 @@ def _last_step(training: TrainingConfig, until: int | None) -> int:
 
 
 def _train(folder: Path, config: TrialConfig, last_step: int) -> int:
-    """The trial, in this process."""
+    """Train in this process."""
     from march_search.training.loop import train
 
     train(folder, config, last_step)
@@ -130,35 +138,35 @@ def _train(folder: Path, config: TrialConfig, last_step: int) -> int:
 
 
 def _goes_on(folder: Path) -> bool:
-    """Whether a trial that failed may start again with half its micro batch; where not, failure.json says so."""
+    """Return whether the trial can restart with half its micro batch; if not, mark it infeasible in failure.json."""
     from march_search.training import fitting
 
-    told = read_json(folder / "failure.json")
-    if not isinstance(told, dict) or told.get("state") != OUT_OF_MEMORY:
+    failure = read_json(folder / "failure.json")
+    if not isinstance(failure, dict) or failure.get("state") != OUT_OF_MEMORY:
         return False
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     if fitting.halve(folder, config):
-        ranks.say("out of memory: starting again with half the micro batch.")
+        ranks.say("out of memory: restarting with half the micro batch.")
         return True
     times = fitting.halvings(folder)
-    write_json(folder / "failure.json", told | {"state": "infeasible_memory", "halvings": times})
+    write_json(folder / "failure.json", failure | {"state": "infeasible_memory", "halvings": times})
     return False
 
 
 def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
-    """Says why, on stderr and beside the trial; a rank in a file of its own."""
+    """Report the reason on stderr and in failure.json, or in failure.rankN.json if this process is a rank."""
     name = f"failure.rank{os.environ['RANK']}.json" if "RANK" in os.environ else "failure.json"
     ranks.say(reason)
     try:
         write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})
     except MarchSearchError:
-        if code != StorageError.exit_code:  # else that is what the line above says
+        if code != StorageError.exit_code:  # otherwise the line above already reports it
             ranks.say(f"{folder}: {name} cannot be written.")
     return code
 
 
 def _in_words(error: Exception) -> str:
-    """An unexpected exception as one line."""
+    """Format an unexpected exception as one line."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}"
 
@@ -166,8 +174,8 @@ def _in_words(error: Exception) -> str:
 if __name__ == "__main__":
     code = main(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a log on a full disk
+        with suppress(OSError):  # the log may be on a full disk
             stream.flush()
-    # Past this point nothing is left to write. Unloading torch after gloo was used aborts now and then (one run of two
-    # ranks in six: "terminate called without an active exception") and would turn a complete trial's code into 134.
+    # Exit without unloading torch. After gloo was used, unloading aborts now and then ("terminate called without an
+    # active exception", in one of six runs with two ranks), and a complete trial would exit with code 134.
     os._exit(code)

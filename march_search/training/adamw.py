@@ -1,4 +1,4 @@
-"""AdamW of torch that does not load torch's compiler: that takes one to two seconds of a start, for nothing."""
+"""torch's AdamW without importing torch's compiler, which would add one to two seconds to every start."""
 
 import inspect
 
@@ -8,7 +8,7 @@ _TORCHS = torch.optim.AdamW
 
 
 class AdamW(_TORCHS):
-    """The same methods without what torch wraps around them, which imports its compiler to keep it away from them."""
+    """torch's AdamW with its methods unwrapped; the wrappers import the compiler only to disable it."""
 
     step = torch.no_grad()(inspect.unwrap(_TORCHS.step))
     add_param_group = inspect.unwrap(_TORCHS.add_param_group)

@@ -1,6 +1,7 @@
-"""Checkpoints of DeepSpeed, each sealed by a manifest of hashes written last; the last two are kept.
+"""Save and load DeepSpeed checkpoints, each sealed by a manifest of file hashes; keep the last two.
 
-DeepSpeed writes in place and pickles: a folder without a manifest, or with a file that differs from it, is never read.
+DeepSpeed writes checkpoints in place and pickles them. The manifest is written last, so a folder that has no manifest,
+or does not match it, is never read.
 """
 
 import contextlib
@@ -17,14 +18,16 @@ from march_search.training import ranks
 from march_search.training.environment import Place
 
 KEEP = 2
-"""Checkpoints that are kept: the last one, and the one before in case it is damaged."""
+"""Number of checkpoints to keep: the newest, and the one before it in case the newest is damaged."""
 
 
 def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None:
-    """Writes the engine and `state`, which holds its `step`, and removes the oldest. All ranks call it together.
+    """Write a checkpoint of the engine and `state`, then remove the oldest checkpoint.
+
+    All ranks must call it together. `state` must contain `step`.
 
     Raises:
-        StorageError: the folder cannot be written or the disk is full; nothing of this checkpoint is left.
+        StorageError: If the folder is not writable or the disk is full. The partial checkpoint is removed.
     """
     tag = f"step-{state['step']:09d}"
     if place.is_first:
@@ -33,12 +36,12 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None
     try:
         engine.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's writer of files
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # raised by torch's file writer
             raise
-        why = error.strerror if isinstance(error, OSError) else "torch ended before its file did"
+        reason = error.strerror if isinstance(error, OSError) else "torch could not finish the file"
         free = shutil.disk_usage(folder).free
         _give_back(folder / tag)
-        raise StorageError(f"{folder / tag}: cannot be written: {why} ({free:,} bytes are free).") from None
+        raise StorageError(f"{folder / tag}: cannot be written: {reason} ({free:,} bytes free).") from None
     ranks.beat()
     dist.barrier()
     if place.is_first:
@@ -49,7 +52,11 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: Place) -> None
 
 
 def load(engine: Any, folder: Path, place: Place) -> tuple[int, float]:
-    """Brings `engine` to the newest whole checkpoint; its step and seconds, or zeros. All ranks call it together."""
+    """Load the newest intact checkpoint into `engine` and delete damaged ones. All ranks must call it together.
+
+    Returns:
+        The checkpoint's step and training seconds, or zeros if there is no checkpoint.
+    """
     chosen: list[str | None] = [None]
     if place.is_first and folder.is_dir():
         whole = [tag for tag in _tags(folder) if _is_whole(tag)]
@@ -66,17 +73,17 @@ def load(engine: Any, folder: Path, place: Place) -> tuple[int, float]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`; None if there is none."""
+    """Return the newest intact checkpoint in `folder`, or None."""
     return next((tag for tag in reversed(_tags(folder)) if _is_whole(tag)), None)
 
 
 def remove(folder: Path) -> None:
-    """Deletes all checkpoints of a trial that needs none any more."""
+    """Delete all checkpoints of a trial that no longer needs them."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _give_back(tag: Path) -> None:
-    """Deletes a checkpoint that could not be finished, and its bytes though torch still holds its files open."""
+    """Delete an unfinished checkpoint. Truncating first frees the space even while torch holds the files open."""
     for path in seal.files(tag):
         with contextlib.suppress(OSError):
             os.truncate(path, 0)
@@ -84,15 +91,15 @@ def _give_back(tag: Path) -> None:
 
 
 def _tags(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first."""
+    """Return the checkpoint folders, oldest first."""
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
 def _is_whole(tag: Path) -> bool:
-    """Whether a checkpoint is as it was sealed; shows that this rank lives while it reads."""
+    """Return whether a checkpoint matches its manifest; send heartbeats while reading it."""
     return seal.is_whole(tag, _beat)
 
 
 def _beat() -> None:
-    """Shows that this rank lives."""
+    """Send a heartbeat."""
     ranks.beat(ranks.STARTING)

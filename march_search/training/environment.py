@@ -1,4 +1,4 @@
-"""This process among its ranks: device, process group, DeepSpeed's traps, and what to record about the machine."""
+"""Set up a rank's device and process group, work around DeepSpeed's pitfalls, and describe the machine."""
 
 import collections
 import contextlib
@@ -20,41 +20,41 @@ from march_search.errors import TrialError
 from march_search.training import ranks
 
 GROUP_TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others before the trial fails; under a supervisor that much longer than it waits."""
+"""How long a rank waits for the others before the trial fails. Under a supervisor, `hang_seconds` is added."""
 
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process of a trial."""
+    """Rank and device of one process of a trial."""
 
     rank: int
-    """Its number among all."""
+    """Index of this process among all ranks."""
     world_size: int
-    """How many there are."""
+    """Number of ranks."""
     device: torch.device
-    """Where it computes."""
+    """Device that this rank computes on."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
 
 def take_place(config: DevicesConfig) -> Place:
-    """Sets threads, device and process group of this process.
+    """Set the threads and device of this process and join the process group.
 
-    Alone, or under `ranks.supervise`, the group meets without a port; under a launcher of DeepSpeed or torch, which
-    sets MASTER_ADDR, it meets where that says.
+    A single rank, or ranks under `supervisor.supervise`, connect without a port. Ranks started by DeepSpeed's or
+    torch's launcher connect to its MASTER_ADDR.
 
     Raises:
-        TrialError: the device is not there, or the number of ranks is not the one the trial was planned for.
+        TrialError: If the device does not exist, or the number of ranks differs from `config.ranks`.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if world_size != config.ranks:
-        raise TrialError(f"the trial is planned for {config.ranks} ranks, and {world_size} were started.")
+        raise TrialError(f"the trial needs {config.ranks} ranks, but {world_size} were started.")
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size // config.nodes)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(config.threads or max(1, cores // (local_size * config.parallel_trials)))
@@ -65,22 +65,22 @@ def take_place(config: DevicesConfig) -> Place:
 
 
 def _device(config: DevicesConfig, local_rank: int) -> torch.device:
-    """The device of this rank."""
+    """Return the device of this rank."""
     if config.kind == "cpu" or (config.kind == "auto" and not torch.cuda.is_available()):
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise TrialError(
-            f"rank {local_rank} of this machine needs GPU {local_rank}, and torch finds {torch.cuda.device_count()}."
+            f"local rank {local_rank} needs GPU {local_rank}, but torch finds {torch.cuda.device_count()} GPUs."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
-    """Makes the process group."""
-    told = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": int(os.environ.get("LOCAL_RANK", "0"))}
-    os.environ.update({name: str(value) for name, value in told.items()})
+    """Join the process group."""
+    variables = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": int(os.environ.get("LOCAL_RANK", "0"))}
+    os.environ.update({name: str(value) for name, value in variables.items()})
     meeting = os.environ.get("MARCH_SEARCH_MEETING")
     if world_size == 1:
         dist.init_process_group(
@@ -99,13 +99,13 @@ def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
         dist.init_process_group(backend, timeout=timeout)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
-        os.environ.setdefault(name, value)  # DeepSpeed asks for them, and uses the group that exists
+        os.environ.setdefault(name, value)  # DeepSpeed requires them, but uses the existing group
 
 
 def quiet_deepspeed(device: torch.device) -> None:
-    """On a CPU, tells DeepSpeed that its compiled operations are not there: it would compile one, or fail to.
+    """On a CPU, mark DeepSpeed's compiled operations as unavailable; DeepSpeed would otherwise try to compile one.
 
-    Uses an internal name of DeepSpeed 0.19; where that is gone nothing is changed.
+    This uses an internal name of DeepSpeed 0.19 and has no effect on versions without it.
     """
     import deepspeed.ops
 
@@ -114,9 +114,9 @@ def quiet_deepspeed(device: torch.device) -> None:
 
 
 def keep_gradient_norm(engine: Any) -> None:
-    """Has DeepSpeed keep the gradient norm of a step without ZeRO too, which it forgets once it has clipped by it.
+    """Make DeepSpeed keep the gradient norm of each step without ZeRO too; by default it discards it after clipping.
 
-    `engine.clip_fp32_gradients` is an internal name of DeepSpeed 0.19; where that is gone the norm stays unknown.
+    `engine.clip_fp32_gradients` is an internal name of DeepSpeed 0.19. On versions without it, the norm is unknown.
     """
     from deepspeed.runtime.utils import clip_grad_norm_
 
@@ -124,8 +124,8 @@ def keep_gradient_norm(engine: Any) -> None:
         engine._global_grad_norm = clip_grad_norm_(engine.module.parameters(), engine.gradient_clipping())
 
     def look(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
-        every = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        engine._global_grad_norm = torch.nn.utils.get_total_norm(every)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        engine._global_grad_norm = torch.nn.utils.get_total_norm(gradients)
 
     if not engine.zero_optimization_stage():
         if engine.gradient_clipping():
@@ -135,18 +135,18 @@ def keep_gradient_norm(engine: Any) -> None:
 
 
 def memory_of_all(place: Place) -> dict[str, int]:
-    """Most memory any rank has held, in bytes, of its device and of the host. All ranks call it together."""
+    """Return the peak device and host memory of any rank, in bytes. All ranks must call it together."""
     host = _peak_host_bytes()
-    own = int(torch.cuda.max_memory_allocated(place.device)) if place.device.type == "cuda" else host
-    most = torch.tensor([own, host], dtype=torch.int64, device=place.device)
+    device = int(torch.cuda.max_memory_allocated(place.device)) if place.device.type == "cuda" else host
+    peak = torch.tensor([device, host], dtype=torch.int64, device=place.device)
     if place.world_size > 1:
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return {"peak_memory_bytes": int(most[0]), "peak_host_memory_bytes": int(most[1])}
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    return {"peak_memory_bytes": int(peak[0]), "peak_host_memory_bytes": int(peak[1])}
 
 
 def _peak_host_bytes() -> int:
-    """Most memory of the host that this process has held."""
-    with contextlib.suppress(OSError):  # not what the program that this one replaced, or the parent, once held
+    """Return the peak host memory of this process, in bytes."""
+    with contextlib.suppress(OSError):  # excludes the parent and the program that this one replaced
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -154,12 +154,12 @@ def _peak_host_bytes() -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu` and its kind."""
+    """Return the name of the GPU, or `cpu` and the machine type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
 def describe_machine(place: Place) -> dict[str, object]:
-    """Device, ranks and versions, for the result."""
+    """Return the device, ranks, threads and versions to record in the result."""
     return {
         "device": device_name(place.device),
         "ranks": place.world_size,
@@ -170,6 +170,6 @@ def describe_machine(place: Place) -> dict[str, object]:
 
 
 def leave() -> None:
-    """Ends the process group."""
+    """Destroy the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

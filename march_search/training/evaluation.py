@@ -1,4 +1,4 @@
-"""Loss on the fixed validation set, and how much of it the model owes to its input."""
+"""Compute the loss on the fixed validation set, and how much it depends on the encoder's input."""
 
 import math
 from dataclasses import dataclass
@@ -17,38 +17,38 @@ from march_search.training.environment import Place
 
 @dataclass(frozen=True)
 class Validation:
-    """The validation examples, the same in every trial of a study: N examples, I input and T target tokens."""
+    """Validation examples, the same in every trial of a study: N examples, I input and T target tokens."""
 
     inputs_NI: torch.Tensor | None
-    """None for a decoder-only model, whose targets are the text."""
+    """Input tokens; None for a decoder-only model, whose targets are the text."""
     targets_NT: torch.Tensor
 
     @classmethod
     def of(cls, batches: Batches) -> "Validation":
-        """All validation examples."""
+        """Return all validation examples."""
         inputs, targets = batches.validation(0, batches.num_validation)
         return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses of every validation example, in nats per target token."""
+    """Loss of each validation example, in nats per target token."""
 
     losses_N: torch.Tensor
-    """float64; each example with its own input."""
+    """Loss of each example with its own input, float64."""
     swapped_N: torch.Tensor | None
-    """Each target with the input of the example half a validation set away, another document's; None without inputs."""
+    """Loss of each target with the input of another document, half a validation set away; None without inputs."""
 
     @property
     def values(self) -> dict[str, float]:
-        """`loss`, the mean; and `context_gain`: how much it rises with swapped inputs, 0 if inputs are not used."""
+        """Mean `loss`, and `context_gain`: the loss increase with swapped inputs, 0 if the model ignores its inputs."""
         loss = float(self.losses_N.mean())
         return {"loss": loss} | (
             {} if self.swapped_N is None else {"context_gain": float(self.swapped_N.mean()) - loss}
         )
 
     def keep(self, file: Path) -> None:
-        """Writes the losses as a float32 array of NumPy, whole or not at all; the same examples in every trial."""
+        """Write the losses to `file` atomically, as a float32 NumPy array with the same examples in every trial."""
         make_folder(file.parent)
         temporary = file.with_suffix(".new")
         with temporary.open("wb") as out:
@@ -57,38 +57,38 @@ class Evaluation:
 
 
 def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -> Evaluation:
-    """Validation losses; all ranks call it together and get the same numbers.
+    """Return the validation losses. All ranks must call it together and get the same numbers.
 
     Args:
-        engine: the DeepSpeed engine.
-        examples: the validation set; each rank takes its share.
-        batch_size: examples that are evaluated at once.
-        place: this process.
+        engine: DeepSpeed engine.
+        examples: Validation set, which is divided among the ranks.
+        batch_size: Number of examples per batch.
+        place: Rank and device of this process.
     """
     total, paired = len(examples.targets_NT), examples.inputs_NI is not None
     first, stop = total * place.rank // place.world_size, total * (place.rank + 1) // place.world_size
     largest_share = math.ceil(total / place.world_size)
-    rounds = math.ceil(largest_share / batch_size)  # equal on all ranks: under ZeRO 3 they compute together
-    found = torch.zeros(1 + paired, total, dtype=torch.float64)
+    rounds = math.ceil(largest_share / batch_size)  # equal on all ranks, because ZeRO 3 computes collectively
+    losses = torch.zeros(1 + paired, total, dtype=torch.float64)
     engine.eval()
     for start in range(first, first + rounds * batch_size, batch_size):
         ranks.beat()
         rows = torch.arange(start, max(start, min(start + batch_size, stop)))
-        found[0, rows] = _losses(engine, examples, rows, rows, place)
+        losses[0, rows] = _losses(engine, examples, rows, rows, place)
         if paired:
-            found[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, place)
+            losses[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, place)
     engine.train()
     if place.world_size > 1:
-        found = found.to(place.device)
-        dist.all_reduce(found)  # zero where another rank has the example
-        found = found.cpu()
-    return Evaluation(found[0], found[1] if paired else None)
+        losses = losses.to(place.device)
+        dist.all_reduce(losses)  # entries of other ranks' examples are zero
+        losses = losses.cpu()
+    return Evaluation(losses[0], losses[1] if paired else None)
 
 
 def _losses(
     engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: Place
 ) -> torch.Tensor:
-    """Losses of these examples; a rank that has none left computes one and leaves it out."""
+    """Return the losses of these examples. A rank without examples computes a dummy one and discards it."""
     dummy = torch.tensor([0])
     every_NI = examples.inputs_NI
     inputs_BI = None if every_NI is None else every_NI[inputs if len(inputs) else dummy].to(place.device)

@@ -1,4 +1,4 @@
-"""The metrics as an event file of TensorBoard; `tensorboard --logdir` on a study's folder shows its trials as runs."""
+"""Write metrics to a TensorBoard event file; `tensorboard --logdir` on a study folder shows each trial as a run."""
 
 import time
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 NAME = "events.out.tfevents.0.march-search"
 
 SHOWN = ("loss", "context_gain", "gradient_norm", "learning_rate", "tokens_per_second", "flop_utilisation")
-"""Values of a metrics line that become a curve, `train/loss` say; the others are in metrics.jsonl."""
+"""Metrics that are written as curves, such as `train/loss`. The others are only in metrics.jsonl."""
 
 
 class EventFile:
-    """Appends to the event file of one trial."""
+    """Event file of one trial."""
 
     def __init__(self, folder: Path, lines: Iterable[dict[str, Any]]) -> None:
-        """Writes the file anew with these metrics lines, all that a resumed trial keeps: no step is there twice."""
+        """Rewrite the file with the metrics lines that a resumed trial keeps, so that no step appears twice."""
         temporary = folder / ".events.new"
         self._writer = RecordWriter(temporary.open("wb"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -29,19 +29,19 @@ class EventFile:
         temporary.replace(folder / NAME)
 
     def append(self, line: dict[str, Any]) -> None:
-        """Adds one metrics line."""
+        """Append one metrics line."""
         shown = {name: line[name] for name in SHOWN if line.get(name) is not None}
         values = [Summary.Value(tag=f"{line['kind']}/{name}", simple_value=value) for name, value in shown.items()]
         self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
 
     def flush(self) -> None:
-        """Shows TensorBoard what there is."""
+        """Flush the lines written so far, so that TensorBoard can read them."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is left and closes the file."""
+        """Flush and close the file."""
         self._writer.close()
 
     def _write(self, event: Event) -> None:
-        """Adds one event."""
+        """Append one event."""
         self._writer.write(event.SerializeToString())

@@ -1,4 +1,4 @@
-"""How many examples a device takes at once: predicted from its memory, halved where that runs out."""
+"""Choose the micro batch: predict it from the free memory, and halve it when memory runs out."""
 
 import os
 from dataclasses import replace
@@ -16,32 +16,32 @@ from march_search.memory import memory
 from march_search.training.environment import Place
 
 HALVINGS = 6
-"""How often the micro batch is halved before the trial is infeasible."""
+"""Number of times the micro batch is halved before the trial counts as infeasible."""
 
 USABLE = 0.9
-"""Share of the free memory that a prediction may fill: contexts, workspaces and fragments need the rest."""
+"""Fraction of the free memory that a prediction may use. Contexts, workspaces and fragmentation need the rest."""
 
 
 def fitted(folder: Path, config: TrialConfig, place: Place) -> TrialConfig:
-    """`config` with the micro batch this trial takes: as told, predicted at its first start, or halved since.
+    """Return `config` with this trial's micro batch: as configured, or predicted at the first start, or since halved.
 
-    What was predicted is kept, so that a resumed trial sums in the same order. All ranks call it together.
+    The prediction is saved, so that a resumed trial sums in the same order. All ranks must call it together.
     """
     chosen = [0]
     if place.is_first:
-        told, share = _kept(folder), config.batch.sequences // config.batch.ranks
-        if told is None and config.training.micro_batch_sequences is None:
-            told = _predicted(config, place), 0
-            _keep(folder, *told)
-        chosen[0] = _divisor(share, told[0]) if told else config.batch.micro_batch
+        saved, share = _kept(folder), config.batch.sequences // config.batch.ranks
+        if saved is None and config.training.micro_batch_sequences is None:
+            saved = _predicted(config, place), 0
+            _keep(folder, *saved)
+        chosen[0] = _divisor(share, saved[0]) if saved else config.batch.micro_batch
     dist.broadcast_object_list(chosen, src=0)
     return replace(config, training=replace(config.training, micro_batch_sequences=chosen[0]))
 
 
 def halve(folder: Path, config: TrialConfig) -> bool:
-    """Writes down half the micro batch for the next start; False if there is no smaller one, or it was done too often.
+    """Save half the micro batch for the next start; return False if it is already 1 or was halved `HALVINGS` times.
 
-    Accumulation doubles in turn: global batch, tokens and their order stay as they are.
+    Gradient accumulation grows accordingly, so the global batch, the tokens and their order do not change.
     """
     micro, halvings = _kept(folder) or (config.batch.micro_batch, 0)
     if micro == 1 or halvings >= HALVINGS:
@@ -51,13 +51,13 @@ def halve(folder: Path, config: TrialConfig) -> bool:
 
 
 def halvings(folder: Path) -> int:
-    """How often the micro batch was halved."""
-    told = _kept(folder)
-    return told[1] if told else 0
+    """Return how often the micro batch was halved."""
+    saved = _kept(folder)
+    return saved[1] if saved else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python could not get the memory they asked for."""
+    """Return whether torch or Python failed to allocate memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
@@ -65,23 +65,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _kept(folder: Path) -> tuple[int, int] | None:
-    """Micro batch and halvings that an earlier start left."""
-    told = read_json(folder / "micro_batch.json")
-    return (int(told["micro_batch"]), int(told["halvings"])) if isinstance(told, dict) else None
+    """Return the micro batch and halvings that an earlier start saved, or None."""
+    saved = read_json(folder / "micro_batch.json")
+    return (int(saved["micro_batch"]), int(saved["halvings"])) if isinstance(saved, dict) else None
 
 
 def _keep(folder: Path, micro_batch: int, halvings: int) -> None:
-    """Leaves them to the next start."""
+    """Save the micro batch and halvings for the next start."""
     write_json(folder / "micro_batch.json", {"micro_batch": micro_batch, "halvings": halvings})
 
 
 def _divisor(share: int, most: int) -> int:
-    """The largest number up to `most` that divides a rank's share of the global batch."""
+    """Return the largest number up to `most` that divides a rank's share of the global batch."""
     return next(n for n in range(min(share, most), 0, -1) if share % n == 0)
 
 
 def _predicted(config: TrialConfig, place: Place) -> int:
-    """The largest micro batch that the cost model expects to fit, 1 if none does."""
+    """Return the largest micro batch that the cost model expects to fit, or 1 if none does."""
     plan, data, training = config.batch, config.data, config.training
     a, room = Architecture.parse(config.architecture), USABLE * _free_bytes(place, config.devices)
     device = Device("this", 0, 1.0, 1.0, 1.0, count=plan.ranks, keeps_scores=place.device.type == "cpu")
@@ -101,7 +101,7 @@ def _predicted(config: TrialConfig, place: Place) -> int:
 
 
 def _free_bytes(place: Place, devices: DevicesConfig) -> int:
-    """Memory that this rank may fill: of its GPU, or its part of the machine's that nobody uses."""
+    """Return the free bytes available to this rank: of its GPU, or its share of the machine's free memory."""
     if place.device.type == "cuda":
         return int(torch.cuda.mem_get_info(place.device)[0])
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
@@ -112,7 +112,7 @@ def _free_bytes(place: Place, devices: DevicesConfig) -> int:
 
 
 def _meminfo() -> list[str]:
-    """Lines of Linux's account of its memory; none elsewhere."""
+    """Return the lines of /proc/meminfo; empty on systems other than Linux."""
     try:
         return Path("/proc/meminfo").read_text().splitlines()
     except OSError:

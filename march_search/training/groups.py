@@ -1,4 +1,4 @@
-"""The optimizer's parameter groups: those with and without weight decay, apart by learning rate."""
+"""Divide the model's parameters into optimizer groups by weight decay and learning rate."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,27 +13,27 @@ from march_search.scaling import factors
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with the same learning rate and weight decay."""
+    """Parameters that share a learning rate and weight decay."""
 
     decays: bool
-    """Whether they have weight decay."""
+    """Whether weight decay applies."""
     factor: float
-    """Their learning rate, as a multiple of the trial's."""
+    """Learning rate, as a multiple of the trial's."""
     parameters: dict[str, nn.Parameter]
-    """By name."""
+    """Parameters by name."""
 
     def settings(self, training: TrainingConfig) -> dict[str, Any]:
-        """Learning rate and weight decay, for AdamW.
+        """Return the learning rate and weight decay for AdamW.
 
-        AdamW takes learning rate times weight decay off a weight. Decay is divided by the factor, so that this product
-        is the same for all shapes and groups: with a rate of one over the width, decay would vanish in wide models (Dey
-        et al. 2025, table 1, whose decay of a matrix grows as its rate falls).
+        AdamW shrinks a weight by learning rate times weight decay. Dividing the decay by the factor keeps this product
+        the same for all shapes and groups. Otherwise, with a learning rate proportional to one over the width, decay
+        would vanish in wide models (Dey et al. 2025, table 1, where a matrix's decay grows as its rate falls).
         """
         decay = training.weight_decay / self.factor if self.decays else 0.0
         return {"lr": training.learning_rate * self.factor, "weight_decay": decay}
 
     def describe(self, training: TrainingConfig) -> dict[str, Any]:
-        """What a reader needs to know of it, before ZeRO takes the parameters apart."""
+        """Return a JSON description of the group, to be recorded before ZeRO partitions the parameters."""
         settings = self.settings(training)
         return {
             "name": f"{'with' if self.decays else 'no'} weight decay, rate x {self.factor:.4g}",
@@ -46,9 +46,9 @@ class Group:
 
 
 def parameter_groups(model: nn.Module, base: Architecture | None) -> list[Group]:
-    """Groups that hold each parameter of `model` once: those with weight decay first, higher rates first.
+    """Return groups that contain each parameter of `model` once, sorted by weight decay first, then higher rates first.
 
-    Matrices decay; norms, no-op keys and position tables do not.
+    Weight decay applies to matrices, but not to norms, no-op keys or position tables.
     """
     rates, groups = _rates(model, base), dict[tuple[bool, float], dict[str, nn.Parameter]]()
     for name, parameter in model.named_parameters():
@@ -59,10 +59,10 @@ def parameter_groups(model: nn.Module, base: Architecture | None) -> list[Group]
 
 
 def _rates(model: nn.Module, base: Architecture | None) -> dict[int, float]:
-    """The factor of each parameter's learning rate, by its `id`."""
+    """Return the learning rate factor of each parameter, by its `id`."""
     rates: dict[int, float] = {}
     for kind, weight, sizes in all_kinds(model):
-        whole = weight if weight._base is None else weight._base  # a slice of queries, or of keys and values
+        whole = weight if weight._base is None else weight._base  # `weight` may be a slice of a matrix
         rate = factors(kind, sizes, base).rate
         assert rates.setdefault(id(whole), rate) == rate, "one parameter has one learning rate"
     return rates

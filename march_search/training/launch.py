@@ -1,6 +1,6 @@
-"""Ranks on several machines: the command of DeepSpeed's launcher or of srun, and what passes between them and here.
+"""Start ranks on several machines with DeepSpeed's launcher or srun, and tell them when to stop.
 
-Signals and pipes do not reach other machines; a file in the trial's folder does, which all of them see.
+Signals and pipes do not reach other machines, so the ranks watch launch.json in the shared trial folder.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from march_search.errors import ConfigError, TrialError
 from march_search.files import read_json, write_json
 
 NAME = "launch.json"
-"""Where the ranks meet, by which command they were started, and the signal that asks them to stop."""
+"""File with the port where the ranks meet, the command that started them, and the signal to stop, if any."""
 
 LOOK_SECONDS = 1.0
-"""How often a rank looks whether it is to stop."""
+"""Seconds between two reads of launch.json by a rank."""
 
 SRUN = "MARCH_SEARCH_SRUN"
-"""Environment variable that tells a process of srun that it is a rank: the whole of a batch job has SLURM_PROCID."""
+"""Environment variable that marks ranks started by srun. SLURM_PROCID does not, as batch scripts have it too."""
 
 
 def command(devices: DevicesConfig, folder: Path, port: int, arguments: Sequence[str]) -> list[str]:
-    """What starts the ranks, in the order of the hosts, `ranks / nodes` on each."""
+    """Return the command that starts `ranks / nodes` ranks on each host, in the order of the hosts."""
     share, rank = str(devices.ranks // devices.nodes), ["march_search.training", str(folder.resolve()), *arguments]
     if devices.launcher == "srun":
         sizes = ["--nodes", str(devices.nodes), "--ntasks", str(devices.ranks), "--ntasks-per-node", share]
@@ -44,19 +44,19 @@ def command(devices: DevicesConfig, folder: Path, port: int, arguments: Sequence
 
 
 def environment(port: int) -> dict[str, str]:
-    """What the launcher is given: this environment, without those that make a process a rank or a child of this one."""
-    told = {name: value for name, value in os.environ.items() if name not in ("RANK", "MARCH_SEARCH_PARENT")}
-    return told | {SRUN: str(port)}
+    """Return the environment of the launcher, without the variables that mark a process as a rank or a child."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "MARCH_SEARCH_PARENT")}
+    return inherited | {SRUN: str(port)}
 
 
 def take_part() -> None:
-    """Translates what srun tells a rank to what torch and DeepSpeed read; elsewhere does nothing."""
+    """Set the variables that torch and DeepSpeed read if this process is a rank started by srun."""
     if SRUN in os.environ and "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
         os.environ.update(rank_environment(os.environ))
 
 
 def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
-    """RANK and its companions by the variables of Slurm; ranks meet on the step's first host."""
+    """Return RANK and related variables from Slurm's. The ranks meet on the first host of the job step."""
     first = re.match(r"([^,\[]*)(?:\[(\d+))?", slurm["SLURM_STEP_NODELIST"])  # "n1,n2", "n[03-05,9]"
     assert first is not None
     return {
@@ -69,54 +69,54 @@ def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def choose_port(wanted: int | None) -> int:
-    """The port that was wanted, or one that is free on this machine.
+    """Return `wanted`, or a free port on this machine if it is None.
 
     Raises:
-        ConfigError: it is taken.
+        ConfigError: If the port is not available.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", wanted or 0))
         except OSError as error:
-            raise ConfigError(f"[devices]: port {wanted}: {error.strerror}. Leave it out for a free one.") from None
+            raise ConfigError(f"[devices]: port {wanted}: {error.strerror}. Omit port to use a free one.") from None
         return int(probe.getsockname()[1])
 
 
 def announce(folder: Path, told: dict[str, object], stop: int = 0) -> None:
-    """Writes launch.json; with `stop`, asks the ranks to save and end as after that signal."""
+    """Write launch.json. If `stop` is a signal number, the ranks save and exit as if they had received that signal."""
     write_json(folder / NAME, told | {"host": socket.gethostname(), "stop": stop})
 
 
 class Orders:
-    """What a launched rank is told through launch.json."""
+    """Stop orders that a launched rank reads from launch.json."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._looked = folder, 0.0
         self._id = self._told().get("id")
 
     def signum(self) -> int:
-        """The signal to obey, 0 for none: what launch.json says, or SIGTERM once its writer on this machine is gone.
+        """Return the signal to obey, or 0: the one in launch.json, or SIGTERM if its writer on this machine has died.
 
-        A rank that others have been started in place of ends at once: what it would save is theirs by now.
+        A rank that a new launch has replaced exits at once, because the checkpoints now belong to the new ranks.
         """
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return 0
         self._looked = time.monotonic()
-        told = self._told()
-        if told.get("id") != self._id:
+        orders = self._told()
+        if orders.get("id") != self._id:
             os._exit(128 + signal.SIGTERM)
-        gone = told.get("host") == socket.gethostname() and not _is_held(self._folder / "lock")
-        return int(told.get("stop", 0)) or (signal.SIGTERM if gone else 0)
+        gone = orders.get("host") == socket.gethostname() and not _is_held(self._folder / "lock")
+        return int(orders.get("stop", 0)) or (signal.SIGTERM if gone else 0)
 
     def _told(self) -> dict[str, Any]:
-        """What launch.json says."""
-        told = read_json(self._folder / NAME)
-        return told if isinstance(told, dict) else {}
+        """Return the content of launch.json."""
+        orders = read_json(self._folder / NAME)
+        return orders if isinstance(orders, dict) else {}
 
 
 def _is_held(path: Path) -> bool:
-    """Whether another process holds the lock on this file."""
+    """Return whether another process holds the lock on this file."""
     with path.open("a") as file, contextlib.suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
@@ -124,10 +124,10 @@ def _is_held(path: Path) -> bool:
 
 
 def _hosts(hostfile: Path, devices: DevicesConfig) -> list[str]:
-    """Hosts of a hostfile, one a line: `name slots=8`.
+    """Return the hosts in a hostfile, which has one line per host: `name slots=8`.
 
     Raises:
-        TrialError: it cannot be read, or has too few hosts.
+        TrialError: If the file cannot be read or has too few hosts.
     """
     try:
         lines = [line.split("#")[0].split() for line in hostfile.read_text().splitlines()]
@@ -135,5 +135,5 @@ def _hosts(hostfile: Path, devices: DevicesConfig) -> list[str]:
         raise TrialError(f"{hostfile}: cannot be read: {error.strerror}.") from None
     hosts = [words[0] for words in lines if words]
     if len(hosts) < devices.nodes:
-        raise TrialError(f"{hostfile}: has {len(hosts)} hosts, and [devices] nodes is {devices.nodes}.")
+        raise TrialError(f"{hostfile}: has {len(hosts)} hosts, but [devices] nodes is {devices.nodes}.")
     return hosts

@@ -1,4 +1,4 @@
-"""The trial itself: model, engine, steps, evaluations, checkpoints, result."""
+"""Train a trial: build the model and engine, take steps, evaluate, write checkpoints and the result."""
 
 import math
 import time
@@ -32,15 +32,15 @@ from march_search.training.schedule import schedule
 from march_search.training.utilisation import Utilisation
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
-"""Inputs, None for a decoder-only model, and targets."""
+"""Inputs and targets. Inputs are None for a decoder-only model."""
 
 LOOK_SECONDS = 2.0
-"""How often several ranks ask each other within a step whether one was told to stop."""
+"""Seconds between two checks, within a step, whether any rank has received a stop signal."""
 
 
 @dataclass
 class _Trial:
-    """Everything the loop needs."""
+    """State of the training loop."""
 
     folder: Path
     config: TrialConfig
@@ -55,32 +55,33 @@ class _Trial:
     metrics: MetricsFile | None = None
     step: int = 0
     seconds: float = 0.0
-    """Spent in training steps, evaluations left out, earlier processes included."""
+    """Time spent in training steps, without evaluations, over all processes of the trial so far."""
     saved: int = 0
-    """The step of the newest checkpoint."""
+    """Step of the newest checkpoint."""
     micro_seconds: float = 0.0
-    """What the last micro batch took, 0 before the first."""
+    """Duration of the last micro batch; 0 before the first."""
     look_every: int = 1
-    """After so many micro batches all ranks look whether one was told to stop."""
+    """Number of micro batches between two checks for a stop signal."""
 
 
 def train(folder: Path, config: TrialConfig, last_step: int) -> None:
-    """Trains the trial in `folder` from its newest checkpoint to `last_step`.
+    """Train the trial in `folder` from its newest checkpoint to `last_step`.
 
-    The last of its data budget ends with result.json, an earlier one with an evaluation and a checkpoint. Neither of
-    them changes what comes later.
+    At the end of the data budget, write result.json. At an earlier step, evaluate and write a checkpoint. Pausing does
+    not change the steps that follow.
 
     Raises:
-        InterruptedTrialError: SIGTERM or SIGINT came; a checkpoint is written.
-        ConfigError, DataError: architecture, store and settings do not fit together.
-        TrialError: the loss or the gradient is not finite.
+        InterruptedTrialError: If SIGTERM or SIGINT arrives. A checkpoint is written first.
+        ConfigError, DataError: If the architecture, token store and settings do not fit together.
+        TrialError: If the loss or the gradient is not finite.
     """
     stop = StopRequest(launch.Orders(folder).signum if config.devices.launcher != "own" else None)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
         raise ConfigError(
-            f"the architecture has a vocabulary of {architecture.vocab_size:,}, the tokens {store.vocab_size:,}."
+            f"the architecture has a vocabulary of {architecture.vocab_size:,}, but the token store has "
+            f"{store.vocab_size:,}."
         )
     place = environment.take_place(config.devices)
     config = fitting.fitted(folder, config, place)
@@ -107,7 +108,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
 
 
 def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place: Place) -> Any:
-    """The model under DeepSpeed, with AdamW and its schedule; optimizer_groups.json tells its parameter groups."""
+    """Build the model, AdamW and the schedule under DeepSpeed; record the parameter groups in optimizer_groups.json."""
     environment.quiet_deepspeed(place.device)
     import deepspeed
 
@@ -137,12 +138,12 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
 
 
 def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
-    """Takes every step up to `last_step` and evaluates there at the latest; returns the last evaluation."""
+    """Take all steps up to `last_step`, evaluate at the end, and return the last evaluation."""
     training = trial.config.training
     evaluate_after, save_after = {*training.evaluation_steps, last_step}, set(training.checkpoint_steps)
     micro_batches = prefetch(_micro_batches(trial))
     last: dict[str, float] = {}
-    if trial.step == last_step and not _is_evaluated(trial):  # it ended here, and was not told to evaluate
+    if trial.step == last_step and not _is_evaluated(trial):  # an earlier process stopped here without evaluating
         last = _evaluate(trial)
     while trial.step < last_step:
         _one_step(trial, micro_batches)
@@ -155,15 +156,15 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
 
 
 def _is_evaluated(trial: _Trial) -> bool:
-    """Whether the trial has been evaluated after the tokens it has seen; all ranks answer alike."""
+    """Return whether the trial has been evaluated at the current step; all ranks get the same answer."""
     lines = read_lines(trial.folder / "metrics.jsonl") if trial.place.is_first else []
-    found = [any(line["kind"] == "evaluation" and line["step"] == trial.step for line in lines)]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+    evaluated = [any(line["kind"] == "evaluation" and line["step"] == trial.step for line in lines)]
+    dist.broadcast_object_list(evaluated, src=0)
+    return evaluated[0]
 
 
 def _micro_batches(trial: _Trial) -> Iterator[Batch]:
-    """This rank's examples from the current step on, a micro batch at a time."""
+    """Yield this rank's micro batches, starting from the current step."""
     plan, rank = trial.config.batch, trial.place.rank
     share = plan.micro_batch * plan.accumulation
     for step in range(trial.step, trial.config.training.steps):
@@ -174,7 +175,7 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
 
 
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
-    """One optimizer step over the global batch; if a signal comes first, none: micro batches alone change no weight."""
+    """Take one optimizer step over the global batch; a stop signal abandons the step before any weight changes."""
     began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
     losses, waited = [], 0.0
     for micro in range(plan.accumulation):
@@ -218,23 +219,23 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
 
 
 def _base_rate(trial: _Trial) -> float:
-    """The scheduled learning rate before any group's factor."""
+    """Return the scheduled learning rate, without the factor of any parameter group."""
     rate = trial.engine.lr_scheduler
     return float(trial.config.training.learning_rate * rate.lr_lambdas[0](rate.last_epoch))
 
 
 def _evaluate(trial: _Trial) -> dict[str, float]:
-    """Evaluates now and writes the line."""
+    """Evaluate the model, write a metrics line and return the values."""
     began, training = time.perf_counter(), trial.config.training
-    found = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
-    values, memory = found.values, environment.memory_of_all(trial.place)
+    evaluated = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
+    values, memory = evaluated.values, environment.memory_of_all(trial.place)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
         )
     if trial.metrics:
         tokens = trial.step * training.global_batch_tokens
-        found.keep(trial.folder / "validation" / f"{tokens:015d}.npy")
+        evaluated.keep(trial.folder / "validation" / f"{tokens:015d}.npy")
         seconds = round(time.perf_counter() - began, 3)
         trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, **memory, seconds=seconds)
         trial.metrics.sync()
@@ -242,7 +243,7 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
 
 
 def _save(trial: _Trial) -> None:
-    """Writes a checkpoint now, the metrics up to it first."""
+    """Sync the metrics to disk, then write a checkpoint."""
     if trial.metrics:
         trial.metrics.sync()
     state = {"step": trial.step, "seconds": trial.seconds}
@@ -251,12 +252,12 @@ def _save(trial: _Trial) -> None:
 
 
 def _obey(trial: _Trial) -> None:
-    """After a signal: all ranks save together and end; the state is that of the last step, whatever has begun since."""
+    """If any rank has received a stop signal, save the state after the last whole step and raise on all ranks."""
     signum = trial.stop.look()
     if trial.place.world_size > 1:
-        told = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        signum, slowest = int(told[0]), float(told[1])
+        largest = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        signum, slowest = int(largest[0]), float(largest[1])
         trial.look_every = max(1, int(LOOK_SECONDS / slowest)) if slowest else 1
     if signum:
         if trial.step > trial.saved:
@@ -265,12 +266,14 @@ def _obey(trial: _Trial) -> None:
 
 
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
-    """Writes the weights, then the result, last of all files and whole; checkpoints are of no use after it."""
+    """Write the weights, then result.json atomically as the last file, and delete the checkpoints."""
     training, place = trial.config.training, trial.place
     memory, speed = environment.memory_of_all(place), training.tokens / trial.seconds
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
-        raise TrialError(f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not trained on.")
+        raise TrialError(
+            f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not used in full."
+        )
     if training.keep_weights:
         weights.save(trial.engine, trial.folder, place)
     if place.is_first:

@@ -1,6 +1,6 @@
-"""metrics.jsonl: one line a step and one an evaluation; a resumed trial drops the lines of what it will do again.
+"""Write metrics.jsonl, with one line per step and per evaluation, and the same metrics for TensorBoard.
 
-Beside it the same for TensorBoard.
+A resumed trial drops the lines of the steps that it will repeat.
 """
 
 import json
@@ -15,14 +15,14 @@ CLOCKS = frozenset(
     {"seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes"}
     | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds"}
 )
-"""Values of a line that depend on the machine and the moment; all others are the same in a resumed trial."""
+"""Metrics that vary between runs and machines. All others are the same in a resumed trial."""
 
 
 class MetricsFile:
-    """Appends to the metrics of one trial."""
+    """Metrics files of one trial, open for appending."""
 
     def __init__(self, path: Path, keep_steps: int) -> None:
-        """Opens `path`, keeping the lines up to `keep_steps`: those of the checkpoint the trial goes on from."""
+        """Open `path` and keep only the lines up to `keep_steps`, the step of the checkpoint to resume from."""
         kept = [line for line in read_lines(path) if line.get("step", 0) <= keep_steps] if keep_steps else []
         temporary = path.with_suffix(".new")
         with temporary.open("w", encoding="utf-8") as file:
@@ -34,18 +34,18 @@ class MetricsFile:
         self._events = EventFile(path.parent, kept)
 
     def append(self, kind: str, **values: Any) -> None:
-        """Adds one line."""
+        """Append one line."""
         line = {"kind": kind} | values
         self._file.write(_line(line))
         self._events.append(line)
 
     def sync(self) -> None:
-        """Makes sure the lines so far survive a crash of the machine, and shows them to TensorBoard."""
+        """Flush the lines so far to disk, so that they survive a machine crash, and to TensorBoard."""
         self._events.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
 def _line(value: dict[str, Any]) -> str:
-    """One line of JSON."""
+    """Format one line of JSON."""
     return json.dumps(value, allow_nan=False) + "\n"

@@ -1,4 +1,7 @@
-"""A trial's engine against plain torch: the same tiny steps twice, accumulation, clipping and precision included."""
+"""Compare a trial's DeepSpeed engine with plain torch on a few tiny steps.
+
+The steps cover gradient accumulation, clipping and precision.
+"""
 
 import tempfile
 from dataclasses import asdict
@@ -15,19 +18,19 @@ from march_search.training import environment, loop
 
 STEPS = 4
 SEQUENCES = 4
-"""Examples of a step, in two micro batches."""
+"""Examples per step, in two micro batches."""
 
 SHAPE = "L1-D32-H2x16-F64-geglu-rope-V400"
 
 Batches = list[list[tuple[Tensor, Tensor]]]
-"""Inputs and targets of each micro batch of each step."""
+"""Inputs and targets, by step and micro batch."""
 
 
 def settings(precision: str, zero_stage: int) -> TrialConfig:
-    """A trial in which every part of a step shows in the next loss.
+    """Return a trial config in which an error in any part of a step changes the next loss.
 
-    AdamW divides a gradient by its own size, so that a wrong scale would not show: `epsilon` is large against the
-    gradients here. They are clipped at a quarter of their norm or less.
+    AdamW normalises gradients, which would hide a wrong scale, so `epsilon` is large compared with the gradients. They
+    are clipped to a quarter of their norm or less.
     """
     data = DataConfig(vocab_size=400, sequence_length=32)
     training = TrainingConfig(
@@ -44,7 +47,7 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
 
 
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:
-    """Losses of both at each step, and gradient norms before clipping. Initialises DeepSpeed: once in a process."""
+    """Return both losses at each step and the gradient norms before clipping. Call it only once per process."""
     config = settings(precision, zero_stage)
     place = environment.take_place(config.devices)
     batches = _batches(config, place.device)
@@ -52,12 +55,12 @@ def compare(precision: str, zero_stage: int) -> dict[str, Any]:
         engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), place)
     theirs = _engine_losses(engine, batches)
     ours, norms = plain_losses(config, batches)
-    told = {"engine": theirs, "torch": ours, "gradient_norms": norms}
-    return told | {"clipping": config.training.gradient_clipping, "device": str(place.device)}
+    results = {"engine": theirs, "torch": ours, "gradient_norms": norms}
+    return results | {"clipping": config.training.gradient_clipping, "device": str(place.device)}
 
 
 def _batches(config: TrialConfig, device: torch.device) -> Batches:
-    """Random tokens, one batch more than there are steps: its loss tells what the last step did."""
+    """Return batches of random tokens, one more than `STEPS`; the last shows the effect of the final step."""
     generator, lengths = torch.Generator().manual_seed(0), config.data.lengths
 
     def draw(length: int) -> Tensor:
@@ -69,7 +72,7 @@ def _batches(config: TrialConfig, device: torch.device) -> Batches:
 
 
 def _engine_losses(engine: Any, batches: Batches) -> list[float]:
-    """Mean loss of each batch under DeepSpeed, a step after each."""
+    """Return the mean loss of each batch under DeepSpeed, taking a step after each."""
     means = []
     for batch in batches:
         losses = []
@@ -83,9 +86,9 @@ def _engine_losses(engine: Any, batches: Batches) -> list[float]:
 
 
 def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[list[float], list[float]]:
-    """Mean loss of each batch and norm of its gradient before clipping, a step after each; torch alone.
+    """Return the mean loss and unclipped gradient norm of each batch in plain torch, taking a step after each.
 
-    The optimizer holds fp32 copies of the weights, which start as the model's are, and gradients are summed in fp32.
+    The optimizer holds fp32 copies of the model's initial weights, and gradients are summed in fp32.
     """
     training, device = config.training, batches[0][0][0].device if batches else torch.device("cpu")
     torch.manual_seed(config.seed)
@@ -108,15 +111,15 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
 
 
 def _adamw(masters: list[torch.nn.Parameter], config: TrialConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices; this shape has no tables."""
-    told = asdict(config.training)
+    """Return AdamW with weight decay on matrices; this shape has no position tables."""
+    recipe = asdict(config.training)
     matrices, vectors = ([p for p in masters if (p.ndim > 1) is wanted] for wanted in (True, False))
-    groups = [{"params": matrices, "weight_decay": told["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=told["learning_rate"], betas=told["betas"], eps=told["epsilon"])
+    groups = [{"params": matrices, "weight_decay": recipe["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe["learning_rate"], betas=recipe["betas"], eps=recipe["epsilon"])
 
 
 def _accumulate(model: torch.nn.Module, masters: list[torch.nn.Parameter], batch: Any) -> float:
-    """Adds the gradients of a batch's mean loss to the masters' and returns that loss."""
+    """Add the gradients of a batch's mean loss to the masters' gradients and return the loss."""
     total = 0.0
     for inputs, targets in batch:
         loss = model(inputs, targets)

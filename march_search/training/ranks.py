@@ -1,4 +1,4 @@
-"""A rank's side of supervision: it dies with its parent, stops when it is asked, shows that it gets on."""
+"""Let a rank be supervised: exit with its parent, stop on a signal, and send heartbeats."""
 
 import contextlib
 import ctypes
@@ -11,17 +11,17 @@ from types import FrameType
 from typing import Any
 
 PULSE = "MARCH_SEARCH_PULSE"
-"""Environment variable: the pipe to the supervisor, a byte wherever a rank gets on."""
+"""Environment variable with the file descriptor of the heartbeat pipe to the supervisor."""
 
 STARTING, TRAINING = b"s", b"t"
-"""Bytes before the first step is taken, and from then on."""
+"""Heartbeat bytes sent before the first step, and from then on."""
 
 SHOW_STACK = signal.SIGUSR1
-"""The signal on which a rank writes the stacks of its threads to stderr."""
+"""Signal that makes a rank write the stack traces of its threads to stderr."""
 
 
 class InterruptedTrialError(Exception):
-    """The trial was asked to stop, and its state is saved."""
+    """Raised when the trial was asked to stop and has saved its state."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"signal {signum}")
@@ -29,41 +29,41 @@ class InterruptedTrialError(Exception):
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when the one that MARCH_SEARCH_PARENT names dies, however that happens.
+    """Ask Linux to kill this process when the parent given by MARCH_SEARCH_PARENT dies for any reason.
 
-    A rank that another launcher started dies with that. A trial started by hand has neither and outlives its shell.
-    Elsewhere than on Linux nothing is done.
+    A rank started by another launcher dies with that launcher. A trial started by hand outlives its shell. On systems
+    other than Linux, this does nothing.
     """
     parent = os.environ.get("MARCH_SEARCH_PARENT")
     if not (parent or "RANK" in os.environ) or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if parent and os.getppid() != int(parent):  # it died before we asked
+    if parent and os.getppid() != int(parent):  # the parent died before the prctl call
         os._exit(1)
 
 
 def say(text: str) -> None:
-    """Tells a person on stderr; in silence where that is a file on a full disk."""
+    """Print a message to stderr; ignore errors, since stderr may be a file on a full disk."""
     with contextlib.suppress(OSError):
         print(f"march-search: {text}", file=sys.stderr, flush=True)
 
 
 def answer() -> None:
-    """Gets this rank ready to be watched."""
+    """Install the stack trace handler and send the first heartbeat."""
     faulthandler.register(SHOW_STACK, all_threads=True)
     beat(STARTING)
 
 
 def beat(sign: bytes = TRAINING) -> None:
-    """Tells the supervisor, if there is one, that this rank gets on. A pipe: it works on a full disk too."""
+    """Send a heartbeat to the supervisor, if any, through a pipe, which works even on a full disk."""
     pipe = os.environ.get(PULSE)
     if pipe:
-        with contextlib.suppress(OSError):  # nobody reads
+        with contextlib.suppress(OSError):  # the supervisor has died
             os.write(int(pipe), sign)
 
 
 def beat_at(modules: Iterable[Any]) -> None:
-    """Beats whenever one of these modules of torch has run, forward or backward: a micro batch may take an hour."""
+    """Send a heartbeat after each forward and backward pass of these modules, as a micro batch may take an hour."""
 
     def ran(_module: Any, _inputs: Any, output: Any) -> None:
         beat()
@@ -75,16 +75,16 @@ def beat_at(modules: Iterable[Any]) -> None:
 
 
 class StopRequest:
-    """Remembers the first SIGTERM or SIGINT, to be obeyed between two micro batches."""
+    """The first SIGTERM or SIGINT received, to be obeyed between two micro batches."""
 
     def __init__(self, orders: Callable[[], int] | None = None) -> None:
-        """Also asks `orders`, where signals do not come through."""
+        """Install the signal handlers. `orders` returns stop signals for ranks that real signals do not reach."""
         self.signum, self._orders = 0, orders
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._remember)
 
     def look(self) -> int:
-        """The signal to obey, 0 for none."""
+        """Return the signal to obey, or 0."""
         self.signum = self.signum or (self._orders() if self._orders else 0)
         return self.signum
 

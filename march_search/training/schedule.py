@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as a factor of the peak by optimizer step."""
+"""Learning rate schedules, as a multiple of the peak learning rate at each optimizer step."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from march_search.config import TrainingConfig
 
 
 def schedule(training: TrainingConfig) -> Callable[[int], float]:
-    """The factor for step 0, 1, 2, …: a linear rise over `warmup_tokens`, then what `schedule` says."""
+    """Return the factor as a function of the step: a linear rise over `warmup_tokens`, then the configured schedule."""
     warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
     end = training.final_learning_rate
 

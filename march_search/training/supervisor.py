@@ -1,6 +1,6 @@
-"""The ranks of one trial: started together, watched, stopped together, none left behind.
+"""Start the ranks of one trial, watch them, and stop them together, leaving no process behind.
 
-On several machines it watches the launcher that starts them, and the files that they write.
+On several machines, watch the launcher that starts the ranks and the files that the ranks write.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from march_search.outcome import HUNG, killed, memory_kills
 from march_search.training import launch, ranks
 
 GRACE_SECONDS = 10
-"""How long the other ranks may take to end after one has failed."""
+"""Seconds that the other ranks have to exit after one has failed."""
 
 SAVE_SECONDS = 300
-"""How long all ranks may take to save and end after a signal: the micro batch they are in, and a checkpoint."""
+"""Seconds that the ranks have after a signal to finish their micro batch, write a checkpoint and exit."""
 
 START_SECONDS = 600
-"""No trial counts as hung sooner than that before its first step: libraries load, kernels are compiled."""
+"""Minimum seconds before a trial counts as hung if it has not taken a step: libraries load and kernels compile."""
 
 STACK_SECONDS = 1.0
-"""How long hung ranks get to write their stacks down."""
+"""Seconds that each hung rank has to write its stack traces."""
 
 _POLL_SECONDS = 0.05
 
@@ -45,20 +45,20 @@ class _Trial:
     folder: Path
     devices: DevicesConfig
     arguments: Sequence[str]
-    """What each rank is told besides the folder."""
+    """Arguments of each rank, after the folder."""
     launched: dict[str, Any] = field(default_factory=dict)
-    """What launched ranks are told of their launch."""
+    """Content of launch.json, for launched ranks."""
     seen: object = None
-    """What the files of launched ranks looked like."""
+    """Sizes and times of the files of launched ranks at the last look."""
     kills: int | None = field(default_factory=memory_kills)
     processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
     signum: int = 0
-    """The first signal that asked it to stop, 0 for none."""
+    """First stop signal received; 0 for none."""
     hung: str = ""
-    """Why it counts as hung, empty if it does not."""
+    """Reason why the trial counts as hung; empty if it does not."""
 
     def pass_on(self, signum: int, _frame: FrameType | None) -> None:
-        """Asks all ranks to stop."""
+        """Ask all ranks to stop."""
         self.signum = self.signum or signum
         if self.is_launched:
             return launch.announce(self.folder, self.launched, self.signum)
@@ -69,20 +69,20 @@ class _Trial:
 
     @property
     def is_launched(self) -> bool:
-        """Whether another program starts the ranks, whose launcher is then the one process here."""
+        """Whether an external launcher starts the ranks; it is then the only child process."""
         return self.devices.launcher != "own"
 
 
 def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], once: bool = False) -> int:
-    """Runs the ranks of the trial in `folder`; returns 0 if all ended well, else the first code that says otherwise.
+    """Run the ranks of the trial in `folder` and return 0 if all succeed, else the exit code of the first failure.
 
-    The first rank that ends with an error takes the others with it; SIGTERM and SIGINT are passed on. Where no rank
-    gets on for `hang_seconds` (0: for ever), all show their stacks, are killed, and go on from the checkpoint a
-    second time, or, if they may start only `once`, end with `HUNG`.
+    When a rank fails, the others are stopped. SIGTERM and SIGINT are passed on to the ranks. If no rank makes progress
+    for `hang_seconds` (0 disables the check), all ranks print their stack traces and are killed. They then resume from
+    the last checkpoint once; with `once`, the function returns `HUNG` instead.
 
     Raises:
-        ConfigError: the port where launched ranks would meet is taken.
-        TrialError: the launcher is not installed, or its hostfile says something else.
+        ConfigError: If the port for launched ranks is not available.
+        TrialError: If the launcher is not installed, or its hostfile has too few hosts.
     """
     trial = _Trial(folder, devices, arguments)
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -91,13 +91,13 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], on
     if trial.hung and once:
         return HUNG
     if trial.hung and not trial.signum:
-        ranks.say(f"{trial.hung}: going on from the last checkpoint.")
+        ranks.say(f"{trial.hung}: resuming from the last checkpoint.")
         code = _attempt(trial)
     return code
 
 
 def _attempt(trial: _Trial) -> int:
-    """Starts all ranks and waits for their end."""
+    """Start all ranks and wait until they exit."""
     meeting = trial.folder / f".rendezvous.{uuid.uuid4().hex}"
     for old in trial.folder.glob("failure*.json"):
         old.unlink()
@@ -122,20 +122,20 @@ def _attempt(trial: _Trial) -> int:
 
 
 def _launch(trial: _Trial) -> "subprocess.Popen[bytes]":
-    """The launcher of all ranks, in a session of its own with what it starts here."""
+    """Start the launcher of the ranks in a new session."""
     port = launch.choose_port(trial.devices.port)
     command = launch.command(trial.devices, trial.folder, port, trial.arguments)
     trial.launched = {"id": uuid.uuid4().hex, "port": port, "command": command}
     launch.announce(trial.folder, trial.launched)
-    ranks.say(f"{trial.devices.launcher} starts {trial.devices.ranks} ranks, which meet on port {port}.")
+    ranks.say(f"{trial.devices.launcher} is starting {trial.devices.ranks} ranks, which meet on port {port}.")
     try:
         return subprocess.Popen(command, env=launch.environment(port), start_new_session=True)
     except OSError as error:
-        raise TrialError(f"{command[0]} cannot be started: {error.strerror}.") from None
+        raise TrialError(f"cannot start {command[0]}: {error.strerror}.") from None
 
 
 def _kill(trial: _Trial) -> None:
-    """Leaves no process behind; of launched ranks, none on this machine."""
+    """Kill all remaining processes; for launched ranks, only those on this machine."""
     for process in trial.processes:
         if trial.is_launched:
             with contextlib.suppress(ProcessLookupError):
@@ -146,8 +146,8 @@ def _kill(trial: _Trial) -> None:
 
 
 def _start(trial: _Trial, rank: int, meeting: Path, pulse: int) -> "subprocess.Popen[bytes]":
-    """One rank, told who it is in the variables that DeepSpeed and torch read."""
-    told = {
+    """Start one rank with the environment variables that DeepSpeed and torch read."""
+    variables = {
         "RANK": rank,
         "LOCAL_RANK": rank,
         "WORLD_SIZE": trial.devices.ranks,
@@ -156,13 +156,13 @@ def _start(trial: _Trial, rank: int, meeting: Path, pulse: int) -> "subprocess.P
         "MARCH_SEARCH_PARENT": os.getpid(),
         ranks.PULSE: pulse,
     }
-    environment = os.environ | {name: str(value) for name, value in told.items()}
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
     command = [sys.executable, "-m", "march_search.training", str(trial.folder), *trial.arguments]
     return subprocess.Popen(command, env=environment, pass_fds=[pulse])
 
 
 def _wait(trial: _Trial, pulse: int) -> int:
-    """Waits for all ranks; after a signal for `SAVE_SECONDS` more, after the first failure for `GRACE_SECONDS`."""
+    """Wait for all ranks: up to `SAVE_SECONDS` after a signal, and up to `GRACE_SECONDS` after the first failure."""
     deadline, first_failed, asked = math.inf, None, False
     hang_seconds = trial.devices.hang_seconds
     quiet, patience, looked = 0.0, max(hang_seconds, START_SECONDS), time.monotonic()
@@ -170,7 +170,7 @@ def _wait(trial: _Trial, pulse: int) -> int:
         failed = next((rank for rank, process in enumerate(trial.processes) if process.poll()), None)
         if trial.signum and not asked:
             asked, deadline = True, time.monotonic() + SAVE_SECONDS
-            trial.pass_on(trial.signum, None)  # a rank may have started since
+            trial.pass_on(trial.signum, None)  # again, for a rank that started after the signal
         elif failed is not None and first_failed is None and not asked:
             first_failed, deadline = failed, time.monotonic() + GRACE_SECONDS
             for process in trial.processes:
@@ -179,7 +179,7 @@ def _wait(trial: _Trial, pulse: int) -> int:
         if ranks.TRAINING in signs:
             patience = hang_seconds
         now = time.monotonic()
-        quiet = 0.0 if signs else quiet + min(now - looked, 1)  # hours in which this process was stopped do not count
+        quiet = 0.0 if signs else quiet + min(now - looked, 1)  # ignore time while suspended
         looked = now
         if hang_seconds and quiet > patience and deadline == math.inf:
             return _hung(trial, quiet)
@@ -188,7 +188,7 @@ def _wait(trial: _Trial, pulse: int) -> int:
 
 
 def _signs(pulse: int) -> bytes:
-    """What the ranks have written since the last look."""
+    """Return the heartbeats that the ranks have sent since the last call."""
     try:
         return os.read(pulse, 1 << 16)
     except BlockingIOError:
@@ -196,7 +196,7 @@ def _signs(pulse: int) -> bytes:
 
 
 def _files_grew(trial: _Trial) -> bytes:
-    """The sign of launched ranks: metrics and checkpoints are not what they were at the last look."""
+    """Return a heartbeat if the metrics or checkpoints of launched ranks have changed since the last call."""
     paths = (trial.folder / "metrics.jsonl", *trial.folder.glob("checkpoints/*/*"))
     now = []
     for path in paths:
@@ -207,24 +207,24 @@ def _files_grew(trial: _Trial) -> bytes:
 
 
 def _hung(trial: _Trial, quiet: float) -> int:
-    """Has all ranks show their stacks and kills them; writes down why, for the case that it is not tried again."""
+    """Make all ranks print their stack traces, kill them, and write failure.json in case the trial is not retried."""
     stopped = [str(rank) for rank, process in enumerate(trial.processes) if _is_stopped(process.pid)]
-    who = f" (rank {', '.join(stopped)}: stopped by a signal)" if stopped else ""
-    trial.hung = f"no rank got on for {quiet:.0f} seconds{who}"
-    ranks.say(trial.hung if trial.is_launched else f"{trial.hung}: their stacks:")
+    culprits = f" (rank {', '.join(stopped)}: stopped by a signal)" if stopped else ""
+    trial.hung = f"no rank made progress for {quiet:.0f} seconds{culprits}"
+    ranks.say(trial.hung if trial.is_launched else f"{trial.hung}; stack traces:")
     for rank, process in enumerate(trial.processes):
         if not trial.is_launched and process.poll() is None and str(rank) not in stopped:
             ranks.say(f"rank {rank}:")
             process.send_signal(ranks.SHOW_STACK)
             time.sleep(STACK_SECONDS)
     _kill(trial)
-    reason = f"{trial.hung}; raise [devices] hang_seconds if that is how long a part of a step takes."
+    reason = f"{trial.hung}; increase [devices] hang_seconds if part of a step can take that long."
     write_json(trial.folder / "failure.json", {"state": "failed", "reason": reason, "exit_code": 1})
     return 1
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a signal holds the process up; False where Linux is not there to say it."""
+    """Return whether a signal has suspended the process; False on systems other than Linux."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in ("T", "t")
     except OSError:
@@ -232,13 +232,13 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _code(trial: _Trial, first_failed: int | None) -> int:
-    """The exit code of all ranks together."""
+    """Return the exit code of the trial from those of its ranks."""
     codes = [process.poll() for process in trial.processes]
-    well = (0, 128 + trial.signum, -trial.signum, None) if trial.signum else (0,)
-    if -signal.SIGKILL in codes:  # sent by nobody here so far: that rank's end is why the others failed
+    expected = (0, 128 + trial.signum, -trial.signum, None) if trial.signum else (0,)
+    if -signal.SIGKILL in codes:  # not sent by this process, so it caused the other failures
         first_failed = codes.index(-signal.SIGKILL)
     elif first_failed is None:
-        first_failed = next((rank for rank, code in enumerate(codes) if code not in well), None)
+        first_failed = next((rank for rank, code in enumerate(codes) if code not in expected), None)
     if trial.is_launched and trial.signum:
         return 0 if all(code == 0 for code in codes) else 128 + trial.signum
     if first_failed is not None:
@@ -247,22 +247,24 @@ def _code(trial: _Trial, first_failed: int | None) -> int:
 
 
 def _explain(trial: _Trial, rank: int, code: int | None) -> int:
-    """Writes failure.json for the rank that failed first, whose failure the others only repeat; its exit code."""
-    own = trial.folder / f"failure.rank{rank}.json"
+    """Write failure.json for the rank that failed first, the cause of the other failures, and return its exit code."""
+    path = trial.folder / f"failure.rank{rank}.json"
     if trial.is_launched:
-        own = min(trial.folder.glob("failure.rank*.json"), key=lambda path: path.stat().st_mtime_ns, default=own)
-    told = read_json(own)
-    if not isinstance(told, dict):
-        by = (
-            f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+        path = min(trial.folder.glob("failure.rank*.json"), key=lambda path: path.stat().st_mtime_ns, default=path)
+    failure = read_json(path)
+    if not isinstance(failure, dict):
+        end = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"exited with code {code}"
         )
         hint = f": {killed(trial.kills)}" if code == -signal.SIGKILL else ""
-        told = {"state": "failed", "reason": f"rank {rank} {by}{hint}.", "exit_code": 1}
+        failure = {"state": "failed", "reason": f"rank {rank} {end}{hint}.", "exit_code": 1}
         if trial.is_launched:
-            told["reason"] = f"the launcher {by} before its ranks had ended; its output says why."
+            failure["reason"] = f"the launcher {end} before its ranks finished; see its output for the cause."
         if code == StorageError.exit_code:
-            told["reason"] = f"{trial.folder}: cannot be written; free some room, or make it writable."
-    with contextlib.suppress(StorageError):  # a full disk, which the rank has told
-        write_json(trial.folder / "failure.json", told)
-        own.unlink(missing_ok=True)
+            failure["reason"] = f"{trial.folder}: cannot be written; free disk space, or make the folder writable."
+    with contextlib.suppress(StorageError):  # the disk is full, which the rank has already reported
+        write_json(trial.folder / "failure.json", failure)
+        path.unlink(missing_ok=True)
     return 1 if code is None else 128 - code if code < 0 else code

@@ -1,4 +1,4 @@
-"""The share of a device's matrix products that a trial gets: FLOPs a second against a peak measured at its start."""
+"""Measure a trial's FLOP utilisation, relative to the peak of matrix products measured when the trial starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,25 @@ from march_search.flops import flops_per_token
 from march_search.training.environment import Place, device_name
 
 SIZES = {"cpu": 512, "cuda": 4096}
-"""Rows and columns of the matrices: on a CPU 1024 were no faster and took eight times as long."""
+"""Rows and columns of the square matrices. On a CPU, 1024 gave the same peak and took eight times as long."""
 
 
 @dataclass(frozen=True)
 class Utilisation:
-    """What a token costs, and what all ranks could do."""
+    """FLOPs per token, and peak FLOPs per second of all ranks."""
 
     flops_per_token: float
-    """Forward and backward, by `march_search.flops`; recomputed activations do not count."""
+    """FLOPs of the forward and backward pass from `march_search.flops`, without recomputed activations."""
     peak_flops: float
-    """Of matrix products in the trial's precision, operations a second of all ranks together."""
+    """Peak FLOPs per second of matrix products in the trial's precision, summed over all ranks."""
 
     def at(self, tokens_per_second: float) -> float:
-        """The share of the peak."""
+        """Return the fraction of the peak that this speed uses."""
         return round(tokens_per_second * self.flops_per_token / self.peak_flops, 4)
 
 
 def measured(folder: Path, config: TrialConfig, architecture: object, place: Place) -> Utilisation:
-    """By the peak of this rank, measured once for each kind of device and number of threads: device_peak.json."""
+    """Return the utilisation. The peak is measured once per device, thread count and precision (device_peak.json)."""
     precision, path = config.training.precision, folder / "device_peak.json"
     key = f"{device_name(place.device)}, {torch.get_num_threads()} threads, {precision}"
     known = read_json(path)

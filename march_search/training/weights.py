@@ -1,4 +1,4 @@
-"""The weights a trial leaves: weights.safetensors of a complete one, or those inside a checkpoint of DeepSpeed."""
+"""Save and load a trial's weights: weights.safetensors if it is complete, else its newest DeepSpeed checkpoint."""
 
 import contextlib
 import sys
@@ -19,16 +19,16 @@ NAME = "weights.safetensors"
 
 
 def save(engine: Any, folder: Path, place: Place) -> None:
-    """Writes the weights as the passes used them, whole or not at all. All ranks call it together.
+    """Write weights.safetensors atomically, in the training precision. All ranks must call it together.
 
     Raises:
-        StorageError: the folder cannot be written or the disk is full.
+        StorageError: If the folder is not writable or the disk is full.
     """
     import deepspeed
 
     tensors = {}
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):  # put together under ZeRO 3, else as it is
+        with deepspeed.zero.GatheredParameters([parameter]):  # gathers the shards of ZeRO 3
             if place.is_first:
                 tensors[name] = parameter.detach().cpu().clone()
     if place.is_first:
@@ -38,10 +38,10 @@ def save(engine: Any, folder: Path, place: Place) -> None:
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """The weights of the trial in `folder`: its last ones if it is complete, else those of its newest checkpoint.
+    """Return the final weights of the trial in `folder` if it is complete, else those of its newest checkpoint.
 
     Raises:
-        StorageError: it left none, or they are damaged.
+        StorageError: If there are no weights, or they are damaged.
     """
     try:
         if (folder / NAME).is_file():
@@ -51,14 +51,14 @@ def load(folder: Path) -> dict[str, Tensor]:
     tag = checkpoints.newest(folder / "checkpoints")
     if tag is None:
         raise StorageError(
-            f"{folder} has no weights: a complete trial leaves them if keep_weights is true, an unfinished one if it "
-            "has written a checkpoint."
+            f"{folder} has no weights: a complete trial keeps them only if keep_weights is true, an unfinished trial "
+            "only if it has written a checkpoint."
         )
     return _of_checkpoint(tag)
 
 
 def _of_checkpoint(tag: Path) -> dict[str, Tensor]:
-    """The model's weights in one checkpoint; under ZeRO 3, put together from all ranks' fp32 copies."""
+    """Return the model's weights in one checkpoint; under ZeRO 3, merge the fp32 shards of all ranks."""
     whole = tag / "mp_rank_00_model_states.pt"
     if whole.is_file():
         module: dict[str, Tensor] = torch.load(whole, map_location="cpu", weights_only=True)["module"]
