@@ -3,7 +3,7 @@
 python benchmarks/cpu_pricing.py
 
 Eight shapes, fp32 and bf16, all cores, alternating, medians over rounds. The fit has two numbers, the `utilisation` and
-`layer_seconds` of `march_search.devices.Device`, on every second shape; the others are predicted.
+`layer_seconds` of `march_search.cost.speed.devices.Device`, on every second shape; the others are predicted.
 """
 
 import statistics
@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from march_search import Architecture, cost
-from march_search.cost import Setup
-from march_search.devices import this_cpu
+from march_search import Architecture
+from march_search.architecture.spans import span_lengths
+from march_search.cost import speed
+from march_search.cost.devices import this_cpu
+from march_search.cost.setup import Setup
 from march_search.model import build
-from march_search.spans import span_lengths
 
 ROUNDS = 3
 SEQUENCE, BATCH = 128, 16
@@ -64,7 +65,7 @@ def main() -> None:
             for steps in measured:
                 steps.run()
         recorded = np.array([statistics.median(s.seconds[1:]) for s in measured]) / (SEQUENCE * BATCH)
-        terms = np.array([[1 / cost.tokens_per_second(a, setup), 2 * a.num_layers] for a in shapes])
+        terms = np.array([[1 / speed.tokens_per_second(a, setup), 2 * a.num_layers] for a in shapes])
         seen = np.arange(len(shapes)) % 2 == 0
         size = terms.mean(axis=0)
         fits = [

@@ -19,7 +19,7 @@ import numpy as np
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.data import corpora
 from march_search.data.batches import Batches
-from march_search.data.preparation import prepare
+from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.data.tokenizer import load
 

@@ -14,9 +14,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from reference import march_curves
 
-from march_search.evidence import curves as fitting
-from march_search.evidence.horizon import learn_mix, predicted_losses
-from march_search.evidence.rungs import kendall
+from march_search.analysis import curve_fit as fitting
+from march_search.analysis.early_order import kendall
+from march_search.analysis.horizon import learn_mix, predicted_losses
 
 
 def main() -> None:

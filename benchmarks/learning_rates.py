@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
-from march_search.data.preparation import prepare
+from march_search.data.prepare import prepare
 
 NARROW, WIDE = "L2-D64-H4x16-F256-rope-V2048", "L2-D256-H16x16-F1024-rope-V2048"
 DATA = DataConfig(vocab_size=2048, sequence_length=32, validation_sequences=256)

@@ -2,7 +2,7 @@
 
 python benchmarks/pricing.py
 
-The fit has two numbers, the `layer_seconds` and `score_seconds` of `march_search.devices.Device`; matrix products are
+The fit has two numbers, the `layer_seconds` and `score_seconds` of `march_search.cost.speed.devices.Device`; matrix products are
 set at half of the A5000's peak. Two ways of holding out: every second run, and a whole family of shapes at a time,
 which is what pricing shapes nobody has trained means.
 """
@@ -20,8 +20,8 @@ from scipy.optimize import nnls
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import march_architecture, march_runs
 
-from march_search import cost
-from march_search.cost import STUDY_DEVICES, Setup
+from march_search.cost import speed
+from march_search.cost.setup import STUDY_DEVICES, Setup
 
 SETUP = Setup(device=STUDY_DEVICES, sequence_length=1024)
 """The study's data budget and devices; it had 1,024 positions, and its log does not say how many an example filled."""
@@ -30,7 +30,7 @@ SETUP = Setup(device=STUDY_DEVICES, sequence_length=1024)
 def minutes(run: dict[str, Any], layer_seconds: float, score_seconds: float) -> float:
     """Predicted minutes of a run."""
     device = replace(SETUP.device, layer_seconds=layer_seconds, score_seconds=score_seconds)
-    return 60 * cost.hours(march_architecture(run), replace(SETUP, device=device))
+    return 60 * speed.hours(march_architecture(run), replace(SETUP, device=device))
 
 
 def fit(runs: list[dict[str, Any]]) -> tuple[float, float]:

@@ -20,9 +20,9 @@ import optuna
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.config import SearchConfig
-from march_search.solver import FeasibleSet
-from march_search.study.sampler import FeasibleSampler, make_sampler
-from march_search.study.warm import read_priors
+from march_search.sampler.feasible_sampler import FeasibleSampler, make_sampler
+from march_search.space.feasible_set import FeasibleSet
+from march_search.study.warm_start import read_priors
 
 
 def asked(found: FeasibleSet, name: str, trials: int) -> float:
@@ -66,8 +66,8 @@ def only(found: FeasibleSet, shapes: list[Architecture]) -> FeasibleSet:
     numbers = np.array(sorted(found.index(a) for a in shapes))
     rows = np.searchsorted(found.begins, numbers, side="right") - 1
     owner = np.searchsorted(found.starts, rows, side="right") - 1
-    first = found.runs.first[rows] + (numbers - found.begins[rows])
-    runs = found.runs.pick(rows)._replace(first=first, length=np.ones_like(first))
+    first = found.intervals.first[rows] + (numbers - found.begins[rows])
+    runs = found.intervals.pick(rows)._replace(first=first, length=np.ones_like(first))
     kept, starts = np.unique(owner, return_index=True)
     return replace(found, combinations=tuple(found.combinations[k] for k in kept), starts=starts, runs=runs)
 

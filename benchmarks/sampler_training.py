@@ -17,7 +17,7 @@ from pathlib import Path
 
 import optuna
 
-from march_search.shipped import shipped_folder
+from march_search.config.shipped import shipped_folder
 from march_search.study.journal import JOURNAL
 
 

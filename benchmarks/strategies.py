@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import optuna
 
+from march_search.replay.learning_curves import LearningCurves, read_curves
 from march_search.replay.strategies import Replay, parse, replay
-from march_search.replay.table import Table, read_table
 
 COMPARED = ("rungs", "halving", "halving:min_resource=1", "hyperband", "median", "percentile")
 HEADING = "| {} | spent | at most | best found | as exhaustive | worst regret | time | idle |"
 
 
-def line(label: str, table: Table, strategy: str, workers: int, how: Replay) -> None:
+def line(label: str, table: LearningCurves, strategy: str, workers: int, how: Replay) -> None:
     row = replay(table, parse(strategy), workers, how)
     cells = [f"{row['spent']:.1%}", f"{row['spent_max']:.1%}", f"{row['found'] / how.orders:.1%}"]
     cells += [f"{row['as_exhaustive'] / how.orders:.1%}", f"{row['regret_max']:.3f}"]
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(logging.ERROR)
-    table, how = read_table("march-2023"), Replay(arguments.orders, arguments.seed)
+    table, how = read_curves("march-2023"), Replay(arguments.orders, arguments.seed)
     heading("strategy, workers")
     for workers in (1, 4, 8):
         for strategy in COMPARED:

@@ -28,10 +28,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.study import candidates, ends
-from march_search.study.folders import StudyFolder
+from march_search.study import candidates
 from march_search.study.leases import Leases
 from march_search.study.runner import StudyRun, open_study
+from march_search.study.study_folder import StudyFolder
+from march_search.study.trials import tell_optuna
 from march_search.study.worker import BUSY, MISSES
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -158,7 +159,7 @@ def train(study: optuna.Study, leases: Leases, trial: FrozenTrial, config: Study
         began = time.monotonic()
         assert leases.holds(trial, lease)
         leases.close(trial, lease, 0)
-        ends.tell(leases.storage, trial, {"state": "complete", "loss": 2.0})
+        tell_optuna(leases.storage, trial, {"state": "complete", "loss": 2.0})
         held += time.monotonic() - began
     return held
 

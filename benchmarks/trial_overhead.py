@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DevicesConfig, StudyConfig, TrialConfig
-from march_search.settings import build, read_file
+from march_search.config.loader import build, read_file
 
 ARCHITECTURE = "L2-D128-H12x16-F448-rope-V2048"
 STUDY = Path(__file__).parent.parent / "studies" / "cpu-demo.toml"
@@ -47,7 +47,7 @@ def main() -> None:
 
 def compare(root: Path, rounds: int, steps: int, batch: int) -> None:
     """Prints one line a round, then the medians and the parts of a start."""
-    from march_search.data.preparation import prepare
+    from march_search.data.prepare import prepare
 
     study = build(StudyConfig, read_file(STUDY), str(STUDY))
     training = replace(study.training, global_batch_tokens=batch, tokens=steps * batch, warmup_tokens=0)
@@ -116,8 +116,7 @@ def bare(folder: Path) -> list[float]:
     from march_search.data.batches import Batches
     from march_search.data.store import Store
     from march_search.model import build as build_model
-    from march_search.training.groups import parameter_groups
-    from march_search.training.schedule import schedule
+    from march_search.training.optimizer import parameter_groups, schedule
 
     torch.set_num_threads(1)
     config = build(TrialConfig, read_file(folder / "trial.json"), "trial.json")
@@ -162,13 +161,13 @@ def parts(folder: Path) -> dict[str, float]:
     config = build(TrialConfig, read_file(folder / "trial.json"), "trial.json")
     for name in ("torch", "deepspeed", "tensorboard.summary.writer.record_writer", "march_search.training.loop"):
         imported(name)
-    from march_search.training import checkpoints, environment, loop, utilisation
+    from march_search.training import checkpoint, engine, loop, timing
     from march_search.training.evaluation import Validation
 
     for module, name, part in (
-        (environment, "take_place", "process group"), (utilisation, "measured", "peak of matrix products"),
+        (engine, "take_place", "process group"), (timing, "measured", "peak of matrix products"),
         (loop, "Batches", "order of the data"), (Validation, "of", "validation examples"),
-        (loop, "_engine", "model and engine"), (checkpoints, "load", "look for checkpoints"),
+        (loop, "_engine", "model and engine"), (checkpoint, "load", "look for checkpoints"),
         (loop, "_one_step", "first step"),
     ):  # fmt: skip
         setattr(module, name, timed(part, getattr(module, name)))

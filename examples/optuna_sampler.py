@@ -6,7 +6,7 @@ Run it: `python examples/optuna_sampler.py`. No model is trained; the objective 
 import optuna
 
 from march_search import Architecture, SearchSpace, solve
-from march_search.study.sampler import FeasibleSampler
+from march_search.sampler.feasible_sampler import FeasibleSampler
 
 found = solve(SearchSpace.load("t5-220m"))
 sampler = FeasibleSampler(found, "tpe", seed=0)  # also "gp", "cmaes", "random", "qmc", or any sampler of Optuna's

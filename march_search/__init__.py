@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import Any
 
-from march_search.architecture import Architecture
-from march_search.solver import FeasibleSet, solve
-from march_search.space import SearchSpace
+from march_search.architecture.architecture import Architecture
+from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.space import SearchSpace
 
 __all__ = ["Architecture", "FeasibleSet", "SearchSpace", "__version__", "solve"]
 

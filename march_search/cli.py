@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study, worker
+    from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study, study_worker
 
     top = _Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="solve | study | worker | storage-proxy | rank | pareto | report | replay | data | export | doctor",
         parser_class=_Parser,
     )
-    for command in (solve, study, worker, rank, pareto, report, replay, data, export, doctor):
+    for command in (solve, study, study_worker, rank, pareto, report, replay, data, export, doctor):
         command.add(verbs)
     return top
 

@@ -12,6 +12,16 @@ MarchSearchError
     └── DivergedError     the loss or a gradient is not finite
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the known word closest to `word`, or all known words if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}."
+
 
 class MarchSearchError(ValueError):
     """Base class of all errors that are reported to the user."""

@@ -1,16 +1,23 @@
-"""Atomic file writes, tolerant JSON reads, and file locks that are released when the process ends."""
+"""Atomic files and folders, tolerant JSON reads, and file locks that are released when the process ends."""
 
+import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from march_search.errors import StorageError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from march_search.errors import DataError, StorageError
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """OSError numbers for a full, over-quota or read-only disk."""
@@ -123,3 +130,86 @@ def _parse(line: str) -> Any:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file.
+
+    Raises:
+        DataError: If the file cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}).") from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error message, without a trailing full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path | None]:
+    """Yield a temporary folder that is renamed to `folder` at the end, or None if `folder` already exists.
+
+    The temporary folder is next to `folder` and keeps its files if the writer is stopped or fails, so the next writer
+    finds them. Use `discard` to remove it.
+    """
+    if folder.is_dir():
+        yield None
+        return
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    yield partial
+    sync_folder(partial)
+    partial.rename(folder)
+    sync_folder(folder.parent)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder and its contents, if it exists."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file to `path`, with default file permissions, and sync it to disk.
+
+    Raises:
+        StorageError: If the folder is not writable or the disk is full. No partial file remains.
+    """
+    try:
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(dict(tensors), path, metadata={"format": "pt"})  # makes the file private
+        path.chmod(mode)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):  # the disk may be read-only
+            path.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written: {error}.") from None

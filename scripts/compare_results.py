@@ -10,10 +10,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from march_search.analysis.comparison import CONFIDENCE
+from march_search.analysis.noise import seed_noise
+from march_search.analysis.study_record import read_study
 from march_search.errors import MarchSearchError
-from march_search.evidence.comparison import CONFIDENCE
-from march_search.evidence.noise import seed_noise
-from march_search.evidence.trials import read_study
 
 
 def main(table: str, study: str) -> int:

@@ -27,10 +27,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
-from march_search.data.preparation import prepare
-from march_search.training import checkpoints
+from march_search.data.prepare import prepare
+from march_search.training import checkpoint
 from march_search.training.__main__ import main as train
-from march_search.training.metrics import CLOCKS
+from march_search.training.metrics_file import CLOCKS
 
 ARCHITECTURE = "L1-D32-H2x16-F64-geglu-rope-V400"
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
@@ -214,10 +214,10 @@ def _damage(root: Path, store: Path, damages: int, rng: random.Random) -> bool:
         tags = whole if rng.random() < 0.2 else whole[1:]  # both: the trial starts anew
         healthy = [(path, path.read_bytes()) for path in (rng.choice(sorted(tag.iterdir())) for tag in tags)]
         kinds[" and ".join(_hurt(*one, rng) for one in healthy)] += 1
-        seen += checkpoints.newest(folder) == (whole[0] if len(tags) == 1 else None)
+        seen += checkpoint.newest(folder) == (whole[0] if len(tags) == 1 else None)
         for path, data in healthy:
             path.write_bytes(data)
-    assert checkpoints.newest(folder) == whole[1]
+    assert checkpoint.newest(folder) == whole[1]
     print(f"{damages} damages ({', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))}), {seen} seen", flush=True)
     return seen == damages
 

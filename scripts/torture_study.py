@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import local_postgres
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.study import candidates, kept, workers
-from march_search.study.folders import StudyFolder
+from march_search.study import candidates, heartbeat, study_state
 from march_search.study.runner import StudyRun, open_study
+from march_search.study.study_folder import StudyFolder
 
 TOY = r"""
 import fcntl, hashlib, json, os, sys, time
@@ -104,7 +104,7 @@ def _work(root: Path, name: str, config: StudyConfig, knows: bool) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     if not knows:
-        workers.boot = lambda: ""
+        heartbeat.boot = lambda: ""
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     command = (sys.executable, "-I", "-S", str(root / "toy.py"))
     StudyRun(config, folder, root / "store", candidates.planned(chosen, config), command).run()
@@ -116,7 +116,7 @@ def _round(root: Path, name: str, url: str | None, told: argparse.Namespace, rng
     folder = StudyFolder.of(root, name)
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
-    kept.keep(folder.path, chosen)
+    study_state.keep_candidates(folder.path, chosen)
     folder.keep_store(root / "store")
     arguments = (root, name, config, knows)
     crew = [FORKS.Process(target=_work, args=arguments) for _ in range(told.workers)]

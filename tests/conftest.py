@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
-from march_search.training.metrics import CLOCKS
+from march_search.training.metrics_file import CLOCKS
 
 # A background job of a shell ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The corpus, tokenised."""
-    from march_search.data.preparation import prepare
+    from march_search.data.prepare import prepare
 
     return prepare(replace(DATA, corpus=str(corpus)), tmp_path_factory.mktemp("root"), corpus, tokens=1)
 

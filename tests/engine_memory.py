@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
-from march_search.memory import BUCKET_ELEMENTS
-from march_search.training import environment, loop
+from march_search.config.deepspeed_config import BUCKET_ELEMENTS
+from march_search.training import loop
+from march_search.training.engine import join_ranks
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         zero_stage=int(sys.argv[2]),
     )
     config = TrialConfig(a.name, "", data=data, training=training, devices=DevicesConfig("cpu", ranks, 1))
-    place = environment.take_place(config.devices)
+    place = join_ranks(config.devices)
     with tempfile.TemporaryDirectory() as folder:
         engine = loop._engine(Path(folder), config, a, place)
     for step in range(2):

@@ -9,7 +9,7 @@ import numpy as np
 
 from march_search.config import DataConfig, TrainingConfig, TrialConfig
 from march_search.files import write_json
-from march_search.outcome import sealed
+from march_search.trial.result import seal_result
 
 DATA = DataConfig(vocab_size=2048, sequence_length=64)
 SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
@@ -65,5 +65,5 @@ def _write_trial(
     ]
     (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = {"architecture": architecture, "seed": seed, "tokens": training.tokens, "loss": loss, "context_gain": gain}
-    write_json(at / "result.json", sealed(result | {"tokens_per_second": 12_345.6}))
+    write_json(at / "result.json", seal_result(result | {"tokens_per_second": 12_345.6}))
     write_json(at / "outcome.json", {"state": "complete"})

@@ -10,15 +10,15 @@ from optuna.trial import TrialState, create_trial
 
 from march_search import Architecture
 from march_search.config import ADAPTIVE, DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
+from march_search.config.loader import build
 from march_search.errors import ConfigError
-from march_search.outcome import sealed
-from march_search.settings import build
+from march_search.sampler.feasible_sampler import FeasibleSampler
 from march_search.study import candidates
 from march_search.study.adaptive import next_trial, view
 from march_search.study.candidates import Planned
-from march_search.study.folders import StudyFolder
-from march_search.study.sampler import FeasibleSampler
-from march_search.study.warm import read_priors
+from march_search.study.study_folder import StudyFolder
+from march_search.study.warm_start import read_priors
+from march_search.trial.result import seal_result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 CONFIG = StudyConfig(
@@ -237,7 +237,7 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
         assert written.training.learning_rate == rate
         assert trial.name.endswith(f"-s0-lr{rate:g}")
         result = {"architecture": name, "seed": 0, "tokens": 4096, "loss": value}
-        (trial / "result.json").write_text(json.dumps(sealed(result)))
+        (trial / "result.json").write_text(json.dumps(seal_result(result)))
     [prior] = read_priors(SearchConfig(strategy="tpe", warm_start=("old",)), tmp_path)
     assert (prior.architecture.name, prior.loss, prior.source) == (name, 4.0, "old")
     recorded = read_priors(SearchConfig(strategy="tpe", warm_start=("march-2023",)), tmp_path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reference import march_architecture, march_runs, t5_checkpoints
 
 from march_search import Architecture
-from march_search.architecture import CHOICES
+from march_search.architecture.architecture import CHOICES
 from march_search.errors import ArchitectureError
 
 BASELINE_2023 = Architecture(vocab_size=30_000, position="absolute", cross_attention="layer")
@@ -117,7 +117,7 @@ def test_a_flat_bottleneck_adds_one_projection_down_and_one_up_in_each_stack() -
 
 
 def test_a_shrinking_width_walks_on_multiples_of_64() -> None:
-    from march_search.parameters import layer_widths
+    from march_search.architecture.parameters import layer_widths
 
     assert layer_widths(Architecture(num_layers=3, bottleneck="shrinking", d_bottleneck=192), 3) == [768, 384, 192]
     assert layer_widths(Architecture(num_layers=3, bottleneck="growing", d_bottleneck=192), 3) == [192, 384, 768]

@@ -5,8 +5,8 @@ from fractions import Fraction
 import pytest
 
 from march_search import Architecture
-from march_search.budget import DEFAULT_TOLERANCE, Budget, parse_parameters, parse_tolerance
 from march_search.errors import BudgetError
+from march_search.space.budget import DEFAULT_TOLERANCE, Budget, parse_parameters, parse_tolerance
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from march_search.cli import main
-from march_search.shipped import shipped_folder
+from march_search.config.shipped import shipped_folder
 
 
 def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from reference import march_runs
 
-from march_search import Architecture, SearchSpace, cost, solve
-from march_search.cost import STUDY_DEVICES, Setup
-from march_search.devices import GPUS, parse_device
+from march_search import Architecture, SearchSpace, solve
+from march_search.architecture.spans import span_lengths
+from march_search.config.deepspeed_config import BUCKET_ELEMENTS
+from march_search.cost.devices import GPUS, parse_device
+from march_search.cost.memory import activation_bytes, memory, memory_bytes
+from march_search.cost.setup import STUDY_DEVICES, Setup
+from march_search.cost.speed import flops_per_token, hours, tokens_per_second
 from march_search.errors import ConfigError, UsageError
-from march_search.memory import BUCKET_ELEMENTS, activation_bytes, memory, memory_bytes
 from march_search.model import build
-from march_search.spans import span_lengths
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import pricing
@@ -42,15 +44,15 @@ def test_the_shipped_speeds_are_the_fit_on_all_recorded_runs() -> None:
 
 def test_hours_are_tokens_over_speed_and_shrink_with_more_devices() -> None:
     eight, sixteen = (Setup(device=replace(GPUS[0], count=n)) for n in (8, 16))
-    speed = cost.tokens_per_second(T5_BASE, eight)
-    assert cost.hours(T5_BASE, eight) == pytest.approx(eight.tokens / speed / 3600)
-    assert cost.tokens_per_second(T5_BASE, sixteen) == pytest.approx(2 * speed)
-    assert cost.tokens_per_second(T5_BASE, replace(eight, checkpointing=True)) == pytest.approx(0.75 * speed)
+    speed = tokens_per_second(T5_BASE, eight)
+    assert hours(T5_BASE, eight) == pytest.approx(eight.tokens / speed / 3600)
+    assert tokens_per_second(T5_BASE, sixteen) == pytest.approx(2 * speed)
+    assert tokens_per_second(T5_BASE, replace(eight, checkpointing=True)) == pytest.approx(0.75 * speed)
 
 
 def test_without_other_terms_speed_is_the_stated_share_of_the_peak() -> None:
     setup = Setup(device=replace(GPUS[2], count=4))
-    reached = cost.tokens_per_second(T5_BASE, setup) * T5_BASE.flops_per_token()
+    reached = tokens_per_second(T5_BASE, setup) * T5_BASE.flops_per_token()
     assert reached / (4 * GPUS[2].bf16_flops) == pytest.approx(GPUS[2].utilisation)
 
 
@@ -151,7 +153,7 @@ def test_with_checkpointing_a_layer_keeps_its_input() -> None:
 def test_columns_are_priced_like_architectures() -> None:
     picked = solve(SearchSpace.load("t5-220m")).sample(50, seed=3)
     for setup in (Setup(), Setup(checkpointing=True, precision="fp32", zero_stage=2)):
-        for name, function in (("memory", memory_bytes), ("hours", cost.hours), ("flops", cost.flops_per_token)):
+        for name, function in (("memory", memory_bytes), ("hours", hours), ("flops", flops_per_token)):
             assert picked.members().measure(name, setup).tolist() == pytest.approx(
                 [function(a, setup) for a in picked], rel=1e-12
             )
@@ -163,7 +165,7 @@ def test_this_cpu_measures_itself() -> None:
     assert min(cpu.bf16_flops, cpu.fp32_flops) > 1e8
     assert "measured now" in cpu.basis
     fast, slow = (Setup(device=replace(cpu, fp32_flops=x), precision="fp32") for x in (2e11, 1e11))
-    assert cost.tokens_per_second(SMALL, slow) < cost.tokens_per_second(SMALL, fast)
+    assert tokens_per_second(SMALL, slow) < tokens_per_second(SMALL, fast)
 
 
 @pytest.mark.parametrize(

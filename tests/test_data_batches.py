@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from march_search.config import DataConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.corruption import restore
-from march_search.data.ids import trained
-from march_search.data.reference import bigram_nats, reference_nats, unigram_nats
+from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
+from march_search.data.tokenizer import trained
 from march_search.errors import DataError
 
 CONFIG = DataConfig(vocab_size=1000, sequence_length=16, noise_density=0.25, mean_span_length=1, validation_sequences=4)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from march_search.cli import main
+from march_search.commands.data import ExampleText
 from march_search.data import shards
 from march_search.data.store import Store
-from march_search.report.examples import ExampleText
 
 STUDY = """space = "cpu-demo"
 [search]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from march_search.architecture.spans import SpanLengths, span_lengths
 from march_search.data.corruption import corrupt, restore
-from march_search.data.ids import EOS, Special, trained
-from march_search.spans import SpanLengths, span_lengths
+from march_search.data.tokenizer import EOS, Special, trained
 
 VOCAB = 500
 SPECIAL = trained(VOCAB)

@@ -19,10 +19,10 @@ import pytest
 from test_data_corpora import write_hub_folder
 
 from march_search.config import DataConfig
-from march_search.data import corpora, preparation, shards, tokenise, tokenizer, vocabulary, writer
-from march_search.data.ids import EOS, trained
-from march_search.data.preparation import prepare
+from march_search.data import corpora, shards, tokenise, tokenizer, vocabulary, writer
+from march_search.data.prepare import prepare
 from march_search.data.store import Store
+from march_search.data.tokenizer import EOS, trained
 from march_search.errors import DataError, StorageError
 from march_search.files import write_json
 
@@ -91,7 +91,7 @@ def test_the_index_says_where_the_text_comes_from(folder):
 
 
 def test_a_second_time_nothing_is_written(folder, base, monkeypatch):
-    monkeypatch.setattr(preparation, "write", None)
+    monkeypatch.setattr("march_search.data.prepare.write", None)
     longer = dataclasses.replace(CONFIG, sequence_length=32, validation_sequences=4, noise_density=0.3)
     assert prepare(longer, base / "root", base, tokens=10**9) == folder
 

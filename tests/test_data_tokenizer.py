@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from march_search.config import DataConfig
 from march_search.data import tokenizer as bpe
 from march_search.data import vocabulary
-from march_search.data.ids import trained
+from march_search.data.tokenizer import trained
 from march_search.errors import ConfigError, DataError
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import alive
 
-from march_search.doctor import engine, installation
-from march_search.doctor.findings import Finding, row
-from march_search.doctor.processes import Bench
+from march_search.doctor import checks
+from march_search.doctor.bench import Bench, Finding, row
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
@@ -131,7 +130,7 @@ def test_an_unknown_check_is_one_line(tmp_path: Path) -> None:
 def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["numpy", "torch>=99", "a-library-nobody-has>=1", 'pytest>=99; extra == "test"']
     monkeypatch.setattr(metadata, "requires", lambda _: needs)
-    found = installation.libraries()
+    found = checks.libraries()
     assert found.state == "failed"
     assert found.found == (
         f"torch {metadata.version('torch')} (requires >=99); a-library-nobody-has missing (requires >=1)"
@@ -141,18 +140,18 @@ def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatc
 
 def test_an_old_python_and_a_small_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.1")
-    assert installation.python().state == "failed"
-    assert installation.python().found == "3.9.1 (requires >=3.11)"
-    monkeypatch.setattr(installation, "ROOM_BYTES", 10**18)
-    assert installation.root(tmp_path).state == "note"
-    assert "choose a --root with 10 GB" in installation.root(tmp_path).way_out
+    assert checks.python().state == "failed"
+    assert checks.python().found == "3.9.1 (requires >=3.11)"
+    monkeypatch.setattr(checks, "ROOM_BYTES", 10**18)
+    assert checks.root(tmp_path).state == "note"
+    assert "choose a --root with 10 GB" in checks.root(tmp_path).way_out
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version").touch()
-    monkeypatch.setattr(engine, "_NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(checks, "_NVIDIA_DRIVER", tmp_path / "version")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = engine.devices(Bench(tmp_path, 300))
+    found = checks.devices(Bench(tmp_path, 300))
     assert found.state == "failed"
     assert found.found.startswith("an NVIDIA driver is installed, but torch ")
     assert "CUDA_VISIBLE_DEVICES" in found.way_out
@@ -171,14 +170,14 @@ def test_a_wrong_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
     right, norms = parity.plain_losses(config)
     other, _ = parity.plain_losses(replace(config, training=replace(config.training, **wrong)))
     assert min(norms) > 2 * config.training.gradient_clipping
-    found = engine.agreement("both", other, right, precision, {})
+    found = checks.agreement("both", other, right, precision, {})
     assert found.state == "failed"
     assert found.found.startswith("both differ by ")
     assert found.way_out.startswith("losses of trials cannot be trusted here: ")
 
 
 def test_losses_agree_as_far_as_the_precision_goes() -> None:
-    assert engine.agreement("both", [2.0, 2.001], [2.0, 2.0], "bf16", {}).state == "ok"
-    assert engine.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
-    assert engine.agreement("both", [2.0], [2.0], "fp32", {}).found == "both have equal losses (allowed: 1e-05)"
-    assert "a loss is not finite" in engine.agreement("both", [math.nan], [2.0], "bf16", {}).found
+    assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "bf16", {}).state == "ok"
+    assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
+    assert checks.agreement("both", [2.0], [2.0], "fp32", {}).found == "both have equal losses (allowed: 1e-05)"
+    assert "a loss is not finite" in checks.agreement("both", [math.nan], [2.0], "bf16", {}).found

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from conftest import DATA
 
+from march_search.analysis.comparison import (
+    compare,
+    difference_variance,
+    holm,
+    letters,
+    mean_interval,
+    pair_p_values,
+    short_letters,
+)
+from march_search.analysis.documents import document_numbers
+from march_search.analysis.further_seeds import further_seeds, next_seeds
+from march_search.analysis.gain import compute_equivalent_gain, end_slope
+from march_search.analysis.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.data.store import Store
-from march_search.evidence.comparison import compare, difference_variance, holm, mean_interval, pair_p_values
-from march_search.evidence.documents import document_numbers
-from march_search.evidence.gain import compute_equivalent_gain, end_slope
-from march_search.evidence.letters import letters, short
-from march_search.evidence.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
-from march_search.evidence.power import further_seeds
-from march_search.evidence.racing import next_seeds
 
 SIGMA = 0.006
 
@@ -131,10 +137,17 @@ def test_letters_are_shared_by_exactly_those_that_are_not_separated() -> None:
 
 
 def test_many_letters_are_written_short() -> None:
-    assert [short(one) for one in ("", "a", "abc", "bcde", "abde", "yzABC")] == ["", "a", "abc", "b-e", "abde", "y-C"]
+    assert [short_letters(one) for one in ("", "a", "abc", "bcde", "abde", "yzABC")] == [
+        "",
+        "a",
+        "abc",
+        "b-e",
+        "abde",
+        "y-C",
+    ]
     many = letters(60, [(i, k) for i in range(60) for k in range(i + 5, 60)])
-    assert short(many[-1]) == "(56)"
-    assert short(many[52]) == "W-(53)"
+    assert short_letters(many[-1]) == "(56)"
+    assert short_letters(many[52]) == "W-(53)"
 
 
 def test_holms_method_by_hand() -> None:

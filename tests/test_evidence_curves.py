@@ -8,15 +8,15 @@ import pytest
 from reference import march_architecture, march_curves, march_runs
 from scipy import stats
 
-from march_search.architecture import Architecture
-from march_search.evidence.curves import fit_curve, half_miss
-from march_search.evidence.effects import effects
-from march_search.evidence.findings import findings
-from march_search.evidence.horizon import learn_mix, predicted_losses
-from march_search.evidence.noise import PUBLISHED
-from march_search.evidence.regime import tokens_to_reach
-from march_search.evidence.rungs import kendall, spearman
-from march_search.shipped import shipped_folder
+from march_search.analysis.curve_fit import fit_curve, half_miss
+from march_search.analysis.early_order import kendall, spearman
+from march_search.analysis.effects import effects
+from march_search.analysis.findings import findings
+from march_search.analysis.horizon import learn_mix, predicted_losses
+from march_search.analysis.noise import PUBLISHED
+from march_search.analysis.regime import tokens_to_reach
+from march_search.architecture.architecture import Architecture
+from march_search.config.shipped import shipped_folder
 
 MARCH_SHAPES = [march_architecture(run) for run in march_runs()]
 MARCH_LOSSES = [curve[-1][1] for curve in march_curves()]

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from synthetic import SHAPES, write_study
 
+from march_search.analysis.documents import example_losses, read_documents
+from march_search.analysis.evidence import study_evidence
+from march_search.analysis.findings import STATEMENTS
+from march_search.analysis.pooling import pool
+from march_search.analysis.ranking import find_trial, rank, ranked_rows
+from march_search.analysis.study_record import read_study
 from march_search.cli import main
-from march_search.evidence.documents import example_losses, read_documents
-from march_search.evidence.findings import STATEMENTS
-from march_search.evidence.pooling import pool
-from march_search.evidence.ranking import find_trial, rank, ranked_rows
-from march_search.evidence.reading import evidence
-from march_search.evidence.trials import read_study
 from march_search.files import write_json
 
 THREE_SEEDS = dict(
@@ -80,7 +80,7 @@ def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "Regime: n-grams. The best loss, 4.100, is above that of a bigram model (4.000)" in text
     assert "The leader should leave this regime after about 1.4" in text
     assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
-    leave = evidence(read_study("synthetic", tmp_path)).regime
+    leave = study_evidence(read_study("synthetic", tmp_path)).regime
     assert leave is not None
     assert leave.tokens_to_leave is not None
     truth = (1 << 20) * (4.1 / 3.9) ** (1 / 0.15)
@@ -115,7 +115,7 @@ def test_curves_that_cross_late_are_told(tmp_path: Path, capsys: pytest.CaptureF
     text = words(told(tmp_path, capsys))
     assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
     assert "Early order: after 10% of the tokens" in text
-    found = evidence(read_study("synthetic", tmp_path))
+    found = study_evidence(read_study("synthetic", tmp_path))
     assert found.rungs[8].regret == pytest.approx(0.2)
     assert found.rungs[0].kendall == 1
 

@@ -18,8 +18,8 @@ from march_search.cli import main
 from march_search.data.store import Store
 from march_search.data.tokenizer import load
 from march_search.errors import StorageError
+from march_search.files import save_tensors
 from march_search.model import build
-from march_search.model.files import save_tensors
 from march_search.training import weights
 
 TIED = "L1-D32-H2x16-F64-V400"

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from test_study import CONFIG, TOY
 
+from march_search.analysis.study_record import read_study
 from march_search.config import SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.evidence.trials import read_study
-from march_search.study import candidates, extending, kept
-from march_search.study.folders import StudyFolder
+from march_search.study import candidates, extension, study_state
 from march_search.study.runner import StudyRun
+from march_search.study.study_folder import StudyFolder
 
 SPACE = """
 [budget]
@@ -38,11 +38,11 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
     config = replace(config, space="own.toml", search=replace(SearchConfig(trials=3), **search))
     folder = StudyFolder.of(root, "toy")
     drawn = candidates.choose(config, root)
-    chosen = extending.extended(folder.path, config, drawn, extend)
+    chosen = extension.extended(folder.path, config, drawn, extend)
     if extend:
-        extending.adopt(folder, config, chosen, drawn)
+        extension.adopt(folder, config, chosen, drawn)
     folder.keep_settings(config, chosen.architectures)
-    kept.keep(folder.path, chosen)
+    study_state.keep_candidates(folder.path, chosen)
     folder.keep_store(root / "store")
     StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
     return [f"{t.architecture.name}-s{t.seed}" for t in read_study("toy", root).trials]
@@ -121,9 +121,9 @@ def test_a_worker_finds_the_candidates_without_the_studys_files(tmp_path: Path) 
     chosen = candidates.choose(config, tmp_path)
     (tmp_path / "own.toml").unlink()
     (tmp_path / "past.csv").unlink()
-    again = kept.restored(tmp_path / "toy")
+    again = study_state.restored_candidates(tmp_path / "toy")
     assert (list(again.found), again.architectures, again.priors) == (
         list(chosen.found), chosen.architectures, chosen.priors,
     )  # fmt: skip
     with pytest.raises(StorageError, match=r"study\.json has no space"):
-        kept.restored(tmp_path)
+        study_state.restored_candidates(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
-from march_search.study import child, gpus
+from march_search.study import gpus, trial_process
 
 UUIDS = ["GPU-a", "GPU-b", "MIG-c/1"]
 WORKER = f"""
@@ -54,7 +54,7 @@ def test_each_worker_has_gpus_of_its_own_until_it_dies() -> None:
     assert first.stdout.readline() == "0\n"
     gpus.claim(DevicesConfig(kind="cuda", ranks=1, parallel_trials=2))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,2"
-    assert [child._gpus(1, slot) for slot in (0, 1)] == ["1", "2"]
+    assert [trial_process._gpus(1, slot) for slot in (0, 1)] == ["1", "2"]
     while gpus._HELD:
         gpus._HELD.pop().close()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,8 +1,11 @@
-"""Who may import whom: a room imports from lower floors only, and importing does nothing else."""
+"""Guards the layout: rooms import from lower floors only, no module imports itself through others, imports are inert."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,54 +13,136 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "march_search"
 
 FLOORS = [
-    {"errors", "spans", "strategy"},
-    {"files", "settings", "parameters"},
-    {"flops", "naming", "devices", "seal"},
-    {"architecture", "budget", "rules", "shipped", "config", "cost"},
-    {"space", "outcome", "memory"},
-    {"grid", "selection", "ds_config", "scaling"},
-    {"members", "design", "pareto", "objectives"},
-    {"solver"},
-    {"closest", "data", "model", "report"},
-    {"evidence"},
-    {"pages", "replay", "study", "training"},
+    {"errors"},
+    {"architecture", "files"},
+    {"config"},
+    {"cost", "data", "model"},
+    {"space", "trial"},
+    {"analysis", "sampler", "training"},
+    {"display"},
+    {"replay", "report", "study"},
     {"doctor"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 ]
+"""Rooms from the ground up. A room is a file or a folder directly below the package."""
+
+SAME_JOB = {"__init__", "__main__", "pareto"}
+"""File names that several rooms use for the same job; commands are named after the room that they call."""
 
 
-def rooms() -> dict[str, list[Path]]:
-    """Files of each room."""
-    found: dict[str, list[Path]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        found.setdefault(path.relative_to(PACKAGE).parts[0].removesuffix(".py"), []).append(path)
+def modules(package: Path) -> dict[str, Path]:
+    """Return the files of a package by dotted name without the package's own: `study.worker`, `cli`, `__init__`."""
+    found = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
     return found
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a file imports, those only looked at by type checkers left out."""
-    tree, names = ast.parse(path.read_text()), set()
-    checking = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
-    skipped = {inner for node in checking for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node not in skipped:
-            if node.module == "march_search":
-                names |= {alias.name for alias in node.names}
-            elif node.module.startswith("march_search."):
-                names.add(node.module.split(".")[1])
-    return {name for name in names if name in rooms()}
+def imports(package: Path) -> dict[str, set[str]]:
+    """Return which modules each module imports, inside functions and under TYPE_CHECKING too.
+
+    `from package.room import name` counts as the module that defines `name` if the room's face hands it on.
+    """
+    files = modules(package)
+    faces = {name: _handed_on(path, package.name) for name, path in files.items() if path.name == "__init__.py"}
+    found: dict[str, set[str]] = {name: set() for name in files}
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                wanted = [(alias.name, "") for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: relative import"
+                wanted = [(node.module or "", alias.name) for alias in node.names]
+            else:
+                continue
+            for module, attribute in wanted:
+                if module.split(".")[0] != package.name:
+                    continue
+                base = module.removeprefix(package.name).removeprefix(".")
+                full = f"{base}.{attribute}".strip(".")
+                target = full if full in files else faces.get(base or "__init__", {}).get(attribute, base)
+                if target in files and target != name:
+                    found[name].add(target)
+    return found
 
 
-@pytest.mark.parametrize("room", sorted(rooms()))
-def test_a_room_imports_from_lower_floors_only(room: str) -> None:
+def _handed_on(path: Path, package: str) -> dict[str, str]:
+    """Return the module behind each name that an `__init__.py` imports from its package."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+    return {
+        alias.asname or alias.name: n.module.removeprefix(f"{package}.")  # type: ignore[union-attr]
+        for n in nodes
+        for alias in n.names
+    }
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the modules of one circle of imports, empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def room(module: str) -> str:
+    """Return the room that a module stands in."""
+    return module.split(".")[0]
+
+
+def upward(graph: Mapping[str, set[str]]) -> list[str]:
+    """Return the imports that do not lead to a lower floor."""
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
-    for path in rooms()[room]:
-        for other in imported_rooms(path) - {room}:
-            assert floor[other] < floor[room], f"{path.relative_to(PACKAGE)} imports {other}"
+    return [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in others
+        if room(other) != room(module) and floor[room(other)] >= floor[room(module)]
+    ]
+
+
+def test_rooms_import_from_lower_floors_only() -> None:
+    graph = imports(PACKAGE)
+    assert {room(module) for module in graph} == set().union(*FLOORS)
+    assert upward(graph) == []
+
+
+def test_there_are_at_most_twelve_floors() -> None:
+    assert len(FLOORS) <= 12
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    assert circle(imports(PACKAGE)) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"a/x.py": "from p.b import y", "b/y.py": "from p.a import x"},
+        {"a/x.py": "import p.a.y", "a/y.py": "def f():\n    from p.a.x import g"},
+        {"a/x.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p.a import y", "a/y.py": "import p.a.x"},
+        {"a/__init__.py": "from p.a.x import f", "a/x.py": "from p.b.y import g", "b/y.py": "from p.a import f"},
+    ],
+    ids=["between rooms", "in a function", "under TYPE_CHECKING", "through a face"],
+)
+def test_a_planted_circle_is_found(planted: dict[str, str], tmp_path: Path) -> None:
+    for name, text in planted.items():
+        path = tmp_path / "p" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert circle(imports(tmp_path / "p"))
+
+
+def test_an_import_that_leads_up_is_found() -> None:
+    assert upward({"files": {"study.worker"}, "study.worker": set()}) == ["files imports study.worker"]
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    names = Counter(path.stem for name, path in modules(PACKAGE).items() if room(name) != "commands")
+    assert {name for name, number in names.items() if number > 1} <= SAME_JOB
 
 
 def test_the_math_core_needs_numpy_alone() -> None:
@@ -70,5 +155,6 @@ def test_the_math_core_needs_numpy_alone() -> None:
 
 
 def test_training_and_study_share_files_not_imports() -> None:
-    assert all("study" not in imported_rooms(path) for path in rooms()["training"])
-    assert all("training" not in imported_rooms(path) for path in rooms()["study"])
+    graph = imports(PACKAGE)
+    assert not any(room(other) == "study" for module in graph if room(module) == "training" for other in graph[module])
+    assert not any(room(other) == "training" for module in graph if room(module) == "study" for other in graph[module])

@@ -15,10 +15,10 @@ from test_training import wait_for_step
 
 from march_search import Architecture
 from march_search.config import TrainingConfig
+from march_search.config.scaling import base_shape
 from march_search.errors import ArchitectureError, ConfigError
 from march_search.model import build
-from march_search.scaling import base_shape
-from march_search.training.groups import parameter_groups
+from march_search.training.optimizer import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from march_search import Architecture
-from march_search.architecture import CHOICES
+from march_search.architecture.architecture import CHOICES
+from march_search.architecture.flops import forward_flops
 from march_search.errors import ArchitectureError, ConfigError
-from march_search.flops import forward_flops
 from march_search.model import RECIPES, build
 
 TINY = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 16, "d_ff": 96, "vocab_size": 50, "max_length": 64}

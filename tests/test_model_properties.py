@@ -5,16 +5,16 @@ import torch
 import torch.nn.functional as F
 
 from march_search import Architecture
+from march_search.architecture.parameters import LayerGroup
 from march_search.config import DataConfig
 from march_search.data.batches import Batches
-from march_search.data.preparation import prepare
+from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.model import build
 from march_search.model.attention import SelfAttention, scaled_attention
 from march_search.model.layers import RMSNorm
 from march_search.model.loss import mean_loss, token_losses
-from march_search.model.positions import Places
-from march_search.parameters import Run
+from march_search.model.positions import PositionInfo
 
 TINY = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 16, "d_ff": 96, "vocab_size": 50, "max_length": 32}
 GATED = {"feed_forward_proj": "gated-gelu"}
@@ -201,13 +201,13 @@ def test_a_shared_layers_gradient_is_the_sum_over_its_uses(share):
 @pytest.mark.parametrize("noop_key", ["none", "fixed", "learned"])
 def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
     torch.manual_seed(0)
-    attention = SelfAttention(Run(1, 1, False, 8, 2, 4), "rotary", noop_key, 1)
+    attention = SelfAttention(LayerGroup(1, 1, False, 8, 2, 4), "rotary", noop_key, 1)
     with torch.no_grad():
         attention.o.copy_(torch.eye(8))
         if attention.noop_key is not None:
             attention.noop_key.normal_()
     q, k, ones = torch.randn(1, 5, 2, 4), torch.randn(1, 3, 2, 4), torch.ones(1, 3, 2, 4)
-    sums = attention.attend(q, k, ones, Places(None, False, None, None))
+    sums = attention.attend(q, k, ones, PositionInfo(None, False, None, None))
     if noop_key == "none":
         torch.testing.assert_close(sums, torch.ones_like(sums))
     else:

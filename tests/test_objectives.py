@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_study import CONFIG, run
 
+from march_search.analysis.objectives import pareto_rows
+from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import SearchConfig
 from march_search.errors import UsageError
-from march_search.evidence.objectives import pareto_rows
-from march_search.evidence.trials import read_study
-from march_search.objectives import columns, knee
-from march_search.pareto import front
+from march_search.space.pareto import front, knee, signed_columns
 
 LISTED = tuple(f"L{n}-D{d}-H4x32-F256-rope-V2048" for n, d in ((1, 64), (2, 64), (1, 128), (3, 160), (1, 192)))
 STUDY = replace(CONFIG, search=SearchConfig(strategy="list", architectures=LISTED, objectives=("loss", "-depth")))
@@ -60,7 +59,7 @@ def test_an_unknown_objective_is_named(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
 def test_the_knee_is_on_the_front_and_beaten_by_none(rows: list[tuple[int, int, int]]) -> None:
-    points = columns(rows, ("loss", "flops", "-depth"))
+    points = signed_columns(rows, ("loss", "flops", "-depth"))
     best = points[front(points)]
     chosen = best[knee(best)]
     assert not any((row <= chosen).all() and (row < chosen).any() for row in points)

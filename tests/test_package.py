@@ -13,9 +13,9 @@ import pytest
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.config import DataConfig, DevicesConfig, StudyConfig, TrainingConfig
+from march_search.config.loader import build
+from march_search.config.scaling import base_shape
 from march_search.data import vocabulary
-from march_search.scaling import base_shape
-from march_search.settings import build
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

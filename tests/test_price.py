@@ -10,11 +10,12 @@ from test_study import CONFIG, run
 from march_search import Architecture
 from march_search.cli import main
 from march_search.config import DevicesConfig, PrunerConfig, SearchConfig, StudyConfig
-from march_search.cost import Setup, hours
-from march_search.devices import parse_device
+from march_search.config.shipped import shipped_folder
+from march_search.cost.devices import parse_device
+from march_search.cost.memory import memory
+from march_search.cost.setup import Setup
+from march_search.cost.speed import hours
 from march_search.errors import ConfigError, UsageError
-from march_search.memory import memory
-from march_search.shipped import shipped_folder
 from march_search.study import candidates, price
 from march_search.study.plan import plan_rows
 

@@ -13,22 +13,20 @@ from test_study import run as run_toy_study
 
 from march_search import Architecture
 from march_search.cli import main
+from march_search.config.halving import Halving
 from march_search.replay.clock import replay_optuna
-from march_search.replay.curves import Curves, Replayed, curves
-from march_search.replay.rungs import replay_rungs
-from march_search.replay.strategies import Replay, parse, replay
-from march_search.replay.table import Run, Table, read_table
-from march_search.strategy import Rungs
+from march_search.replay.learning_curves import Curve, Curves, LearningCurves, Replayed, curves, read_curves
+from march_search.replay.strategies import Replay, parse, replay, replay_rungs
 
 A, B, C, D = range(4)
 TOKENS = (20.0, 60.0, 200.0, 1000.0)
 LOSSES = ((8.0, 7.0, 6.0, 4.0), (9.0, 6.0, 5.5, 3.5), (7.5, 7.2, 6.5, 5.0), (10.0, 9.0, 8.0, 3.0))
 """D is the best in the end and the worst until then."""
-FOUR = Table(
+FOUR = LearningCurves(
     1,
     "made up",
     "nats",
-    tuple(Run(name, tuple(zip(TOKENS, losses, strict=True))) for name, losses in zip("ABCD", LOSSES, strict=True)),
+    tuple(Curve(name, tuple(zip(TOKENS, losses, strict=True))) for name, losses in zip("ABCD", LOSSES, strict=True)),
 )
 QUIET = curves(FOUR, np.random.default_rng(0))
 
@@ -50,9 +48,9 @@ def halving(order: list[int], workers: int) -> Replayed:
 def test_rungs_on_four_curves_spend_what_one_reckons_by_hand() -> None:
     # To 20: all four. To 60: C and A, a third of four rounded up. From there on A alone.
     spent = 4 * 20 + 2 * 40 + 140 + 800
-    assert replay_rungs(QUIET, [A, B, C, D], 1, Rungs()) == Replayed(A, spent, spent, spent)
+    assert replay_rungs(QUIET, [A, B, C, D], 1, Halving()) == Replayed(A, spent, spent, spent)
     # Two workers: two go to 20 twice, C and A go to 60 at once, A goes on while the other worker waits.
-    assert replay_rungs(QUIET, [A, B, C, D], 2, Rungs()) == Replayed(A, spent, spent, 40 + 40 + 140 + 800)
+    assert replay_rungs(QUIET, [A, B, C, D], 2, Halving()) == Replayed(A, spent, spent, 40 + 40 + 140 + 800)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_noise_of_a_curve_shifts_all_of_it_and_noise_of_an_evaluation_each_by_it
 
 
 def test_the_shipped_table_holds_the_25_runs_with_their_exact_parameters() -> None:
-    table, shapes = read_table("march-2023"), {run["name"]: run for run in march_runs()}
+    table, shapes = read_curves("march-2023"), {run["name"]: run for run in march_runs()}
     assert len(table.runs) == 25
     for run in table.runs:
         assert Architecture.parse(run.architecture or "").num_params == run.num_params == shapes[run.name]["num_params"]
@@ -112,7 +110,7 @@ def test_the_shipped_table_holds_the_25_runs_with_their_exact_parameters() -> No
 def test_the_default_strategy_finds_the_best_of_the_25_runs_for_9_percent(
     workers: int, noise: tuple[float, float]
 ) -> None:
-    row = replay(read_table("march-2023"), parse("rungs"), workers, Replay(1000, 0, *noise))
+    row = replay(read_curves("march-2023"), parse("rungs"), workers, Replay(1000, 0, *noise))
     assert row["spent_max"] <= 0.09
     assert row["found"] >= 990  # regret 0
     if not noise[1]:  # with noise of its own on each last loss, the second run often seems the best
@@ -121,7 +119,7 @@ def test_the_default_strategy_finds_the_best_of_the_25_runs_for_9_percent(
 
 @pytest.mark.parametrize("family", ["baseline", "heads_vs_layers", "dim_vs_layers", "glu", "d_ff"])
 def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
-    table = read_table("march-2023")
+    table = read_curves("march-2023")
     rest = replace(table, runs=tuple(run for run in table.runs if run.family != family))
     assert len(rest.runs) < 25
     row = replay(rest, parse("rungs"), 4, Replay(100, 1, 0.005, 0.005))
@@ -130,7 +128,7 @@ def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
 
 
 def test_tpe_tries_every_run_once_in_an_order_of_its_own() -> None:
-    table = read_table("march-2023")
+    table = read_curves("march-2023")
     how = Replay(orders=2, tpe=True)
     assert replay(table, parse("exhaustive"), 4, how)["spent"] == 1
     told = [replay(table, parse("halving"), 1, each) for each in (how, how, replace(how, tpe=False))]
@@ -142,7 +140,7 @@ def test_a_finished_study_becomes_a_table_that_can_be_replayed(
 ) -> None:
     run_toy_study(tmp_path)
     assert main(["replay", "--export", "toy", "--root", str(tmp_path), "-o", str(tmp_path / "table.json")]) == 0
-    table = read_table(str(tmp_path / "table.json"))
+    table = read_curves(str(tmp_path / "table.json"))
     assert len(table.runs) == 6
     assert all(len(r.evaluations) == 4 and r.tokens == 4096 and r.seconds == 4.096 for r in table.runs)
     assert main(["replay", str(tmp_path / "table.json"), "--orders", "2", "--workers", "1,2", "--format", "json"]) == 0

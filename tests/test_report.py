@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import DATA, write_study
 
+from march_search.analysis.evidence import study_evidence
+from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import TrainingConfig, TrialConfig
-from march_search.evidence.reading import evidence
-from march_search.evidence.trials import read_study
 from march_search.files import write_json
-from march_search.pages.figures import figures
-from march_search.pages.page import figure_files, page, png
-from march_search.pages.svg import apart, scale
+from march_search.report.figures import figures
+from march_search.report.page import figure_files, page, png
+from march_search.report.svg import apart, scale
 
 SHAPES = [
     f"L{n}-D{d}-H{h}x32-F{f}-rope-V2048"
@@ -51,7 +51,9 @@ def study(root: Path, seeds: int = 3, **told: Any) -> Path:
 
 def html(root: Path, name: str = "demo") -> str:
     """The page of a study."""
-    return page(evidence(read_study(name, root), tokens=10 << 20, with_effects=True), f"march-search study run {name}")
+    return page(
+        study_evidence(read_study(name, root), tokens=10 << 20, with_effects=True), f"march-search study run {name}"
+    )
 
 
 def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) 
 
 def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
     study(tmp_path)
-    drawn = figures(evidence(read_study("demo", tmp_path), tokens=10 << 20, with_effects=True))
+    drawn = figures(study_evidence(read_study("demo", tmp_path), tokens=10 << 20, with_effects=True))
     assert set(drawn) == {"ranking", "curves", "depth", "width", "map", "front", "effects", "horizon"}
     for figure in drawn.values():
         assert "nan" not in figure.svg()
@@ -79,7 +81,7 @@ def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("many", "said"), [(30, False), (70, True)])
 def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many: int, said: bool) -> None:
     write_study(tmp_path, {f"L2-D128-H8x32-F{64 + i}-rope-V2048": [4 + i / 100] for i in range(many)}, name="many")
-    drawn = figures(evidence(read_study("many", tmp_path)))["ranking"].svg()
+    drawn = figures(study_evidence(read_study("many", tmp_path)))["ranking"].svg()
     assert drawn.count('class="name"') == min(many, 60)
     assert (f"the best 60 of {many}" in drawn) == said
 
@@ -87,7 +89,7 @@ def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many
 @pytest.mark.parametrize("many", [1, 2])
 def test_a_study_of_few_trials_has_a_page_too(tmp_path: Path, many: int) -> None:
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")
-    text = page(evidence(read_study("small", tmp_path), with_effects=True), "march-search study run small")
+    text = page(study_evidence(read_study("small", tmp_path), with_effects=True), "march-search study run small")
     assert f"{many} of {many} trial{'s' * (many > 1)} complete" in text
 
 
@@ -95,7 +97,9 @@ def test_a_study_without_a_complete_trial_says_so(tmp_path: Path) -> None:
     folder = study(tmp_path)
     for trial in (folder / "trials").iterdir():
         (trial / "result.json").unlink(missing_ok=True)
-    assert "No architecture can be ranked yet." in page(evidence(read_study("demo", tmp_path), with_effects=True), "")
+    assert "No architecture can be ranked yet." in page(
+        study_evidence(read_study("demo", tmp_path), with_effects=True), ""
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -139,7 +143,7 @@ def test_the_command_writes_page_text_and_figures(tmp_path: Path, capsys: pytest
 
 def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
     study(tmp_path)
-    for text in figure_files(evidence(read_study("demo", tmp_path))).values():
+    for text in figure_files(study_evidence(read_study("demo", tmp_path))).values():
         assert "var(" not in text
         assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
         assert len(png(text) or b"") > 5000

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from test_study import CONFIG, optuna_study, run
 
-from march_search import seal
+from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, TrainingConfig
 from march_search.errors import ConfigError
-from march_search.evidence.trials import read_study
 from march_search.study import candidates
-from march_search.study.folders import StudyFolder
 from march_search.study.leases import Lease
 from march_search.study.rungs import in_words, schedule
+from march_search.study.study_folder import StudyFolder
+from march_search.trial import manifest
 
 RUNGS = (1024, 2048, 4096)
 
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_not_counted_on(tmp_path: Path, damaged: bool, s
         tag = folder / "checkpoints" / f"step-{step:09d}"
         tag.mkdir(parents=True)
         (tag / "state").write_bytes(b"whole")
-        seal.seal(tag)
+        manifest.write_manifest(tag)
     if damaged:
         (tag / "state").write_bytes(b"torn")
     ended = run(tmp_path, config)

@@ -17,11 +17,11 @@ from optuna.trial import Trial, TrialState
 from march_search import Architecture, SearchSpace, solve
 from march_search.config import ADAPTIVE
 from march_search.errors import ConfigError, EmptySetError
-from march_search.solver import FeasibleSet
-from march_search.space import AXES
-from march_search.study.dimensions import axis_value
-from march_search.study.neighbours import Neighbours
-from march_search.study.sampler import FeasibleSampler
+from march_search.sampler.dimensions import axis_value
+from march_search.sampler.feasible_sampler import FeasibleSampler
+from march_search.sampler.neighbours import Neighbours
+from march_search.space.feasible_set import FeasibleSet
+from march_search.space.space import AXES
 
 REPOSITORY = Path(__file__).parent.parent
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -12,11 +12,11 @@ from reference import march_architecture, march_runs
 from scipy import stats
 
 from march_search import Architecture, SearchSpace, solve
-from march_search.architecture import CHOICES, DEFAULTS
-from march_search.closest import solve_or_explain
-from march_search.cost import Setup
+from march_search.architecture.architecture import CHOICES, DEFAULTS
+from march_search.cost.setup import Setup
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
-from march_search.space import AXES
+from march_search.space.infeasible import solve_or_explain
+from march_search.space.space import AXES
 
 T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
 RULES = ["num_heads * d_kv == d_model", "1 <= d_ff / d_model <= 4", "d_ff % 128 == 0 or num_layers > 1", "d_ff != 192"]
@@ -246,8 +246,8 @@ def test_the_wide_space_is_counted_in_runs_not_in_members() -> None:
     found = solve(space)
     assert space.grid_size() > 10**9
     assert len(found) > 7_000_000
-    held = sum(column.nbytes for column in found.runs)
-    assert held < 30 * len(found.runs.mesh) < 12 * len(found)
+    held = sum(column.nbytes for column in found.intervals)
+    assert held < 30 * len(found.intervals.mesh) < 12 * len(found)
     picked = found.sample(1_000_000, seed=0)
     assert len(np.unique(picked.numbers())) == 1_000_000
     assert all(a in found and found[found.index(a)] == a for a in picked[:200])

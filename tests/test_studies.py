@@ -11,7 +11,7 @@ from reference import march_architecture, march_runs
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.cli import main
-from march_search.shipped import shipped_folder
+from march_search.config.shipped import shipped_folder
 
 FOLDER = shipped_folder("studies") / "march-2023"
 STUDIES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}

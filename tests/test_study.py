@@ -17,13 +17,13 @@ from conftest import alive
 from optuna.trial import TrialState
 
 from march_search import Architecture
+from march_search.analysis.ranking import other_rows, ranked_rows
+from march_search.analysis.study_record import read_study
 from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.evidence.ranking import other_rows, ranked_rows
-from march_search.evidence.trials import read_study
-from march_search.study import candidates, kept, price, storage
-from march_search.study.folders import StudyFolder
+from march_search.study import candidates, price, storage, study_state
 from march_search.study.runner import StudyRun, Summary
+from march_search.study.study_folder import StudyFolder
 
 TOY = (sys.executable, str(Path(__file__).parent / "toy_trial.py"))
 CONFIG = StudyConfig(
@@ -41,7 +41,7 @@ def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(root / "store")
-    kept.keep(folder.path, chosen)
+    study_state.keep_candidates(folder.path, chosen)
     return StudyRun(config, folder, root / "store", candidates.planned(chosen, config), TOY).run()
 
 
@@ -385,7 +385,7 @@ def test_runs_that_start_a_study_at_once_agree_on_it(tmp_path: Path) -> None:
         barrier.wait()
         folder.keep_settings(CONFIG, chosen.architectures)
         first = folder.id
-        kept.keep(folder.path, chosen)
+        study_state.keep_candidates(folder.path, chosen)
         folder.keep_store(tmp_path / "store")
         return first
 

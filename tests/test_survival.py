@@ -16,13 +16,13 @@ from test_training import wait_for_step
 
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.outcome import HUNG
 from march_search.study import candidates, storage
-from march_search.study.child import Child
-from march_search.study.folders import StudyFolder
 from march_search.study.leases import Lease
 from march_search.study.runner import StudyRun, Summary
+from march_search.study.study_folder import StudyFolder
+from march_search.study.trial_process import TrialProcess
 from march_search.training import ranks
+from march_search.trial.outcome import HUNG
 
 MakeTrial = Callable[..., Path]
 
@@ -92,16 +92,16 @@ def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, m
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(store)
     study = StudyRun(config, folder, store, candidates.with_seeds(chosen, config))
-    real, stopped = Child.new_lines, []
+    real, stopped = TrialProcess.new_lines, []
 
-    def stopping(child: Child) -> list[dict]:
+    def stopping(child: TrialProcess) -> list[dict]:
         found = real(child)
         if not stopped and any(line["kind"] == "train" and line["step"] >= 110 for line in found):
             stopped.extend(children(child.process))
             os.kill(stopped[0], signal.SIGSTOP)
         return found
 
-    monkeypatch.setattr(Child, "new_lines", stopping)
+    monkeypatch.setattr(TrialProcess, "new_lines", stopping)
     assert study.run() == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
     trial = storage.open_study("hung", folder.path, None, config.pruner, 0).trials[0]
     assert len(stopped) == 1

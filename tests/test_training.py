@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial
 
-from march_search import Architecture, outcome
+from march_search import Architecture
+from march_search.architecture.flops import flops_per_token
 from march_search.config import BatchPlan, DataConfig, TrainingConfig, TrialConfig
-from march_search.ds_config import ds_config
+from march_search.config.deepspeed_config import ds_config
+from march_search.config.loader import build
 from march_search.errors import ConfigError
-from march_search.flops import flops_per_token
-from march_search.settings import build
-from march_search.training.schedule import schedule
+from march_search.training.optimizer import schedule
+from march_search.trial import outcome
+from march_search.trial.result import complete_result, seal_result
 
 MakeTrial = Callable[..., Path]
 BROAD = "L2-D64-H4x16-F256-geglu-rope-V400"
@@ -187,7 +189,7 @@ def test_a_paused_trial_ends_as_if_it_had_not_been(
         assert lines(paused, "train") == lines(whole, "train")[:steps]
         assert [line["step"] for line in lines(paused, "evaluation")] == sorted({*stops, 16})[: 3 if steps > 16 else 1]
         assert not (paused / "result.json").exists()
-        assert outcome.complete(paused, trial_config(paused)) is None
+        assert complete_result(paused, trial_config(paused)) is None
     assert run_trial(paused, "--until", str(48 * 256)).returncode == 0
     assert lines(paused, "train") == lines(whole, "train")
     added = [line for line in lines(paused, "evaluation") if line["step"] in (12, 18)]
@@ -217,17 +219,17 @@ def test_a_trial_pauses_after_whole_steps_only(make_trial: MakeTrial, tokens: st
 
 def test_a_result_counts_only_as_it_was_written(make_trial: MakeTrial, straight: Path) -> None:
     folder, config, good = make_trial("other"), trial_config(straight), result(straight)
-    assert outcome.complete(straight, config) == good
+    assert complete_result(straight, config) == good
     for change in ({"loss": 0.1}, {"sha256": "0" * 64}, {"schema_version": 1}, {"peak_memory_bytes": None}):
         (folder / "result.json").write_text(json.dumps(good | change))
-        assert outcome.complete(folder, config) is None
+        assert complete_result(folder, config) is None
     unsealed = {name: value for name, value in good.items() if name != "sha256"}
     (folder / "result.json").write_text(json.dumps(unsealed))
-    assert outcome.complete(folder, config) is None
+    assert complete_result(folder, config) is None
     (folder / "result.json").write_text(json.dumps(unsealed | {"schema_version": 1}))  # of a version without seals
-    assert outcome.complete(folder, config) is not None
-    (folder / "result.json").write_text(json.dumps(outcome.sealed(good | {"tokens": 256})))
-    assert outcome.complete(folder, config) is None
+    assert complete_result(folder, config) is not None
+    (folder / "result.json").write_text(json.dumps(seal_result(good | {"tokens": 256})))
+    assert complete_result(folder, config) is None
 
 
 def test_two_ranks_stop_together_and_go_on_together(make_trial: MakeTrial, straight_on_two: Path) -> None:
@@ -368,28 +370,28 @@ def test_the_first_micro_batch_is_what_the_memory_is_expected_to_hold(
 ) -> None:
     import torch
 
-    from march_search.training import fitting
-    from march_search.training.environment import Place
+    from march_search.training import micro_batch
+    from march_search.training.engine import RankInfo
 
     config = build(TrialConfig, json.loads((make_trial("one", architecture=BROAD) / "trial.json").read_text()), "")
     config = replace(config, training=replace(config.training, tokens=4096 * 32, global_batch_tokens=4096 * 32))
-    place, found = Place(0, 1, torch.device("cpu")), []
+    place, found = RankInfo(0, 1, torch.device("cpu")), []
     for free in (2**22, 2**28, 2**29, 2**36):
-        monkeypatch.setattr(fitting, "_free_bytes", lambda *_, free=free: free)
-        found.append(fitting._predicted(config, place))
+        monkeypatch.setattr(micro_batch, "_free_bytes", lambda *_, free=free: free)
+        found.append(micro_batch._predicted(config, place))
     assert found[0] == 1 < found[1] < found[2] < found[3] == 4096
     assert all(4096 % micro == 0 for micro in found)
 
 
 def test_who_killed_a_rank_is_read_from_the_kernels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = tmp_path / "vmstat"
-    monkeypatch.setattr(outcome, "_KERNEL_COUNTS", counts)
-    assert outcome.killed(outcome.memory_kills()) == "the machine may have run out of memory"
+    monkeypatch.setattr(result, "_KERNEL_COUNTS", counts)
+    assert outcome.kill_reason(outcome.memory_kills()) == "the machine may have run out of memory"
     counts.write_text("nr_free_pages 5\noom_kill 3\n")
     before = outcome.memory_kills()
-    assert "another process sent it" in outcome.killed(before)
+    assert "another process sent it" in outcome.kill_reason(before)
     counts.write_text("nr_free_pages 5\noom_kill 4\n")
-    assert "the machine ran out of memory; decrease micro_batch_sequences" in outcome.killed(before)
+    assert "the machine ran out of memory; decrease micro_batch_sequences" in outcome.kill_reason(before)
 
 
 def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial) -> None:
@@ -404,7 +406,7 @@ def test_a_trial_that_cannot_be_meant_says_so_in_one_line(make_trial: MakeTrial)
 
 
 def test_a_decoder_only_model_trains_on_the_text_as_it_is(make_trial: MakeTrial, store: Path) -> None:
-    from march_search.data.reference import reference_nats
+    from march_search.data.ngrams import reference_nats
     from march_search.data.store import Store
 
     folder = make_trial("text", architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400")
@@ -498,7 +500,7 @@ def test_schedules_rise_and_fall_where_they_say() -> None:
 
 def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
     from march_search.model import build
-    from march_search.training.groups import parameter_groups
+    from march_search.training.optimizer import parameter_groups
 
     a = Architecture.parse("L1-D32-H2x16-F64-abs-noop-V400")
     for architecture in (a, Architecture.parse("L1-D32-H2x16-F64-V400")):
@@ -513,7 +515,7 @@ def test_weight_decay_leaves_out_norms_keys_and_position_tables() -> None:
 def test_our_adamw_is_torchs_to_the_bit_hooks_and_state_included() -> None:
     import torch
 
-    from march_search.training.adamw import AdamW
+    from march_search.training.optimizer import AdamW
 
     seen, ends = [], []
     for kind in (torch.optim.AdamW, AdamW):
@@ -541,12 +543,12 @@ def test_a_trial_starts_without_torchs_compiler(make_trial: MakeTrial) -> None:
     folder = make_trial("one", tokens=256, checkpoints=0, evaluations=1)
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert outcome.complete(folder, trial_config(folder)) is not None
+    assert complete_result(folder, trial_config(folder)) is not None
 
 
 def test_nothing_that_a_trial_decides_hangs_on_the_clock_of_the_wall() -> None:
-    package = Path(outcome.__file__).parent
-    files = [package / "outcome.py", package / "files.py", *(package / "training").glob("*.py")]
+    package = Path(outcome.__file__).parent.parent
+    files = [package / "trial/result.py", package / "files.py", *(package / "training").glob("*.py")]
     told = [f.name for f in files if "time.time(" in f.read_text() or "datetime.now" in f.read_text()]
     assert told == ["events.py"]  # which only shows it
 

@@ -24,15 +24,15 @@ from test_study import CONFIG, optuna_study, run
 
 from march_search.cli import main
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
+from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, StorageError
 from march_search.files import read_lines
-from march_search.study import candidates, storage, watching, workers
-from march_search.study.folders import StudyFolder
+from march_search.study import candidates, heartbeat, status, storage
 from march_search.study.journal import JOURNAL, open_journal
 from march_search.study.leases import Lease, Leases
 from march_search.study.runner import StudyRun, Summary, open_study
-from march_search.study.urls import public
-from march_search.training.events import EventFile
+from march_search.study.study_folder import StudyFolder
+from march_search.training.metrics_file import EventFile
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -168,8 +168,11 @@ def test_only_one_takes_a_trial(tmp_path: Path) -> None:
 
 def test_silence_is_measured_by_the_observers_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
-    witness, beat = workers.Witness(tmp_path, 10), workers.Beat("far", "other boot", 1, 10.0, 1, count=5, at=-1e9)
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    witness, beat = (
+        heartbeat.Liveness(tmp_path, 10),
+        heartbeat.WorkerRecord("far", "other boot", 1, 10.0, 1, count=5, at=-1e9),
+    )
     assert not witness.silent(0, {"w": beat}, "w")
     now[0] = 24.9
     assert not witness.silent(0, {"w": beat}, "w")
@@ -190,9 +193,9 @@ def test_a_trial_that_outlived_three_workers_fails_with_the_reason(tmp_path: Pat
 
 
 def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_path: Path) -> None:
+    from march_search.study.job import Job, Signals
     from march_search.study.progress import StudyProgress
-    from march_search.study.signals import Signals
-    from march_search.study.worker import Job, Worker
+    from march_search.study.worker import Worker
 
     study, [other] = leased(tmp_path, "other")
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
@@ -352,7 +355,7 @@ def test_a_password_is_told_nowhere(
         if path.is_file():
             assert canary.encode() not in path.read_bytes(), path
     assert "TOY_FAIL" in (next(folder.trials.iterdir()) / "trial.log").read_text()  # the spy has looked
-    assert canary not in public(postgres)  # type: ignore[operator]
+    assert canary not in public_storage(postgres)  # type: ignore[operator]
     told = StudyConfig(space="cpu-demo", storage=postgres)
     StudyFolder.of(tmp_path, "direct").keep_settings(told, [])
     assert canary not in (tmp_path / "direct" / "study.json").read_text()
@@ -432,7 +435,7 @@ def test_a_study_that_has_not_begun_is_not_made_by_looking(tmp_path: Path) -> No
     folder = StudyFolder.of(tmp_path, "toy")
     folder.keep_settings(config, [])
     with pytest.raises(StorageError, match="the study has no trials yet: run march-search study run toy"):
-        watching.opened(folder, config)
+        status.open_started(folder, config)
     assert optuna.get_all_study_names(f"sqlite:///{tmp_path}/s.db") == []
 
 

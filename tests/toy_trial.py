@@ -15,8 +15,9 @@ from pathlib import Path
 
 from march_search import Architecture
 from march_search.files import write_json
-from march_search.outcome import HUNG, sealed
 from march_search.training.ranks import die_with_parent
+from march_search.trial.outcome import HUNG
+from march_search.trial.result import seal_result
 
 die_with_parent()
 folder = Path(sys.argv[1])
@@ -49,4 +50,4 @@ if until < tokens:
     pause.write_text(str(max(done, until)))
 elif name != os.environ.get("TOY_SILENT"):
     result = {"architecture": name, "seed": trial["seed"], "tokens": tokens, "loss": final, "context_gain": 0.04}
-    write_json(folder / "result.json", sealed(result | {"tokens_per_second": 1000.0}))
+    write_json(folder / "result.json", seal_result(result | {"tokens_per_second": 1000.0}))

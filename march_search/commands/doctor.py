@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, pricing
-from march_search.study.folders import DEFAULT_ROOT
+from march_search.commands import Verbs
+from march_search.commands.options import positive
+from march_search.study.study_folder import DEFAULT_ROOT
 
 if TYPE_CHECKING:
-    from march_search.doctor.findings import Check
+    from march_search.doctor.bench import Check
 
 
 def add(verbs: Verbs) -> None:
@@ -25,7 +26,7 @@ def add(verbs: Verbs) -> None:
     doctor.add_argument("--only", metavar="A,B,...", help="run only these checks (default: all)")
     doctor.add_argument(
         "--timeout",
-        type=pricing.positive,
+        type=positive,
         default=120,
         metavar="S",
         help="time limit in seconds for each process of a check (default: 120)",
@@ -36,8 +37,7 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the checks and print their findings; return 1 if a check failed, else 0."""
-    from march_search.doctor.findings import row
-    from march_search.doctor.processes import Bench
+    from march_search.doctor.bench import Bench, row
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `finally` runs
     with tempfile.TemporaryDirectory(prefix="march-search-doctor-") as folder:
@@ -56,20 +56,20 @@ def run(options: argparse.Namespace) -> int:
 
 def _checks(bench: Any, root: Path) -> "dict[str, Check]":
     """Return all checks by name, in the order in which they run."""
-    from march_search.doctor import engine, installation, trials
+    from march_search.doctor import checks
 
     parities = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(1, 4)]
     return {
-        "python": installation.python,
-        "libraries": installation.libraries,
-        "compiler": installation.compiler,
-        "root": partial(installation.root, root),
-        "devices": partial(engine.devices, bench),
+        "python": checks.python,
+        "libraries": checks.libraries,
+        "compiler": checks.compiler,
+        "root": partial(checks.root, root),
+        "devices": partial(checks.devices, bench),
         **{
-            f"{precision}-zero{stage}": partial(engine.parity, bench, precision, stage) for precision, stage in parities
+            f"{precision}-zero{stage}": partial(checks.parity, bench, precision, stage) for precision, stage in parities
         },
-        "trial": partial(trials.trial, bench),
-        "two-ranks": partial(trials.two_ranks, bench),
+        "trial": partial(checks.trial, bench),
+        "two-ranks": partial(checks.two_ranks, bench),
     }
 
 
@@ -79,8 +79,7 @@ def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
     Raises:
         UsageError: If a name is unknown.
     """
-    from march_search.errors import UsageError
-    from march_search.settings import nearest
+    from march_search.errors import UsageError, nearest
 
     names = list(checks) if only is None else only.split(",")
     for name in names:
@@ -93,7 +92,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     """Print one row per check: the result, the finding, and how to fix a problem."""
     from rich.markup import escape
 
-    from march_search.report.tables import Column, console, plural, print_table
+    from march_search.display.tables import Column, console, plural, print_table
 
     colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
     columns = (

@@ -6,10 +6,11 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import pricing
+from march_search.commands.options import price_notes
 
 if TYPE_CHECKING:
-    from march_search.cost import Setup
+    from march_search.cost.setup import Setup
+
 
 PRICES = ("memory_bytes", "tokens_per_second", "hours")
 """Keys of the columns that need a device."""
@@ -17,10 +18,10 @@ PRICES = ("memory_bytes", "tokens_per_second", "hours")
 
 def run(options: argparse.Namespace, setup: "Setup") -> int:
     """Print the parameters of one architecture by group; with a device, also its memory and training time."""
-    from march_search import cost
-    from march_search.architecture import Architecture
-    from march_search.memory import memory
-    from march_search.report import architectures, tables
+    from march_search.architecture.architecture import Architecture
+    from march_search.cost.memory import memory
+    from march_search.cost.speed import flops_per_token
+    from march_search.display import architectures, tables
 
     a = Architecture.parse(options.explain)
     groups = a.param_groups()
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace, setup: "Setup") -> int:
         {"group": group, "parameters": count, "share_percent": round(100 * count / a.num_params, 3)}
         for group, count in groups.items()
     ]
-    flops = float(cost.flops_per_token(a, setup))
+    flops = float(flops_per_token(a, setup))
     parts = {kind: round(size) for kind, size in memory(a, setup)._asdict().items()}
     if options.format == "csv":
         sys.stdout.write(tables.csv_text(rows, list(rows[0])))
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace, setup: "Setup") -> int:
 
 def _print_price(parts: dict[str, int], price: dict[str, float], notes: list[str], setup: "Setup") -> None:
     """Print the memory by kind, and the speed and training time in the notes."""
-    from march_search.report import tables
+    from march_search.display import tables
 
     rows = [{"kind": kind, "bytes": size} for kind, size in parts.items()]
     columns = (
@@ -66,7 +67,7 @@ def _print_price(parts: dict[str, int], price: dict[str, float], notes: list[str
     )
     speed = f"{tables.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
     total = f"{tables.size(price['memory_bytes'])} in total, excluding the device context; {speed}"
-    tables.print_table(tables.console(), rows, columns, "", [total, *notes, *pricing.notes(setup)])
+    tables.print_table(tables.console(), rows, columns, "", [total, *notes, *price_notes(setup)])
 
 
 def setup_table(setup: "Setup") -> dict[str, Any]:

@@ -21,10 +21,10 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the folder of one trial."""
-    from march_search.data.folders import replacing
+    from march_search.analysis.ranking import find_trial
+    from march_search.analysis.study_record import read_study
     from march_search.errors import UsageError
-    from march_search.evidence.ranking import find_trial
-    from march_search.evidence.trials import read_study
+    from march_search.files import replacing_folder
     from march_search.model.huggingface import check_t5, save_t5
     from march_search.training import weights
 
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     check_t5(trial.architecture)
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as partial:
+    with replacing_folder(output) as partial:
         if partial is None:
             raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
         save_t5(trial.architecture, tensors, partial)
@@ -49,7 +49,7 @@ def save_tokenizer(store: Path, folder: Path) -> None:
         DataError: If the store has no readable tokenizer.
     """
     from march_search.data import tokenizer as bpe
-    from march_search.data.ids import SENTINELS
+    from march_search.data.tokenizer import SENTINELS
 
     bpe.load(store / "tokenizer.json").save(str(folder / "tokenizer.json"))
     config = {

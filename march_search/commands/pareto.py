@@ -21,9 +21,9 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the Pareto set."""
-    from march_search.evidence.objectives import pareto_rows
-    from march_search.evidence.trials import read_study
-    from march_search.report import architectures, tables
+    from march_search.analysis.objectives import pareto_rows
+    from march_search.analysis.study_record import read_study
+    from march_search.display import architectures, tables
 
     study = read_study(options.study, Path(options.root))
     every = pareto_rows(study, tuple(options.by.split(",")) if options.by else ())
@@ -31,11 +31,7 @@ def run(options: argparse.Namespace) -> int:
     by = options.by.split(",") if options.by else study.settings["search"]["objectives"]
     columns = architectures.pareto_columns([name.removeprefix("-") for name in by])
     if options.format == "json":
-        print(
-            json.dumps(
-                {"schema_version": 1, "study": study.name, "by": by, "rows": architectures.public(rows)}, indent=1
-            )
-        )
+        print(json.dumps({"schema_version": 1, "study": study.name, "by": by, "rows": rows}, indent=1))
     elif options.format == "csv":
         sys.stdout.write(tables.csv_text(rows, ["pareto", "knee", *(column.key for column in columns[1:])]))
     elif options.format == "markdown":

@@ -11,8 +11,8 @@ from march_search.commands import Verbs
 from march_search.errors import UsageError
 
 if TYPE_CHECKING:
+    from march_search.replay.learning_curves import LearningCurves
     from march_search.replay.strategies import Replay
-    from march_search.replay.table import Table
 
 
 def add(verbs: Verbs) -> None:
@@ -58,11 +58,11 @@ def run(options: argparse.Namespace) -> int:
     how, workers = _settings(options)
     import optuna
 
+    from march_search.replay.learning_curves import read_curves
     from march_search.replay.strategies import NAMES, parse, replay
-    from march_search.replay.table import read_table
 
     optuna.logging.set_verbosity(logging.ERROR)
-    table = read_table(options.table)
+    table = read_curves(options.table)
     texts = [t for given in options.strategy or ["all"] for t in (NAMES if given == "all" else (given,))]
     strategies = [parse(text) for text in texts]
     rows = [replay(table, strategy, many, how) for many in workers for strategy in strategies]
@@ -100,9 +100,9 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
     return how, [int(word) for word in words]
 
 
-def _print(name: str, table: "Table", rows: list[dict[str, Any]], how: "Replay") -> None:
+def _print(name: str, table: "LearningCurves", rows: list[dict[str, Any]], how: "Replay") -> None:
     """Print the results as a table."""
-    from march_search.report import tables
+    from march_search.display import tables
 
     columns = (
         tables.Column("strategy", "strategy", "strategy", left=True),
@@ -133,11 +133,11 @@ def _print(name: str, table: "Table", rows: list[dict[str, Any]], how: "Replay")
 
 def _export(options: argparse.Namespace) -> int:
     """Write the learning curves of a study as a table."""
-    from march_search.evidence.trials import read_study
+    from march_search.analysis.study_record import read_study
     from march_search.files import json_text, write_json
-    from march_search.replay.table import study_table
+    from march_search.replay.learning_curves import study_curves
 
-    value = study_table(read_study(options.table, Path(options.root)))
+    value = study_curves(read_study(options.table, Path(options.root)))
     if options.output:
         write_json(Path(options.output), value)
     else:

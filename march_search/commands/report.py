@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from march_search.commands import Verbs
 
 if TYPE_CHECKING:
-    from march_search.evidence.reading import Evidence
-    from march_search.evidence.trials import StudyRecord
+    from march_search.analysis.evidence import Evidence
+    from march_search.analysis.study_record import StudyRecord
 
 
 def add(verbs: Verbs) -> None:
@@ -33,9 +33,9 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
-    from march_search.evidence.trials import read_study
+    from march_search.analysis.study_record import read_study
     from march_search.files import write_text
-    from march_search.pages.page import page
+    from march_search.report.page import page
 
     study = read_study(options.study, Path(options.root))
     found = _evidence(study, options.horizon)
@@ -60,23 +60,23 @@ _ENDINGS = {"html": "html", "markdown": "md", "md": "md", "csv": "csv", "json": 
 
 def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
     """Return all evidence. The default horizon is omitted if the curves are too short to predict it."""
-    from march_search.budget import parse_count
+    from march_search.analysis.evidence import study_evidence
     from march_search.errors import UsageError
-    from march_search.evidence.reading import evidence
+    from march_search.space.budget import parse_count
 
     if horizon:
-        return evidence(study, tokens=parse_count(horizon, "horizon"), with_effects=True)
+        return study_evidence(study, tokens=parse_count(horizon, "horizon"), with_effects=True)
     tokens = 10 * max(trial.config.training.tokens for trial in study.trials)
     try:
-        return evidence(study, tokens=tokens, with_effects=True)
+        return study_evidence(study, tokens=tokens, with_effects=True)
     except UsageError:
-        return evidence(study, with_effects=True)
+        return study_evidence(study, with_effects=True)
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
     """Return the planned and the actual cost of the study, or an empty list if it has no plan."""
     from march_search.study import price
-    from march_search.study.folders import StudyFolder
+    from march_search.study.study_folder import StudyFolder
 
     plan = price.kept(folder)
     return price.comparison_rows(plan, price.actual(folder, StudyFolder(folder).config())) if plan else []
@@ -90,8 +90,8 @@ def _command(study: "StudyRecord", root: str) -> str:
 
 def _file(study: "StudyRecord") -> str:
     """Return the STUDY argument for `study run`: the name of the shipped study, else the name of its TOML file."""
-    from march_search.settings import read_file
-    from march_search.shipped import shipped_folder
+    from march_search.config.loader import read_file
+    from march_search.config.shipped import shipped_folder
 
     studies = shipped_folder("studies")
     for path in sorted(studies.glob(f"**/{study.name}.toml")):
@@ -116,7 +116,7 @@ def _plain_text(found: "Evidence", kind: str) -> str:
 def _write_tables(found: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:
     """Write the summary and the learning curves of a study, small enough to keep in a repository."""
     from march_search.files import make_folder, write_text
-    from march_search.pages.record import record_csv, record_text
+    from march_search.report.record import record_csv, record_text
 
     make_folder(folder)
     for ending, text in (("md", record_text(found, command, cost)), ("csv", record_csv(found))):
@@ -127,7 +127,7 @@ def _write_tables(found: "Evidence", folder: Path, command: str, cost: list[tupl
 def _write_figures(found: "Evidence", folder: Path) -> None:
     """Write every figure as SVG and, if resvg-py is installed, as PNG."""
     from march_search.files import make_folder, write_text
-    from march_search.pages.page import figure_files, png
+    from march_search.report.page import figure_files, png
 
     make_folder(folder)
     drawn, missing = figure_files(found), False

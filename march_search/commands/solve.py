@@ -6,12 +6,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, explain, pricing
+from march_search.commands import Verbs, explain
+from march_search.commands.options import add_price_options, natural, positive, price_notes, price_setup
 
 if TYPE_CHECKING:
-    from march_search.cost import Setup
-    from march_search.selection import Selection
-    from march_search.solver import FeasibleSet
+    from march_search.cost.setup import Setup
+    from march_search.space.feasible_set import FeasibleSet, Selection
+
 
 PARETO = "flops,memory,-depth"
 """Default objectives of `--pareto`."""
@@ -30,7 +31,7 @@ def add(verbs: Verbs) -> None:
         "--where", action="append", default=[], metavar="RULE", help='extra rule, e.g. "num_heads >= 16"; repeatable'
     )
     solve.add_argument(
-        "--top", type=pricing.natural, default=20, metavar="N", help="architectures to print (default: 20; 0: all)"
+        "--top", type=natural, default=20, metavar="N", help="architectures to print (default: 20; 0: all)"
     )
     solve.add_argument(
         "--sort",
@@ -42,15 +43,15 @@ def add(verbs: Verbs) -> None:
     solve.add_argument("--format", choices=("table", "json", "csv"), default="table")
     solve.add_argument("--count", action="store_true", help="print only the number of architectures")
     _add_choices(solve)
-    pricing.add(solve)
+    add_price_options(solve)
     solve.set_defaults(run=run)
 
 
 def _add_choices(solve: argparse.ArgumentParser) -> None:
     """Add the options that select other architectures than the top N."""
     other = solve.add_argument_group("selection instead of the top N").add_mutually_exclusive_group()
-    other.add_argument("--sample", type=pricing.positive, metavar="N", help="N architectures drawn uniformly at random")
-    other.add_argument("--design", type=pricing.positive, metavar="N", help="N architectures as different as possible")
+    other.add_argument("--sample", type=positive, metavar="N", help="N architectures drawn uniformly at random")
+    other.add_argument("--design", type=positive, metavar="N", help="N architectures as different as possible")
     solve.add_argument("--by", metavar="A,B,...", help="axes that --design spreads over (default: all axes that vary)")
     solve.add_argument("--strata", metavar="A,B,...", help="axes whose values --design uses equally often")
     other.add_argument(
@@ -63,20 +64,20 @@ def _add_choices(solve: argparse.ArgumentParser) -> None:
     other.add_argument("--near", metavar="NAME", help="architectures nearest to NAME, which may be off the budget")
     other.add_argument("--explain", metavar="NAME", help="parameters of one architecture by group; needs no budget")
     solve.add_argument(
-        "--seed", type=pricing.natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
+        "--seed", type=natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the feasible set of a space, best first, or a selection of it."""
-    setup = pricing.setup_of(options)
+    setup = price_setup(options)
     if options.explain is not None:
         return explain.run(options, setup)
-    from march_search.architecture import DEFAULTS
-    from march_search.closest import solve_or_explain
-    from march_search.report.architectures import columns_named, solve_row
-    from march_search.rules import Rule
-    from march_search.space import SearchSpace
+    from march_search.architecture.architecture import DEFAULTS
+    from march_search.display.architectures import columns_named, solve_row
+    from march_search.space.infeasible import solve_or_explain
+    from march_search.space.rules import Rule
+    from march_search.space.space import SearchSpace
 
     asked = columns_named(options.columns.split(",")) if options.columns is not None else None
     space = SearchSpace.load(options.space)
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
     """Return the members to print, and a description of their selection and order."""
-    from march_search.architecture import Architecture
+    from march_search.architecture.architecture import Architecture
 
     if options.sample is not None:
         return found.sample(options.sample, options.seed), f"a uniform sample, seed {options.seed}"
@@ -126,9 +127,9 @@ def _print_data(
     rows: list[dict[str, Any]], found: "FeasibleSet", options: Any, setup: "Setup", priced: bool, asked: Any
 ) -> None:
     """Print the rows as JSON or CSV, with all columns or those of --columns."""
-    from march_search.report import architectures, tables
+    from march_search.display import tables
 
-    rows = [{c.key: row[c.key] for c in asked} for row in rows] if asked else architectures.public(rows)
+    rows = [{c.key: row[c.key] for c in asked} for row in rows] if asked else rows
     if options.format == "csv":
         sys.stdout.write(tables.csv_text(rows, list(rows[0])))
         return
@@ -148,7 +149,7 @@ def _print_table(
     rows: list[dict[str, Any]], found: "FeasibleSet", order: str, setup: "Setup", priced: bool, asked: Any
 ) -> None:
     """Print the rows as a table, with notes on the selection and the meaning of the numbers."""
-    from march_search.report import architectures, tables
+    from march_search.display import architectures, tables
 
     verb = "architecture has" if len(found) == 1 else "architectures have"
     title = f"{len(found):,} {verb} {found.budget} (space {found.space.name})"
@@ -160,5 +161,5 @@ def _print_table(
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
     legend = f"{architectures.NARROW_LEGEND}, diff: from the budget" if not asked and not priced else ""
     tables.print_table(
-        tables.console(), rows, columns, title, [*notes, *(pricing.notes(setup) if priced else ())], legend
+        tables.console(), rows, columns, title, [*notes, *(price_notes(setup) if priced else ())], legend
     )

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, watch
-from march_search.commands.pricing import amount
+from march_search.commands import Verbs, study_actions
+from march_search.commands.options import amount
 from march_search.config import StudyConfig
-from march_search.study.folders import DEFAULT_ROOT
+from march_search.study.study_folder import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from march_search.study.runner import Summary
@@ -35,17 +35,17 @@ def add(verbs: Verbs) -> None:
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
     running.set_defaults(run=run_study)
     listing.add_argument("--json", action="store_true", help="JSON instead of a table")
-    watch.add(actions)
+    study_actions.add_actions(actions)
     for parser in (listing, running):
         parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
 def run_list(options: argparse.Namespace) -> int:
     """Print the shipped and the started studies."""
+    from march_search.config.loader import read_file
+    from march_search.config.shipped import shipped_folder, shipped_names
+    from march_search.display.tables import Column, console, print_table
     from march_search.files import read_json
-    from march_search.report.tables import Column, console, print_table
-    from march_search.settings import read_file
-    from march_search.shipped import shipped_folder, shipped_names
 
     rows = []
     for name in shipped_names("studies"):
@@ -76,8 +76,8 @@ def run_list(options: argparse.Namespace) -> int:
 
 def load(text: str) -> tuple[StudyConfig, str, Path]:
     """Load a study from a TOML file or a shipped name; return its settings, its name and the folder of its file."""
-    from march_search.settings import build, read_file
-    from march_search.shipped import shipped_path
+    from march_search.config.loader import build, read_file
+    from march_search.config.shipped import shipped_path
 
     path = shipped_path("studies", text)
     table = read_file(path)
@@ -90,18 +90,18 @@ def load(text: str) -> tuple[StudyConfig, str, Path]:
 def run_study(options: argparse.Namespace) -> int:
     """Run a study, or print its plan."""
     from march_search.data import corpora, vocabulary
+    from march_search.display.tables import console
     from march_search.errors import MarchSearchError
-    from march_search.report.tables import console
-    from march_search.study import candidates, extending, price, rungs
-    from march_search.study.folders import StudyFolder
+    from march_search.study import candidates, extension, price, rungs
     from march_search.study.plan import plan_rows
+    from march_search.study.study_folder import StudyFolder
 
     config, name, folder = load(options.study)
     root = Path(options.root)
     study_folder = StudyFolder.of(root, name)
     try:
         drawn = candidates.choose(config, folder)
-        chosen = extending.extended(study_folder.path, config, drawn, options.extend)
+        chosen = extension.extended(study_folder.path, config, drawn, options.extend)
         data_summary = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
         rows_of = plan_rows(config, chosen, data_summary, study_folder.path)
         plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
@@ -121,7 +121,7 @@ def run_study(options: argparse.Namespace) -> int:
         print(f"Checked: {num_models} models build with the predicted parameter count.")
         return 0
     if options.extend:
-        extending.adopt(study_folder, config, chosen, drawn)
+        extension.adopt(study_folder, config, chosen, drawn)
     return _train(config, name, folder, root, study_folder, chosen, plan)
 
 
@@ -139,34 +139,34 @@ def _print_plan(out: Any, title: str, rows: list[tuple[str, str]]) -> None:
 
 def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
     """Print the architectures that a study would train."""
-    from march_search.report import architectures, tables
+    from march_search.display import architectures, tables
 
     budget, data, rows = chosen.found.budget, config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
         counted = a.num_params if budget.count == "total" else a.num_params_non_embedding
         cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
-        rows.append(architectures.architecture_row(a) | cost)
+        rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
 
 
 def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any, plan: Any) -> int:
     """Prepare the data, train the trials and return the exit code."""
-    from march_search.commands.preparing import prepared, repeats
-    from march_search.data.reference import reference_nats
+    from march_search.commands.prepare import prepared_store, repeats
+    from march_search.data.ngrams import reference_nats
+    from march_search.display.tables import console
     from march_search.files import make_folder, read_json, write_json
-    from march_search.report.tables import console
-    from march_search.study import gpus, kept, price
+    from march_search.study import gpus, price, study_state
     from march_search.study.candidates import planned
     from march_search.study.runner import StudyRun
 
     gpus.claim(config.devices)
     make_folder(root)
     study_folder.keep_settings(config, chosen.architectures)
-    kept.keep(study_folder.path, chosen)
+    study_state.keep_candidates(study_folder.path, chosen)
     write_json(study_folder.path / "plan.json", plan)
-    store = prepared(config, root, folder)
+    store = prepared_store(config, root, folder)
     print(repeats(config, store), file=sys.stderr, flush=True)
     study_folder.keep_store(store.folder)
     write_json(study_folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))

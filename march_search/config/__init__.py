@@ -1,10 +1,10 @@
 """Study and trial settings: one dataclass per table of a study's TOML file, validated before anything starts."""
 
-from march_search.config.data import DataConfig
-from march_search.config.devices import BatchPlan, DevicesConfig
-from march_search.config.search import ADAPTIVE, OBJECTIVES, PrunerConfig, SearchConfig
-from march_search.config.study import StudyConfig, TrialConfig
-from march_search.config.training import TrainingConfig, spread
+from march_search.config.data_config import DataConfig
+from march_search.config.devices_config import BatchPlan, DevicesConfig
+from march_search.config.search_config import ADAPTIVE, OBJECTIVES, PrunerConfig, SearchConfig
+from march_search.config.study_config import StudyConfig, TrialConfig
+from march_search.config.training_config import TrainingConfig, spread
 
 __all__ = [
     "ADAPTIVE",

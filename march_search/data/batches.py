@@ -17,8 +17,10 @@ from march_search.data.shards import SPLITS, Split
 from march_search.data.store import Store
 
 T = TypeVar("T")
+
 Batch = tuple[Tokens | None, Tokens]
 """`inputs_BI` and `targets_BT`, int64. `inputs_BI` is None for decoder-only models."""
+
 VALIDATION_SEED = 0x5EED_0F_7A11
 """Seed of the validation spans, which are the same for all trials and seeds."""
 

@@ -10,8 +10,7 @@ from typing import Any
 from march_search.config import DataConfig
 from march_search.data import sources
 from march_search.data.hub import Hub
-from march_search.errors import DataError
-from march_search.settings import nearest
+from march_search.errors import DataError, nearest
 
 
 @dataclass(frozen=True)

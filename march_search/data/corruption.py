@@ -10,11 +10,13 @@ P positions of dividers.
 import numpy as np
 from numpy.typing import NDArray
 
-from march_search.data.ids import Special
-from march_search.spans import SpanLengths
+from march_search.architecture.spans import SpanLengths
+from march_search.data.tokenizer import Special
 
 Tokens = NDArray[np.int64]
+
 _MASK = (1 << 64) - 1
+
 _GOLDEN = 0x9E3779B97F4A7C15
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DataConfig
-from march_search.data.files import file_sha256, one_line
 from march_search.errors import DataError
+from march_search.files import file_sha256, one_line
 
 _HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
 

@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from march_search.data.files import file_sha256
 from march_search.data.tokenise import Document
-from march_search.files import read_json, write_json
+from march_search.files import file_sha256, read_json, write_json
 
 Split = Literal["train", "validation"]
+
 SPLITS: tuple[Split, Split] = ("train", "validation")
+
 Shard = dict[str, dict[str, Any]]
 """Per split: `documents`, `tokens`, `text_bytes` (UTF-8, without end tokens) and `sha256` of the file."""
 

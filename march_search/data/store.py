@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from march_search.config import DataConfig
 from march_search.data import shards
-from march_search.data.files import file_sha256
-from march_search.data.ids import Special
 from march_search.data.shards import SPLITS, Shard, Split
+from march_search.data.tokenizer import Special
 from march_search.errors import DataError
+from march_search.files import file_sha256
 
 SCHEMA_VERSION = 2
+
 MEND = "repair it: march-search data prepare STUDY --repair"
 """What to do about a damaged store, for error messages."""
 

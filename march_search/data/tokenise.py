@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from march_search.data.ids import Special
+from march_search.data.tokenizer import Special
 from march_search.data.vocabulary import is_validation
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+
 BATCH_CHARACTERS = 1 << 17
 """Characters per batch of documents. A longer document is a batch alone."""
+
 PIECE_CHARACTERS = 1 << 17
 """Characters per piece of a long document. Pieces limit memory: `tokenizers` needs about 100 bytes per token."""
 

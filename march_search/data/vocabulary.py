@@ -15,6 +15,7 @@ from march_search.files import lock, write_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+
 PAD_TO = 128
 """The vocabulary of a model may exceed that of its tokenizer, up to the next multiple of this number."""
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from march_search.architecture.parameters import LayerGroup
 from march_search.model import cpu
 from march_search.model.init import Kinds
-from march_search.model.positions import Places, rotate
-from march_search.parameters import Run
+from march_search.model.positions import PositionInfo, rotate
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one self-attention, each (B, S, H, K), before rotary rotation."""
@@ -25,7 +25,7 @@ CPU_KEYS = {"fp32": 64, "other": 512}
 class Attention(nn.Module):
     """Base class of self-attention and cross-attention: shape, output matrix, no-op key, attention product."""
 
-    def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
+    def __init__(self, shape: LayerGroup, position: str, noop_key: str, layers: int) -> None:
         """Allocate the attention of one layer of this shape, in a stack of `layers` layers."""
         super().__init__()
         self.heads, self.d_kv, self.inner = shape.heads, shape.d_kv, shape.inner
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         if self.noop_key is not None:
             yield "noop_key", self.noop_key, self.sizes
 
-    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, places: Places | None) -> Tensor:
+    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, places: PositionInfo | None) -> Tensor:
         """Apply attention and the output matrix; return the addition to the residual stream, (B, L, W)."""
         if self.has_noop:
             k_BMHK, v_BMHK = self._with_noop(k_BMHK, v_BMHK)
@@ -68,7 +68,7 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Self-attention, with queries, keys and values from one matrix."""
 
-    def __init__(self, shape: Run, position: str, noop_key: str, layers: int) -> None:
+    def __init__(self, shape: LayerGroup, position: str, noop_key: str, layers: int) -> None:
         """Allocate `qkv`, whose rows are queries, then keys, then values."""
         super().__init__(shape, position, noop_key, layers)
         self.qkv = nn.Parameter(torch.empty(3 * shape.inner, shape.width))
@@ -79,7 +79,7 @@ class SelfAttention(Attention):
         yield "kv", self.qkv[self.inner :], self.sizes
         yield from super().kinds()
 
-    def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, places: Places) -> tuple[Tensor, KeysValues]:
+    def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, places: PositionInfo) -> tuple[Tensor, KeysValues]:
         """Return the addition to the residual stream, and the keys and values before rotary rotation.
 
         Args:
@@ -101,7 +101,9 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """Cross-attention of the decoder to the encoder's output, or to the keys and values of one encoder layer."""
 
-    def __init__(self, shape: Run, position: str, noop_key: str, layers: int, source: str, encoder_width: int) -> None:
+    def __init__(
+        self, shape: LayerGroup, position: str, noop_key: str, layers: int, source: str, encoder_width: int
+    ) -> None:
         """Allocate `q` and `kv`, whose rows are keys, then values. `source` is the architecture's `cross_attention`."""
         super().__init__(shape, position, noop_key, layers)
         self.source = source

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from march_search.architecture import DEFAULTS, Architecture
+from march_search.architecture.architecture import DEFAULTS, Architecture
+from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.errors import ArchitectureError
+from march_search.files import save_tensors
 from march_search.model.cpu import EPSILON
-from march_search.model.files import save_tensors
 from march_search.model.positions import MAX_DISTANCE
 from march_search.model.seq2seq import START_TOKEN
-from march_search.parameters import RELATIVE_BUCKETS
 
 FREE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "num_decoder_layers", "vocab_size", "max_length")
 """Fields that may have any value in T5. `max_length` has no effect without learned positions."""

@@ -16,7 +16,7 @@
 | norm; output_norm (the decoder's final norm) | the constant 1 | the constant 1 |
 
 Here, width is the layer's residual width, inner is its heads · d_kv, and layers is the depth of its stack. With
-`learning_rate_scaling = "width"`, `march_search.scaling` multiplies `t5` for o, wo and output_norm by a factor.
+`learning_rate_scaling = "width"`, `march_search.config.scaling` multiplies `t5` for o, wo and output_norm by a factor.
 
 `t5` follows mesh-tensorflow and Hugging Face's T5 (`T5PreTrainedModel._init_weights`, factor 1). With relative
 positions, attention does not scale its scores, so q includes the factor 1/sqrt(d_kv) (Raffel et al. 2020). The two
@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 from torch.nn.init import constant_, normal_
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
+from march_search.config.scaling import factors
 from march_search.errors import ConfigError
-from march_search.scaling import factors
 
 Sizes = dict[str, int]
 """Dimensions that a formula may use: width, d_kv, inner, d_ff, layers, and so on."""

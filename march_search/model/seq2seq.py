@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.errors import ArchitectureError
 from march_search.model.init import Kinds, initialise, recipe_of
 from march_search.model.loss import mean_loss, token_losses
@@ -116,7 +116,7 @@ def build(
         init: Recipe from `march_search.model.RECIPES`. It uses torch's global generator; call `torch.manual_seed`
             first.
         checkpointing: Whether to recompute each layer in the backward pass instead of storing its activations.
-        base: Base shape for the factors by which `march_search.scaling` changes `init`; None for no change.
+        base: Base shape for the factors by which `march_search.config.scaling` changes `init`; None for no change.
 
     Raises:
         ConfigError: If the recipe is unknown.

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from march_search.architecture import Architecture
-from march_search.flops import reduced_length
+from march_search.architecture.architecture import Architecture
+from march_search.architecture.flops import reduced_length
+from march_search.architecture.parameters import RELATIVE_BUCKETS, LayerGroup, layer_shapes, most_heads, projections
 from march_search.model.attention import CrossAttention, KeysValues, SelfAttention
 from march_search.model.init import Kinds
 from march_search.model.layers import FeedForward, Projection, RMSNorm
-from march_search.model.positions import Places, causal_mask, pool, pool_positions, relative_bias, rotary_turn
-from march_search.parameters import RELATIVE_BUCKETS, Run, layer_shapes, most_heads, projections
+from march_search.model.positions import PositionInfo, causal_mask, pool, pool_positions, relative_bias, rotary_turn
 
 
 class Memory(NamedTuple):
@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 class Layer(nn.Module):
     """Pre-norm transformer layer: self-attention, cross-attention if `has_cross`, and feed-forward."""
 
-    def __init__(self, a: Architecture, shape: Run, layers: int, has_cross: bool) -> None:
+    def __init__(self, a: Architecture, shape: LayerGroup, layers: int, has_cross: bool) -> None:
         """Allocate a layer of this shape, in a stack of `layers` layers."""
         super().__init__()
         attention = (shape, a.position, a.noop_key, layers)
@@ -40,7 +40,7 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers)
 
     def forward(
-        self, x_BLW: Tensor, places: Places, memory: Tensor | KeysValues | None, kept: int | None
+        self, x_BLW: Tensor, places: PositionInfo, memory: Tensor | KeysValues | None, kept: int | None
     ) -> tuple[Tensor, KeysValues]:
         """Return the residual stream after this layer, and the keys and values of its self-attention.
 
@@ -85,7 +85,7 @@ class Stack(nn.Module):
         length, middle, x_BLW = x_BLD.shape[1], len(self.uses) // 2, x_BLD
         kept = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
         queries_L = torch.arange(length, device=x_BLD.device, dtype=torch.float32)
-        keys_M, places, keys_values = queries_L, dict[int, Places](), list[KeysValues]()
+        keys_M, places, keys_values = queries_L, dict[int, PositionInfo](), list[KeysValues]()
         for i, shape in enumerate(self.shapes):
             x_BLW = self._project(i, x_BLW)
             pools = kept < length and i == middle
@@ -120,7 +120,7 @@ class Stack(nn.Module):
             return memory and memory.output_BSD
         return memory.keys_values[layer]
 
-    def _places(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> Places:
+    def _places(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> PositionInfo:
         """Return the positional information of queries and keys. `d_kv` is used only for rotary positions."""
         noop = self.architecture.noop_key != "none"
         bias_HLM, turn_L, turn_M = None, None, None
@@ -130,4 +130,4 @@ class Stack(nn.Module):
             bias_HLM = F.pad(causal_mask(queries_L, keys_M, dtype), (0, 1))
         if self.architecture.position == "rotary":
             turn_L, turn_M = rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype)
-        return Places(bias_HLM, self.is_decoder and bias_HLM is None, turn_L, turn_M)
+        return PositionInfo(bias_HLM, self.is_decoder and bias_HLM is None, turn_L, turn_M)

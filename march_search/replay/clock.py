@@ -7,7 +7,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import Trial, TrialState
 
-from march_search.replay.curves import Curves, Replayed
+from march_search.replay.learning_curves import Curves, Replayed
 
 Proposals = Callable[[optuna.Study, Trial, Sequence[int]], int]
 """Chooses the run that a trial takes, from the runs not yet tried in random order."""

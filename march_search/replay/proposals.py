@@ -9,10 +9,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.errors import UsageError
 from march_search.replay.clock import RUN
-from march_search.replay.table import Table
+from march_search.replay.learning_curves import LearningCurves
 
 
 class TpeProposals:
@@ -22,7 +22,7 @@ class TpeProposals:
     the values of that run.
     """
 
-    def __init__(self, table: Table, seed: int) -> None:
+    def __init__(self, table: LearningCurves, seed: int) -> None:
         """Create the proposals for one study.
 
         Raises:

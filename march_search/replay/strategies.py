@@ -1,7 +1,7 @@
-"""Parses strategies by name and replays each of them over many random orders."""
+"""Parse search strategies by name and replay each of them over many random orders."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,14 +10,37 @@ import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 
-from march_search.errors import UsageError
+from march_search.config.halving import Halving
+from march_search.errors import UsageError, nearest
 from march_search.replay.clock import in_order, replay_optuna
-from march_search.replay.curves import Curves, Replayed, curves, schedule
+from march_search.replay.learning_curves import Curves, LearningCurves, Replayed, curves, schedule
 from march_search.replay.proposals import TpeProposals
-from march_search.replay.rungs import replay_rungs
-from march_search.replay.table import Table
-from march_search.settings import nearest
-from march_search.strategy import Rungs
+
+
+def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Halving) -> Replayed:
+    """Train the runs in the given order, rung by rung; promoted runs resume where they stopped.
+
+    Idle workers wait until the rung is decided.
+    """
+    going, reached = tuple(order), dict.fromkeys(order, 0.0)
+    tokens = busy = makespan = 0.0
+    losses: dict[int, float] = {}
+    for number, fraction in enumerate(rungs.fractions):
+        if number:
+            going = rungs.promoted(losses)
+        losses, times = {}, []
+        for run in going:
+            evaluation = curves.at(run, fraction)
+            trained = curves.tokens[run][evaluation] - reached[run]
+            reached[run] += trained
+            tokens += trained
+            times.append(trained * curves.rates[run])
+            losses[run] = curves.losses[run][evaluation]
+        busy += sum(times)
+        makespan += schedule(times, workers)
+    best = min(going, key=lambda run: losses[run])
+    return Replayed(best, tokens, busy, makespan)
+
 
 PRUNERS: dict[str, Callable[..., BasePruner]] = {
     "exhaustive": optuna.pruners.NopPruner,
@@ -37,7 +60,7 @@ class Strategy:
 
     text: str
     """The strategy as the user wrote it, for example `halving:reduction_factor=3`."""
-    make: Callable[[], BasePruner] | Rungs
+    make: Callable[[], BasePruner] | Halving
     """Function that creates the pruner of one study, or the rungs."""
 
 
@@ -69,7 +92,7 @@ def parse(text: str) -> Strategy:
     if name not in NAMES:
         raise UsageError(f'unknown strategy "{name}". {nearest(name, NAMES)}')
     options = dict(_option(text, part) for part in rest.split(",") if part)
-    maker: Callable[..., Any] = PRUNERS.get(name, Rungs)
+    maker: Callable[..., Any] = PRUNERS.get(name, Halving)
     known = list(inspect.signature(maker).parameters)
     if unknown := [key for key in options if key not in known]:
         raise UsageError(f'{name} has no option "{unknown[0]}". {nearest(unknown[0], known) if known else ""}'.rstrip())
@@ -82,7 +105,7 @@ def parse(text: str) -> Strategy:
         ) from None
     except ValueError as error:
         raise UsageError(f"{text}: {str(error).rstrip('.')}.") from None
-    return Strategy(text, made if isinstance(made, Rungs) else make)
+    return Strategy(text, made if isinstance(made, Halving) else make)
 
 
 def _option(text: str, part: str) -> tuple[str, Any]:
@@ -97,7 +120,7 @@ def _option(text: str, part: str) -> tuple[str, Any]:
     return key, int(numbers[0]) if numbers[0].is_integer() else numbers[0]
 
 
-def replay(table: Table, strategy: Strategy, workers: int, how: Replay) -> dict[str, Any]:
+def replay(table: LearningCurves, strategy: Strategy, workers: int, how: Replay) -> dict[str, Any]:
     """Replay one strategy over `how.orders` random orders and return a row of results.
 
     The nth order and its noise are the same for every strategy and number of workers. Regret is the recorded last loss
@@ -133,10 +156,10 @@ def replay(table: Table, strategy: Strategy, workers: int, how: Replay) -> dict[
 
 
 def _once(
-    table: Table, strategy: Strategy, workers: int, how: Replay, seen: Curves, order: list[int], number: int
+    table: LearningCurves, strategy: Strategy, workers: int, how: Replay, seen: Curves, order: list[int], number: int
 ) -> Replayed:
     """Replay the strategy on one order."""
-    if isinstance(strategy.make, Rungs):
+    if isinstance(strategy.make, Halving):
         return replay_rungs(seen, order, workers, strategy.make)
     proposals = TpeProposals(table, how.seed + number) if how.tpe else in_order
     return replay_optuna(seen, order, workers, strategy.make(), proposals, f"order-{number}", how.step)

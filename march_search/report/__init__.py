@@ -1,1 +1,1 @@
-"""Format rows as rich tables, JSON, CSV or Markdown."""
+"""The HTML report of a study, its figures, and the tables worth keeping in a repository."""

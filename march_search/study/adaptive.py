@@ -20,12 +20,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.objectives import value
+from march_search.cost.measures import objective_value
+from march_search.sampler.feasible_sampler import ARCHITECTURE, FeasibleSampler, make_sampler
 from march_search.study.candidates import Candidates, Planned, how_many, rates
-from march_search.study.sampler import ARCHITECTURE, FeasibleSampler, make_sampler
-from march_search.study.warm import Prior
+from march_search.study.warm_start import Prior
 
 REMEMBERS = ("cmaes", "qmc")
 """Samplers whose state depends on their past proposals, which the view therefore replays in order."""
@@ -94,7 +94,7 @@ def view(
     seed = search.seed if search.strategy in REMEMBERS else (search.seed + 7919 * len(groups)) % 2**32
     sampler.inner = make_sampler(search.strategy, seed)
     seen = optuna.create_study(directions=["minimize"] * len(search.objectives), sampler=sampler)
-    ends = {name: _end(group, config) for name, group in groups.items()}
+    ends = {name: _observation(group, config) for name, group in groups.items()}
     own_losses = [loss for state, loss, _ in ends.values() if state == TrialState.COMPLETE and loss is not None]
     for prior in _shifted([p for p in priors if sampler.dimensions.holds(p.architecture)], own_losses):
         _add(
@@ -110,11 +110,11 @@ def view(
     return seen
 
 
-End = tuple[TrialState, float | None, Mapping[int, float]]
+Observation = tuple[TrialState, float | None, Mapping[int, float]]
 """State, loss, and loss by number of tokens of an architecture."""
 
 
-def _end(group: Sequence[FrozenTrial], config: StudyConfig) -> End:
+def _observation(group: Sequence[FrozenTrial], config: StudyConfig) -> Observation:
     """Return the outcome of an architecture from its trials."""
     complete: dict[float, list[float]] = {}
     for trial in group:
@@ -145,12 +145,17 @@ def _mean(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 
 def _add(
-    seen: optuna.Study, sampler: FeasibleSampler, a: Architecture, end: End, config: StudyConfig, attrs: dict[str, Any]
+    seen: optuna.Study,
+    sampler: FeasibleSampler,
+    a: Architecture,
+    end: Observation,
+    config: StudyConfig,
+    attrs: dict[str, Any],
 ) -> None:
     """Add an architecture to a view."""
     (state, loss, losses), params = end, sampler.dimensions.params(a)
     user_attrs = attrs if attrs else {ARCHITECTURE: a.name}  # a warm-start result does not count as tried
-    values = None if loss is None else [loss, *(value(o, a, config) for o in config.search.objectives[1:])]
+    values = None if loss is None else [loss, *(objective_value(o, a, config) for o in config.search.objectives[1:])]
     if config.search.strategy in REMEMBERS and not attrs:
         seen.enqueue_trial(params, user_attrs=user_attrs)
         trial = seen.ask()

@@ -5,16 +5,16 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from march_search.architecture import Architecture
-from march_search.closest import solve_or_explain
+from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.ds_config import ds_config
+from march_search.config.deepspeed_config import ds_config
+from march_search.config.scaling import base_shape
 from march_search.errors import ConfigError
-from march_search.scaling import base_shape
-from march_search.solver import FeasibleSet
-from march_search.space import SearchSpace
-from march_search.study.neighbours import Neighbours
-from march_search.study.warm import Prior, best_members, read_priors
+from march_search.sampler.neighbours import Neighbours
+from march_search.space.feasible_set import FeasibleSet
+from march_search.space.infeasible import solve_or_explain
+from march_search.space.space import SearchSpace
+from march_search.study.warm_start import Prior, best_members, read_priors
 
 
 class Planned(NamedTuple):

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from statistics import fmean
 
-from march_search.budget import Budget
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
-from march_search.report.tables import count, plural, si
+from march_search.display.tables import count, plural, si
+from march_search.space.budget import Budget
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import stand_ins
 from march_search.study.rungs import in_words as pruning

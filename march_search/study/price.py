@@ -10,17 +10,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from march_search import cost
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.cost import Setup
-from march_search.devices import Device, parse_device, this_cpu
+from march_search.config.halving import Halving
+from march_search.cost import speed
+from march_search.cost.devices import Device, parse_device, this_cpu
+from march_search.cost.memory import memory
+from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
+from march_search.display.tables import count, duration, si, size
 from march_search.errors import ConfigError, UsageError
 from march_search.files import read_json, read_lines
-from march_search.memory import memory
-from march_search.objectives import setup_of
-from march_search.report.tables import count, duration, si, size
-from march_search.strategy import Rungs
 from march_search.study.candidates import Candidates, how_many, rates
 
 SAMPLE = 64
@@ -52,14 +51,14 @@ def planned(
         keep: Share of a rung's candidates that is promoted.
     """
     shapes = stand_ins(config, chosen)
-    setup, many, seeds = setup_of(config, device or cost.STUDY_DEVICES), how_many(chosen, config), config.search.seeds
+    setup, many, seeds = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config), config.search.seeds
     stages = survivors(many * len(rates(config)), rungs or [config.training.tokens], keep)
     tokens = sum(trained * trials for trained, trials in stages) * len(seeds)
-    flops = fmean(float(cost.flops_per_token(a, setup)) for a in shapes)
+    flops = fmean(float(speed.flops_per_token(a, setup)) for a in shapes)
     hours = None
     if device is not None:
         evaluated = _evaluated(config, stages) * len(seeds)
-        work = [(tokens + evaluated * _passes(a) / 3) / cost.tokens_per_second(a, setup) for a in shapes]
+        work = [(tokens + evaluated * _passes(a) / 3) / speed.tokens_per_second(a, setup) for a in shapes]
         hours = fmean(work) / 3600 * device.count
     reached = accumulate(trained for trained, _ in stages)
     tightest = max(shapes, key=lambda a: memory(a, setup).total)
@@ -97,7 +96,7 @@ def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, i
     stages, before = [], 0
     for rung in rungs:
         stages.append((rung - before, many))
-        many, before = len(Rungs(keep=keep).promoted(dict.fromkeys(range(many), 0.0))), rung
+        many, before = len(Halving(keep=keep).promoted(dict.fromkeys(range(many), 0.0))), rung
     return stages
 
 
@@ -142,7 +141,7 @@ def cpu() -> Device | None:
 
     A separate process measures it, so that torch is not loaded here.
     """
-    code = "import dataclasses, json; from march_search.devices import this_cpu; "
+    code = "import dataclasses, json; from march_search.cost.speed.devices import this_cpu; "
     code += "print(json.dumps(dataclasses.asdict(this_cpu())))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return Device(**json.loads(result.stdout)) if result.returncode == 0 else None
@@ -178,7 +177,7 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
         trained = max((line["tokens"] for line in lines), default=0)
         a = Architecture.parse(trial["architecture"])
         tokens += trained
-        flops += trained * float(cost.flops_per_token(a, setup_of(config)))
+        flops += trained * float(speed.flops_per_token(a, study_setup(config)))
         seconds += _seconds(lines)
     kind, together = config.devices.kind, config.devices.parallel_trials
     devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
@@ -256,7 +255,7 @@ def _disk(
     """Return peak bytes by kind: two checkpoints per running or paused trial, and the weights of finished ones."""
     training, seeds = config.training, len(config.search.seeds)
     params = max(a.num_params for a in shapes)
-    setup = setup_of(config)
+    setup = study_setup(config)
     state = setup.scalar_bytes + (8 if setup.stage == 0 else 12)
     open_trials = stages[0][1] * seeds if paused else min(config.devices.parallel_trials, stages[0][1] * seeds)
     evaluations = len(training.evaluation_steps) * (4 * config.data.validation_sequences + 300)

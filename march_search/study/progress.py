@@ -7,8 +7,8 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from march_search.report.tables import WIDE, common_tail, console, duration, si
-from march_search.study.child import Tail
+from march_search.display.tables import WIDE, common_tail, console, duration, si
+from march_search.trial.metrics import MetricsTail
 
 
 class StudyProgress:
@@ -29,7 +29,7 @@ class StudyProgress:
             transient=True,
         )
         self._live = self._out.is_terminal
-        self._tails: dict[int, Tail] = {}
+        self._tails: dict[int, MetricsTail] = {}
 
     def __enter__(self) -> "StudyProgress":
         if self._live:
@@ -70,7 +70,7 @@ class StudyProgress:
             self.paused(number)
         for trial, folder in running:
             if trial.number not in self._tails:
-                self._tails[trial.number] = Tail(folder)
+                self._tails[trial.number] = MetricsTail(folder)
                 self.started(trial.number, trial.user_attrs["architecture"], resumed=True)
             for line in self._tails[trial.number].new_lines():
                 self.line(trial.number, line)

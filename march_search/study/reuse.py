@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import TrialConfig
+from march_search.config.loader import build
 from march_search.errors import MarchSearchError
 from march_search.files import read_json
-from march_search.outcome import complete
-from march_search.settings import build
+from march_search.trial.result import complete_result
 
 OWN = ("trial.json", "outcome.json", "result.json", "checkpoints", "lock", ".fence")
 """Files that are not copied with the rest; result.json is copied last."""
@@ -27,7 +27,7 @@ def same_trial(root: Path, config: TrialConfig) -> Path | None:
         except MarchSearchError:
             continue  # a damaged or foreign file
         has_weights = (path.parent / "weights.safetensors").is_file() or not config.training.keep_weights
-        if has_weights and _what_decides(other) == _what_decides(config) and complete(path.parent, other):
+        if has_weights and _what_decides(other) == _what_decides(config) and complete_result(path.parent, other):
             return path.parent
     return None
 

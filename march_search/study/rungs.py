@@ -14,7 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import StudyConfig
-from march_search.strategy import Rungs
+from march_search.config.halving import Halving
 
 FEWEST = 4
 """Fewest candidates for which rungs are used; with fewer, all train to the end."""
@@ -79,7 +79,7 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, w
         if not whole or not all(_arrived(t, rung) for t in on_rung):
             break
         losses = _losses(on_rung, rung)
-        chosen = set(Rungs(keep=keep).promoted(losses))
+        chosen = set(Halving(keep=keep).promoted(losses))
         worst = max((loss for key, loss in losses.items() if key in chosen and loss is not None), default=0.0)
         for trial in trials:
             reached = trial.intermediate_values.get(rung)
@@ -122,7 +122,7 @@ def _losses(trials: Iterable[FrozenTrial], rung: int) -> dict[Candidate, float |
 
 def in_words(config: StudyConfig, candidates: int) -> str:
     """Describe the pruner: its rungs and how many candidates reach each."""
-    from march_search.report.tables import si
+    from march_search.display.tables import si
 
     if config.pruner.kind != "rungs":
         return config.pruner.kind
@@ -131,6 +131,6 @@ def in_words(config: StudyConfig, candidates: int) -> str:
     parts, left = [], candidates
     for tokens in config.pruner.rung_tokens(config.training):
         parts.append(f"{left} to {si(tokens)}")
-        left = len(Rungs(keep=config.pruner.keep).promoted(dict.fromkeys(range(left), 0.0)))
+        left = len(Halving(keep=config.pruner.keep).promoted(dict.fromkeys(range(left), 0.0)))
     seeds = ", decided by the mean loss over seeds" if len(config.search.seeds) > 1 else ""
     return f"rungs: {', '.join(parts)} tokens{seeds}"

@@ -10,15 +10,15 @@ from optuna.trial import TrialState
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
 from march_search.files import lock
-from march_search.study import enqueueing, kept, racing, storage, workers
+from march_search.study import heartbeat, race, storage, study_state
 from march_search.study.adaptive import NextTrial, next_trial
-from march_search.study.child import TRAINING
-from march_search.study.enqueueing import Wanted
-from march_search.study.folders import StudyFolder
+from march_search.study.job import Job, Signals
 from march_search.study.progress import StudyProgress
-from march_search.study.signals import Signals
+from march_search.study.study_folder import StudyFolder
 from march_search.study.survey import committed
-from march_search.study.worker import Job, Worker
+from march_search.study.trial_process import TRAINING
+from march_search.study.trials import WantedTrial, distributions, enqueue
+from march_search.study.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class StudyRun:
         config: StudyConfig,
         folder: StudyFolder,
         store: Path,
-        wanted: Sequence[Wanted] | None = None,
+        wanted: Sequence[WantedTrial] | None = None,
         command: Sequence[str] = TRAINING,
         propose: NextTrial | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class StudyRun:
         """
         self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
         if propose is None and config.search.adaptive:
-            propose = next_trial(config, kept.restored(folder.path))
+            propose = next_trial(config, study_state.restored_candidates(folder.path))
         self.command, self.propose = command, propose
 
     def run(self) -> Summary:
@@ -82,13 +82,13 @@ class StudyRun:
         """Open the study and enqueue its trials, one process at a time."""
         with lock(self.folder.path / "lock"):
             study = open_study(self.folder, self.config)
-            if self.wanted is None and study.user_attrs.get(workers.STOP):
+            if self.wanted is None and study.user_attrs.get(heartbeat.STOP):
                 raise StorageError(f"{study.study_name} was stopped: run march-search study resume {study.study_name}.")
             if self.wanted is not None:
-                if study.user_attrs.get(workers.STOP):
-                    study.set_user_attr(workers.STOP, None)
-                ranges = self.propose.ranges if self.propose else enqueueing.distributions([w[0] for w in self.wanted])
-                enqueueing.enqueue(study, self.wanted, ranges, self.config.training.learning_rate)
+                if study.user_attrs.get(heartbeat.STOP):
+                    study.set_user_attr(heartbeat.STOP, None)
+                ranges = self.propose.ranges if self.propose else distributions([w[0] for w in self.wanted])
+                enqueue(study, self.wanted, ranges, self.config.training.learning_rate)
         return study
 
     def _summary(self, study: optuna.Study, signum: int) -> Summary:
@@ -97,7 +97,7 @@ class StudyRun:
         states = [t.state for t in trials]
         complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         left = len(states) - complete - pruned - failed
-        notes = [racing.verdict(trials, search.race)] if search.race else []
+        notes = [race.race_verdict(trials, search.race)] if search.race else []
         if search.max_tokens is not None:
             rest = f"; trials that would exceed the limit were not started ({left} left)" if left and not signum else ""
             notes.append(f"tokens: {committed(trials):,} of at most {search.max_tokens:,}{rest}.")

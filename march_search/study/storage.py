@@ -12,10 +12,10 @@ import optuna
 from optuna.storages import BaseStorage
 
 from march_search.config import PrunerConfig
+from march_search.config.study_config import resolve_storage
 from march_search.errors import StorageError
 from march_search.files import lock
 from march_search.study.journal import JOURNAL, open_journal
-from march_search.study.urls import resolve
 
 _SCHEMA_LOCK = 0x6D617263
 """Key of the PostgreSQL advisory lock that is held while tables are created."""
@@ -48,7 +48,7 @@ def opened(url: str | None, folder: Path) -> BaseStorage:
         ConfigError: If the URL refers to an environment variable that is not set.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = resolve(url)
+    url = resolve_storage(url)
     try:
         return open_storage(url, folder)
     except StorageError:

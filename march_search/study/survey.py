@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.files import write_json
-from march_search.study import ends, enqueueing, racing, rungs, workers
-from march_search.study.ends import End
+from march_search.study import heartbeat, rungs
 from march_search.study.leases import MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
-from march_search.study.turns import resume_point, unseen_cost
+from march_search.study.race import add_seeds
+from march_search.study.trial_process import unseen_cost
+from march_search.study.trials import enqueue, tell_optuna
+from march_search.trial import outcome
+from march_search.trial.manifest import resume_point
+from march_search.trial.outcome import TrialOutcome
 
 if TYPE_CHECKING:
-    from march_search.study.worker import Job
+    from march_search.study.job import Job
 
 
 class Survey:
     """One worker's view of the study."""
 
-    def __init__(self, job: "Job", leases: Leases, witness: workers.Witness, shown: StudyProgress) -> None:
+    def __init__(self, job: "Job", leases: Leases, witness: heartbeat.Liveness, shown: StudyProgress) -> None:
         """Start without observations."""
         self._job, self._leases, self._witness, self._shown = job, leases, witness, shown
         self._batch = job.config.training.global_batch_tokens
@@ -35,7 +39,7 @@ class Survey:
         """
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
-        beats = workers.beats(self._job.study) if running else {}
+        beats = heartbeat.worker_records(self._job.study) if running else {}
         dead = [t for t in running if t.number not in mine and self._dead(t, beats)]
         if dead:
             self._give_back(dead)
@@ -79,7 +83,7 @@ class Survey:
         idle = not any(t.state == TrialState.RUNNING for t in trials)
         return rungs.to_come(trials, self._total) > 0 or (self._job.config.search.race is not None and idle)
 
-    def _dead(self, trial: FrozenTrial, beats: dict[str, workers.Beat]) -> bool:
+    def _dead(self, trial: FrozenTrial, beats: dict[str, heartbeat.WorkerRecord]) -> bool:
         """Return whether the worker of a running trial is dead."""
         lease = Lease.of(trial)
         return self._witness.silent((trial.number, lease.attempt), beats, lease.worker)
@@ -101,16 +105,16 @@ class Survey:
             if rung is None:
                 continue
             loss, folder = trial.intermediate_values[rung], self.path(trial)
-            end = ends.pruned(loss, rung, f"not promoted from the rung at {rung:,} tokens")
+            end = outcome.pruned_outcome(loss, rung, f"not promoted from the rung at {rung:,} tokens")
             with self._leases.alone(trial):
                 if not self._leases.waits(trial):
                     continue
                 write_json(folder / "outcome.json", end)
-                ends.tell(self._leases.storage, trial, end)
+                tell_optuna(self._leases.storage, trial, end)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
 
-    def exhausted(self, lease: Lease) -> End | None:
+    def exhausted(self, lease: Lease) -> TrialOutcome | None:
         """Return the outcome of a trial whose workers died, or that hung, too often; None for any other."""
         if lease.retries <= MAX_RETRIES:
             return None
@@ -130,11 +134,9 @@ class Survey:
                 return True
             study, config = self._job.study, self._job.config
             if self._job.propose and (wanted := self._job.propose(study)) is not None:
-                return bool(
-                    enqueueing.enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate)
-                )
+                return bool(enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate))
             race, idle = config.search.race, not any(t.state == TrialState.RUNNING for t in trials)
-            return bool(race and idle and self.affordable(config.training.tokens) and racing.add_seeds(study, race))
+            return bool(race and idle and self.affordable(config.training.tokens) and add_seeds(study, race))
 
 
 def committed(trials: list[FrozenTrial]) -> int:

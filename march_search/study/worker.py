@@ -3,28 +3,22 @@
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
 
-import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
-from march_search.config import StudyConfig, TrialConfig
+from march_search.config import TrialConfig
 from march_search.files import read_json, read_lines, write_json
-from march_search.outcome import HUNG, SMALLER
-from march_search.study import ends, reuse, workers
-from march_search.study.adaptive import NextTrial
-from march_search.study.child import TRAINING
-from march_search.study.ends import End
-from march_search.study.folders import StudyFolder
+from march_search.study import heartbeat, reuse, trials
+from march_search.study.job import Job, Signals
 from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
-from march_search.study.signals import Signals
 from march_search.study.survey import Survey
-from march_search.study.turns import Turn, drop_damaged, resume_point
+from march_search.study.trial_process import ActiveTrial
+from march_search.trial import outcome
+from march_search.trial.manifest import drop_damaged, resume_point
+from march_search.trial.outcome import HUNG, SMALLER, TrialOutcome
 
 POLL_SECONDS = 0.1
 """Seconds between two checks of the trials that run here."""
@@ -40,21 +34,6 @@ MISSES = 4
 """Consecutive trials found taken by other workers after which a worker reads the storage again."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Study, storage and command that a worker works with."""
-
-    config: StudyConfig
-    folder: StudyFolder
-    study: optuna.Study
-    store: Path
-    """Folder of the token store."""
-    command: Sequence[str] = TRAINING
-    """Command that trains a trial; the trial folder is appended to it."""
-    propose: NextTrial | None = None
-    """Proposes the next trial of a study with a sampler; None if there is no sampler."""
-
-
 class Worker:
     """One worker; a class because its loop, signals and heartbeat share state."""
 
@@ -62,10 +41,10 @@ class Worker:
         """Create a worker on `job` that reports to `shown` and stops on `signals`."""
         config, lockers = job.config, job.folder.path / "workers"
         self.job, self.shown, self.signals = job, shown, signals
-        self.heart = workers.Heart(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
+        self.heart = heartbeat.Heartbeat(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
         self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heart.worker)
-        self.survey = Survey(job, self.leases, workers.Witness(lockers, config.heartbeat_seconds), shown)
-        self.turns: list[Turn] = []
+        self.survey = Survey(job, self.leases, heartbeat.Liveness(lockers, config.heartbeat_seconds), shown)
+        self.turns: list[ActiveTrial] = []
         self._todo: list[tuple[FrozenTrial, int]] = []
         self._look, self._misses, self._said = 0.0, 0, False
         url = config.storage or ""
@@ -116,7 +95,7 @@ class Worker:
             if not self.leases.holds(turn.trial, turn.lease):
                 self._lose(turn)
                 self.turns.remove(turn)
-        if self.job.study.user_attrs.get(workers.STOP) and not self.signals.signum:
+        if self.job.study.user_attrs.get(heartbeat.STOP) and not self.signals.signum:
             self.signals.ask()
 
     def _stop(self) -> None:
@@ -144,7 +123,7 @@ class Worker:
         if had_some and free > 0:  # other workers were faster, and there may be new trials
             self._look = 0.0
 
-    def _take(self) -> Turn | None:
+    def _take(self) -> ActiveTrial | None:
         """Take the first trial of the list; None if it cannot be taken."""
         trial, until = self._todo.pop(0)
         folder = self.survey.path(trial)
@@ -165,10 +144,10 @@ class Worker:
         self._misses = 0
         taken = {turn.slot for turn in self.turns}
         slot = min(set(range(len(taken) + 1)) - taken)
-        turn = Turn(trial, lease, folder, slot, set(trial.intermediate_values))
+        turn = ActiveTrial(trial, lease, folder, slot, set(trial.intermediate_values))
         return turn if self._begin(turn) else None
 
-    def _begin(self, turn: Turn) -> bool:
+    def _begin(self, turn: ActiveTrial) -> bool:
         """Prepare a trial's folder; return False if the trial is finished already."""
         attrs, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
         taken = None
@@ -179,7 +158,7 @@ class Worker:
             )  # fmt: skip
             if self.job.config.search.reuse_trials:
                 taken = self._take_over(turn, trial)
-        end = taken or read_json(turn.folder / "outcome.json") or ends.complete(turn.folder)
+        end = taken or read_json(turn.folder / "outcome.json") or outcome.completed_outcome(turn.folder)
         end = end or self.survey.exhausted(turn.lease)
         if end is not None:
             self._finish(turn, end)
@@ -187,7 +166,7 @@ class Worker:
         self.shown.started(turn.trial.number, attrs["architecture"], resumed)
         return True
 
-    def _take_over(self, turn: Turn, trial: TrialConfig) -> End | None:
+    def _take_over(self, turn: ActiveTrial, trial: TrialConfig) -> TrialOutcome | None:
         """Copy a trial that another study completed and return its outcome; None if there is no identical trial."""
         source = reuse.same_trial(self.job.folder.path.parent, trial)
         if source is None:
@@ -196,10 +175,10 @@ class Worker:
         for line in read_lines(turn.folder / "metrics.jsonl"):
             if line["kind"] == "evaluation" and line["tokens"] < trial.training.tokens:
                 self._report(turn, line["tokens"], line["loss"])
-        end, study = ends.complete(turn.folder) or {}, source.parent.parent.name
+        end, study = outcome.completed_outcome(turn.folder) or {}, source.parent.parent.name
         return end | {"taken_from": f"{study}/{source.name}", "text": f"{end['text']}; taken from {study}"}
 
-    def _follow(self, turn: Turn) -> bool:
+    def _follow(self, turn: ActiveTrial) -> bool:
         """Process a trial's new output; return whether this worker is done with the trial."""
         if turn.child is None:
             if self.signals.signum:
@@ -208,7 +187,7 @@ class Worker:
                 return False
         child = turn.child
         if child is None:
-            return self._finish(turn, ends.complete(turn.folder) or {})
+            return self._finish(turn, outcome.completed_outcome(turn.folder) or {})
         stopped = child.process.poll() is not None
         try:
             end = self._read(turn, stopped)
@@ -217,18 +196,18 @@ class Worker:
         if end is None and not stopped:
             return False
         child.kill()
-        end = ends.complete(turn.folder) or end  # a result takes precedence over the pruner
+        end = outcome.completed_outcome(turn.folder) or end  # a result takes precedence over the pruner
         paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
         hung = child.process.returncode == HUNG
         again = hung or child.process.returncode == SMALLER
         if end is None and not paused and not again and not self.signals.signum:
-            end = ends.failed(child)
+            end = trials.failed_outcome(child)
         if again and end is None:
             cause = "no progress for too long" if hung else "out of memory, its micro batch was reduced"
             self.shown.say(f"trial {turn.trial.number + 1}: {cause}; it will be resumed (see trial.log)")
         return self._give_back(turn, hung) if end is None else self._finish(turn, end)
 
-    def _read(self, turn: Turn, stopped: bool) -> End | None:
+    def _read(self, turn: ActiveTrial, stopped: bool) -> TrialOutcome | None:
         """Show new metric lines and report evaluations; return the outcome if Optuna's pruner stops the trial."""
         for line in turn.lines(stopped):
             if turn.count(line):
@@ -239,22 +218,24 @@ class Worker:
             self._report(turn, tokens, line["loss"])
             newest = tokens == max(turn.reported)  # the pruner judges the newest report
             if newest and not self.signals.signum and self._prunes(turn):
-                return ends.pruned(line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner")
+                return outcome.pruned_outcome(
+                    line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner"
+                )
         return None
 
-    def _report(self, turn: Turn, tokens: int, loss: float) -> None:
+    def _report(self, turn: ActiveTrial, tokens: int, loss: float) -> None:
         """Report an evaluation to Optuna once, as `Trial.report` does, but without reading the trial twice."""
         if tokens not in turn.reported:
             self.leases.storage.set_trial_intermediate_value(turn.trial._trial_id, tokens, loss)
             turn.reported.add(tokens)
 
-    def _prunes(self, turn: Turn) -> bool:
+    def _prunes(self, turn: ActiveTrial) -> bool:
         """Return whether Optuna's pruner, if the study has one, stops the trial now."""
         if self.job.config.pruner.kind in ("none", "rungs"):
             return False
         return Trial(self.job.study, turn.trial._trial_id).should_prune()
 
-    def _give_back(self, turn: Turn, failed: bool = False) -> bool:
+    def _give_back(self, turn: ActiveTrial, failed: bool = False) -> bool:
         """Release a trial so that it waits: paused at a rung, interrupted, or to be resumed because it `failed`."""
         with self.leases.alone(turn.trial):
             self.leases.give_back(turn.trial, turn.lease, turn.spent, failed)
@@ -262,14 +243,14 @@ class Worker:
         self._look = 0.0
         return True
 
-    def _finish(self, turn: Turn, end: End) -> bool:
+    def _finish(self, turn: ActiveTrial, end: TrialOutcome) -> bool:
         """Write a trial's outcome and report it to Optuna, if this worker still holds the trial."""
         with self.leases.alone(turn.trial):
             if not self.leases.holds(turn.trial, turn.lease):
                 return self._lose(turn)
             write_json(turn.folder / "outcome.json", end)
             self.leases.close(turn.trial, turn.lease, turn.spent)
-            ends.tell(self.leases.storage, turn.trial, end)
+            trials.tell_optuna(self.leases.storage, turn.trial, end)
         if end["state"] != "failed":
             shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
         self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
@@ -277,14 +258,14 @@ class Worker:
             self._look = 0.0
         return True
 
-    def _lose(self, turn: Turn) -> bool:
+    def _lose(self, turn: ActiveTrial) -> bool:
         """Drop a trial that this worker lost, and kill its process."""
         self._kill(turn)
         self.shown.say(f"trial {turn.trial.number + 1}: this worker sent no heartbeat for too long and lost the trial")
         self.shown.paused(turn.trial.number)
         return True
 
-    def _kill(self, turn: Turn) -> None:
+    def _kill(self, turn: ActiveTrial) -> None:
         """Kill all processes of a trial."""
         if turn.child:
             turn.child.kill()

@@ -23,12 +23,12 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from march_search import outcome
 from march_search.config import TrainingConfig, TrialConfig
+from march_search.config.loader import build, read_file
 from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError
 from march_search.files import DISK_TROUBLE, lock, read_json, write_json
-from march_search.settings import build, read_file
 from march_search.training import launch, ranks, supervisor
+from march_search.trial import outcome, result
 
 OUT_OF_MEMORY = "out_of_memory"
 """State of a failure that a smaller micro batch may fix."""
@@ -86,7 +86,7 @@ def _guarded(folder: Path, until: int | None, once: bool) -> int:
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             where = error.filename or folder
             return _failed(folder, f"{where}: cannot be written: {error.strerror}.", StorageError.exit_code)
-        from march_search.training.fitting import is_out_of_memory
+        from march_search.training.micro_batch import is_out_of_memory
 
         if is_out_of_memory(error):
             return _failed(folder, f"out of memory: {_in_words(error)}", 1, OUT_OF_MEMORY)
@@ -103,7 +103,7 @@ def _run(folder: Path, until: int | None, once: bool) -> int:
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
     last = _last_step(config.training, until)
-    if outcome.complete(folder, config) is not None:
+    if result.complete_result(folder, config) is not None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left over if the trial was killed before
         print(f"{folder}: the trial is already complete.", file=sys.stderr)
         return 0
@@ -139,16 +139,16 @@ def _train(folder: Path, config: TrialConfig, last_step: int) -> int:
 
 def _goes_on(folder: Path) -> bool:
     """Return whether the trial can restart with half its micro batch; if not, mark it infeasible in failure.json."""
-    from march_search.training import fitting
+    from march_search.training import micro_batch
 
     failure = read_json(folder / "failure.json")
     if not isinstance(failure, dict) or failure.get("state") != OUT_OF_MEMORY:
         return False
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
-    if fitting.halve(folder, config):
+    if micro_batch.halve_micro_batch(folder, config):
         ranks.say("out of memory: restarting with half the micro batch.")
         return True
-    times = fitting.halvings(folder)
+    times = micro_batch.halvings(folder)
     write_json(folder / "failure.json", failure | {"state": "infeasible_memory", "halvings": times})
     return False
 

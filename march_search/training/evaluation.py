@@ -12,7 +12,7 @@ import torch.distributed as dist
 from march_search.data.batches import Batches
 from march_search.files import make_folder
 from march_search.training import ranks
-from march_search.training.environment import Place
+from march_search.training.engine import RankInfo
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Evaluation:
         temporary.replace(file)
 
 
-def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -> Evaluation:
+def evaluate(engine: Any, examples: Validation, batch_size: int, place: RankInfo) -> Evaluation:
     """Return the validation losses. All ranks must call it together and get the same numbers.
 
     Args:
@@ -86,7 +86,7 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, place: Place) -
 
 
 def _losses(
-    engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: Place
+    engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: RankInfo
 ) -> torch.Tensor:
     """Return the losses of these examples. A rank without examples computes a dummy one and discards it."""
     dummy = torch.tensor([0])

@@ -10,26 +10,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
+from march_search.config.deepspeed_config import ds_config
+from march_search.config.scaling import base_shape
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
-from march_search.ds_config import ds_config
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files import make_folder, read_lines, write_json
 from march_search.model import build
 from march_search.model.layers import FeedForward
-from march_search.outcome import sealed
-from march_search.scaling import base_shape
-from march_search.training import checkpoints, environment, evaluation, fitting, launch, ranks, utilisation, weights
-from march_search.training.adamw import AdamW
-from march_search.training.environment import Place
-from march_search.training.groups import parameter_groups
-from march_search.training.metrics import MetricsFile
-from march_search.training.phases import Phases
+from march_search.training import checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
+from march_search.training.engine import (
+    RankInfo,
+    describe_machine,
+    join_ranks,
+    keep_gradient_norm,
+    leave,
+    memory_of_all,
+    quiet_deepspeed,
+)
+from march_search.training.metrics_file import MetricsFile
+from march_search.training.optimizer import AdamW, parameter_groups, schedule
 from march_search.training.ranks import InterruptedTrialError, StopRequest
-from march_search.training.schedule import schedule
-from march_search.training.utilisation import Utilisation
+from march_search.training.timing import Phases, Utilisation
+from march_search.trial.result import seal_result
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
 """Inputs and targets. Inputs are None for a decoder-only model."""
@@ -45,7 +50,7 @@ class _Trial:
     folder: Path
     config: TrialConfig
     architecture: Architecture
-    place: Place
+    place: RankInfo
     batches: Batches
     validation: evaluation.Validation
     engine: Any
@@ -83,9 +88,9 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
             f"the architecture has a vocabulary of {architecture.vocab_size:,}, but the token store has "
             f"{store.vocab_size:,}."
         )
-    place = environment.take_place(config.devices)
-    config = fitting.fitted(folder, config, place)
-    use = utilisation.measured(folder, config, architecture, place)
+    place = join_ranks(config.devices)
+    config = micro_batch.fit_micro_batch(folder, config, place)
+    use = timing.measure_utilisation(folder, config, architecture, place)
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     engine = _engine(folder, config, architecture, place)
@@ -94,7 +99,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
     ranks.beat(ranks.STARTING)
-    trial.step, trial.seconds = checkpoints.load(trial.engine, folder / "checkpoints", place)
+    trial.step, trial.seconds = checkpoint.load(trial.engine, folder / "checkpoints", place)
     trial.saved = trial.step
     ranks.beat_at(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
     if place.is_first:
@@ -104,12 +109,12 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         _finish(trial, evaluated)
     elif trial.saved < trial.step:
         _save(trial)
-    environment.leave()
+    leave()
 
 
-def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place: Place) -> Any:
+def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place: RankInfo) -> Any:
     """Build the model, AdamW and the schedule under DeepSpeed; record the parameter groups in optimizer_groups.json."""
-    environment.quiet_deepspeed(place.device)
+    quiet_deepspeed(place.device)
     import deepspeed
 
     training, base = config.training, base_shape(config.training)
@@ -133,7 +138,7 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place
         config=ds_config(training, config.batch),
         dist_init_required=False,
     )
-    environment.keep_gradient_norm(engine)
+    keep_gradient_norm(engine)
     return engine
 
 
@@ -228,7 +233,7 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluate the model, write a metrics line and return the values."""
     began, training = time.perf_counter(), trial.config.training
     evaluated = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
-    values, memory = evaluated.values, environment.memory_of_all(trial.place)
+    values, memory = evaluated.values, memory_of_all(trial.place)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
@@ -247,7 +252,7 @@ def _save(trial: _Trial) -> None:
     if trial.metrics:
         trial.metrics.sync()
     state = {"step": trial.step, "seconds": trial.seconds}
-    checkpoints.save(trial.engine, trial.folder / "checkpoints", state, trial.place)
+    checkpoint.save(trial.engine, trial.folder / "checkpoints", state, trial.place)
     trial.saved = trial.step
 
 
@@ -268,7 +273,7 @@ def _obey(trial: _Trial) -> None:
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
     """Write the weights, then result.json atomically as the last file, and delete the checkpoints."""
     training, place = trial.config.training, trial.place
-    memory, speed = environment.memory_of_all(place), training.tokens / trial.seconds
+    memory, speed = memory_of_all(place), training.tokens / trial.seconds
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
         raise TrialError(
@@ -279,7 +284,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
     if place.is_first:
         write_json(
             trial.folder / "result.json",
-            sealed(
+            seal_result(
                 {
                     "schema_version": 2,
                     "state": "complete",
@@ -297,10 +302,10 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     "flops_per_token": trial.utilisation.flops_per_token,
                     "peak_flops": trial.utilisation.peak_flops,
                     **memory,
-                    "micro_batch_halvings": fitting.halvings(trial.folder),
+                    "micro_batch_halvings": micro_batch.halvings(trial.folder),
                     "training": asdict(training),
-                    **environment.describe_machine(place),
+                    **describe_machine(place),
                 }
             ),
         )
-        checkpoints.remove(trial.folder / "checkpoints")
+        checkpoint.remove(trial.folder / "checkpoints")

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from march_search.architecture import Architecture
+from march_search.architecture.architecture import Architecture
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.model import build
-from march_search.training import environment, loop
+from march_search.training import loop
+from march_search.training.engine import join_ranks
 
 STEPS = 4
+
 SEQUENCES = 4
 """Examples per step, in two micro batches."""
 
@@ -49,7 +51,7 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:
     """Return both losses at each step and the gradient norms before clipping. Call it only once per process."""
     config = settings(precision, zero_stage)
-    place = environment.take_place(config.devices)
+    place = join_ranks(config.devices)
     batches = _batches(config, place.device)
     with tempfile.TemporaryDirectory() as folder:
         engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), place)

@@ -20,8 +20,8 @@ from typing import Any
 from march_search.config import DevicesConfig
 from march_search.errors import StorageError, TrialError
 from march_search.files import read_json, write_json
-from march_search.outcome import HUNG, killed, memory_kills
 from march_search.training import launch, ranks
+from march_search.trial.outcome import HUNG, kill_reason, memory_kills
 
 GRACE_SECONDS = 10
 """Seconds that the other ranks have to exit after one has failed."""
@@ -258,7 +258,7 @@ def _explain(trial: _Trial, rank: int, code: int | None) -> int:
             if code is not None and code < 0
             else f"exited with code {code}"
         )
-        hint = f": {killed(trial.kills)}" if code == -signal.SIGKILL else ""
+        hint = f": {kill_reason(trial.kills)}" if code == -signal.SIGKILL else ""
         failure = {"state": "failed", "reason": f"rank {rank} {end}{hint}.", "exit_code": 1}
         if trial.is_launched:
             failure["reason"] = f"the launcher {end} before its ranks finished; see its output for the cause."

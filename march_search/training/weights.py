@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from march_search.errors import StorageError
-from march_search.model.files import save_tensors
-from march_search.training import checkpoints
-from march_search.training.environment import Place
+from march_search.files import save_tensors
+from march_search.training import checkpoint
+from march_search.training.engine import RankInfo
 
 NAME = "weights.safetensors"
 
 
-def save(engine: Any, folder: Path, place: Place) -> None:
+def save(engine: Any, folder: Path, place: RankInfo) -> None:
     """Write weights.safetensors atomically, in the training precision. All ranks must call it together.
 
     Raises:
@@ -48,7 +48,7 @@ def load(folder: Path) -> dict[str, Tensor]:
             return load_file(folder / NAME)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{folder / NAME}: cannot be read ({error}).") from None
-    tag = checkpoints.newest(folder / "checkpoints")
+    tag = checkpoint.newest(folder / "checkpoints")
     if tag is None:
         raise StorageError(
             f"{folder} has no weights: a complete trial keeps them only if keep_weights is true, an unfinished trial "

@@ -1,0 +1,1 @@
+"""Analyse results: read trial folders back and compute rankings, noise, effects and predictions. Numbers only."""

@@ -1,0 +1,71 @@
+"""Read per-example validation losses and find the document of each example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from march_search.analysis.noise import Array
+from march_search.analysis.study_record import TrialRecord
+from march_search.data.store import Store
+from march_search.errors import DataError
+
+BLOCK = 8
+"""Number of neighbouring examples that count as one document if the documents cannot be read."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Document numbers of the validation examples."""
+
+    numbers_N: NDArray[np.int64]
+    kind: str
+    """Count and kind, in words: `57 documents`."""
+
+
+def read_documents(trial: TrialRecord, examples: int) -> Documents:
+    """Return the main document of each example, or blocks of `BLOCK` examples if the token store cannot be read.
+
+    Examples are consecutive slices of the validation text, in which an end token follows each document. Only the
+    largest document in an example counts.
+    """
+    length = trial.config.data.sequence_length
+    try:
+        store = Store.open(trial.store)
+        tokens_NR = store.tokens("validation").rows(np.arange(examples) * length, length)
+    except (DataError, OSError, IndexError):
+        numbers_N = np.arange(examples) // BLOCK
+        return Documents(numbers_N, f"{numbers_N[-1] + 1:,} blocks of {BLOCK} examples (validation text is missing)")
+    numbers_N = document_numbers(tokens_NR, store.special.eos)
+    return Documents(numbers_N, f"{len(np.unique(numbers_N)):,} documents")
+
+
+def document_numbers(tokens_NR: NDArray[Any], eos: int) -> NDArray[np.int64]:
+    """Return (N,) number of the largest document in each example, the first if tied; `eos` ends a document."""
+    is_end = (tokens_NR == eos).ravel()
+    documents_NR = (np.cumsum(is_end) - is_end).reshape(tokens_NR.shape)
+    return np.array([np.bincount(row - row[0]).argmax() + row[0] for row in documents_NR], np.int64)
+
+
+def example_losses(trials: Sequence[TrialRecord]) -> Array | None:
+    """Return (N,) final loss of each validation example, averaged over trials; None if a trial does not have them."""
+    losses: list[Array] = []
+    for trial in trials:
+        file = trial.folder / "validation" / f"{trial.tokens:015d}.npy"
+        trial_losses = _read(file)
+        if trial_losses is None or (losses and len(trial_losses) != len(losses[0])):
+            return None
+        losses.append(trial_losses)
+    return np.mean(losses, axis=0) if losses else None
+
+
+def _read(file: Path) -> Array | None:
+    """Return one array of losses; None if it is missing, damaged or not finite."""
+    try:
+        losses = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return losses.astype(np.float64) if losses.ndim == 1 and np.isfinite(losses).all() else None

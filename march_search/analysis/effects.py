@@ -1,0 +1,159 @@
+"""Estimate the effect of each dimension by a regression of loss on the dimensions, and the importance of each.
+
+On a parameter budget, dimensions move together (more layers, less width), and a regression cannot separate dimensions
+that never move independently. Each effect therefore comes with its variance inflation factor: how much the design,
+rather than the noise, widens its interval. An effect is not separable if the factor is at least `ENTANGLED`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from march_search.analysis.comparison import CONFIDENCE, Interval
+from march_search.analysis.noise import Array
+from march_search.architecture.architecture import Architecture
+
+ENTANGLED = 10.0
+"""Smallest variance inflation factor at which an effect is not separable (Marquardt 1970)."""
+
+FEWEST_FOR_IMPORTANCE = 8
+"""Minimum number of architectures for importances."""
+
+AXES: dict[str, Callable[[Architecture], float]] = {
+    "layers": lambda a: a.num_layers if a.structure == "decoder-only" else a.num_layers + a.decoder_layers,
+    "d_model": lambda a: a.d_model,
+    "heads": lambda a: a.num_heads,
+    "d_kv": lambda a: a.d_kv,
+    "d_ff / d_model": lambda a: a.d_ff / a.d_model,
+}
+"""Dimensions that enter as logarithms: an effect is the change per doubling."""
+
+GATED = "gated feed-forward"
+
+LEAST_RANGE = np.log2(1.25)
+"""Minimum range of a dimension, in doublings; over less, the effect of a doubling would be a guess."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Effect of one dimension on the loss, with the others held constant."""
+
+    axis: str
+    nats: float | None
+    """Change in loss per doubling, or by gating; None if the design does not determine it."""
+    interval: Interval | None
+    inflation: float
+    """Variance inflation factor; infinite if other dimensions determine this one."""
+    entangled_with: tuple[str, ...]
+    """Dimensions that move with this one; empty if `inflation` is below `ENTANGLED`."""
+    importance: float | None
+    """Share of the importance for being in the better half (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
+
+    @property
+    def is_separable(self) -> bool:
+        """Whether the effect can be separated from those of the other dimensions and from noise."""
+        return self.is_told_apart and self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether the effect can be separated from those of the other dimensions."""
+        return self.interval is not None and self.inflation < ENTANGLED
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Regression over the architectures of a study."""
+
+    effects: tuple[Effect, ...]
+    fixed: tuple[str, ...]
+    """Dimensions that vary by less than a factor of 1.25 between all architectures."""
+    condition: float
+    """Condition number of the standardised design; infinite if singular."""
+    degrees: int
+    """Residual degrees of freedom; 0 or less if there are too few architectures for the dimensions."""
+    residual: float | None
+    """Standard deviation of the residuals, in nats; None if it cannot be estimated."""
+
+
+def effects(architectures: Sequence[Architecture], losses: Sequence[float], with_importance: bool = False) -> Effects:
+    """Regress mean losses on all dimensions that vary, by ordinary least squares with Student's t intervals.
+
+    Effects are assumed linear in the logarithms, without interactions. The residual contains seed noise and any lack
+    of fit.
+    """
+    names, design = _design(architectures)
+    fixed = tuple(name for name in (*AXES, GATED) if name not in names)
+    degrees = len(losses) - len(names) - 1
+    if not names:
+        return Effects((), fixed, 1.0, degrees, None)
+    centred = design - design.mean(axis=0)
+    standard = centred / centred.std(axis=0)
+    values = np.linalg.svd(standard, compute_uv=False)
+    full = len(losses) > len(names) and values[-1] > 1e-8 * values[0]
+    inflations = np.diag(np.linalg.inv(standard.T @ standard)) * len(losses) if full else np.full(len(names), np.inf)
+    nats, half, residual = _least_squares(centred, np.asarray(losses, float), degrees) if full else (None, None, None)
+    shares = importances(architectures, losses) if with_importance else {}
+    results = []
+    for n, name in enumerate(names):
+        known = nats is not None and half is not None
+        effect = float(nats[n]) if known else None  # type: ignore[index]
+        width = float(half[n]) if known else 0.0  # type: ignore[index]
+        interval = Interval(effect - width, effect + width) if effect is not None and np.isfinite(width) else None
+        others = _companions(standard, n, names) if inflations[n] >= ENTANGLED else ()
+        results.append(Effect(name, effect, interval, float(inflations[n]), others, shares.get(name)))
+    condition = float(values[0] / values[-1]) if full else float("inf")
+    return Effects(tuple(results), fixed, condition, degrees, residual)
+
+
+def importances(architectures: Sequence[Architecture], losses: Sequence[float]) -> dict[str, float]:
+    """Return Optuna's PED-ANOVA of the varying dimensions; empty below `FEWEST_FOR_IMPORTANCE` architectures."""
+    if len(losses) < FEWEST_FOR_IMPORTANCE:
+        return {}
+    import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+    names, design = _design(architectures)
+    ranges: dict[str, BaseDistribution] = {
+        name: FloatDistribution(float(column.min()), float(column.max()))
+        for name, column in zip(names, design.T, strict=True)
+    }
+    if GATED in ranges:
+        ranges[GATED] = CategoricalDistribution((0.0, 1.0))
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study()
+    optuna.logging.set_verbosity(verbosity)
+    for row, loss in zip(design, losses, strict=True):
+        params = dict(zip(names, row.tolist(), strict=True))
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, value=float(loss)))
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.5, evaluate_on_local=False)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def _design(architectures: Sequence[Architecture]) -> tuple[list[str], Array]:
+    """Return the varying dimensions and their values (architectures, dimensions): base-2 logarithms, or 0 and 1."""
+    columns = {name: np.log2([take(a) for a in architectures]) for name, take in AXES.items()}
+    columns[GATED] = np.array([float(a.is_gated) for a in architectures])
+    names = [name for name, column in columns.items() if len(column) and np.ptp(column) >= LEAST_RANGE]
+    return names, np.stack([columns[name] for name in names], axis=1) if names else np.empty((len(architectures), 0))
+
+
+def _least_squares(centred: Array, losses: Array, degrees: int) -> tuple[Array, Array, float | None]:
+    """Return coefficients, interval half-widths (infinite without degrees of freedom) and residual deviation."""
+    from scipy.special import stdtrit
+
+    gram = np.linalg.inv(centred.T @ centred)
+    nats = gram @ centred.T @ (losses - losses.mean())
+    if degrees < 1:
+        return nats, np.full(len(nats), np.inf), None
+    left = losses - losses.mean() - centred @ nats
+    deviation = float(np.sqrt(left @ left / degrees))
+    return nats, float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * deviation * np.sqrt(np.diag(gram)), deviation
+
+
+def _companions(standard: Array, n: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the main predictors of dimension `n`: coefficients of at least a third of the largest."""
+    others = [k for k in range(len(names)) if k != n]
+    parts = np.abs(np.linalg.lstsq(standard[:, others], standard[:, n], rcond=None)[0])
+    return tuple(names[k] for k, part in zip(others, parts, strict=True) if part >= parts.max() / 3)

@@ -1,0 +1,53 @@
+"""Collect everything that the trials of a study show: ranking, regime, predictions, effects and findings."""
+
+from dataclasses import dataclass
+
+from march_search.analysis.early_order import EarlyOrder, early_orders
+from march_search.analysis.effects import Effects, effects
+from march_search.analysis.findings import Answer, findings
+from march_search.analysis.horizon import Horizon, horizon
+from march_search.analysis.noise import PUBLISHED, SeedNoise
+from march_search.analysis.ranking import Ranking, rank
+from march_search.analysis.regime import Regime, regime
+from march_search.analysis.study_record import StudyRecord
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Results of a study and what can be concluded from them."""
+
+    study: StudyRecord
+    ranking: Ranking
+    regime: Regime | None
+    early_orders: tuple[EarlyOrder, ...]
+    horizon: Horizon | None
+    """Predicted ranking at a longer budget; None unless requested."""
+    effects: Effects | None
+    """Effect of each dimension; None unless requested."""
+    answers: tuple[Answer, ...]
+    """Answers to the named findings; empty unless requested."""
+
+
+def study_evidence(
+    study: StudyRecord, assumed: SeedNoise | None = PUBLISHED, tokens: int | None = None, with_effects: bool = False
+) -> Evidence:
+    """Collect the results of a study.
+
+    Args:
+        study: The study.
+        assumed: Seed noise used if no architecture has two seeds; None to leave it out.
+        tokens: Data budget at which to predict the ranking; None for no prediction.
+        with_effects: Whether to estimate effects and test the named findings.
+    """
+    ranking = rank(study, assumed)
+    shapes, means = [p.architecture for p in ranking.pooled], [p.loss for p in ranking.pooled]
+    counts = [len(p.trials) for p in ranking.pooled]
+    return Evidence(
+        study=study,
+        ranking=ranking,
+        regime=regime(study, ranking),
+        early_orders=early_orders(ranking.pooled),
+        horizon=None if tokens is None else horizon(study, ranking, tokens),
+        effects=effects(shapes, means, with_importance=True) if with_effects else None,
+        answers=findings(shapes, means, counts, ranking.seeds, ranking.data) if with_effects else (),
+    )

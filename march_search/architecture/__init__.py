@@ -1,0 +1,1 @@
+"""One transformer shape: its fields, name, parameter and FLOP counts."""

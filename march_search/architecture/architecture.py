@@ -1,0 +1,167 @@
+"""The shape of a transformer: its fields, its name, and its parameter and FLOP counts."""
+
+import operator
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from march_search.architecture import flops, naming, parameters
+from march_search.errors import ArchitectureError
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "structure": ("encoder-decoder", "decoder-only"),
+    "feed_forward_proj": ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu"),
+    "position": ("relative", "absolute", "rotary"),
+    "tie_word_embeddings": (True, False),
+    "cross_attention": ("output", "layer", "layer-shared"),
+    "head_schedule": ("constant", "more-first", "more-last", "more-first-same-width", "more-last-same-width"),
+    "bottleneck": ("none", "flat", "shrinking", "growing"),
+    "noop_key": ("none", "learned", "fixed"),
+}
+"""Fields with a fixed list of values."""
+
+COUNTS = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "max_length")
+"""Fields that must be whole numbers of at least 1."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Shape of a transformer. The defaults are T5-base (Raffel et al. 2020): 222,903,552 parameters.
+
+    Raises:
+        ArchitectureError: If a field is out of range or the fields contradict each other.
+    """
+
+    num_layers: int = 12
+    """Number of layers in the encoder, or in the only stack."""
+    d_model: int = 768
+    """Width of the embeddings and the residual stream."""
+    num_heads: int = 12
+    """Number of attention heads per layer."""
+    d_kv: int = 64
+    """Width of the queries, keys and values of one head."""
+    d_ff: int = 3072
+    """Width of the feed-forward layer, or of each of its two halves if gated."""
+    structure: str = "encoder-decoder"
+    """`encoder-decoder` has two stacks; `decoder-only` has one causal stack."""
+    num_decoder_layers: int | None = None
+    """Number of layers in the decoder; None means as many as in the encoder (an equal number is stored as None)."""
+    vocab_size: int = 32128
+    """Number of tokens in the vocabulary, including special tokens."""
+    feed_forward_proj: str = "relu"
+    """Activation; the prefix `gated-` adds a gate (Shazeer 2020), which takes three matrices instead of two."""
+    position: str = "relative"
+    """Position encoding: `relative` (T5 bias, 32 buckets per head, once per stack), `absolute` (learned) or `rotary`
+    (Su et al. 2021)."""
+    max_length: int = 1024
+    """Number of positions for `absolute`; otherwise unused."""
+    tie_word_embeddings: bool = True
+    """Whether the output layer shares its weights with the token embedding."""
+    cross_attention: str = "output"
+    """Source of the keys and values in cross-attention. `output` projects the output of the encoder. `layer` projects
+    the keys and values of encoder layer i again. `layer-shared` uses those of encoder layer i without any weights."""
+    head_schedule: str = "constant"
+    """Heads per layer. `more-first` uses 1.5 times `num_heads` in the first half of a stack, 0.5 times in the second.
+    `…-same-width` uses twice the heads at `d_kv`/2 in one half, and half the heads at twice `d_kv` in the other."""
+    share_layers: int | Literal["all"] = 1
+    """Number of consecutive layers in a stack that share weights, or `all` (ALBERT, Lan et al. 2020)."""
+    bottleneck: str = "none"
+    """Residual width in a stack: `flat` at `d_bottleneck`, or geometrically `shrinking` to it or `growing` from it."""
+    d_bottleneck: int | None = None
+    """Width of the bottleneck."""
+    length_reduction: float = 1.0
+    """Fraction of positions that the encoder keeps from its middle layer on (after Dai et al. 2020)."""
+    noop_key: str = "none"
+    """Extra key with a zero value in every attention: `learned`, or `fixed` at a score of zero."""
+
+    def __post_init__(self) -> None:
+        """Validate each field, then their combination."""
+        for name in COUNTS:
+            self._check_count(name)
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                options = ", ".join(str(k).lower() if isinstance(k, bool) else k for k in known)
+                raise ArchitectureError(f"{name} must be one of {options}, not {getattr(self, name)!r}.")
+        if self.share_layers != "all":
+            self._check_count("share_layers")
+        if self.d_bottleneck is not None:
+            self._check_count("d_bottleneck")
+        if not isinstance(self.length_reduction, int | float) or not 1 / 1024 <= self.length_reduction <= 1:
+            raise ArchitectureError(f"length_reduction must lie in [1/1024, 1], not {self.length_reduction!r}.")
+        object.__setattr__(self, "length_reduction", float(self.length_reduction))
+        if self.structure == "encoder-decoder" and self.num_decoder_layers == self.num_layers:
+            object.__setattr__(self, "num_decoder_layers", None)
+        for refused, sentence in parameters.refusals(self):
+            if refused:
+                raise ArchitectureError(f"Invalid architecture: {sentence.format(**asdict(self))}.")
+
+    def _check_count(self, name: str) -> None:
+        """Check that the field is a whole number of at least 1, and store it as an int."""
+        value = getattr(self, name)
+        if value is None and name == "num_decoder_layers":
+            return
+        try:
+            number = operator.index(value)
+        except TypeError:
+            number = 0
+        if number < 1 or isinstance(value, bool):
+            raise ArchitectureError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        object.__setattr__(self, name, number)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Number of layers in the decoder, or in the only stack."""
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward layer is a gated linear unit."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    def row(self) -> dict[str, Any]:
+        """Return every field, the name and the parameter count as a flat dict, for tables."""
+        return asdict(self) | {"name": self.name, "num_params": self.num_params}
+
+    @property
+    def num_params(self) -> int:
+        """Exact number of parameters; tied embeddings and shared layers count once."""
+        return sum(parameters.param_groups(self).values())
+
+    @property
+    def num_params_non_embedding(self) -> int:
+        """Number of parameters without token embedding, learned positions and output layer."""
+        return self.num_params - int(sum(parameters.embedding_groups(self).values()))
+
+    def param_groups(self) -> dict[str, int]:
+        """Return the number of parameters by group. The groups sum to `num_params`; tied embeddings count once."""
+        return {group: count for group, count in parameters.param_groups(self).items() if count}
+
+    def flops_per_token(
+        self,
+        sequence_length: int = 512,
+        noise_density: float = 0.15,
+        mean_span_length: float = 3.0,
+        backward: bool = True,
+    ) -> float:
+        """Return the operations per token of text, with the backward pass by default; see `march_search.architecture.flops`."""
+        return float(flops.flops_per_token(self, sequence_length, noise_density, mean_span_length, backward))
+
+    @property
+    def name(self) -> str:
+        """Short, reversible name: `L12-D768-H12x64-F3072`, then one word per field that differs from its default."""
+        return naming.encode(asdict(self), DEFAULTS)
+
+    @classmethod
+    def parse(cls, name: str) -> "Architecture":
+        """Return the architecture with this `name`.
+
+        Raises:
+            ArchitectureError: If the name or the architecture is not valid.
+        """
+        return cls(**naming.decode(name))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(Architecture)}
+"""Default value of each field (T5-base)."""

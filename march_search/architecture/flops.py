@@ -1,0 +1,116 @@
+"""Count the floating-point operations of matrix products and attention, for one architecture or arrays of them.
+
+A multiply-add counts as two operations. The count includes every weight matrix at every position where it is applied,
+the attention scores and their product with the values (over the full matrix, also with a causal mask), and the output
+layer. It excludes embedding look-ups, norms, softmax, activation functions, residual sums and the no-op key. The
+backward pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
+"""
+
+from typing import Any
+
+from march_search.architecture.parameters import LayerGroup, layer_groups, projections
+from march_search.architecture.spans import span_lengths
+
+
+def flops_per_token(
+    a: Any,
+    sequence_length: int = 512,
+    noise_density: float = 0.15,
+    mean_span_length: float = 3.0,
+    backward: bool = True,
+) -> Any:
+    """Return the operations per token of text.
+
+    A token is a token of the corpus before corruption, the unit of the data budget. An encoder-decoder reads
+    `sequence_length` tokens as a shorter input and a target (`spans.span_lengths`). A decoder-only model reads them
+    unchanged.
+
+    Args:
+        a: An `Architecture`, or an object with the same fields as int64 arrays.
+        sequence_length: Tokens of text per example.
+        noise_density: Fraction of these tokens that span corruption moves to the target.
+        mean_span_length: Mean number of tokens per span.
+        backward: Whether to count the backward pass as well.
+    """
+    if a.structure == "decoder-only":
+        forward = forward_flops(a, 0, sequence_length)
+    else:
+        lengths = span_lengths(sequence_length, noise_density, mean_span_length)
+        forward = forward_flops(a, lengths.input, lengths.target)
+    return forward * (3 if backward else 1) / sequence_length
+
+
+def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
+    """Return the operations of a forward pass over `input_length` encoder and `target_length` decoder positions."""
+    if a.structure == "decoder-only":
+        input_length = 0
+    total = 2 * target_length * a.vocab_size * a.d_model
+    kept = input_length
+    if a.structure != "decoder-only":
+        kept = reduced_length(input_length, a.length_reduction)
+        total = total + _encoder(a, input_length, kept)
+        depth = a.num_layers if a.num_decoder_layers is None else a.num_decoder_layers
+    else:
+        depth = a.num_layers
+    return total + _decoder(a, depth, input_length, kept, target_length)
+
+
+def reduced_length(length: int, fraction: float) -> int:
+    """Return the number of positions left when an encoder keeps `fraction` of `length`; at least one."""
+    return max(1, round(length * fraction))
+
+
+def _encoder(a: Any, length: int, kept: int) -> Any:
+    """Return the operations of the encoder, which has `kept` positions from the middle layer on.
+
+    The middle layer still attends to all keys.
+    """
+    total, before = 0, True
+    for run in layer_groups(a, a.num_layers):
+        if not run.second_half:
+            total = total + run.applied * _layer(a, run, length, length)
+            continue
+        first = 1 if before else 0
+        total = total + first * _layer(a, run, kept, length) + (run.applied - first) * _layer(a, run, kept, kept)
+        before = False
+    return total + _moves(a, a.num_layers, length, kept)
+
+
+def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int) -> Any:
+    """Return the operations of a decoder with `length` positions over an encoder with `kept` output positions."""
+    total, before = _moves(a, num_layers, length, length), True
+    for run in layer_groups(a, num_layers):
+        total = total + run.applied * _layer(a, run, length, length)
+        if not input_length:
+            continue
+        own_layer = a.cross_attention != "output"
+        full = run.applied if own_layer and not run.second_half else 0
+        if own_layer and run.second_half and before:
+            full, before = 1, False
+        total = (
+            total + full * _cross(a, run, length, input_length) + (run.applied - full) * _cross(a, run, length, kept)
+        )
+    return total
+
+
+def _layer(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
+    """Return the operations of self-attention and feed-forward in one layer."""
+    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
+    attention = 4 * run.width * run.inner * (queries + keys) + 4 * queries * keys * run.inner
+    return attention + 2 * queries * matrices * run.width * a.d_ff
+
+
+def _cross(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
+    """Return the operations of cross-attention in one layer."""
+    weights = {"output": a.d_model * run.inner, "layer": run.inner * run.inner, "layer-shared": 0}[a.cross_attention]
+    return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
+
+
+def _moves(a: Any, num_layers: int, length: int, kept: int) -> Any:
+    """Return the operations of the projections between residual widths; after the middle layer on `kept` positions."""
+    if a.bottleneck == "none":
+        return 0
+    steps = projections(a, num_layers)
+    return sum(
+        2 * (length if index <= num_layers // 2 else kept) * (w != v) * (w * v) for index, (w, v) in enumerate(steps)
+    )

@@ -1,0 +1,98 @@
+"""`march-search worker` and `march-search storage-proxy`: add worker processes on any host to a started study."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from march_search.commands import Verbs
+from march_search.study.study_folder import DEFAULT_ROOT, StudyFolder
+
+SBATCH = """#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --array=1-8              # eight workers
+#SBATCH --gpus={ranks}
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@300      # five minutes before the limit: the trial saves, another worker resumes it
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# The study needs a file system with locks that all nodes share, and PostgreSQL storage, directly or through grpc://.
+march-search worker {name} --root {root} &
+worker=$!
+trap 'kill -TERM $worker' TERM
+wait $worker; code=$?
+while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done
+if [ $code -eq 143 ]; then scontrol requeue "$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"; fi
+exit $code
+"""
+
+
+def add(verbs: Verbs) -> None:
+    """Add the commands to the parser."""
+    worker = verbs.add_parser("worker", help="train trials of a started study, in parallel with other workers")
+    worker.add_argument("study", metavar="STUDY", help="name of a started study, or its TOML file")
+    worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
+    worker.set_defaults(run=run)
+    proxy = verbs.add_parser("storage-proxy", help="serve a PostgreSQL storage to many workers over gRPC")
+    proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, an environment variable with a PostgreSQL URL")
+    proxy.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
+    proxy.add_argument("--port", type=int, default=13000, help="port to listen on (default: 13000)")
+    proxy.set_defaults(run=run_proxy)
+    worker.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
+
+
+def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
+    """Return the folder and settings of a started study.
+
+    A TOML file also provides settings that the study folder does not keep, for example a password.
+    """
+    from march_search.commands.study import load
+    from march_search.study import status
+
+    if text.endswith(".toml"):
+        config, name, _ = load(text)
+        return status.find_study(name, root), config
+    folder = status.find_study(text, root)
+    return folder, folder.config()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train trials of a study until it ends, or print a Slurm job script."""
+    from march_search.commands.study import report
+    from march_search.study import gpus
+    from march_search.study.runner import StudyRun
+
+    root = Path(options.root)
+    folder, config = started(options.study, root)
+    if options.sbatch:
+        sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
+        return 0
+    gpus.claim(config.devices)
+    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, root)
+
+
+def run_proxy(options: argparse.Namespace) -> int:
+    """Serve a storage until interrupted."""
+    from concurrent.futures import ThreadPoolExecutor
+    from urllib.parse import urlsplit
+
+    from optuna.storages._grpc.server import make_server
+
+    from march_search.config.study_config import resolve_storage
+    from march_search.errors import UsageError
+    from march_search.study import storage
+    from march_search.study.job import Signals
+
+    url = resolve_storage(options.storage) or ""
+    if not options.storage.startswith("env:"):
+        raise UsageError("storage-proxy reads its URL from an environment variable, to keep it private: use env:NAME.")
+    if not urlsplit(url).scheme.startswith("postgres"):
+        raise UsageError("storage-proxy serves PostgreSQL only: with a journal or SQLite it would lose records.")
+    with storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
+        server = make_server(storage.opened(url, Path()), options.host, options.port, pool)
+        server.start()
+        print(f"serving at grpc://{options.host}:{options.port}; press Ctrl-C to stop", file=sys.stderr, flush=True)
+        while server.wait_for_termination(timeout=0.5) and not signals.signum:
+            pass
+        server.stop(5).wait()
+        return 128 + signals.signum

@@ -1,0 +1,78 @@
+"""The `[data]` table: corpus, tokenizer, and how training examples are cut from the text."""
+
+from dataclasses import dataclass
+
+from march_search.architecture.spans import SpanLengths, span_lengths
+from march_search.config.loader import check_finite
+from march_search.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The `[data]` table: corpus, tokenizer, and how training examples are cut from the text."""
+
+    corpus: str = "wikipedia-summaries"
+    """Text to train on: the name of a corpus in `march_search/data/corpora.py`, a local file, folder or glob of .txt,
+    .jsonl or .parquet files, or `hub:OWNER/NAME` for any dataset on the Hugging Face Hub."""
+    hub_config: str | None = None
+    """Configuration (subset) of a Hub dataset; None for the dataset's default, or that of the known corpus."""
+    hub_split: str = "train"
+    """Split of a Hub dataset."""
+    hub_revision: str | None = None
+    """Git revision of a Hub dataset. None uses the newest revision and records it with the token store."""
+    text_column: str = "text"
+    """Column that holds the text, in .jsonl and .parquet files and Hub datasets."""
+    vocab_size: int = 32128
+    """Vocabulary size, including special tokens; must equal the architectures' `vocab_size`. At least 384 for a trained
+    tokenizer. For a loaded tokenizer, from its size up to the next multiple of 128: T5's has 32,100 tokens and fits
+    32,128."""
+    tokenizer: str | None = None
+    """Path of a tokenizer.json or of a folder that holds one; None trains a byte-level BPE tokenizer."""
+    tokenizer_corpus: str | None = None
+    """Corpus on which the tokenizer is trained, in the same form as `corpus`; None uses `corpus`."""
+    tokenizer_bytes: int = 50_000_000
+    """Bytes of text on which the tokenizer is trained, taken from the first training documents; at least 1."""
+    split_digits: bool = False
+    """Whether the trained tokenizer makes every digit a separate token."""
+    sequence_length: int = 512
+    """Tokens of text per example, before span corruption; at least 2. The data budget counts these tokens."""
+    noise_density: float = 0.15
+    """Fraction of an example's tokens that span corruption moves from the input to the target, in (0, 1)."""
+    mean_span_length: float = 3.0
+    """Mean length of a corrupted span, in tokens; at least 1."""
+    validation_fraction: float = 0.02
+    """Fraction of documents held out for validation, in (0, 0.5). Documents are selected by a hash of their text."""
+    validation_sequences: int = 512
+    """Number of examples in the fixed validation set; at least 2."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_finite(self, "data")
+        if self.tokenizer_bytes < 1:
+            raise ConfigError("[data]: tokenizer_bytes must be at least 1.")
+        try:
+            lengths = self.lengths
+        except ValueError as error:
+            raise ConfigError(f"[data]: {error}.") from None
+        if lengths.spans > 100:
+            raise ConfigError(
+                f"[data]: {self.sequence_length} tokens give {lengths.spans} spans, but there are only 100 "
+                "sentinels: decrease sequence_length or increase mean_span_length."
+            )
+        if self.tokenizer and (self.tokenizer_corpus or self.split_digits):
+            raise ConfigError(
+                "[data]: tokenizer_corpus and split_digits apply only to a trained tokenizer: remove them or tokenizer."
+            )
+        if self.tokenizer is None and self.vocab_size < 384:
+            raise ConfigError(
+                f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
+            )
+        if not 0 < self.validation_fraction < 0.5:
+            raise ConfigError(f"[data]: validation_fraction must be in (0, 0.5), not {self.validation_fraction}.")
+        if self.validation_sequences < 2:
+            raise ConfigError("[data]: validation_sequences must be at least 2.")
+
+    @property
+    def lengths(self) -> SpanLengths:
+        """Input and target lengths of an example, in tokens."""
+        return span_lengths(self.sequence_length, self.noise_density, self.mean_span_length)

@@ -1,0 +1,137 @@
+"""The `[search]` and `[pruner]` tables: which architectures are trained, and which trials are stopped early."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from march_search.config.loader import check_finite
+from march_search.config.training_config import TrainingConfig
+from march_search.errors import ConfigError
+
+ADAPTIVE = ("tpe", "gp", "cmaes", "random", "qmc")
+"""Strategies that use an Optuna sampler to choose the next architecture from the results so far."""
+
+OBJECTIVES = ("loss", "params", "flops", "memory", "depth", "tokens_per_second")
+"""Objectives that a study can optimize."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The `[search]` table: which architectures are trained."""
+
+    trials: int = 8
+    """Number of architectures to train, at least 1; `architectures` count towards it. Unused by `all` and `list`."""
+    strategy: Literal["design", "sample", "all", "list", "tpe", "gp", "cmaes", "random", "qmc"] = "design"
+    """How architectures are chosen. `design`: spread over the feasible set. `sample`: drawn uniformly from it. `all`:
+    every member. `list`: only `architectures`. `tpe`, `gp`, `cmaes`, `random`, `qmc`: Optuna's sampler of that name
+    proposes a point whenever a trial can start, and the nearest member that has not been tried is trained."""
+    spread: tuple[str, ...] = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
+    """Axes of the search space over which `design` spreads; empty for all axes that vary."""
+    seed: int = 0
+    """Seed of `design`, `sample` and Optuna's samplers, in [0, 2^32)."""
+    architectures: tuple[str, ...] = ()
+    """Names of architectures to train first, even if they are outside the feasible set. With `list`, these are the only
+    ones."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds, distinct and in [0, 2^32). Every architecture is trained once with each seed."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates, distinct and in (0, 10). Every architecture is trained with each rate and seed, and ranked
+    at its best rate. Empty uses `learning_rate` of `[training]`."""
+    objectives: tuple[str, ...] = ("loss",)
+    """Objectives of the sampler and of the Pareto set: `loss` first, then any of `params`, `flops`, `memory`, `depth`
+    and `tokens_per_second`. Each is minimized, or maximized with the prefix `-`. Pruning uses the loss only."""
+    warm_start: tuple[str, ...] = ()
+    """Earlier results to give to Optuna's samplers: folders of past studies, CSV files with the columns `name` and
+    `loss`, or tables of learning curves, such as the shipped `march-2023`. They do not become trials of this study."""
+    warm_start_trials: int = 0
+    """Number of architectures from `warm_start` to train first: those with the lowest loss that are feasible here.
+    Above 0, `warm_start` must be set."""
+    max_tokens: int | None = None
+    """Limit on the training tokens of all trials together, at least 1; tokens repeated after an interruption count. A
+    trial that would exceed the limit is not started or resumed. None sets no limit."""
+    reuse_trials: bool = False
+    """Whether to copy a complete trial from another study under the same root instead of training it again. The shape,
+    seed, data, training settings, ranks and threads must be the same."""
+    race: float | None = None
+    """Confidence, in (0.5, 1), at which the winner must be separated from the others, for example 0.95. Once all
+    candidates are trained, the leaders are trained with more seeds until it is, or until `max_tokens` is used up. None
+    adds no seeds."""
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether an Optuna sampler chooses architectures as results come in."""
+        return self.strategy in ADAPTIVE
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        if len(set(self.learning_rates)) < len(self.learning_rates) or not all(0 < r < 10 for r in self.learning_rates):
+            raise ConfigError("[search]: learning_rates must be distinct numbers in (0, 10).")
+        known = [name.removeprefix("-") for name in self.objectives]
+        if self.objectives[:1] != ("loss",) or len(set(known)) < len(known) or not set(known) <= set(OBJECTIVES):
+            raise ConfigError(
+                f'[search]: objectives must start with "loss", then any of {", ".join(OBJECTIVES[1:])}, each once, '
+                f"not {list(self.objectives)}."
+            )
+        if self.strategy == "cmaes" and len(self.objectives) > 1:
+            raise ConfigError(
+                '[search]: strategy "cmaes" takes one objective: use "tpe" or "gp", or objectives = ["loss"].'
+            )
+        if self.warm_start_trials < 0 or (self.warm_start_trials and not self.warm_start):
+            raise ConfigError("[search]: warm_start_trials must not be negative, and needs warm_start to be set.")
+        if self.warm_start and not (self.adaptive or self.warm_start_trials):
+            raise ConfigError(
+                f'[search]: strategy "{self.strategy}" does not use warm_start: use "tpe", or set warm_start_trials to '
+                "train the best of them first."
+            )
+        if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("[search]: trials must be at least 1, and seeds must be distinct numbers, at least one.")
+        if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):
+            raise ConfigError("[search]: seed and seeds must be in [0, 2^32).")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(f"[search]: max_tokens must be at least 1, not {self.max_tokens}.")
+        if self.race is not None and not 0.5 < self.race < 1:
+            raise ConfigError(f"[search]: race must be a confidence in (0.5, 1), not {self.race}.")
+        if self.strategy == "list" and not self.architectures:
+            raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
+
+
+@dataclass(frozen=True)
+class PrunerConfig:
+    """The `[pruner]` table: when a trial is stopped early."""
+
+    kind: Literal["rungs", "median", "halving", "hyperband", "none"] = "rungs"
+    """How trials are pruned. `rungs`: all candidates train to the first rung, the best `keep` of them are promoted to
+    the next, and so on; with several seeds, their mean loss decides. With fewer than four candidates, all train
+    to the end. `median`: a trial is stopped if its loss is above
+    the median of earlier trials at the same number of tokens. `halving` and `hyperband`: Optuna's asynchronous pruners.
+    `none`: every trial trains to the end."""
+    rungs: tuple[float, ...] = (0.02, 0.06, 0.2)
+    """Points at which `rungs` compares candidates: values up to 1 are fractions of the data budget, larger ones are
+    token counts. Rounded up to whole steps; the end of the data budget is always added."""
+    keep: float = 1 / 3
+    """`rungs`: fraction of a rung's candidates that is promoted, in (0, 1); the number is rounded up."""
+    startup_trials: int = 4
+    """`median`: number of trials that must finish before any trial is stopped."""
+    warmup_tokens: int = 0
+    """`median`, `halving`, `hyperband`: tokens that every trial trains on before it can be stopped."""
+    reduction_factor: int = 2
+    """`halving`, `hyperband`: one in `reduction_factor` trials is promoted at each rung; at least 2."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_finite(self, "pruner")
+        if self.startup_trials < 0 or self.warmup_tokens < 0 or self.reduction_factor < 2:
+            raise ConfigError(
+                "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
+            )
+        if not 0 < self.keep < 1:
+            raise ConfigError(f"[pruner]: keep must be in (0, 1), not {self.keep}.")
+        if not self.rungs or min(self.rungs) <= 0:
+            raise ConfigError(f"[pruner]: rungs must be positive numbers, not {list(self.rungs)}.")
+
+    def rung_tokens(self, training: TrainingConfig) -> tuple[int, ...]:
+        """Return the rungs in tokens: ascending, rounded up to whole steps, the last at the end of the data budget."""
+        batch = training.global_batch_tokens
+        counts = [rung * training.tokens if rung <= 1 else rung for rung in self.rungs]
+        steps = {math.ceil(tokens / batch - 1e-9) for tokens in counts}
+        return tuple(step * batch for step in sorted({*steps, training.steps}))

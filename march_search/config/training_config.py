@@ -1,0 +1,135 @@
+"""The `[training]` table: the training recipe, and when a trial is evaluated and saved."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from march_search.config.loader import check_finite
+from march_search.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The `[training]` table: how every trial is trained. The defaults are those of the 2023 study."""
+
+    tokens: int = 1000 * 1_048_576
+    """Data budget: tokens of text per trial, before span corruption; a multiple of `global_batch_tokens`."""
+    global_batch_tokens: int = 1_048_576
+    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`."""
+    micro_batch_sequences: int | None = None
+    """Examples per micro batch on each rank; must divide the rank's share of the global batch. None uses the largest
+    number that is predicted to fit into memory. Halved if memory runs out."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW, in (0, 10). With `learning_rate_scaling = "width"`, the peak for a model of
+    `base_shape`."""
+    learning_rate_scaling: Literal["fixed", "width"] = "fixed"
+    """How the learning rate depends on the shape. `fixed`: the same rate for all shapes and parameters. `width`: the
+    rate of each matrix, and the initialisation of some, is scaled by its fan-in and the depth of its stack relative to
+    `base_shape`, so that one rate suits wide and narrow, deep and shallow models (maximal update parameterization with
+    CompleteP's depth scaling; `march_search/config/scaling.py` lists the factors and sources). The product of learning rate
+    and weight decay does not change. Needs `init = "t5"`."""
+    base_shape: str = "L12-D768-H12x64-F3072"
+    """Name of the shape for which `learning_rate` was chosen, for `learning_rate_scaling = "width"`. A model of this
+    shape trains as with `fixed`. Only L, D, H and F matter. Choose a shape from the middle of the search space."""
+    betas: tuple[float, ...] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment, each in [0, 1)."""
+    epsilon: float = 1e-8
+    """Term added to AdamW's denominator for numerical stability; above 0."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices. Norms, no-op keys and position tables are not decayed."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up. `constant`: stays at the peak. `linear`, `cosine`: decays to
+    `final_learning_rate` at the end of the data budget."""
+    final_learning_rate: float = 0.0
+    """Final learning rate of `linear` and `cosine`, as a fraction of the peak, in [0, 1]."""
+    warmup_tokens: int = 0
+    """Tokens over which the learning rate rises linearly from 0 to its peak; at most `tokens`."""
+    gradient_clipping: float = 1.0
+    """Global gradient norm to which gradients are clipped; 0 disables clipping."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage, which determines what is partitioned across devices: 0 nothing, 1 the optimizer state, 2
+    also gradients, 3 also weights. bf16 uses at least stage 1."""
+    activation_checkpointing: bool = False
+    """Whether to recompute each layer in the backward pass instead of storing its activations."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Additional DeepSpeed settings, such as offloading, as a table or as the path of a JSON file relative to the
+    study's file. `"auto"` keeps the value that follows from the study's settings; a value that contradicts them is an
+    error."""
+    init: Literal["t5", "normal-0.02"] = "t5"
+    """Initialisation recipe. `t5`: T5's, scaled by fan-in. `normal-0.02`: GPT-2's, with standard deviation 0.02.
+    `march_search/model/init.py` lists both."""
+    evaluations: int = 10
+    """Number of evaluations per trial, evenly spaced, the last at the end of the data budget; at least 1."""
+    evaluate_at: tuple[int, ...] = ()
+    """Token counts at which to evaluate, instead of `evaluations`: multiples of `global_batch_tokens` up to `tokens`.
+    The end of the data budget is always added."""
+    checkpoints: int = 4
+    """Number of checkpoints per trial, evenly spaced. With 0, an interrupted trial restarts from the beginning."""
+    keep_weights: bool = True
+    """Whether a complete trial keeps its weights, as weights.safetensors in `precision`; needed to export it."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_finite(self, "training")
+        if self.tokens < 1 or self.global_batch_tokens < 1:
+            raise ConfigError("[training]: tokens and global_batch_tokens must be at least 1.")
+        if self.tokens % self.global_batch_tokens:
+            near = max(1, round(self.tokens / self.global_batch_tokens)) * self.global_batch_tokens
+            raise ConfigError(
+                f"[training]: tokens ({self.tokens:,}) must be a multiple of global_batch_tokens "
+                f"({self.global_batch_tokens:,}); the nearest is {near:_}."
+            )
+        if not (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)):
+            raise ConfigError(f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}.")
+        if not 0 < self.learning_rate < 10:
+            raise ConfigError(f"[training]: learning_rate must be in (0, 10), not {self.learning_rate}.")
+        if self.learning_rate_scaling == "width" and self.init != "t5":
+            raise ConfigError(
+                f'[training]: learning_rate_scaling "width" needs init "t5", which scales matrices by their fan-in, '
+                f'not "{self.init}".'
+            )
+        negative = [
+            name
+            for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate")
+            if getattr(self, name) < 0
+        ]
+        if negative or self.epsilon <= 0:
+            raise ConfigError(
+                f"[training]: {(negative or ['epsilon'])[0]} must not be negative (epsilon must be above 0)."
+            )
+        if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
+            raise ConfigError("[training]: evaluations and micro_batch_sequences must be at least 1.")
+        if self.warmup_tokens > self.tokens or self.final_learning_rate > 1:
+            raise ConfigError(
+                "[training]: warmup_tokens must not exceed tokens, and final_learning_rate must not exceed 1."
+            )
+        for tokens in self.evaluate_at:
+            if not 0 < tokens <= self.tokens or tokens % self.global_batch_tokens:
+                raise ConfigError(
+                    f"[training]: evaluate_at contains {tokens:,}; each value must be a multiple of "
+                    f"global_batch_tokens ({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
+                )
+
+    @property
+    def steps(self) -> int:
+        """Number of optimizer steps per trial."""
+        return self.tokens // self.global_batch_tokens
+
+    @property
+    def evaluation_steps(self) -> tuple[int, ...]:
+        """Steps after which the model is evaluated, ascending, including the last step."""
+        if self.evaluate_at:
+            return tuple(sorted({*(t // self.global_batch_tokens for t in self.evaluate_at), self.steps}))
+        return spread(self.steps, self.evaluations)
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """Steps after which a checkpoint is written, ascending, excluding the last step."""
+        return spread(self.steps, self.checkpoints + 1)[:-1] if self.checkpoints else ()
+
+
+def spread(steps: int, count: int) -> tuple[int, ...]:
+    """Return at most `count` distinct, evenly spaced steps from 1 to `steps`, the last one being `steps`."""
+    count = min(count, steps)
+    return tuple(sorted({max(1, round(steps * part / count)) for part in range(1, count + 1)}))

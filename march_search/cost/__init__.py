@@ -1,0 +1,1 @@
+"""Cost of training a shape: memory per device, speed and hours."""

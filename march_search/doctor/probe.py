@@ -1,0 +1,82 @@
+"""`python -m march_search.doctor.probe WORK DIR`: runs the part of a check that loads torch, in a separate process.
+
+WORK is `devices`, `store` or `parity-PRECISION-STAGE`. The result is written to found.json in DIR, or the reason of a
+failure to failure.json.
+"""
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from march_search.config import DataConfig
+from march_search.doctor.bench import in_words
+from march_search.files import write_json
+from march_search.training import ranks
+
+DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=8)
+"""Data settings of the tiny trial."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the work and return the exit code."""
+    ranks.die_with_parent()
+    work, folder = arguments[0], Path(arguments[1])
+    kind, *options = work.split("-")
+    try:
+        write_json(folder / "found.json", WORKS[kind](folder, *options))
+        return 0
+    except Exception as error:
+        write_json(folder / "failure.json", {"state": "failed", "reason": in_words(error)})
+        return 1
+
+
+def _devices(_folder: Path) -> dict[str, Any]:
+    """Return the GPUs with their memory, the CPU's cores, and its matrix-product speed."""
+    import torch
+
+    from march_search.cost.devices import this_cpu
+
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    cpu = this_cpu()
+    return {
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": cpu.memory_bytes,
+        "fp32_flops": cpu.fp32_flops,
+        "bf16_flops": cpu.bf16_flops,
+    }
+
+
+def _store(folder: Path) -> dict[str, Any]:
+    """Prepare a token store of made-up words."""
+    from march_search.data.prepare import prepare
+
+    corpus, rng = folder / "corpus", random.Random(0)
+    corpus.mkdir()
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(300)]
+    for number in range(100):
+        (corpus / f"{number:03d}.txt").write_text(" ".join(rng.choices(words, k=120)))
+    return {"store": str(prepare(replace(DATA, corpus=str(corpus)), folder, corpus, tokens=1))}
+
+
+def _parity(_folder: Path, precision: str, stage: str) -> dict[str, Any]:
+    """Compare the DeepSpeed engine with plain torch."""
+    from march_search.training.parity import compare
+
+    return compare(precision, int(stage))
+
+
+WORKS: dict[str, Callable[..., dict[str, Any]]] = {"devices": _devices, "store": _store, "parity": _parity}
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # unloading torch after using gloo occasionally aborts

@@ -1,1 +1,0 @@
-"""Read results back from trial folders, rank architectures and quantify the uncertainty."""

@@ -1,1 +1,0 @@
-"""Builds the report of a study: an HTML page and its figures."""

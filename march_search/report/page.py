@@ -1,0 +1,162 @@
+"""Renders the report of a study as one self-contained HTML file: question, results, and how to reproduce them."""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from march_search.analysis.evidence import Evidence
+from march_search.display.sections import Section, sections
+from march_search.display.sentences import regime_sentences
+from march_search.display.tables import Column, chance, plural
+from march_search.report import svg
+from march_search.report.figures import figures, names
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+CAPTIONS = {
+    "ranking": "Validation loss of each architecture: one dot per seed, the mean, and its interval over seeds.",
+    "curves": "Validation loss over training. Grey: all other architectures, and pruned trials.",
+    "depth": "Validation loss against depth.",
+    "width": "Validation loss against width.",
+    "map": "Lowest validation loss for each depth and width.",
+    "front": "Validation loss against training speed. The line is the Pareto front.",
+    "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
+    "horizon": "Losses predicted from the learning curves for a larger data budget.",
+}
+"""Caption of each figure, by name."""
+
+
+def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the HTML page of a report.
+
+    Args:
+        evidence: evidence of the study.
+        command: command that runs the study again.
+        cost: (quantity, planned and actual value) pairs.
+    """
+    drawn = {name: figure.svg() for name, figure in figures(evidence).items()}
+    tables = [_table(section, evidence) for section in sections(evidence)]
+    settings = evidence.study.settings
+    return _template().render(
+        name=evidence.study.name,
+        question=settings.get("question") or settings.get("description") or "",
+        answer=settings.get("answer") or "",
+        summary=summary(evidence),
+        warnings=regime_sentences(evidence),
+        ranking=tables[0],
+        sections=tables[1:],
+        figures=drawn,
+        captions=CAPTIONS,
+        cost=cost,
+        command=command,
+        settings=json.dumps(settings, indent=1, ensure_ascii=False),
+        versions=versions(evidence),
+        styles=_style("figures.css") + _style("report.css"),
+    )
+
+
+def summary(evidence: Evidence) -> list[str]:
+    """Return the main results, one sentence per item."""
+    rows, short = evidence.ranking.rows, names(evidence)
+    done = sum(t.state == "complete" for t in evidence.study.trials)
+    sentences = [f"{done} of {plural(len(evidence.study.trials), 'trial')} completed."]
+    if not rows:
+        return [*sentences, "No architecture can be ranked yet."]
+    first = rows[0]
+    interval = "" if first["half_interval"] is None else f" ± {first['half_interval']:.3f}"
+    sentences.append(
+        f"{short[first['name']]} has the lowest loss: {first['loss']:.4f}{interval} nats per target token."
+    )
+    tied = [row for row in rows[1:] if set(row["letters"] or "") & set(first["letters"] or "")]
+    if tied and len(rows) > 1:
+        rivals = short[tied[0]["name"]] if len(tied) == 1 else f"{len(tied)} others"
+        sentences.append(
+            f"It is not significantly better than {rivals} (5% level, adjusted for all comparisons). The probability "
+            f"that it is the best of these is {_best(first)}."
+        )
+    elif len(rows) > 1 and first["letters"]:
+        sentences.append(
+            f"It is significantly better than all others (5% level, adjusted for all comparisons). The probability "
+            f"that it is the best of these is {_best(first)}."
+        )
+    return sentences
+
+
+def figure_files(evidence: Evidence) -> dict[str, str]:
+    """Return each figure as the text of a self-contained SVG file, in light colours, by name."""
+    style = _resolved(_style("figures.css"))
+    return {name: figure.svg(style) for name, figure in figures(evidence).items()}
+
+
+def png(text: str, scale: int = 2) -> bytes | None:
+    """Render an SVG file as PNG, enlarged by `scale`; return None if the package resvg-py is not installed."""
+    try:
+        from resvg_py import svg_to_bytes
+    except ImportError:
+        return None
+    return bytes(svg_to_bytes(svg_string=text, width=svg.WIDTH * scale, background="white"))
+
+
+def _best(row: dict[str, Any]) -> str:
+    """Format the probability that an architecture is the best."""
+    return chance(row["probability_best"]) if row["probability_best"] is not None else "unknown"
+
+
+def _table(section: Section, evidence: Evidence) -> dict[str, Any]:
+    """Return a section in the form that the template expects: headings, and cells with their sort keys."""
+    short = names(evidence)
+    columns = [c for c in section.columns if any(c.value(row) is not None for row in section.rows)]
+    rows = [[_cell(column, row, short) for column in columns] for row in section.rows]
+    for index, row in enumerate(rows):
+        row[0]["swatch"] = index if section.is_ranking and index < svg.SERIES else None
+    return {
+        "title": section.title,
+        "columns": [{"heading": c.heading, "left": c.left} for c in columns],
+        "rows": rows,
+        "notes": section.notes,
+        "warnings": [] if section.is_ranking else section.warnings,
+        "is_ranking": section.is_ranking,
+    }
+
+
+def _cell(column: Column, row: dict[str, Any], short: dict[str, str]) -> dict[str, Any]:
+    """Return one cell of a table."""
+    value = column.value(row)
+    text = short.get(str(value), str(value)) if column.key == "name" else column.text(row)
+    key = value if isinstance(value, int | float) else "" if value is None else text
+    return {"text": text, "key": key, "left": column.left, "why": column.key == "reason"}
+
+
+def versions(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return each library with the versions used by the complete trials, joined if they differ."""
+    used: dict[str, dict[str, None]] = {}
+    for trial in evidence.study.trials:
+        for name, version in dict((trial.result or {}).get("versions") or {}).items():
+            used.setdefault(str(name), {})[str(version)] = None
+    return [(name, " and ".join(numbers)) for name, numbers in used.items()]
+
+
+@cache
+def _template() -> "Template":
+    """Return the template of the page; it escapes everything except the style sheet and the figures."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("march_search", "report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+
+
+def _style(name: str) -> str:
+    """Return the text of a style sheet in this package."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _resolved(style: str) -> str:
+    """Return a style sheet with the page's colour variables replaced by the light colours."""
+    import re
+
+    light = dict(re.findall(r"(--[\w-]+): light-dark\((#\w+),", _style("report.css")))
+    return re.sub(r"var\((--[\w-]+)\)", lambda m: light[m[1]], style).replace("system-ui, ", "")

@@ -1,0 +1,1 @@
+"""An Optuna sampler over a feasible set."""

@@ -1,0 +1,200 @@
+"""Find the feasible values of `d_ff` at every point of a search space's grid.
+
+The parameter count is linear in `d_ff`: `count = constant + slope * d_ff`. The feasible values at one grid point are
+therefore one interval, found by division; only rules that mention `d_ff` can split it. Five axes form a mesh of int64
+arrays that is searched at once. The other axes are looped over: a `Family` fixes all of them except the depths, and a
+`Combination` fixes the depths as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from march_search.architecture import parameters
+from march_search.space.budget import Budget
+from march_search.space.space import AXES, SearchSpace
+
+Ints = NDArray[np.int64]
+
+MESH = ("vocab_size", "d_model", "num_heads", "d_kv", "d_bottleneck")
+"""Axes that form the mesh."""
+
+DEPTHS = ("num_layers", "num_decoder_layers")
+"""Axes that are looped over within a family."""
+
+OTHERS = tuple(axis for axis in AXES if axis not in (*MESH, *DEPTHS, "d_ff"))
+"""Axes that are looped over outside, one family per combination of values."""
+
+
+class Intervals(NamedTuple):
+    """Intervals of feasible `d_ff` values, in order, as columns of length R."""
+
+    mesh: Ints
+    """Index of the mesh point."""
+    first: Ints
+    """Index of the interval's first value on the `d_ff` axis."""
+    length: Ints
+    """Number of values in the interval."""
+    constant: Ints
+    """Counted parameters without the feed-forward matrices."""
+    slope: Ints
+    """Counted parameters per unit of `d_ff`."""
+
+    def pick(self, rows: Any) -> "Intervals":
+        """Return the selected rows."""
+        return Intervals(*(column[rows] for column in self))
+
+    def narrow(self) -> "Intervals":
+        """Return a copy that takes 28 bytes per row; indices fit in 32 bits."""
+        columns: list[Any] = [*(column.astype(np.int32) for column in self[:3]), *self[3:]]
+        return Intervals(*columns)
+
+
+class Mesh:
+    """The mesh of a space, with or without the `d_bottleneck` axis."""
+
+    def __init__(self, space: SearchSpace, has_bottleneck: bool) -> None:
+        """Take the axes from `space`."""
+        narrow: tuple[Any, ...] = space.axes["d_bottleneck"] if has_bottleneck else (None,)
+        self.axes = [narrow if axis == "d_bottleneck" else space.axes[axis] for axis in MESH]
+        self.shape = tuple(len(values) for values in self.axes)
+        self.arrays = [None if v == (None,) else np.array(v, dtype=np.int64) for v in self.axes]
+
+    def open(self) -> dict[str, Any]:
+        """Return each axis shaped so that all of them broadcast to the mesh; None stays None."""
+        sides = [[-1 if i == axis else 1 for i in range(len(MESH))] for axis in range(len(MESH))]
+        arrays = zip(MESH, self.arrays, sides, strict=True)
+        return {axis: None if array is None else array.reshape(side) for axis, array, side in arrays}
+
+    def values(self, points: Ints) -> dict[str, Any]:
+        """Return the axis values at these points, each (n,) or None."""
+        indices = zip(MESH, self.arrays, np.unravel_index(points, self.shape), strict=True)
+        return {axis: None if array is None else array[index] for axis, array, index in indices}
+
+    def point(self, values: Mapping[str, Any]) -> int:
+        """Return the point with these values, each of which must be on its axis."""
+        indices = [axis.index(values[name]) for name, axis in zip(MESH, self.axes, strict=True)]
+        return int(np.ravel_multi_index(indices, self.shape))
+
+
+class Family:
+    """One value per axis in `OTHERS`, and the mesh points that the rules allow at any depth."""
+
+    def __init__(self, space: SearchSpace, mesh: Mesh, others: Mapping[str, Any]) -> None:
+        """Apply the rules that mention neither the depths nor `d_ff`."""
+        self.others, self.mesh, self.rules = others, mesh, space.rules
+        self.first_decoder_depth = space.axes["num_decoder_layers"][0]
+        self.d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
+        gaps = set(np.diff(self.d_ff).tolist())
+        self.step = gaps.pop() if len(gaps) == 1 else 0
+        self.shape = SimpleNamespace(**others, **mesh.open(), d_ff=1)
+        self.allowed = np.broadcast_to(self.keep(self.shape, lambda names: not names & {*DEPTHS, "d_ff"}), mesh.shape)
+        self.points = np.flatnonzero(self.allowed)
+        self.is_cut = 4 * len(self.points) < self.allowed.size
+        if self.is_cut:  # few points are left, so calculate for those points only
+            self.shape = SimpleNamespace(**others, **mesh.values(self.points), d_ff=1)
+        self._stacks: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def keep(self, shape: SimpleNamespace, wanted: Callable[[frozenset[str]], Any]) -> Any:
+        """Return where the rules hold, as a bool or bool array; apply only rules whose names satisfy `wanted`."""
+        values = vars(shape)
+        narrow = values["d_model"] if values["d_bottleneck"] is None else values["d_bottleneck"]
+        values = values | {"d_bottleneck": narrow}
+        result: Any = np.True_
+        for rule in self.rules:
+            if wanted(rule.names) and result.any():
+                result = result & rule.holds(values)
+        return result
+
+    def flat(self, values: Any) -> NDArray[Any]:
+        """Return (n,) values, one per allowed point, from values that were calculated with `shape`."""
+        if self.is_cut:
+            return np.broadcast_to(values, self.points.shape)
+        spread = np.broadcast_to(values, self.mesh.shape)
+        return spread.reshape(-1) if len(self.points) == spread.size else spread[self.allowed]
+
+    def line(self, shape: SimpleNamespace, budget: Budget) -> tuple[Ints, Ints]:
+        """Return the (n,) constant and slope in `d_ff` of the parameter count; cache the sums per stack and depth."""
+        constant: Any = sum(parameters.embedding_groups(shape).values()) if budget.count == "total" else 0
+        slope: Any = 0
+        for stack in parameters.stacks(shape):
+            if stack not in self._stacks:
+                groups = parameters.stack_groups(shape, *stack)
+                rise = groups.pop(f"{stack[0]}.feed_forward")
+                self._stacks[stack] = sum(groups.values()), rise
+            constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
+        return self.flat(constant), self.flat(slope)
+
+    def forget(self) -> None:
+        """Drop the arrays that only the search needs."""
+        self._stacks.clear()
+        self.shape, self.allowed, self.points = SimpleNamespace(), self.allowed[:0], self.points[:0]
+
+    def places(self, bounds: Ints) -> Ints:
+        """Return the index of the first `d_ff` value that is not below each bound."""
+        if self.step:
+            return np.asarray(np.clip(-((self.d_ff[0] - bounds) // self.step), 0, len(self.d_ff)), dtype=np.int64)
+        return np.asarray(np.searchsorted(self.d_ff, bounds, side="left"), dtype=np.int64)
+
+
+class Combination:
+    """A family with fixed depths: one value for every axis except `d_ff` and those of the mesh."""
+
+    def __init__(self, family: Family, depths: Sequence[Any]) -> None:
+        """Set the depths, in the order of `DEPTHS`."""
+        decoder_only = family.others["structure"] == "decoder-only"
+        self.is_real = not decoder_only or depths[1] == family.first_decoder_depth
+        """False for a duplicate: a decoder-only model has one depth."""
+        self.family, self.mesh = family, family.mesh
+        self.outer = {
+            **family.others,
+            "num_layers": depths[0],
+            "num_decoder_layers": None if decoder_only else depths[1],
+        }
+        self.depth: int = self.outer["num_decoder_layers"] or depths[0]
+
+    def shape(self, points: Ints) -> SimpleNamespace:
+        """Return all fields except `d_ff` at these points, with the mesh axes as (n,) arrays."""
+        return SimpleNamespace(**self.outer, **self.mesh.values(points))
+
+    def intervals(self, budget: Budget, low: int, high: int) -> Intervals:
+        """Return the intervals of `d_ff` with `low` to `high` parameters by `budget.count`."""
+        family, d_ff = self.family, self.family.d_ff
+        shape = SimpleNamespace(**(vars(family.shape) | self.outer))
+        allowed = self._allowed(shape)
+        if not len(family.points) or not np.any(allowed):
+            return Intervals(*(family.points[:0],) * 5)
+        constant, slope = family.line(shape, budget)
+        near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high)
+        rows = np.flatnonzero(near & family.flat(allowed))
+        constant, slope = constant[rows], slope[rows]
+        first = family.places(-((constant - low) // slope))
+        length = family.places((high - constant) // slope + 1) - first
+        intervals = Intervals(family.points[rows], first, length, constant, slope)
+        return self._split_by_rules(intervals if length.all() else intervals.pick(length > 0))
+
+    def _allowed(self, shape: SimpleNamespace) -> Any:
+        """Return where an architecture is valid and the rules about depths hold, as a bool or bool array."""
+        allowed: Any = np.True_
+        for refused, _ in parameters.refusals(shape):
+            if np.any(refused):
+                allowed = allowed & np.logical_not(refused)
+        shape = SimpleNamespace(**(vars(shape) | {"num_decoder_layers": self.depth}))
+        return allowed & self.family.keep(shape, lambda names: names & {*DEPTHS} and "d_ff" not in names)
+
+    def _split_by_rules(self, intervals: Intervals) -> Intervals:
+        """Return `intervals` split into the intervals where the rules about `d_ff` hold."""
+        if not len(intervals.mesh) or not any("d_ff" in rule.names for rule in self.family.rules):
+            return intervals
+        owner = np.repeat(np.arange(len(intervals.mesh)), intervals.length)
+        index = np.arange(len(owner)) - (np.cumsum(intervals.length) - intervals.length - intervals.first)[owner]
+        shape = self.shape(intervals.mesh[owner])
+        shape.d_ff, shape.num_decoder_layers = self.family.d_ff[index], self.depth
+        keep = np.broadcast_to(self.family.keep(shape, lambda names: "d_ff" in names), owner.shape)
+        owner, index = owner[keep], index[keep]
+        starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(index, prepend=-2) != 1))
+        cut = intervals.pick(owner[starts])
+        return cut._replace(first=index[starts], length=np.diff(starts, append=len(owner)))

@@ -1,0 +1,128 @@
+"""Calculate axes, costs and distances of many members of a feasible set without building each `Architecture`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from march_search.architecture import flops
+from march_search.architecture.architecture import Architecture
+from march_search.cost.measures import SHAPE_MEASURES
+from march_search.cost.setup import Setup
+from march_search.errors import UsageError, nearest
+from march_search.space.grid import MESH, Combination, Ints, Mesh
+from march_search.space.space import AXES
+
+Numbers = NDArray[np.float64]
+
+MEASURES = ("difference", "params", "flops", "depth", "memory", "hours")
+"""Keys to order members by, besides the axes: distance from the budget in parameters, parameters, operations per
+token, layers of all stacks, bytes per device, and hours per trial."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """Members of a feasible set, as columns of equal length n."""
+
+    combinations: tuple[Combination, ...]
+    """Combinations of the feasible set."""
+    combination: Ints
+    """(n,) indices into the set's combinations."""
+    mesh: Ints
+    """(n,) indices into the combination's mesh."""
+    d_ff: Ints
+    """(n,) feed-forward widths."""
+    counted: Ints
+    """(n,) parameters, counted as in the budget."""
+    target: int
+    """Parameters of the budget."""
+
+    def __len__(self) -> int:
+        return len(self.d_ff)
+
+    def axis(self, name: str) -> NDArray[Any]:
+        """Return (n,) values of one axis: for `num_decoder_layers` the actual number, for no `d_bottleneck` 0."""
+        if name == "d_ff":
+            return self.d_ff
+        combinations = self.combinations
+        if name not in MESH:
+            values = [c.depth if name == "num_decoder_layers" else c.outer[name] for c in combinations]
+            return np.array(values)[self.combination]
+        meshes: dict[int, Mesh] = {id(c.mesh): c.mesh for c in combinations}
+        columns = [_on_mesh(mesh, name, self.mesh) for mesh in meshes.values()]
+        if len(columns) < 2:
+            return columns[0] if columns else np.zeros(0, dtype=np.int64)
+        mesh_index = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
+        return np.choose(mesh_index, columns)
+
+    def measure(self, name: str, setup: Setup) -> NDArray[Any]:
+        """Return (n,) numbers to order by: a key of `MEASURES`, or an axis, with text values replaced by their rank.
+
+        Raises:
+            UsageError: If `name` is neither a measure nor an axis.
+        """
+        if name == "difference":
+            return np.abs(self.counted - self.target)
+        if name == "params":
+            return self.counted
+        if name in MEASURES:
+            return self.map(lambda shape: SHAPE_MEASURES[name](shape, setup))
+        if name not in AXES:
+            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, (*MEASURES, *AXES))}')
+        values = self.axis(name)
+        return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
+
+    def flops_per_token(self, **lengths: Any) -> Numbers:
+        """Return (n,) operations per token of text; `lengths` are the arguments of `flops.flops_per_token`."""
+        return self.map(lambda shape: flops.flops_per_token(shape, **lengths))
+
+    def map(self, function: Callable[[SimpleNamespace], Any]) -> Numbers:
+        """Return (n,) values of a function that takes a shape whose numbers may be arrays."""
+        result = np.zeros(len(self))
+        for chosen, combination in self._by_combination():
+            shape = combination.shape(self.mesh[chosen])
+            shape.d_ff = self.d_ff[chosen]
+            result[chosen] = function(shape)
+        return result
+
+    def octaves_from(self, architecture: Architecture) -> Numbers:
+        """Return the (n,) Euclidean distances from an architecture over all axes.
+
+        Whole numbers differ by the base-2 logarithm of their ratio. Other values differ by one octave if unequal.
+        """
+        total = np.zeros(len(self))
+        for axis in AXES:
+            values, target = self.axis(axis), getattr(architecture, axis)
+            if axis == "num_decoder_layers":
+                target = architecture.decoder_layers
+            if values.dtype.kind == "i" and not isinstance(target, bool):
+                total += (np.log2(np.maximum(values, 1)) - np.log2(target or 1)) ** 2
+            else:  # NumPy turns a list of numbers and text into text
+                total += values != (str(target) if values.dtype.kind == "U" else target)
+        return np.sqrt(total)
+
+    def _by_combination(self) -> Iterator[tuple[Ints, Combination]]:
+        """Yield the row indices and the combination, for each combination present."""
+        order = np.argsort(self.combination, kind="stable")
+        starts = np.flatnonzero(np.diff(self.combination[order], prepend=-1))
+        for rows in np.split(order, starts[1:]) if len(order) else []:
+            yield rows, self.combinations[self.combination[rows[0]]]
+
+    def architecture(self, place: int = 0) -> Architecture:
+        """Return the member in row `place`."""
+        combination = self.combinations[self.combination[place]]
+        index = np.unravel_index(int(self.mesh[place]), combination.mesh.shape)
+        mesh = {axis: values[int(i)] for axis, values, i in zip(MESH, combination.mesh.axes, index, strict=True)}
+        return Architecture(**combination.outer, **mesh, d_ff=int(self.d_ff[place]))
+
+
+def _on_mesh(mesh: Mesh, name: str, points: Ints) -> Ints:
+    """Return (n,) values of one mesh axis; points that belong to another mesh get an arbitrary value."""
+    axis = MESH.index(name)
+    if len(mesh.axes[axis]) == 1:
+        return np.full(len(points), mesh.axes[axis][0] or 0, dtype=np.int64)
+    stride = int(np.prod(mesh.shape[axis + 1 :]))
+    return np.array(mesh.axes[axis], dtype=np.int64)[points // stride % mesh.shape[axis]]

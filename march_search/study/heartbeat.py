@@ -1,0 +1,136 @@
+"""Workers of a study: their records in the storage, their heartbeats, and how others detect that one has died.
+
+The clocks of two machines are never compared. A worker counts its heartbeats, and an observer records, on its own
+clock, when the count last changed. On the same machine, a lock that the kernel releases shows a death at once.
+"""
+
+import fcntl
+import os
+import platform
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from march_search.files import make_folder
+
+PREFIX = "worker:"
+"""Prefix of the study's user attributes that hold worker records."""
+
+SILENT = 2.5
+"""Heartbeat intervals without a heartbeat after which a worker counts as dead; with the polling delay, under three."""
+
+STOP = "stop"
+"""User attribute of the study that asks all workers to save and stop."""
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker's record."""
+
+    host: str
+    boot: str
+    """Boot ID of the machine; empty if unknown."""
+    pid: int
+    interval: float
+    """Seconds between two heartbeats."""
+    slots: int
+    """Number of trials it can run at a time."""
+    count: int = 0
+    """Number of heartbeats so far."""
+    at: float = 0.0
+    """Time of the last heartbeat by the host's clock; for display only."""
+    ended: bool = False
+    """Whether the worker left normally."""
+
+
+class Heartbeat:
+    """Heartbeat of this process as a worker."""
+
+    def __init__(self, study: optuna.Study, folder: Path, interval: float, slots: int) -> None:
+        """Create a worker of `study` whose lock file is in `folder`."""
+        self._study, self._due = study, 0.0
+        self.beat = WorkerRecord(platform.node(), boot(), os.getpid(), interval, slots)
+        self.worker = f"{platform.node()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._path = make_folder(folder) / f"{self.worker}.lock"
+        self._held = self._path.open("w")
+        fcntl.flock(self._held, fcntl.LOCK_EX)
+
+    def due(self) -> bool:
+        """Return whether the next heartbeat is due."""
+        return time.monotonic() >= self._due
+
+    def tick(self, ended: bool = False) -> None:
+        """Send a heartbeat; the last one if the worker has `ended`."""
+        record = asdict(self.beat) | {"count": self.beat.count + 1, "at": time.time(), "ended": ended}
+        self._study.set_user_attr(PREFIX + self.worker, record)
+        self.beat = WorkerRecord(**record)
+        self._due = time.monotonic() + self.beat.interval
+
+    def leave(self) -> None:
+        """Send the last heartbeat, so that other workers do not wait for this one."""
+        self.tick(ended=True)
+        self.close()
+
+    def close(self) -> None:
+        """Delete the lock file and release its lock."""
+        with suppress(OSError):
+            self._path.unlink()
+        self._held.close()
+
+
+class Liveness:
+    """Liveness of the other workers, as one process observes it by its own clock."""
+
+    def __init__(self, folder: Path, interval: float) -> None:
+        """Start without observations.
+
+        Args:
+            folder: Folder of the workers' lock files.
+            interval: Heartbeat interval in seconds, for trials without a worker.
+        """
+        self._folder, self._interval = folder, interval
+        self._seen: dict[Any, tuple[Any, float]] = {}
+
+    def silent(self, key: Any, beats: dict[str, WorkerRecord], worker: str | None) -> bool:
+        """Return whether `worker`, which holds `key`, must be dead; if None, whether `key` has had none for long."""
+        beat = beats.get(worker) if worker else None
+        if worker and beat and (beat.ended or self.gone(worker, beat)):
+            return True
+        now, mark = time.monotonic(), (worker, beat.count if beat else 0)
+        last, since = self._seen.get(key, (None, 0.0))
+        if last != mark:
+            self._seen[key] = (mark, now)
+            return False
+        return now - since > SILENT * (beat.interval if beat else self._interval)
+
+    def gone(self, worker: str, beat: WorkerRecord) -> bool:
+        """Return whether a worker of this machine has exited, so that the kernel has released its lock."""
+        if not beat.boot or beat.boot != boot():
+            return False
+        try:
+            with (self._folder / f"{worker}.lock").open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def worker_records(study: optuna.Study) -> dict[str, WorkerRecord]:
+    """Return the records of all workers that the study has had, by name."""
+    attrs = study.user_attrs
+    return {key.removeprefix(PREFIX): WorkerRecord(**value) for key, value in attrs.items() if key.startswith(PREFIX)}
+
+
+def boot() -> str:
+    """Return the boot ID of this machine; empty if Linux does not provide it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

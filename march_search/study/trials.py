@@ -1,0 +1,113 @@
+"""Add a study's trials to Optuna and report their outcomes to it."""
+
+import math
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from march_search.architecture.architecture import CHOICES, Architecture
+from march_search.errors import StorageError
+from march_search.study.trial_process import TrialProcess
+from march_search.trial.outcome import TrialOutcome
+
+CARD = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
+"""Fields that are always Optuna parameters; the others are parameters only if they vary."""
+
+WantedTrial = tuple[Architecture, int] | tuple[Architecture, int, float]
+"""Architecture, training seed, and optionally a learning rate; the default is the study's own."""
+
+
+def distributions(architectures: Iterable[Architecture]) -> dict[str, BaseDistribution]:
+    """Return the Optuna distribution of every dimension that these architectures need."""
+    shapes = [asdict(a) for a in architectures]
+    varying = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1 and all(s[f] is not None for s in shapes)]
+    return {axis: _distribution(axis, {s[axis] for s in shapes}) for axis in dict.fromkeys((*CARD, *varying))}
+
+
+def _distribution(axis: str, values: set[Any]) -> BaseDistribution:
+    """Return the distribution of one dimension."""
+    if axis in CHOICES:
+        return CategoricalDistribution(CHOICES[axis])
+    if all(type(value) is int for value in values):
+        return IntDistribution(min(values), max(values))
+    return CategoricalDistribution(sorted(values, key=str))
+
+
+def enqueue(
+    study: optuna.Study, wanted: Sequence[WantedTrial], ranges: dict[str, BaseDistribution], own_rate: float
+) -> int:
+    """Add the trials that the study does not have yet and return their number.
+
+    `own_rate` is the study's own learning rate. The caller must hold the study's lock; otherwise two workers could add
+    the same trial.
+    """
+    known = {trial_identity(trial, own_rate) for trial in study.get_trials(deepcopy=False)}
+    new = [w for w in wanted if (w[0].name, w[1], w[2] if len(w) > 2 else own_rate) not in known]
+    for architecture, seed, *rate in new:
+        attrs = {"learning_rate": rate[0]} if rate and rate[0] != own_rate else {}
+        add_trial(study, architecture, seed, ranges, **attrs)
+    return len(new)
+
+
+def add_trial(
+    study: optuna.Study, architecture: Architecture, seed: int, ranges: dict[str, BaseDistribution], **told: Any
+) -> None:
+    """Add one trial; `told` holds additional user attributes."""
+    attrs = {"architecture": architecture.name, "seed": seed, "num_params": architecture.num_params, **told}
+    params = {axis: getattr(architecture, axis) for axis in ranges}
+    study.add_trial(create_trial(state=TrialState.WAITING, params=params, distributions=ranges, user_attrs=attrs))
+
+
+def repeat_trial(study: optuna.Study, trial: FrozenTrial, **told: Any) -> None:
+    """Add a trial of the same architecture as `trial`; the user attributes `told` replace those of `trial`."""
+    attrs = {key: trial.user_attrs[key] for key in ("architecture", "seed", "num_params", "learning_rate")
+            if key in trial.user_attrs}  # fmt: skip
+    study.add_trial(
+        create_trial(
+            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs | told
+        )
+    )
+
+
+def trial_identity(trial: FrozenTrial, own_rate: float) -> tuple[Any, Any, float]:
+    """Return the architecture, seed and learning rate of a trial; `own_rate` is the default learning rate."""
+    attrs = trial.user_attrs
+    return attrs.get("architecture"), attrs.get("seed"), attrs.get("learning_rate", own_rate)
+
+
+INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+"""Exit codes of a process that was asked to stop."""
+
+
+def failed_outcome(child: TrialProcess) -> TrialOutcome | None:
+    """Return the outcome of a process that exited without a result; None if it was asked to stop.
+
+    Raises:
+        StorageError: If it could not write. The trial has not failed; it resumes once there is disk space.
+    """
+    if child.process.returncode in INTERRUPTED:
+        return None
+    state, text = child.failure()
+    if child.process.returncode == StorageError.exit_code:
+        raise StorageError(text)
+    return {"state": state, "tokens": None, "loss": None, "text": text}
+
+
+def tell_optuna(storage: BaseStorage, trial: FrozenTrial, end: TrialOutcome) -> None:
+    """Close the trial in Optuna, as failed if its loss is not finite; raise if it is already closed.
+
+    `Study.tell` accepts an infinite loss, and makes twice as many storage calls under a lock that all workers share.
+    """
+    state, values = TrialState.FAIL, None
+    if end["state"] in ("complete", "pruned") and math.isfinite(end["loss"]):
+        state = TrialState.COMPLETE if end["state"] == "complete" else TrialState.PRUNED
+        values = [float(end["loss"])]
+    else:
+        storage.set_trial_user_attr(trial._trial_id, "reason", end["text"])
+    storage.set_trial_state_values(trial._trial_id, state, values)

@@ -1,0 +1,95 @@
+"""Write metrics.jsonl, with one line per step and per evaluation, and the same metrics for TensorBoard.
+
+A resumed trial drops the lines of the steps that it will repeat. `tensorboard --logdir` on a study folder shows each
+trial as a run.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from march_search.files import read_lines
+
+CLOCKS = frozenset(
+    {"seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes"}
+    | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds"}
+)
+"""Metrics that vary between runs and machines. All others are the same in a resumed trial."""
+
+
+class MetricsFile:
+    """Metrics files of one trial, open for appending."""
+
+    def __init__(self, path: Path, keep_steps: int) -> None:
+        """Open `path` and keep only the lines up to `keep_steps`, the step of the checkpoint to resume from."""
+        kept = [line for line in read_lines(path) if line.get("step", 0) <= keep_steps] if keep_steps else []
+        temporary = path.with_suffix(".new")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(map(_json_line, kept))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        self._file: TextIO = path.open("a", encoding="utf-8", buffering=1)
+        self._events = EventFile(path.parent, kept)
+
+    def append(self, kind: str, **values: Any) -> None:
+        """Append one line."""
+        line = {"kind": kind} | values
+        self._file.write(_json_line(line))
+        self._events.append(line)
+
+    def sync(self) -> None:
+        """Flush the lines so far to disk, so that they survive a machine crash, and to TensorBoard."""
+        self._events.flush()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _json_line(value: dict[str, Any]) -> str:
+    """Format one line of JSON."""
+    return json.dumps(value, allow_nan=False) + "\n"
+
+
+EVENT_FILE = "events.out.tfevents.0.march-search"
+
+EVENT_VALUES = ("loss", "context_gain", "gradient_norm", "learning_rate", "tokens_per_second", "flop_utilisation")
+"""Metrics that are written as curves, such as `train/loss`. The others are only in metrics.jsonl."""
+
+
+class EventFile:
+    """Event file of one trial."""
+
+    def __init__(self, folder: Path, lines: Iterable[dict[str, Any]]) -> None:
+        """Rewrite the file with the metrics lines that a resumed trial keeps, so that no step appears twice."""
+        temporary = folder / ".events.new"
+        self._writer = RecordWriter(temporary.open("wb"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        for line in lines:
+            self.append(line)
+        self._writer.flush()
+        temporary.replace(folder / EVENT_FILE)
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Append one metrics line."""
+        shown = {name: line[name] for name in EVENT_VALUES if line.get(name) is not None}
+        values = [Summary.Value(tag=f"{line['kind']}/{name}", simple_value=value) for name, value in shown.items()]
+        self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+
+    def flush(self) -> None:
+        """Flush the lines written so far, so that TensorBoard can read them."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        """Append one event."""
+        self._writer.write(event.SerializeToString())

@@ -1,0 +1,101 @@
+"""The optimizer: parameter groups by weight decay and learning rate, schedules, and AdamW without torch's compiler."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from march_search.architecture.architecture import Architecture
+from march_search.config import TrainingConfig
+from march_search.config.scaling import factors
+from march_search.model.init import all_kinds
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate and weight decay."""
+
+    decays: bool
+    """Whether weight decay applies."""
+    factor: float
+    """Learning rate, as a multiple of the trial's."""
+    parameters: dict[str, nn.Parameter]
+    """Parameters by name."""
+
+    def settings(self, training: TrainingConfig) -> dict[str, Any]:
+        """Return the learning rate and weight decay for AdamW.
+
+        AdamW shrinks a weight by learning rate times weight decay. Dividing the decay by the factor keeps this product
+        the same for all shapes and groups. Otherwise, with a learning rate proportional to one over the width, decay
+        would vanish in wide models (Dey et al. 2025, table 1, where a matrix's decay grows as its rate falls).
+        """
+        decay = training.weight_decay / self.factor if self.decays else 0.0
+        return {"lr": training.learning_rate * self.factor, "weight_decay": decay}
+
+    def describe(self, training: TrainingConfig) -> dict[str, Any]:
+        """Return a JSON description of the group, to be recorded before ZeRO partitions the parameters."""
+        settings = self.settings(training)
+        return {
+            "name": f"{'with' if self.decays else 'no'} weight decay, rate x {self.factor:.4g}",
+            "rate_factor": self.factor,
+            "learning_rate": settings["lr"],
+            "weight_decay": settings["weight_decay"],
+            "num_params": sum(p.numel() for p in self.parameters.values()),
+            "parameters": list(self.parameters),
+        }
+
+
+def parameter_groups(model: nn.Module, base: Architecture | None) -> list[Group]:
+    """Return groups that contain each parameter of `model` once, sorted by weight decay first, then higher rates first.
+
+    Weight decay applies to matrices, but not to norms, no-op keys or position tables.
+    """
+    rates, groups = _rates(model, base), dict[tuple[bool, float], dict[str, nn.Parameter]]()
+    for name, parameter in model.named_parameters():
+        is_table = name.endswith(("position_embedding", "relative_bias"))
+        key = parameter.ndim >= 2 and not is_table, rates[id(parameter)]
+        groups.setdefault(key, {})[name] = parameter
+    return [Group(*key, groups[key]) for key in sorted(groups, reverse=True)]
+
+
+def _rates(model: nn.Module, base: Architecture | None) -> dict[int, float]:
+    """Return the learning rate factor of each parameter, by its `id`."""
+    rates: dict[int, float] = {}
+    for kind, weight, sizes in all_kinds(model):
+        whole = weight if weight._base is None else weight._base  # `weight` may be a slice of a matrix
+        rate = factors(kind, sizes, base).rate
+        assert rates.setdefault(id(whole), rate) == rate, "one parameter has one learning rate"
+    return rates
+
+
+def schedule(training: TrainingConfig) -> Callable[[int], float]:
+    """Return the factor as a function of the step: a linear rise over `warmup_tokens`, then the configured schedule."""
+    warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
+    end = training.final_learning_rate
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if training.schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, training.steps - warmup))
+        left = 1 - done if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return end + (1 - end) * left
+
+    return factor
+
+
+_TORCHS = torch.optim.AdamW
+
+
+class AdamW(_TORCHS):
+    """torch's AdamW with its methods unwrapped; the wrappers import the compiler only to disable it."""
+
+    step = torch.no_grad()(inspect.unwrap(_TORCHS.step))
+    add_param_group = inspect.unwrap(_TORCHS.add_param_group)
+    load_state_dict = inspect.unwrap(_TORCHS.load_state_dict)
+    zero_grad = inspect.unwrap(_TORCHS.zero_grad)

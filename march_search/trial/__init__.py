@@ -1,0 +1,1 @@
+"""Files in a trial folder that training and the study share."""
