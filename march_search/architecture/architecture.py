@@ -142,7 +142,7 @@ class Architecture:
         mean_span_length: float = 3.0,
         backward: bool = True,
     ) -> float:
-        """Return the operations per token of text, with the backward pass by default; see `march_search.architecture.flops`."""
+        """Return the operations per token of text, with the backward pass by default; see `flops.py`."""
         return float(flops.flops_per_token(self, sequence_length, noise_density, mean_span_length, backward))
 
     @property

@@ -10,7 +10,7 @@ Kind = Literal["spaces", "studies", "tables"]
 
 def shipped_folder(kind: Kind) -> Path:
     """Return the folder of shipped files: inside the installed package, or at the top of the source tree."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "shipped_files" / kind
     return installed if installed.is_dir() else package.parent / kind
 

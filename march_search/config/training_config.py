@@ -25,8 +25,8 @@ class TrainingConfig:
     """How the learning rate depends on the shape. `fixed`: the same rate for all shapes and parameters. `width`: the
     rate of each matrix, and the initialisation of some, is scaled by its fan-in and the depth of its stack relative to
     `base_shape`, so that one rate suits wide and narrow, deep and shallow models (maximal update parameterization with
-    CompleteP's depth scaling; `march_search/config/scaling.py` lists the factors and sources). The product of learning rate
-    and weight decay does not change. Needs `init = "t5"`."""
+    CompleteP's depth scaling; `march_search/config/scaling.py` lists the factors and sources). The product of learning
+    rate and weight decay does not change. Needs `init = "t5"`."""
     base_shape: str = "L12-D768-H12x64-F3072"
     """Name of the shape for which `learning_rate` was chosen, for `learning_rate_scaling = "width"`. A model of this
     shape trains as with `fixed`. Only L, D, H and F matter. Choose a shape from the middle of the search space."""
