@@ -93,7 +93,12 @@ def trial(store: Store, root: Path) -> None:
             tokens=20 * 16384, global_batch_tokens=16384, precision="fp32", evaluations=1, checkpoints=0
         )
         config = TrialConfig(
-            name, os.path.relpath(store.folder, folder), 0, DATA, training, DevicesConfig("cpu", threads=1)
+            architecture=name,
+            store=os.path.relpath(store.folder, folder),
+            seed=0,
+            data=DATA,
+            training=training,
+            devices=DevicesConfig(kind="cpu", threads=1),
         )
         (folder / "trial.json").write_text(json.dumps(asdict(config)))
         subprocess.run(

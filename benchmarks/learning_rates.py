@@ -30,7 +30,14 @@ def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig)
     """Loss at the end of a trial; infinite if it diverged."""
     folder.mkdir()
     devices = DevicesConfig(kind="cpu", threads=1)
-    config = TrialConfig(architecture, os.path.relpath(store, folder), 0, DATA, training, devices)
+    config = TrialConfig(
+        architecture=architecture,
+        store=os.path.relpath(store, folder),
+        seed=0,
+        data=DATA,
+        training=training,
+        devices=devices,
+    )
     (folder / "trial.json").write_text(json.dumps(asdict(config)))
     subprocess.run([sys.executable, "-m", "march_search.training", str(folder)], capture_output=True, check=False)
     result = folder / "result.json"

@@ -2,8 +2,8 @@
 
 python benchmarks/pricing.py
 
-The fit has two numbers, the `layer_seconds` and `score_seconds` of `march_search.cost.devices.Device`; matrix products are set
-at half of the A5000's peak. Two ways of holding out: every second run, and a whole family of shapes at a time,
+The fit has two numbers, the `layer_seconds` and `score_seconds` of `march_search.cost.devices.Device`; matrix products
+are set at half of the A5000's peak. Two ways of holding out: every second run, and a whole family of shapes at a time,
 which is what pricing shapes nobody has trained means.
 """
 

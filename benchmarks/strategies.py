@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(logging.ERROR)
-    table, how = read_curves("march-2023"), Replay(arguments.orders, arguments.seed)
+    table, how = read_curves("march-2023"), Replay(orders=arguments.orders, seed=arguments.seed)
     heading("strategy, workers")
     for workers in (1, 4, 8):
         for strategy in COMPARED:

@@ -80,8 +80,15 @@ def trial(folder: Path, store: Path, study: StudyConfig, steps: int) -> Path:
     folder.mkdir()
     tokens = steps * study.training.global_batch_tokens
     training = replace(study.training, tokens=tokens, warmup_tokens=0, evaluations=1, checkpoints=0, keep_weights=False)
-    devices = DevicesConfig("cpu", threads=1)
-    config = TrialConfig(ARCHITECTURE, os.path.relpath(store, folder), 0, study.data, training, devices)
+    devices = DevicesConfig(kind="cpu", threads=1)
+    config = TrialConfig(
+        architecture=ARCHITECTURE,
+        store=os.path.relpath(store, folder),
+        seed=0,
+        data=study.data,
+        training=training,
+        devices=devices,
+    )
     (folder / "trial.json").write_text(json.dumps(asdict(config)))
     return folder
 

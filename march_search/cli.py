@@ -23,16 +23,16 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from march_search.commands import data, doctor, export, pareto, rank, replay, report, solve, study, study_worker
+    from march_search.commands import data, doctor, explain, export, pareto, rank, replay, report, solve, study
 
     top = _Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
     verbs = top.add_subparsers(
         dest="verb",
-        metavar="solve | study | worker | storage-proxy | rank | pareto | report | replay | data | export | doctor",
+        metavar="COMMAND",
         parser_class=_Parser,
     )
-    for command in (solve, study, study_worker, rank, pareto, report, replay, data, export, doctor):
+    for command in (solve, explain, study, rank, pareto, report, export, replay, data, doctor):
         command.add(verbs)
     return top
 

@@ -76,7 +76,14 @@ def _trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
     folder = root / name
     folder.mkdir()
     devices, recipe = DevicesConfig(kind="cpu", ranks=ranks, threads=1), replace(TRAINING, zero_stage=2 * (ranks > 1))
-    config = TrialConfig(ARCHITECTURE, os.path.relpath(store, folder), 0, DATA, recipe, devices)
+    config = TrialConfig(
+        architecture=ARCHITECTURE,
+        store=os.path.relpath(store, folder),
+        seed=0,
+        data=DATA,
+        training=recipe,
+        devices=devices,
+    )
     (folder / "trial.json").write_text(json.dumps(asdict(config)))
     return folder
 

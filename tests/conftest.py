@@ -89,7 +89,14 @@ def trial_maker(store: Path, parent: Path) -> Callable[..., Path]:
         folder.mkdir()
         devices = DevicesConfig(kind="cpu", ranks=ranks, threads=1)
         recipe = replace(TINY_TRAINING, **training)
-        config = TrialConfig(architecture, os.path.relpath(store, folder), 0, DATA, recipe, devices)
+        config = TrialConfig(
+            architecture=architecture,
+            store=os.path.relpath(store, folder),
+            seed=0,
+            data=DATA,
+            training=recipe,
+            devices=devices,
+        )
         (folder / "trial.json").write_text(json.dumps(asdict(config)))
         return folder
 

@@ -29,7 +29,13 @@ def main() -> None:
         precision=sys.argv[1],
         zero_stage=int(sys.argv[2]),
     )
-    config = TrialConfig(a.name, "", data=data, training=training, devices=DevicesConfig("cpu", ranks, 1))
+    config = TrialConfig(
+        architecture=a.name,
+        store="",
+        data=data,
+        training=training,
+        devices=DevicesConfig(kind="cpu", ranks=ranks, nodes=1),
+    )
     place = join_ranks(config.devices)
     with tempfile.TemporaryDirectory() as folder:
         engine = loop._engine(Path(folder), config, a, place)

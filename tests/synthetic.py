@@ -57,7 +57,10 @@ def _write_trial(
 ) -> None:
     """One complete trial."""
     at.mkdir(parents=True)
-    write_json(at / "trial.json", asdict(TrialConfig(architecture, "store", seed, DATA, training)))
+    write_json(
+        at / "trial.json",
+        asdict(TrialConfig(architecture=architecture, store="store", seed=seed, data=DATA, training=training)),
+    )
     tokens = [training.tokens * part // evaluations for part in range(1, evaluations + 1)]
     lines = [
         {"kind": "evaluation", "tokens": t, "loss": loss * (t / training.tokens) ** -0.15, "context_gain": gain}

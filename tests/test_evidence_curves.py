@@ -101,7 +101,15 @@ def test_rank_correlations_are_those_of_scipy() -> None:
 def shape(layers: int, width: int, heads: int, feed_forward: int, gated: bool = False) -> Architecture:
     """A small shape."""
     kind = "gated-gelu" if gated else "relu"
-    return Architecture(layers, width, heads, 32, feed_forward, feed_forward_proj=kind, vocab_size=2048)
+    return Architecture(
+        num_layers=layers,
+        d_model=width,
+        num_heads=heads,
+        d_kv=32,
+        d_ff=feed_forward,
+        feed_forward_proj=kind,
+        vocab_size=2048,
+    )
 
 
 def test_effects_are_found_where_the_design_tells_them_apart() -> None:

@@ -37,7 +37,7 @@ def words(text: str) -> str:
 
 def test_seeds_of_an_architecture_are_one_row(tmp_path: Path) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
-    study = read_study("synthetic", tmp_path)
+    study = read_study(tmp_path / "synthetic")
     rows = ranked_rows(study)
     assert [row["name"] for row in rows] == list(SHAPES)
     assert [row["letters"] for row in rows] == ["a", "a", "b", "b"]
@@ -55,7 +55,7 @@ def test_an_architecture_stands_at_its_best_rate_and_an_edge_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path, ONE_SEED, rates=(1e-3, 2e-3))
-    row = ranked_rows(read_study("synthetic", tmp_path))[0]
+    row = ranked_rows(read_study(tmp_path / "synthetic"))[0]
     assert (row["learning_rate"], row["learning_rate_edge"], row["loss"]) == (1e-3, "lowest", 4.1)
     assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
     text = words(told(tmp_path, capsys))
@@ -69,7 +69,7 @@ def test_one_seed_says_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFix
     text = words(told(tmp_path, capsys))
     assert "ASSUMED for ties and probabilities: a standard deviation of 0.006 nats" in text
     assert "Narang et al. 2021, Table 1" in text
-    assert [row["half_interval"] for row in rank(read_study("synthetic", tmp_path)).rows] == [None] * 4
+    assert [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows] == [None] * 4
     assert "deviation of 0.05 nats" in words(told(tmp_path, capsys, "--seed-noise", "0.05"))
     assert "Training noise: left out" in told(tmp_path, capsys, "--seed-noise", "none")
 
@@ -80,7 +80,7 @@ def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.Captur
     assert "Regime: n-grams. The best loss, 4.100, is above that of a bigram model (4.000)" in text
     assert "The leader should leave this regime after about 1.4" in text
     assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
-    leave = study_evidence(read_study("synthetic", tmp_path)).regime
+    leave = study_evidence(read_study(tmp_path / "synthetic")).regime
     assert leave is not None
     assert leave.tokens_to_leave is not None
     truth = (1 << 20) * (4.1 / 3.9) ** (1 / 0.15)
@@ -115,7 +115,7 @@ def test_curves_that_cross_late_are_told(tmp_path: Path, capsys: pytest.CaptureF
     text = words(told(tmp_path, capsys))
     assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
     assert "Early order: after 10% of the tokens" in text
-    found = study_evidence(read_study("synthetic", tmp_path))
+    found = study_evidence(read_study(tmp_path / "synthetic"))
     assert found.rungs[8].regret == pytest.approx(0.2)
     assert found.rungs[0].kendall == 1
 
@@ -130,7 +130,7 @@ def test_a_trial_on_a_rung_is_paused_and_others_have_their_reasons(tmp_path: Pat
     lines = (waiting / "metrics.jsonl").read_text().splitlines()
     (waiting / "metrics.jsonl").write_text(lines[0] + "\n" + lines[1].replace("209715", "209920") + "\n")
     (failed / "outcome.json").write_text(json.dumps({"state": "failed", "reason": "no memory"}))
-    study = read_study("synthetic", tmp_path)
+    study = read_study(tmp_path / "synthetic")
     assert [t.state for t in study.trials] == ["complete", "paused", "unfinished", "failed"]
     reasons = [row["reason"] for row in rank(study).others]
     assert reasons[0].startswith("waiting on the rung at 209,920 tokens")
@@ -226,7 +226,7 @@ def test_losses_of_examples_and_their_documents_are_those_of_a_real_trial(
         config["store"] = str((straight / config["store"]).resolve())
         (study / "trials" / f"{number:04d}-real" / "trial.json").write_text(json.dumps(config))
     write_json(study / "study.json", {"settings": {}})
-    [only] = pool(read_study("synthetic", tmp_path))
+    [only] = pool(read_study(tmp_path / "synthetic"))
     losses = example_losses(only.trials)
     assert losses is not None
     assert losses.mean() == pytest.approx(only.loss, abs=1e-5)

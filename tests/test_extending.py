@@ -45,7 +45,7 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
     study_state.keep_candidates(folder.path, chosen)
     folder.keep_store(root / "store")
     StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
-    return [f"{t.architecture.name}-s{t.seed}" for t in read_study("toy", root).trials]
+    return [f"{t.architecture.name}-s{t.seed}" for t in read_study(root / "toy").trials]
 
 
 def test_an_extended_study_keeps_its_trials_and_gets_more(tmp_path: Path) -> None:

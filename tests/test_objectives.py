@@ -23,15 +23,15 @@ STUDY = replace(CONFIG, search=SearchConfig(strategy="list", architectures=LISTE
 
 def test_the_pareto_set_of_a_study_is_what_no_other_beats(tmp_path: Path) -> None:
     run(tmp_path, replace(STUDY, search=replace(STUDY.search, seeds=(0, 1))))
-    rows = pareto_rows(read_study("toy", tmp_path))  # toys of one width have one loss: the deepest of each stay
+    rows = pareto_rows(read_study(tmp_path / "toy"))  # toys of one width have one loss: the deepest of each stay
     told = {(row["num_layers"], row["d_model"]): row["pareto"] for row in rows}
     assert told == {(1, 64): False, (2, 64): False, (1, 128): False, (3, 160): True, (1, 192): True}
     assert [row["loss"] for row in rows] == sorted(row["loss"] for row in rows)
     assert {row["num_seeds"] for row in rows} == {2}
     assert sum(row["knee"] for row in rows) == 1
-    flops = pareto_rows(read_study("toy", tmp_path), ("loss", "flops"))
+    flops = pareto_rows(read_study(tmp_path / "toy"), ("loss", "flops"))
     assert {row["name"] for row in flops if row["pareto"]} >= {LISTED[0], LISTED[4]}
-    speed = pareto_rows(read_study("toy", tmp_path), ("loss", "-tokens_per_second"))
+    speed = pareto_rows(read_study(tmp_path / "toy"), ("loss", "-tokens_per_second"))
     assert [row["name"] for row in speed if row["pareto"]] == [LISTED[4]]  # all toys are equally fast
     assert {row["tokens_per_second"] for row in speed} == {1000.0}
 
@@ -54,7 +54,7 @@ def test_the_command_prints_the_same_in_every_format(tmp_path: Path, capsys: pyt
 def test_an_unknown_objective_is_named(tmp_path: Path) -> None:
     run(tmp_path, STUDY)
     with pytest.raises(UsageError, match=r'unknown objective "flop"\. Did you mean "flops"\?'):
-        pareto_rows(read_study("toy", tmp_path), ("loss", "flop"))
+        pareto_rows(read_study(tmp_path / "toy"), ("loss", "flop"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))

@@ -26,7 +26,10 @@ FOUR = LearningCurves(
     1,
     "made up",
     "nats",
-    tuple(Curve(name, tuple(zip(TOKENS, losses, strict=True))) for name, losses in zip("ABCD", LOSSES, strict=True)),
+    tuple(
+        Curve(name=name, evaluations=tuple(zip(TOKENS, losses, strict=True)))
+        for name, losses in zip("ABCD", LOSSES, strict=True)
+    ),
 )
 QUIET = curves(FOUR, np.random.default_rng(0))
 
@@ -110,7 +113,12 @@ def test_the_shipped_table_holds_the_25_runs_with_their_exact_parameters() -> No
 def test_the_default_strategy_finds_the_best_of_the_25_runs_for_9_percent(
     workers: int, noise: tuple[float, float]
 ) -> None:
-    row = replay(read_curves("march-2023"), parse("rungs"), workers, Replay(1000, 0, *noise))
+    row = replay(
+        read_curves("march-2023"),
+        parse("rungs"),
+        workers,
+        Replay(orders=1000, seed=0, noise=noise[0], evaluation_noise=noise[1]),
+    )
     assert row["spent_max"] <= 0.09
     assert row["found"] >= 990  # regret 0
     if not noise[1]:  # with noise of its own on each last loss, the second run often seems the best
@@ -122,7 +130,7 @@ def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
     table = read_curves("march-2023")
     rest = replace(table, runs=tuple(run for run in table.runs if run.family != family))
     assert len(rest.runs) < 25
-    row = replay(rest, parse("rungs"), 4, Replay(100, 1, 0.005, 0.005))
+    row = replay(rest, parse("rungs"), 4, Replay(orders=100, seed=1, noise=0.005, evaluation_noise=0.005))
     assert row["found"] >= 99
     assert row["spent_max"] < 1 / len(rest.runs) + 0.05  # the one full run, and 5 % for all the others
 

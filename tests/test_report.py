@@ -43,7 +43,13 @@ def study(root: Path, seeds: int = 3, **told: Any) -> Path:
     for number, (state, text) in enumerate({"failed": "out of <luck> & memory", "pruned": "too high"}.items(), 90):
         trial = folder / "trials" / f"{number:04d}-{SHAPES[0]}-s{number}"
         trial.mkdir()
-        config = TrialConfig(SHAPES[0], "store", number, DATA, TrainingConfig(tokens=1 << 20, global_batch_tokens=1024))
+        config = TrialConfig(
+            architecture=SHAPES[0],
+            store="store",
+            seed=number,
+            data=DATA,
+            training=TrainingConfig(tokens=1 << 20, global_batch_tokens=1024),
+        )
         write_json(trial / "trial.json", asdict(config))
         write_json(trial / "outcome.json", {"state": state, "text": text, "reason": text})
     return folder
@@ -52,7 +58,7 @@ def study(root: Path, seeds: int = 3, **told: Any) -> Path:
 def html(root: Path, name: str = "demo") -> str:
     """The page of a study."""
     return page(
-        study_evidence(read_study(name, root), tokens=10 << 20, with_effects=True), f"march-search study run {name}"
+        study_evidence(read_study(root / name), tokens=10 << 20, with_effects=True), f"march-search study run {name}"
     )
 
 
@@ -71,7 +77,7 @@ def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) 
 
 def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
     study(tmp_path)
-    drawn = figures(study_evidence(read_study("demo", tmp_path), tokens=10 << 20, with_effects=True))
+    drawn = figures(study_evidence(read_study(tmp_path / "demo"), tokens=10 << 20, with_effects=True))
     assert set(drawn) == {"ranking", "curves", "depth", "width", "map", "front", "effects", "horizon"}
     for figure in drawn.values():
         assert "nan" not in figure.svg()
@@ -81,7 +87,7 @@ def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("many", "said"), [(30, False), (70, True)])
 def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many: int, said: bool) -> None:
     write_study(tmp_path, {f"L2-D128-H8x32-F{64 + i}-rope-V2048": [4 + i / 100] for i in range(many)}, name="many")
-    drawn = figures(study_evidence(read_study("many", tmp_path)))["ranking"].svg()
+    drawn = figures(study_evidence(read_study(tmp_path / "many")))["ranking"].svg()
     assert drawn.count('class="name"') == min(many, 60)
     assert (f"the best 60 of {many}" in drawn) == said
 
@@ -89,7 +95,7 @@ def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many
 @pytest.mark.parametrize("many", [1, 2])
 def test_a_study_of_few_trials_has_a_page_too(tmp_path: Path, many: int) -> None:
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")
-    text = page(study_evidence(read_study("small", tmp_path), with_effects=True), "march-search study run small")
+    text = page(study_evidence(read_study(tmp_path / "small"), with_effects=True), "march-search study run small")
     assert f"{many} of {many} trial{'s' * (many > 1)} complete" in text
 
 
@@ -98,7 +104,7 @@ def test_a_study_without_a_complete_trial_says_so(tmp_path: Path) -> None:
     for trial in (folder / "trials").iterdir():
         (trial / "result.json").unlink(missing_ok=True)
     assert "No architecture can be ranked yet." in page(
-        study_evidence(read_study("demo", tmp_path), with_effects=True), ""
+        study_evidence(read_study(tmp_path / "demo"), with_effects=True), ""
     )
 
 
@@ -143,7 +149,7 @@ def test_the_command_writes_page_text_and_figures(tmp_path: Path, capsys: pytest
 
 def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
     study(tmp_path)
-    for text in figure_files(study_evidence(read_study("demo", tmp_path))).values():
+    for text in figure_files(study_evidence(read_study(tmp_path / "demo"))).values():
         assert "var(" not in text
         assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
         assert len(png(text) or b"") > 5000
@@ -228,8 +234,8 @@ def test_small_tables_say_all_that_is_worth_keeping(tmp_path: Path, capsys: pyte
     assert "| rank | name |" in text
     assert f"march-search study run demo.toml --root {tmp_path}" in text
     rows = list(csv.DictReader((tmp_path / "kept" / "demo.csv").read_text().splitlines()))
-    assert len(rows) == len(read_study("demo", tmp_path).trials)
-    for row, trial in zip(rows, read_study("demo", tmp_path).trials, strict=True):
+    assert len(rows) == len(read_study(tmp_path / "demo").trials)
+    for row, trial in zip(rows, read_study(tmp_path / "demo").trials, strict=True):
         assert (row["name"], int(row["seed"])) == (trial.architecture.name, trial.seed)
         assert row["state"] == trial.state
         assert row["loss"] == "" if trial.loss is None else float(row["loss"]) == pytest.approx(trial.loss, abs=1e-6)

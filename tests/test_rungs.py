@@ -106,7 +106,7 @@ def test_a_study_on_rungs_trains_the_best_to_the_end_and_stops_the_others(tmp_pa
     assert sorted(max(t.intermediate_values) for t in trials) == [1024, 1024, 1024, 2048, 3072, 3072]
     widest = sorted(t.params["d_model"] for t in trials)[-3:]
     assert {t.params["d_model"] for t in trials if t.state == TrialState.COMPLETE} <= set(widest)
-    reasons = {t.reason for t in read_study("toy", tmp_path).trials if t.state == "pruned"}
+    reasons = {t.reason for t in read_study(tmp_path / "toy").trials if t.state == "pruned"}
     assert reasons == {
         "not promoted from the rung at 1,024 tokens",
         "not promoted from the rung at 2,048 tokens",

@@ -52,7 +52,7 @@ def optuna_study(root: Path, name: str = "toy") -> optuna.Study:
 
 def test_study_then_rank(tmp_path: Path) -> None:
     assert run(tmp_path) == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
-    rows = ranked_rows(read_study("toy", tmp_path))
+    rows = ranked_rows(read_study(tmp_path / "toy"))
     losses = [row["loss"] for row in rows]
     assert losses == sorted(losses)
     assert [row["d_model"] for row in rows] == sorted((row["d_model"] for row in rows), reverse=True)
@@ -87,7 +87,7 @@ def test_a_failed_trial_is_a_result_with_a_reason(
     victim = candidates.choose(CONFIG, tmp_path).architectures[2].name
     monkeypatch.setenv(misbehaviour, victim)
     assert run(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
-    study = read_study("toy", tmp_path)
+    study = read_study(tmp_path / "toy")
     [row] = other_rows(study)
     assert (row["name"], row["state"], row["rank"]) == (victim, "failed", None)
     assert reason in row["reason"]
@@ -102,14 +102,14 @@ def test_optuna_stops_what_is_worse_than_the_median(tmp_path: Path, monkeypatch:
     search = SearchConfig(strategy="list", architectures=tuple(names))
     config = replace(CONFIG, search=search, pruner=PrunerConfig(kind="median", startup_trials=3, warmup_tokens=2048))
     assert run(tmp_path, config) == Summary(complete=3, pruned=1, failed=0, left=0, signum=0)
-    [row] = other_rows(read_study("toy", tmp_path))
+    [row] = other_rows(read_study(tmp_path / "toy"))
     assert (row["name"], row["state"], row["tokens"]) == (names[3], "pruned", 2048)
 
 
 def test_every_architecture_is_trained_with_every_seed(tmp_path: Path) -> None:
     config = replace(CONFIG, search=SearchConfig(trials=2, seeds=(3, 4)))
     assert run(tmp_path, config).complete == 4
-    seeds = [(t.architecture, t.seed) for t in read_study("toy", tmp_path).trials]
+    seeds = [(t.architecture, t.seed) for t in read_study(tmp_path / "toy").trials]
     assert len(set(seeds)) == 4
     assert {seed for _, seed in seeds} == {3, 4}
 
@@ -117,12 +117,12 @@ def test_every_architecture_is_trained_with_every_seed(tmp_path: Path) -> None:
 def test_every_learning_rate_is_trained_and_the_best_one_ranks(tmp_path: Path) -> None:
     config = replace(CONFIG, search=SearchConfig(trials=2, learning_rates=(1e-4, 2e-4, 4e-4)))
     assert run(tmp_path, config).complete == 6
-    read = read_study("toy", tmp_path).trials
+    read = read_study(tmp_path / "toy").trials
     assert {(t.architecture.name, t.config.training.learning_rate) for t in read} == {
         (t.architecture.name, rate) for t in read for rate in (1e-4, 2e-4, 4e-4)
     }
     assert sorted(t.folder.name.endswith("-lr0.0002") for t in read) == [False] * 4 + [True] * 2
-    rows = ranked_rows(read_study("toy", tmp_path))
+    rows = ranked_rows(read_study(tmp_path / "toy"))
     assert len(rows) == 2
     assert all(row["learning_rate_edge"] for row in rows)  # the toy does not mind: the first of equals, on the edge
     assert run(tmp_path, config).complete == 6  # and nothing is trained twice
@@ -135,7 +135,7 @@ def test_a_sampler_chooses_what_is_trained_and_a_second_run_adds_nothing(tmp_pat
     summary = run(tmp_path, config)
     assert (summary.complete + summary.pruned, summary.failed, summary.left) == (7, 0, 0)
     assert summary.pruned == (0 if pruner == "none" else 4)
-    names = [t.architecture.name for t in read_study("toy", tmp_path).trials]
+    names = [t.architecture.name for t in read_study(tmp_path / "toy").trials]
     found = candidates.choose(config, tmp_path).found
     assert len(set(names)) == 7
     assert all(Architecture.parse(name) in found for name in names)
@@ -271,9 +271,9 @@ def test_a_truncated_result_is_no_result(tmp_path: Path) -> None:
     run(tmp_path)
     result = next(tmp_path.glob("toy/trials/*/result.json"))
     result.write_text(result.read_text()[:-5])
-    assert len(ranked_rows(read_study("toy", tmp_path))) == 5
+    assert len(ranked_rows(read_study(tmp_path / "toy"))) == 5
     assert (
-        other_rows(read_study("toy", tmp_path))[0]["reason"]
+        other_rows(read_study(tmp_path / "toy"))[0]["reason"]
         == "result.json is missing or does not reach the data budget."
     )
 
@@ -337,7 +337,7 @@ def test_a_study_takes_over_the_same_trials_of_another(tmp_path: Path, capsys: p
     more = replace(CONFIG, training=lean, search=replace(CONFIG.search, seeds=(0, 1), reuse_trials=True))
     assert run(tmp_path, more, "second") == Summary(complete=12, pruned=0, failed=0, left=0, signum=0)
     assert capsys.readouterr().err.count("taken from toy") == 6
-    first, second = (read_study(name, tmp_path).trials for name in ("toy", "second"))
+    first, second = (read_study(tmp_path / name).trials for name in ("toy", "second"))
     mine = {(t.architecture, t.seed): t for t in second}
     for trial in first:
         taken = mine[trial.architecture, trial.seed]
@@ -373,7 +373,7 @@ def test_a_damaged_result_is_not_taken_over(tmp_path: Path) -> None:
 def test_words_of_a_study_may_change_and_are_kept(tmp_path: Path) -> None:
     run(tmp_path)
     run(tmp_path, replace(CONFIG, question="Wide or deep?", answer="A difference."))
-    settings = read_study("toy", tmp_path).settings
+    settings = read_study(tmp_path / "toy").settings
     assert (settings["question"], settings["answer"]) == ("Wide or deep?", "A difference.")
 
 

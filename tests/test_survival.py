@@ -256,7 +256,9 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room
     large = TINY.replace("F64", "F8192")
     recipe = replace(TINY_TRAINING, tokens=4 * 256, evaluations=1, checkpoints=1, keep_weights=False)
     search = SearchConfig(strategy="list", architectures=(TINY, large))
-    config = StudyConfig("cpu-demo", search=search, data=DATA, training=recipe, devices=DevicesConfig("cpu", threads=1))
+    config = StudyConfig(
+        space="cpu-demo", search=search, data=DATA, training=recipe, devices=DevicesConfig(kind="cpu", threads=1)
+    )
 
     def run() -> Summary:
         folder, chosen = StudyFolder.of(disk, "full"), candidates.choose(config, disk)

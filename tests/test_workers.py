@@ -171,7 +171,7 @@ def test_silence_is_measured_by_the_observers_own_clock(tmp_path: Path, monkeypa
     monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
     witness, beat = (
         heartbeat.Liveness(tmp_path, 10),
-        heartbeat.WorkerRecord("far", "other boot", 1, 10.0, 1, count=5, at=-1e9),
+        heartbeat.WorkerRecord(host="far", boot="other boot", pid=1, interval=10.0, slots=1, count=5, at=-1e9),
     )
     assert not witness.silent(0, {"w": beat}, "w")
     now[0] = 24.9
@@ -200,7 +200,11 @@ def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_p
     study, [other] = leased(tmp_path, "other")
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
     folder = StudyFolder.of(tmp_path, "toy")
-    worker = Worker(Job(CONFIG, folder, study, tmp_path / "store", slow), StudyProgress([], 1, 1), Signals())
+    worker = Worker(
+        Job(config=CONFIG, folder=folder, study=study, store=tmp_path / "store", command=slow),
+        StudyProgress([], 1, 1),
+        Signals(),
+    )
     worker._step()
     [turn] = worker.turns
     assert turn.child is not None
@@ -244,16 +248,16 @@ def test_status_show_and_list_tell_the_same_in_tables_and_json(
     table = capsys.readouterr().out
     assert "toy: 5 complete, 1 failed" in table
     assert f"optuna-dashboard {tmp_path / 'toy' / JOURNAL}\ntensorboard --logdir {tmp_path / 'toy/trials'}\n" in table
-    assert main(["study", "status", "toy", *here, "--json"]) == 0
+    assert main(["study", "status", "toy", *here, "--format", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["states"] == {"complete": 5, "failed": 1}
     assert told["tokens_done"] == told["tokens_planned"] == 5 * 4096
     assert [row["state"] for row in told["trials"]] == ["complete", "failed", *["complete"] * 4]
-    assert main(["study", "show", "toy", "1", *here, "--json"]) == 0
+    assert main(["study", "show", "toy", "1", *here, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["reason"] == "the toy was told to fail."
     assert main(["study", "show", "toy", "6", *here]) == 2
     assert "toy has no trial 6: use a number from 0 to 5" in capsys.readouterr().err
-    assert main(["study", "list", *here, "--json"]) == 0
+    assert main(["study", "list", *here, "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[-1]["states"] == "5 complete, 1 failed"
     assert main(["study", "status", "tow", *here]) == 4
     assert "holds no study 'tow'. Did you mean \"toy\"?" in capsys.readouterr().err
@@ -269,7 +273,7 @@ def test_status_knows_learning_rates_and_trials_to_come(tmp_path: Path, capsys: 
     assert "toy: 3 complete, 1 waiting, 4 to come" in table
     assert "rate" in table
     assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k currently planned" in table
-    assert main(["study", "status", "toy", "--root", str(tmp_path), "--json"]) == 0
+    assert main(["study", "status", "toy", "--root", str(tmp_path), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)["trials"]
     assert [(row["learning_rate"], row["tokens"]) for row in rows] == [
         (1e-3, 4096), (2e-3, 4096), (1e-3, 4096), (2e-3, 0),
@@ -339,10 +343,15 @@ def test_a_password_is_told_nowhere(
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(tmp_path / "store")
     StudyRun(config, folder, tmp_path / "store", candidates.with_seeds(chosen, config), spy).run()
-    for words in (["study", "status"], ["study", "status", "--json"], ["rank"], ["study", "list", "--json"]):
+    for words in (
+        ["study", "status"],
+        ["study", "status", "--format", "json"],
+        ["rank"],
+        ["study", "list", "--format", "json"],
+    ):
         name = [] if words[1:2] == ["list"] else ["spied"]
         assert main([*words, *name, "--root", str(tmp_path)]) == 0
-    assert main(["study", "show", "spied", "0", "--json", "--root", str(tmp_path)]) == 0
+    assert main(["study", "show", "spied", "0", "--format", "json", "--root", str(tmp_path)]) == 0
     monkeypatch.setenv("STUDY_URL", postgres.replace("searcher", "nobody"))
     assert main(["study", "status", "spied", "--root", str(tmp_path)]) == 4
     with pytest.raises(StorageError) as caught:

@@ -50,7 +50,7 @@ BLOCK = 3
 """Number of neighbouring evaluations whose residuals are drawn together."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurveFit:
     """A fitted curve, as a sample of plausible power laws."""
 
@@ -99,7 +99,9 @@ def fit_curve(curve: Curve, warmup_tokens: float = 0, seed: int = 0, miss: float
     miss_B = np.append(0.0, rng.standard_normal(DRAWS)) * (miss or 0.0)
     drawn_BN = fit.losses_N + np.vstack([np.zeros(len(fit.losses_N)), _blocks(rng, fit.residuals_N)])
     floor_B, scale_B = _linear(fit.powers_GN[picked_B], drawn_BN, fit.weights_N)
-    return CurveFit(floor_B, scale_B, EXPONENTS[picked_B], miss_B, float(curve[-1][0]))
+    return CurveFit(
+        floor_B=floor_B, scale_B=scale_B, exponent_B=EXPONENTS[picked_B], miss_B=miss_B, unit=float(curve[-1][0])
+    )
 
 
 def half_miss(curve: Curve, warmup_tokens: float = 0) -> float | None:
@@ -115,7 +117,7 @@ def half_miss(curve: Curve, warmup_tokens: float = 0) -> float | None:
     return abs(float(predicted - curve[-1][1])) / float(np.log2(factor))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Fit:
     """Fits of all exponents to one curve."""
 
@@ -138,7 +140,9 @@ def _fit(curve: Curve, warmup_tokens: float) -> _Fit | None:
     tokens_N, losses_N = np.transpose(np.asarray(late, float))
     powers_GN = (tokens_N / tokens_N[-1]) ** -EXPONENTS[:, None]
     weights_N, chances_G, residuals_N = _robust(powers_GN, losses_N)
-    return _Fit(losses_N, powers_GN, weights_N, chances_G, residuals_N)
+    return _Fit(
+        losses_N=losses_N, powers_GN=powers_GN, weights_N=weights_N, chances_G=chances_G, residuals_N=residuals_N
+    )
 
 
 def _robust(powers_GN: Array, losses_N: Array, rounds: int = 5) -> tuple[Array, Array, Array]:

@@ -13,7 +13,7 @@ LATE = 2 / 3
 """Share of training after which crossing curves are counted: the last third."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EarlyOrder:
     """One evaluation that all architectures share."""
 
@@ -46,7 +46,15 @@ def early_orders(pooled: Sequence[Pooled]) -> tuple[EarlyOrder, ...]:
         if len(set(here)) == 1 or len(set(last)) == 1:
             continue  # all losses are equal
         regret = float(last[here.argmin()] - last.min())
-        results.append(EarlyOrder(seen, seen / tokens[-1], kendall(here, last), spearman(here, last), regret))
+        results.append(
+            EarlyOrder(
+                tokens=seen,
+                share=seen / tokens[-1],
+                kendall=kendall(here, last),
+                spearman=spearman(here, last),
+                regret=regret,
+            )
+        )
     return tuple(results)
 
 

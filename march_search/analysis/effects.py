@@ -35,7 +35,7 @@ LEAST_RANGE = np.log2(1.25)
 """Minimum range of a dimension, in doublings; over less, the effect of a doubling would be a guess."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effect:
     """Effect of one dimension on the loss, with the others held constant."""
 
@@ -61,7 +61,7 @@ class Effect:
         return self.interval is not None and self.inflation < ENTANGLED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effects:
     """Regression over the architectures of a study."""
 
@@ -86,7 +86,7 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
     fixed = tuple(name for name in (*AXES, GATED) if name not in names)
     degrees = len(losses) - len(names) - 1
     if not names:
-        return Effects((), fixed, 1.0, degrees, None)
+        return Effects(effects=(), fixed=fixed, condition=1.0, degrees=degrees, residual=None)
     centred = design - design.mean(axis=0)
     standard = centred / centred.std(axis=0)
     values = np.linalg.svd(standard, compute_uv=False)
@@ -101,9 +101,18 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
         width = float(half[n]) if known else 0.0  # type: ignore[index]
         interval = Interval(effect - width, effect + width) if effect is not None and np.isfinite(width) else None
         others = _companions(standard, n, names) if inflations[n] >= ENTANGLED else ()
-        results.append(Effect(name, effect, interval, float(inflations[n]), others, shares.get(name)))
+        results.append(
+            Effect(
+                axis=name,
+                nats=effect,
+                interval=interval,
+                inflation=float(inflations[n]),
+                entangled_with=others,
+                importance=shares.get(name),
+            )
+        )
     condition = float(values[0] / values[-1]) if full else float("inf")
-    return Effects(tuple(results), fixed, condition, degrees, residual)
+    return Effects(effects=tuple(results), fixed=fixed, condition=condition, degrees=degrees, residual=residual)
 
 
 def importances(architectures: Sequence[Architecture], losses: Sequence[float]) -> dict[str, float]:

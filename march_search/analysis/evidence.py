@@ -12,7 +12,7 @@ from march_search.analysis.regime import Regime, regime
 from march_search.analysis.study_record import StudyRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """Results of a study and what can be concluded from them."""
 

@@ -28,7 +28,7 @@ Verdict = Literal["yes", "no", "not separable", "not tested"]
 Shape = Architecture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Statement:
     """A finding of the 2023 study, one of its open questions, or the opposite of one."""
 
@@ -61,142 +61,142 @@ def _alone(shape: Shape) -> int | str:
 
 STATEMENTS = (
     Statement(
-        "more heads and fewer layers are better",
-        lambda a, b: a.num_heads > b.num_heads and a.num_layers < b.num_layers,
-        ("d_model", "d_kv", "feed_forward_proj", "cross_attention"),
-        ("heads", "layers"),
+        text="more heads and fewer layers are better",
+        praises=lambda a, b: a.num_heads > b.num_heads and a.num_layers < b.num_layers,
+        equal=("d_model", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("heads", "layers"),
     ),
     Statement(
-        "a wider model with fewer layers is better",
-        lambda a, b: a.d_model > b.d_model and a.num_layers < b.num_layers,
-        ("d_kv", "feed_forward_proj", "cross_attention"),
-        ("d_model", "layers"),
+        text="a wider model with fewer layers is better",
+        praises=lambda a, b: a.d_model > b.d_model and a.num_layers < b.num_layers,
+        equal=("d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("d_model", "layers"),
     ),
     Statement(
-        "more heads with a smaller d_kv are better",
-        lambda a, b: a.num_heads > b.num_heads and a.d_kv < b.d_kv,
-        ("num_layers", "d_model", "feed_forward_proj", "cross_attention"),
-        ("heads", "d_kv"),
+        text="more heads with a smaller d_kv are better",
+        praises=lambda a, b: a.num_heads > b.num_heads and a.d_kv < b.d_kv,
+        equal=("num_layers", "d_model", "feed_forward_proj", "cross_attention"),
+        moves=("heads", "d_kv"),
     ),
     Statement(
-        "gated feed-forward is better",
-        lambda a, b: a.is_gated and not b.is_gated,
-        ("num_layers", "d_model", "num_heads", "d_kv", "cross_attention"),
-        (GATED,),
+        text="gated feed-forward is better",
+        praises=lambda a, b: a.is_gated and not b.is_gated,
+        equal=("num_layers", "d_model", "num_heads", "d_kv", "cross_attention"),
+        moves=(GATED,),
     ),
     Statement(
-        "dropping cross-attention key/value weights costs nothing",
-        lambda a, b: a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared",
-        ("d_model", "num_heads", "d_kv", "feed_forward_proj"),
-        (),
-        NOTHING_NATS,
+        text="dropping cross-attention key/value weights costs nothing",
+        praises=lambda a, b: a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared",
+        equal=("d_model", "num_heads", "d_kv", "feed_forward_proj"),
+        moves=(),
+        margin=NOTHING_NATS,
     ),
     Statement(
-        "more heads in place of cross-attention key/value weights are better",
-        lambda a, b: (
+        text="more heads in place of cross-attention key/value weights are better",
+        praises=lambda a, b: (
             a.cross_attention == "layer-shared" and b.cross_attention != "layer-shared" and a.num_heads > b.num_heads
         ),
-        ("num_layers", "d_model", "d_kv", "feed_forward_proj"),
-        ("heads",),
+        equal=("num_layers", "d_model", "d_kv", "feed_forward_proj"),
+        moves=("heads",),
     ),
     Statement(
-        "more layers with a smaller d_ff are better",
-        lambda a, b: a.d_ff < b.d_ff and a.num_layers > b.num_layers,
-        ("d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
-        ("d_ff / d_model", "layers"),
+        text="more layers with a smaller d_ff are better",
+        praises=lambda a, b: a.d_ff < b.d_ff and a.num_layers > b.num_layers,
+        equal=("d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("d_ff / d_model", "layers"),
     ),
     Statement(
-        "a wider model with a smaller d_ff is better",
-        lambda a, b: a.d_ff < b.d_ff and a.d_model > b.d_model,
-        ("num_layers", "d_kv", "feed_forward_proj", "cross_attention"),
-        ("d_ff / d_model", "d_model"),
+        text="a wider model with a smaller d_ff is better",
+        praises=lambda a, b: a.d_ff < b.d_ff and a.d_model > b.d_model,
+        equal=("num_layers", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("d_ff / d_model", "d_model"),
     ),
     Statement(
-        "a wider model with fewer layers and relatively wider attention is better",
-        lambda a, b: (
+        text="a wider model with fewer layers and relatively wider attention is better",
+        praises=lambda a, b: (
             a.d_model > b.d_model
             and a.num_layers < b.num_layers
             and a.num_heads * a.d_kv * b.d_model > b.num_heads * b.d_kv * a.d_model
         ),
-        ("d_kv", "feed_forward_proj", "cross_attention"),
-        ("heads", "d_model", "layers"),
+        equal=("d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("heads", "d_model", "layers"),
     ),
     Statement(
-        "more heads in the first layers of a stack than in the last are better",
-        lambda a, b: "first" in a.head_schedule and b.head_schedule == a.head_schedule.replace("first", "last"),
-        (*SHAPE, "feed_forward_proj", "cross_attention"),
-        (),
+        text="more heads in the first layers of a stack than in the last are better",
+        praises=lambda a, b: "first" in a.head_schedule and b.head_schedule == a.head_schedule.replace("first", "last"),
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
         varies=("head_schedule",),
     ),
     Statement(
-        "different numbers of heads per layer are better than equal ones",
-        lambda a, b: a.head_schedule != "constant" and b.head_schedule == "constant",
-        (*SHAPE, "feed_forward_proj", "cross_attention"),
-        (),
+        text="different numbers of heads per layer are better than equal ones",
+        praises=lambda a, b: a.head_schedule != "constant" and b.head_schedule == "constant",
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
         varies=("head_schedule",),
     ),
     Statement(
-        "rotary positions are better than relative ones",
-        lambda a, b: a.position == "rotary" and b.position == "relative",
-        (*SHAPE, "feed_forward_proj", "cross_attention"),
-        (),
+        text="rotary positions are better than relative ones",
+        praises=lambda a, b: a.position == "rotary" and b.position == "relative",
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
         varies=("position",),
     ),
     Statement(
-        "rotary positions are better than absolute ones",
-        lambda a, b: a.position == "rotary" and b.position == "absolute",
-        ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
-        (),
+        text="rotary positions are better than absolute ones",
+        praises=lambda a, b: a.position == "rotary" and b.position == "absolute",
+        equal=("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=(),
         varies=("position",),
     ),
     Statement(
-        "cross-attention to the encoder output is better than to the encoder layer of the same depth",
-        lambda a, b: a.cross_attention == "output" and b.cross_attention == "layer",
-        (*SHAPE, "feed_forward_proj"),
-        (),
+        text="cross-attention to the encoder output is better than to the encoder layer of the same depth",
+        praises=lambda a, b: a.cross_attention == "output" and b.cross_attention == "layer",
+        equal=(*SHAPE, "feed_forward_proj"),
+        moves=(),
     ),
     Statement(
-        "sharing weights between all layers costs nothing at equal parameters",
-        lambda a, b: a.share_layers == "all" and b.share_layers == 1 and b.num_layers > 1,
-        ("d_kv", "feed_forward_proj", "cross_attention"),
-        ("layers", "d_model", "heads"),
-        NOTHING_NATS,
-        ("share_layers",),
-    ),
-    Statement(
-        "using the same weights in more layers is better",
-        lambda a, b: a.share_layers == "all" and a.num_layers > b.num_layers and _alone(b) == "all",
-        ("d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention"),
-        ("layers",),
+        text="sharing weights between all layers costs nothing at equal parameters",
+        praises=lambda a, b: a.share_layers == "all" and b.share_layers == 1 and b.num_layers > 1,
+        equal=("d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("layers", "d_model", "heads"),
+        margin=NOTHING_NATS,
         varies=("share_layers",),
     ),
     Statement(
-        "fewer positions from the middle of the encoder cost nothing",
-        lambda a, b: a.length_reduction < b.length_reduction,
-        (*SHAPE, "feed_forward_proj", "cross_attention"),
-        (),
-        NOTHING_NATS,
-        ("length_reduction",),
+        text="using the same weights in more layers is better",
+        praises=lambda a, b: a.share_layers == "all" and a.num_layers > b.num_layers and _alone(b) == "all",
+        equal=("d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention"),
+        moves=("layers",),
+        varies=("share_layers",),
     ),
     Statement(
-        "a no-op attention key is better",
-        lambda a, b: a.noop_key != "none" and b.noop_key == "none",
-        (*SHAPE, "feed_forward_proj", "cross_attention"),
-        (),
+        text="fewer positions from the middle of the encoder cost nothing",
+        praises=lambda a, b: a.length_reduction < b.length_reduction,
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
+        margin=NOTHING_NATS,
+        varies=("length_reduction",),
+    ),
+    Statement(
+        text="a no-op attention key is better",
+        praises=lambda a, b: a.noop_key != "none" and b.noop_key == "none",
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
         varies=("noop_key",),
     ),
     Statement(
-        "a narrower residual stream with a larger d_ff is better",
-        lambda a, b: a.bottleneck != "none" and b.bottleneck == "none" and a.d_ff > b.d_ff,
-        ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
-        ("d_ff / d_model",),
+        text="a narrower residual stream with a larger d_ff is better",
+        praises=lambda a, b: a.bottleneck != "none" and b.bottleneck == "none" and a.d_ff > b.d_ff,
+        equal=("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("d_ff / d_model",),
         varies=("bottleneck",),
     ),
 )
 """Findings and open questions of the 2023 study of T5-style models with 220M parameters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """Result of testing one statement on a study."""
 
@@ -249,7 +249,15 @@ def _answer(
         if statement.praises(a, b) and all(getattr(a, field) == getattr(b, field) for field in equal)
     ]
     if not pairs:
-        return Answer(statement.text, "not tested", None, None, 0, 0, ())
+        return Answer(
+            statement=statement.text,
+            verdict="not tested",
+            difference=None,
+            interval=None,
+            pairs=0,
+            agreeing=0,
+            confounds=(),
+        )
     weights_A = np.zeros(len(shapes))
     for i, k in pairs:
         weights_A[i] += 1 / len(pairs)
@@ -263,7 +271,13 @@ def _answer(
         verdict = "no"
     agreeing = sum(bool(means_A[i] < means_A[k] + statement.margin) for i, k in pairs)
     return Answer(
-        statement.text, verdict, difference, interval, len(pairs), agreeing, _confounds(statement, shapes, pairs)
+        statement=statement.text,
+        verdict=verdict,
+        difference=difference,
+        interval=interval,
+        pairs=len(pairs),
+        agreeing=agreeing,
+        confounds=_confounds(statement, shapes, pairs),
     )
 
 

@@ -39,7 +39,7 @@ class Mix:
     """Standard deviation of the remaining errors of single curves, in nats per doubling of tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Horizon:
     """Predicted ranking of a study at a longer data budget."""
 
@@ -117,7 +117,14 @@ def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) ->
         draws_AB[:, 1:] += noise_AB * ranking.seeds.deviation / np.sqrt(counts)[:, None]
     rows = _rows(ranking, draws_AB)
     flip = 1 - next(row["probability_best"] for row in rows if row["place_now"] == 0)
-    return Horizon(tokens, tuple(known), mix, rows, flip, _caveats(study, mix, tokens / trained))
+    return Horizon(
+        tokens=tokens,
+        fits=tuple(known),
+        mix=mix,
+        rows=rows,
+        flip_probability=flip,
+        caveats=_caveats(study, mix, tokens / trained),
+    )
 
 
 def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from march_search.analysis.study_record import StudyRecord, TrialRecord
@@ -49,6 +49,18 @@ class Pooled:
         return tuple((tokens, statistics.fmean(c[tokens] for c in curves)) for tokens in shared)
 
 
+def best_rates(losses: Mapping[tuple[str, float], Sequence[float]]) -> dict[str, float]:
+    """Return the learning rate with the lowest mean loss over the seeds, for each architecture.
+
+    Args:
+        losses: Losses of the seeds by architecture name and learning rate. Of equal means the first one is taken.
+    """
+    best: dict[str, float] = {}
+    for name, rate in sorted(losses, key=lambda key: statistics.fmean(losses[key])):
+        best.setdefault(name, rate)
+    return best
+
+
 def pool(study: StudyRecord) -> tuple[Pooled, ...]:
     """Return the architectures with a complete trial, lowest mean loss first, then by number of their first trial."""
     by_shape: dict[Architecture, dict[float, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
@@ -63,7 +75,8 @@ def pool(study: StudyRecord) -> tuple[Pooled, ...]:
 def _pooled(architecture: Architecture, rates: dict[float, list[TrialRecord]], tried: Sequence[float]) -> Pooled:
     """Return one architecture at the learning rate with the lowest mean loss."""
     means = {rate: statistics.fmean(t.loss or 0.0 for t in rates[rate]) for rate in sorted(rates)}
-    best = min(means, key=lambda rate: means[rate])
+    name = architecture.name
+    best = best_rates({(name, rate): [mean] for rate, mean in means.items()})[name]
     edge = ""
     if len(tried) > 1:
         edge = {tried[0]: "lowest", tried[-1]: "highest"}.get(best, "")

@@ -18,7 +18,7 @@ from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.errors import UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranking:
     """Architectures of a study, ranked and compared."""
 
@@ -61,7 +61,17 @@ def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
         if reference:
             arguments = row["loss"], row["flops_per_token"], reference.loss, _flops(reference), slope
             row["compute_equivalent_gain"] = compute_equivalent_gain(*arguments)
-    return Ranking(pooled, tuple(rows), tuple(other_rows(study)), seeds, data, documents, comparison, reference, slope)
+    return Ranking(
+        pooled=pooled,
+        rows=tuple(rows),
+        others=tuple(other_rows(study)),
+        seeds=seeds,
+        data=data,
+        documents=documents,
+        comparison=comparison,
+        reference=reference,
+        slope=slope,
+    )
 
 
 def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:

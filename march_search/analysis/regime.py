@@ -25,7 +25,7 @@ FARTHEST = 10.0
 """Factor in tokens up to which curves are extrapolated to find where the regime ends."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Regime:
     """Regime of a ranking."""
 

@@ -1,22 +1,21 @@
 """Read the trials of a study from their folders, without Optuna or a running process."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from march_search.architecture.architecture import Architecture
-from march_search.config import TrialConfig
+from march_search.config import PrunerConfig, TrialConfig
 from march_search.config.loader import build
-from march_search.errors import ConfigError, StorageError, nearest
+from march_search.errors import ConfigError, StorageError
 from march_search.files import read_json, read_lines
 from march_search.trial.result import complete_result
 
 State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "paused", "unfinished"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One trial, as recorded in its folder."""
 
@@ -67,29 +66,23 @@ class StudyRecord:
         return "" if schedule == "constant" else schedule
 
 
-def read_study(name: str, root: Path) -> StudyRecord:
-    """Read a study from the folder `name`, or from the folder of that name below `root`.
+def read_study(folder: Path) -> StudyRecord:
+    """Read a started study from its folder.
 
     Raises:
-        StorageError: If the study does not exist or has no trials.
+        StorageError: If the study has no trials.
     """
-    folder = next((p for p in (Path(name), root / name) if (p / "study.json").is_file()), None)
-    if folder is None:
-        known = [p.parent.name for p in root.glob("*/study.json")]
-        tail = nearest(Path(name).stem, known) if known else "Start one with march-search study run NAME."
-        raise StorageError(f"no study {name!r} in {root}. {tail}")
     settings = (read_json(folder / "study.json") or {}).get("settings", {})
-    pruner = settings.get("pruner", {})
-    rungs = tuple(pruner.get("rungs", ())) if pruner.get("kind") == "rungs" else ()
-    trials = tuple(_read_trial(p, rungs) for p in sorted(folder.glob("trials/*/trial.json")))
+    pruner = build(PrunerConfig, settings.get("pruner", {}), str(folder / "study.json"))
+    trials = tuple(_read_trial(p, pruner) for p in sorted(folder.glob("trials/*/trial.json")))
     if not trials:
         raise StorageError(f"{folder}: the study has no trials yet; use march-search study run {folder.name}.")
     reference = read_json(folder / "reference.json") or {}
     return StudyRecord(folder.resolve().name, settings, reference, trials)
 
 
-def _read_trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
-    """Read the folder of one trial; `rungs` are those of its study."""
+def _read_trial(path: Path, pruner: PrunerConfig) -> TrialRecord:
+    """Read the folder of one trial; `pruner` is that of its study."""
     folder = path.parent
     config = build(TrialConfig, read_json(path) or {}, str(path))
     number = folder.name.split("-")[0]
@@ -102,7 +95,7 @@ def _read_trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
     if state == "complete" and result is None:
         state, ended = "failed", {"text": "result.json is missing or does not reach the data budget."}
     last = evaluations[-1] if evaluations else {}
-    if state == "unfinished" and _on_rung(int(last.get("tokens", 0)), config, rungs):
+    if state == "unfinished" and _on_rung(int(last.get("tokens", 0)), config, pruner):
         state, ended = "paused", {"text": f"waiting on the rung at {last['tokens']:,} tokens, or just promoted"}
     source = result if state == "complete" and result else last
     loss = source.get("loss")
@@ -125,11 +118,9 @@ def _read_trial(path: Path, rungs: Sequence[float]) -> TrialRecord:
     )
 
 
-def _on_rung(tokens: int, config: TrialConfig, rungs: Sequence[float]) -> bool:
-    """Return whether `tokens` is a rung in whole steps; rungs up to 1 are shares of the budget, others token counts."""
-    batch, budget = config.training.global_batch_tokens, config.training.tokens
-    targets = [rung * budget if rung <= 1 else rung for rung in rungs]
-    return 0 < tokens < budget and tokens in {math.ceil(target / batch - 1e-9) * batch for target in targets}
+def _on_rung(tokens: int, config: TrialConfig, pruner: PrunerConfig) -> bool:
+    """Return whether a trial with so many tokens is at a rung before its end."""
+    return pruner.kind == "rungs" and tokens in pruner.rung_tokens(config.training)[:-1]
 
 
 def _reason(state: State, ended: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ COUNTS = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d
 """Fields that must be whole numbers of at least 1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """Shape of a transformer. The defaults are T5-base (Raffel et al. 2020): 222,903,552 parameters.
 

@@ -1,26 +1,21 @@
 """`march-search data`: prepare and inspect the text of a study."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.table import Table
-
 from march_search.commands import Verbs
-from march_search.commands.prepare import repeats
-from march_search.config import StudyConfig
-from march_search.data import tokenizer as bpe
-from march_search.data.batches import Batches
-from march_search.data.store import Store
-from march_search.display.tables import Column, console, count, print_table
-from march_search.study.study_folder import DEFAULT_ROOT
+from march_search.commands.options import add_format, add_study, natural, positive, refuse_without_effect
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from march_search.config.study_config import StudyConfig
+    from march_search.data.store import Store
+
+EXAMPLES = 3
+"""Examples printed by default."""
 
 
 def add(verbs: Verbs) -> None:
@@ -28,86 +23,93 @@ def add(verbs: Verbs) -> None:
     data = verbs.add_parser("data", help="prepare or inspect the text of a study")
     actions = data.add_subparsers(dest="action", metavar="prepare | inspect", required=True, parser_class=type(data))
     preparing = actions.add_parser("prepare", help="tokenize a study's text, once for all studies that use it")
+    add_study(preparing)
     preparing.add_argument("--repair", action="store_true", help="rewrite only the damaged files")
-    preparing.add_argument("--workers", type=int, metavar="N", help="tokenizer threads (default: one per core)")
+    preparing.add_argument("--workers", type=positive, metavar="N", help="tokenizer threads (default: one per core)")
+    add_format(preparing)
     preparing.set_defaults(run=run_prepare)
     inspecting = actions.add_parser("inspect", help="print token counts, reference losses and a few examples")
-    inspecting.add_argument("--examples", type=int, default=3, metavar="N", help="examples to print (default: 3)")
-    inspecting.add_argument("--format", choices=("table", "json"), default="table")
+    add_study(inspecting)
+    inspecting.add_argument("--examples", type=natural, metavar="N", help="examples to print (default: 3)")
+    add_format(inspecting)
     inspecting.set_defaults(run=run_inspect)
-    for parser in (preparing, inspecting):
-        parser.add_argument("study", metavar="STUDY", help="TOML file of a study, or name of a shipped study")
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
 def run_prepare(options: argparse.Namespace) -> int:
     """Prepare the token store of a study; print its path, its counts and how often it is read."""
-    pass
     from march_search.commands.prepare import prepared_store, repeats
-    from march_search.commands.study import load
-    from march_search.errors import UsageError
+    from march_search.commands.studies import named_study
     from march_search.files import make_folder
 
-    if options.workers is not None and options.workers < 1:
-        raise UsageError("--workers must be a whole number of at least 1.")
-    config, _, folder = load(options.study)
-    store = prepared_store(
-        config, make_folder(Path(options.root)), folder, options.workers, _say_mended if options.repair else None
-    )
-    print_counts(store)
-    print(f"{repeats(config, store)}.")
+    config, base = named_study(options.study, options.root).load()
+    repaired = _report_repaired if options.repair else None
+    store = prepared_store(config, make_folder(options.root), base, options.workers, repaired)
+    print_counts(options.format, store, [f"{repeats(config, store)}."])
     return 0
 
 
-def _say_mended(names: list[str]) -> None:
+def _report_repaired(names: list[str]) -> None:
     """Report the files that `--repair` rewrote."""
     print(f"repaired: {', '.join(names)}" if names else "nothing to repair", file=sys.stderr)
 
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Print the counts of a prepared text, the losses of n-gram models on it, and examples as a model reads them."""
-    pass
-    from march_search.commands.study import load
+    from march_search.commands.output import print_json
+    from march_search.commands.studies import named_study
     from march_search.data.ngrams import reference_nats
     from march_search.data.prepare import find_store
     from march_search.data.store import Store
-    from march_search.errors import UsageError
     from march_search.study import candidates
+    from march_search.study.study_state import restored_candidates
 
-    if options.examples < 0:
-        raise UsageError("--examples must be a whole number of at least 0.")
-    config, name, folder = load(options.study)
-    structure = candidates.choose(config, folder).architectures[0].structure
-    store = Store.open(find_store(config.data, Path(options.root), folder, tokens=config.training.tokens))
+    if options.format != "table":
+        refuse_without_effect(options, ("examples",), "without --format table")
+    study = named_study(options.study, options.root)
+    config, base = study.load()
+    if study.file is None:
+        store, space = Store.open(study.folder.store), restored_candidates(study.folder.path).found.space
+    else:
+        store = Store.open(find_store(config.data, options.root, base, tokens=config.training.tokens))
+        space = candidates.load_space(config, base)
     losses = reference_nats(store, config.data)
     if options.format == "json":
-        value = {"schema_version": 1, "study": name, "folder": str(store.folder), "index": store.index}
-        print(json.dumps(value | {"reference": losses}, indent=1))
+        print_json({"study": study.name, "folder": str(store.folder), "index": store.index, "reference": losses})
         return 0
-    print_counts(store)
-    print_facts(config, store, losses)
-    print_examples(config, store, structure, options.examples)
+    print_counts(options.format, store)
+    if options.format == "table":
+        print_facts(config, store, losses)
+        number = EXAMPLES if options.examples is None else options.examples
+        print_examples(config, store, candidates.structure(config.search.architectures, space), number)
     return 0
 
 
-def print_counts(store: Store) -> None:
+def print_counts(output_format: str, store: "Store", notes: Sequence[str] = ()) -> None:
     """Print documents, tokens and bytes of both splits."""
+    from march_search.commands.output import print_rows
+    from march_search.display.tables import Column, count
+
     rows = [
         counts | {"split": split, "bytes_per_token": counts["text_bytes"] / max(1, counts["tokens"])}
         for split, counts in store.index["splits"].items()
     ]
     columns = (
-        Column("split", "split", "split", left=True),
-        Column("documents", "documents", "documents", count),
-        Column("tokens", "tokens", "tokens", count),
-        Column("text_bytes", "bytes of text", "bytes", count),
-        Column("bytes_per_token", "bytes per token", "per token", "{:.2f}".format),
+        Column(key="split", heading="split", short="split", left=True),
+        Column(key="documents", heading="documents", short="documents", show=count),
+        Column(key="tokens", heading="tokens", short="tokens", show=count),
+        Column(key="text_bytes", heading="bytes of text", short="bytes", show=count),
+        Column(key="bytes_per_token", heading="bytes per token", short="per token", show="{:.2f}".format),
     )
-    print_table(console(), rows, columns, str(store.folder))
+    head = {"folder": str(store.folder), "notes": list(notes)}
+    print_rows(output_format, rows, columns, title=str(store.folder), notes=notes, head=head, name="splits")
 
 
-def print_facts(config: StudyConfig, store: Store, losses: dict[str, Any]) -> None:
+def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -> None:
     """Print the source, the tokenizer, the data budget and the reference losses."""
+    from march_search.commands.output import print_pairs
+    from march_search.commands.prepare import repeats
+    from march_search.display.tables import console
+
     source = store.index["source"]
     shown = ("corpus", "package", "name", "config", "version", "revision", "licence")
     rows = [
@@ -121,16 +123,18 @@ def print_facts(config: StudyConfig, store: Store, losses: dict[str, Any]) -> No
     for key, label in (("target", "targets"), ("text", "text")):
         words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
         rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    print_pairs(console(), "", rows)
 
 
-def print_examples(config: StudyConfig, store: Store, structure: str, number: int) -> None:
+def print_examples(config: "StudyConfig", store: "Store", structure: str, number: int) -> None:
     """Print the first training examples as a model reads them."""
+    from rich import box
+    from rich.table import Table
+
+    from march_search.data import tokenizer as bpe
+    from march_search.data.batches import Batches
+    from march_search.display.tables import console
+
     batches = Batches(store, config.data, config.search.seeds[0], structure)
     inputs, targets = batches.train(0, number)
     text = ExampleText(

@@ -1,7 +1,6 @@
 """`march-search doctor`: check the installation and print one table. The exit code is 1 if a check fails."""
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -10,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
-from march_search.commands.options import positive
-from march_search.study.study_folder import DEFAULT_ROOT
+from march_search.commands.options import add_format, add_root, positive
 
 if TYPE_CHECKING:
     from march_search.doctor.bench import Check
@@ -22,7 +20,7 @@ def add(verbs: Verbs) -> None:
     doctor = verbs.add_parser(
         "doctor", help="check the installation: libraries, devices, DeepSpeed, disk, a tiny trial"
     )
-    doctor.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
+    add_root(doctor)
     doctor.add_argument("--only", metavar="A,B,...", help="run only these checks (default: all)")
     doctor.add_argument(
         "--timeout",
@@ -31,7 +29,7 @@ def add(verbs: Verbs) -> None:
         metavar="S",
         help="time limit in seconds for each process of a check (default: 120)",
     )
-    doctor.add_argument("--format", choices=("table", "json"), default="table")
+    add_format(doctor)
     doctor.set_defaults(run=run)
 
 
@@ -41,17 +39,14 @@ def run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `finally` runs
     with tempfile.TemporaryDirectory(prefix="march-search-doctor-") as folder:
-        checks = _chosen(_checks(Bench(Path(folder), options.timeout), Path(options.root)), options.only)
+        checks = _chosen(_checks(Bench(Path(folder), options.timeout), options.root), options.only)
         rows = []
         for number, (name, check) in enumerate(checks.items(), 1):
             print(f"{number}/{len(checks)} {name} ...", file=sys.stderr, flush=True)
             rows.append(row(name, check))
-    passed = all(line["state"] != "failed" for line in rows)
-    if options.format == "json":
-        print(json.dumps({"schema_version": 1, "well": passed, "checks": rows}, indent=1, allow_nan=False))
-    else:
-        _print_table(rows)
-    return 0 if passed else 1
+    failed = sum(row["state"] == "failed" for row in rows)
+    _print(options.format, rows, failed)
+    return 1 if failed else 0
 
 
 def _checks(bench: Any, root: Path) -> "dict[str, Check]":
@@ -88,19 +83,26 @@ def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
     return {name: checks[name] for name in names}
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _print(output_format: str, rows: list[dict[str, Any]], failed: int) -> None:
     """Print one row per check: the result, the finding, and how to fix a problem."""
     from rich.markup import escape
 
-    from march_search.display.tables import Column, console, plural, print_table
+    from march_search.commands.output import print_rows
+    from march_search.display.tables import Column, plural
 
     colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
+    coloured = (lambda state: f"[{colours[state]}]{state}[/]") if output_format == "table" else str
     columns = (
-        Column("check", "check", "check", left=True),
-        Column("state", "result", "result", lambda state: f"[{colours[state]}]{state}[/]", left=True),
-        Column("told", "finding", "finding", escape, left=True),
+        Column(key="check", heading="check", short="check", left=True),
+        Column(key="state", heading="result", short="result", show=coloured, left=True),
+        Column(
+            key="text",
+            heading="finding",
+            short="finding",
+            show=escape if output_format == "table" else str,
+            left=True,
+            derive=lambda row: ". Fix: ".join(filter(None, (row["text"], row["fix"]))),
+        ),
     )
-    printed = [row | {"told": ". Fix: ".join(filter(None, (row["found"], row["way_out"])))} for row in rows]
-    failed = sum(row["state"] == "failed" for row in rows)
     title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"{plural(len(rows), 'check')} passed"
-    print_table(console(), printed, columns, title)
+    print_rows(output_format, rows, columns, title=title, head={"passed": not failed}, name="checks")

@@ -1,35 +1,69 @@
-"""`march-search export`: write a trained trial as a folder that other programs can load."""
+"""`march-search export`: write a trained trial, or the learning curves of a study, for other programs."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from march_search.commands import Verbs
+from march_search.commands.options import add_format, add_study
+from march_search.errors import UsageError
+
+if TYPE_CHECKING:
+    from march_search.analysis.study_record import StudyRecord
 
 
 def add(verbs: Verbs) -> None:
     """Add the command to the parser."""
-    export = verbs.add_parser("export", help="write a trained trial as a folder that other programs can load")
-    export.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
-    export.add_argument("trial", metavar="TRIAL", help="'best', the name of an architecture, or the number of a trial")
-    export.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
-    export.add_argument("--format", choices=("hf",), default="hf", help="hf: a T5 model of Hugging Face transformers")
-    export.add_argument("-o", "--output", required=True, metavar="DIR", help="output folder; must not exist")
+    export = verbs.add_parser("export", help="write a trained trial, or all learning curves, for other programs")
+    add_study(export)
+    export.add_argument(
+        "trial", metavar="TRIAL", nargs="?", help="for hf: 'best', an architecture name or a trial number"
+    )
+    add_format(export, ("hf", "curves"))
+    export.add_argument(
+        "-o", "--output", metavar="PATH", help="hf: folder to make; curves: JSON file (default: standard output)"
+    )
     export.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the folder of one trial."""
+    """Write one trial as a T5 of Hugging Face transformers, or a study's learning curves as a table for `replay`."""
+    from march_search.commands.studies import named_study
+
+    study = named_study(options.study, options.root).record()
+    if options.format == "curves":
+        if options.trial is not None:
+            raise UsageError("--format curves writes all complete trials of the study: remove TRIAL.")
+        _export_curves(study, options.output)
+    else:
+        if options.trial is None or options.output is None:
+            raise UsageError("--format hf needs a TRIAL and an output folder: march-search export STUDY best -o DIR.")
+        _export_model(study, options.trial, Path(options.output))
+    return 0
+
+
+def _export_curves(study: "StudyRecord", output: str | None) -> None:
+    """Write the learning curves of the complete trials."""
+    from march_search.files import json_text, write_json
+    from march_search.replay.learning_curves import study_curves
+
+    value = study_curves(study)
+    if output:
+        write_json(Path(output), value)
+    else:
+        sys.stdout.write(json_text(value))
+
+
+def _export_model(study: "StudyRecord", text: str, output: Path) -> None:
+    """Write the model and the tokenizer of one trial into a new folder."""
     from march_search.analysis.ranking import find_trial
-    from march_search.analysis.study_record import read_study
-    from march_search.errors import UsageError
     from march_search.files import replacing_folder
     from march_search.model.huggingface import check_t5, save_t5
     from march_search.training import weights
 
-    study, output = read_study(options.study, Path(options.root)), Path(options.output)
-    trial = find_trial(study, options.trial)
+    trial = find_trial(study, text)
     check_t5(trial.architecture)
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +73,6 @@ def run(options: argparse.Namespace) -> int:
         save_t5(trial.architecture, tensors, partial)
         save_tokenizer(trial.store, partial)
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
-    return 0
 
 
 def save_tokenizer(store: Path, folder: Path) -> None:

@@ -1,32 +1,79 @@
-"""Options for the setup of a trial, shared by the commands that estimate the cost of architectures."""
+"""Options and arguments that several commands share."""
 
 import argparse
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from march_search.errors import UsageError
 
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
 
+DEFAULT_ROOT = "runs"
+"""Default root folder of all studies, relative to the current directory."""
+
+STUDY_HELP = "a shipped study, a TOML file, or a started study by name or folder"
+
+FORMATS = ("table", "json", "csv", "markdown")
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """Add the STUDY argument and `--root`."""
+    parser.add_argument("study", metavar="STUDY", help=STUDY_HELP)
+    add_root(parser)
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """Add `--root`."""
+    parser.add_argument(
+        "--root", type=Path, default=Path(DEFAULT_ROOT), metavar="DIR", help="folder of the studies (default: runs)"
+    )
+
+
+def add_format(parser: argparse.ArgumentParser, choices: Sequence[str] = FORMATS) -> None:
+    """Add `--format`; the first choice is the default."""
+    parser.add_argument("--format", choices=choices, default=choices[0], help=f"output format (default: {choices[0]})")
+
+
+def root_option(root: Path) -> str:
+    """Return the `--root` to repeat in a suggested command, with a space in front; empty for the default."""
+    return "" if root == Path(DEFAULT_ROOT) else f" --root {root}"
+
+
+def refuse_without_effect(options: argparse.Namespace, names: Sequence[str], because: str) -> None:
+    """Refuse options that were given but would change nothing.
+
+    Args:
+        options: The parsed command line, in which an option that was not given is None or False.
+        names: Names of options, as attributes of `options`.
+        because: Why they have no effect, and what to do.
+
+    Raises:
+        UsageError: If one of the options was given.
+    """
+    for name in names:
+        value: Any = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            raise UsageError(f"--{name.replace('_', '-')} has no effect {because}.")
+
+
+COST_OPTIONS = ("tokens", "micro_batch", "precision", "zero", "checkpointing")
+"""Options that only change memory, speed or hours."""
+
 
 def add_price_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the parser of a command."""
+    """Add the options for the setup of a trial, for commands that estimate the cost of architectures."""
     group = parser.add_argument_group("cost of a trial")
     group.add_argument("--device", metavar="D", help="8xA5000, H100, cpu, ...; adds memory, tokens/s and hours")
+    group.add_argument("--tokens", metavar="N", help="tokens per trial (default: 1000 steps of 2^20)")
+    group.add_argument("--sequence-length", type=natural, metavar="N", help="tokens per example (default: 512)")
     group.add_argument(
-        "--tokens", default="1_048_576_000", metavar="N", help="tokens per trial (default: 1000 steps of 2^20)"
+        "--micro-batch", type=natural, metavar="N", help="examples per device and forward pass (default: 8)"
     )
-    group.add_argument(
-        "--sequence-length", type=natural, default=512, metavar="N", help="tokens per example (default: 512)"
-    )
-    group.add_argument(
-        "--micro-batch", type=natural, default=8, metavar="N", help="examples per device and forward pass (default: 8)"
-    )
-    group.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="bf16", help="of weights and activations (default: bf16)"
-    )
-    group.add_argument(
-        "--zero", type=int, choices=range(4), default=0, help="ZeRO stage (default: 0; bf16 uses at least 1)"
-    )
+    group.add_argument("--precision", choices=("fp32", "bf16"), help="of weights and activations (default: bf16)")
+    group.add_argument("--zero", type=int, choices=range(4), help="ZeRO stage (default: 0; bf16 uses at least 1)")
     group.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
 
 
@@ -42,16 +89,16 @@ def price_setup(options: argparse.Namespace) -> "Setup":
     from march_search.cost.setup import Setup
     from march_search.space.budget import parse_count
 
-    default = Setup()
-    return Setup(
-        device=parse_device(options.device) if options.device is not None else default.device,
-        tokens=parse_count(options.tokens, "data budget"),
-        sequence_length=options.sequence_length,
-        micro_batch=options.micro_batch,
-        precision=options.precision,
-        zero_stage=options.zero,
-        checkpointing=options.checkpointing,
-    )
+    given: dict[str, Any] = {
+        "device": parse_device(options.device) if options.device is not None else None,
+        "tokens": parse_count(options.tokens, "data budget") if options.tokens is not None else None,
+        "sequence_length": options.sequence_length,
+        "micro_batch": options.micro_batch,
+        "precision": options.precision,
+        "zero_stage": options.zero,
+        "checkpointing": options.checkpointing,
+    }
+    return Setup(**{name: value for name, value in given.items() if value is not None})
 
 
 def price_notes(setup: "Setup") -> list[str]:

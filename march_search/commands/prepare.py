@@ -17,7 +17,7 @@ def prepared_store(
     root: Path,
     folder: Path,
     workers: int | None = None,
-    mended: Callable[[list[str]], None] | None = None,
+    repaired: Callable[[list[str]], None] | None = None,
 ) -> "Store":
     """Return the token store of a study whose file is in `folder`; prepare it if needed (see `preparation.prepare`)."""
     from march_search.data.prepare import prepare
@@ -32,7 +32,7 @@ def prepared_store(
             tokens=config.training.tokens,
             workers=workers,
             progress=shown.tell,
-            mended=mended,
+            mended=repaired,
         )
     return Store.open(path)
 

@@ -4,10 +4,10 @@ import argparse
 import json
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from march_search.commands import Verbs
+from march_search.commands.options import add_format, add_study
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     """Add the command to the parser."""
     rank = verbs.add_parser("rank", help="rank the architectures of a study, with ties and uncertainty")
-    rank.add_argument("study", metavar="STUDY", help="name of a study in the --root folder, or its folder")
-    rank.add_argument("--root", default="runs", metavar="DIR", help="folder of the studies (default: runs)")
-    rank.add_argument("--format", choices=("table", "json", "csv", "markdown"), default="table")
+    add_study(rank)
+    add_format(rank)
     rank.add_argument(
         "--seed-noise",
         default="published",
@@ -38,13 +37,16 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the ranking."""
     from march_search.analysis.evidence import study_evidence
-    from march_search.analysis.study_record import read_study
+    from march_search.commands.studies import named_study
     from march_search.space.budget import parse_count
 
-    study = read_study(options.study, Path(options.root))
+    study = named_study(options.study, options.root).record()
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
-    found = study_evidence(study, _assumed(options.seed_noise), tokens, options.effects)
-    {"json": print_json, "csv": print_csv, "markdown": print_markdown, "table": _print_tables}[options.format](found)
+    evidence = study_evidence(study, _assumed(options.seed_noise), tokens, options.effects)
+    if options.format == "table":
+        _print_tables(evidence)
+    else:
+        sys.stdout.write(evidence_text(evidence, options.format))
     return 0
 
 
@@ -68,29 +70,24 @@ def _assumed(text: str) -> "SeedNoise | None":
     return SeedNoise(nats, math.inf, "set by --seed-noise")
 
 
-def print_json(evidence: "Evidence") -> None:
-    """Print all results as one JSON object."""
-    from march_search.display.sections import json_values
+def evidence_text(evidence: "Evidence", output_format: str) -> str:
+    """Return all results as text.
 
-    print(json.dumps(json_values(evidence), indent=1, allow_nan=False))
-
-
-def print_csv(evidence: "Evidence") -> None:
-    """Print one CSV table of the ranked and the unranked rows; only JSON and Markdown contain the other tables."""
+    Args:
+        evidence: Results of a study.
+        output_format: `json`: one object; `csv`: the ranked and the unranked rows; `markdown`: every table with notes.
+    """
+    from march_search.display.sections import json_values, markdown_sections
     from march_search.display.tables import csv_text
 
+    if output_format == "json":
+        return json.dumps(json_values(evidence), indent=1, allow_nan=False) + "\n"
+    if output_format == "markdown":
+        return markdown_sections(evidence)
     rows = [*evidence.ranking.rows, *evidence.ranking.others]
     first = ["rank", "name", "loss", "interval_low", "interval_high", "letters", "probability_best", "perplexity"]
     first += ["context_gain", "tokens", "tokens_per_second", "compute_equivalent_gain", "state", "reason"]
-    keys = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
-    sys.stdout.write(csv_text(rows, keys))
-
-
-def print_markdown(evidence: "Evidence") -> None:
-    """Print every table as Markdown, followed by its warnings and notes as a list."""
-    from march_search.display.sections import markdown_sections
-
-    sys.stdout.write(markdown_sections(evidence))
+    return csv_text(rows, list(dict.fromkeys([*first, *(key for row in rows for key in row)])))
 
 
 def _print_tables(evidence: "Evidence") -> None:

@@ -1,13 +1,12 @@
 """`march-search replay`: evaluate search strategies on recorded learning curves, without training."""
 
 import argparse
-import json
 import logging
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
+from march_search.commands.options import add_format, add_root
 from march_search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     """Add the command to the parser."""
     replay = verbs.add_parser("replay", help="evaluate search strategies on recorded learning curves, without training")
-    replay.add_argument(
-        "table", metavar="TABLE", help="name of a shipped table, or a JSON file; with --export, a study"
-    )
+    replay.add_argument("curves", metavar="CURVES", help="a shipped table of curves, a JSON file, or a study")
     replay.add_argument(
         "--strategy",
         action="append",
@@ -40,40 +37,47 @@ def add(verbs: Verbs) -> None:
     )
     replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna steps per evaluation (default: 1)")
     replay.add_argument("--seed", type=int, default=0, help="seed of the orders and the noise (default: 0)")
-    replay.add_argument("--format", choices=("table", "json"), default="table")
-    replay.add_argument("--export", action="store_true", help="write the complete trials of a study as a table")
-    replay.add_argument("-o", "--output", metavar="FILE", help="output file of --export (default: standard output)")
-    replay.add_argument(
-        "--root", default="runs", metavar="DIR", help="folder of the studies, for --export (default: runs)"
-    )
+    add_format(replay)
+    add_root(replay)
     replay.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the results of every strategy, or export a study."""
-    if options.export:
-        return _export(options)
-    if options.output:
-        raise UsageError("-o needs --export; to save results, redirect standard output with > FILE.")
+    """Print the results of every strategy."""
     how, workers = _settings(options)
     import optuna
 
-    from march_search.replay.learning_curves import read_curves
     from march_search.replay.strategies import NAMES, parse, replay
 
     optuna.logging.set_verbosity(logging.ERROR)
-    table = read_curves(options.table)
+    curves = _curves(options)
     texts = [t for given in options.strategy or ["all"] for t in (NAMES if given == "all" else (given,))]
     strategies = [parse(text) for text in texts]
-    rows = [replay(table, strategy, many, how) for many in workers for strategy in strategies]
-    if options.format == "json":
-        value = {"schema_version": 1, "table": options.table, "source": table.source, "unit": table.unit}
-        settings = {name: getattr(how, name) for name in ("orders", "seed", "noise", "evaluation_noise", "step")}
-        value |= {"runs": len(table.runs), **settings, "proposals": options.proposals, "strategies": rows}
-        print(json.dumps(value, indent=1))
-    else:
-        _print(options.table, table, rows, how)
+    rows = [replay(curves, strategy, many, how) for many in workers for strategy in strategies]
+    _print(options, curves, rows, how)
     return 0
+
+
+def _curves(options: argparse.Namespace) -> "LearningCurves":
+    """Return the curves of a shipped table, of a file, or of the complete trials of a study.
+
+    Raises:
+        ConfigError: If the file is invalid or the study has too few complete trials.
+        UsageError: If nothing has that name.
+    """
+    from march_search.commands.studies import named_study
+    from march_search.config.loader import build
+    from march_search.config.shipped import shipped_names
+    from march_search.replay.learning_curves import LearningCurves, read_curves, study_curves
+
+    tables = shipped_names("tables")
+    if options.curves in tables or options.curves.endswith(".json"):
+        return read_curves(options.curves)
+    try:
+        study = named_study(options.curves, options.root)
+    except UsageError as error:
+        raise UsageError(f"{error} Shipped tables of curves: {', '.join(tables)}.") from None
+    return build(LearningCurves, study_curves(study.record()), study.name)
 
 
 def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
@@ -96,30 +100,38 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
     from march_search.replay.strategies import Replay
 
     tpe = options.proposals == "tpe"
-    how = Replay(options.orders, options.seed, options.noise, options.evaluation_noise, tpe, options.step)
+    how = Replay(
+        orders=options.orders,
+        seed=options.seed,
+        noise=options.noise,
+        evaluation_noise=options.evaluation_noise,
+        tpe=tpe,
+        step=options.step,
+    )
     return how, [int(word) for word in words]
 
 
-def _print(name: str, table: "LearningCurves", rows: list[dict[str, Any]], how: "Replay") -> None:
-    """Print the results as a table."""
+def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dict[str, Any]], how: "Replay") -> None:
+    """Print one row per strategy and number of workers."""
+    from march_search.commands.output import print_rows
     from march_search.display import tables
 
     columns = (
-        tables.Column("strategy", "strategy", "strategy", left=True),
-        tables.Column("workers", "workers", "W"),
-        tables.Column("spent", "tokens spent", "spent", "{:.1%}".format),
-        tables.Column("spent_max", "at most", "max", "{:.1%}".format),
-        tables.Column("found", "best found", "found"),
-        tables.Column("as_exhaustive", "as exhaustive", "same"),
-        tables.Column("regret", "mean regret", "regret", "{:.4f}".format),
-        tables.Column("regret_max", "worst regret", "worst", "{:.4f}".format),
-        tables.Column("time", "time", "time", "{:.0%}".format),
-        tables.Column("idle", "idle", "idle", "{:.0%}".format),
+        tables.Column(key="strategy", heading="strategy", short="strategy", left=True),
+        tables.Column(key="workers", heading="workers", short="W"),
+        tables.Column(key="spent", heading="tokens spent", short="spent", show="{:.1%}".format),
+        tables.Column(key="spent_max", heading="at most", short="max", show="{:.1%}".format),
+        tables.Column(key="found", heading="best found", short="found"),
+        tables.Column(key="as_exhaustive", heading="as exhaustive", short="same"),
+        tables.Column(key="regret", heading="mean regret", short="regret", show="{:.4f}".format),
+        tables.Column(key="regret_max", heading="worst regret", short="worst", show="{:.4f}".format),
+        tables.Column(key="time", heading="time", short="time", show="{:.0%}".format),
+        tables.Column(key="idle", heading="idle", short="idle", show="{:.0%}".format),
     )
     noise = f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
-    title = f"{name}: {len(table.runs)} runs in {tables.plural(how.orders, 'random order')}"
+    title = f"{options.curves}: {len(curves.runs)} runs in {tables.plural(how.orders, 'random order')}"
     notes = [
-        f"tokens spent: relative to training every run to the end. Regret: in {table.unit}, by the recorded losses.",
+        f"tokens spent: relative to training every run to the end. Regret: in {curves.unit}, by the recorded losses.",
         "best found: orders that found the lowest recorded loss. as exhaustive: orders that chose as exhaustive does.",
         "time: relative to training every run with the same number of workers. idle: share of the workers' time.",
         "Optuna's pruners start the next trial at once; a rung waits until all of its candidates reach it.",
@@ -128,18 +140,7 @@ def _print(name: str, table: "LearningCurves", rows: list[dict[str, Any]], how: 
         notes.append("TPE chose the next run, except with rungs, which start every run.")
     title += noise if how.noise or how.evaluation_noise else ""
     legend = "W: workers, max: most tokens spent, same: as exhaustive"
-    tables.print_table(tables.console(), rows, columns, title, notes, legend)
-
-
-def _export(options: argparse.Namespace) -> int:
-    """Write the learning curves of a study as a table."""
-    from march_search.analysis.study_record import read_study
-    from march_search.files import json_text, write_json
-    from march_search.replay.learning_curves import study_curves
-
-    value = study_curves(read_study(options.table, Path(options.root)))
-    if options.output:
-        write_json(Path(options.output), value)
-    else:
-        print(json_text(value), end="")
-    return 0
+    head = {"table": options.curves, "source": curves.source, "unit": curves.unit, "runs": len(curves.runs)}
+    head |= {name: getattr(how, name) for name in ("orders", "seed", "noise", "evaluation_noise", "step")}
+    head |= {"proposals": options.proposals}
+    print_rows(options.format, rows, columns, title=title, notes=notes, legend=legend, head=head, name="strategies")

@@ -1,21 +1,37 @@
 """`march-search solve`: list every architecture inside a parameter budget."""
 
 import argparse
-import json
-import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, explain
-from march_search.commands.options import add_price_options, natural, positive, price_notes, price_setup
+from march_search.commands import Verbs
+from march_search.commands.options import (
+    COST_OPTIONS,
+    add_format,
+    add_price_options,
+    natural,
+    positive,
+    price_notes,
+    price_setup,
+    refuse_without_effect,
+)
 
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
     from march_search.space.feasible_set import FeasibleSet, Selection
 
-
 PARETO = "flops,memory,-depth"
 """Default objectives of `--pareto`."""
+
+TOP = 20
+"""Architectures printed by default."""
+
+PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second")
+"""Measures and columns that depend on the device and the setup of a trial."""
+
+SELECTIONS = ("sample", "design", "pareto", "near", "count")
+"""Options that print something else than the top of the set."""
 
 
 def add(verbs: Verbs) -> None:
@@ -30,9 +46,7 @@ def add(verbs: Verbs) -> None:
     solve.add_argument(
         "--where", action="append", default=[], metavar="RULE", help='extra rule, e.g. "num_heads >= 16"; repeatable'
     )
-    solve.add_argument(
-        "--top", type=natural, default=20, metavar="N", help="architectures to print (default: 20; 0: all)"
-    )
+    solve.add_argument("--top", type=natural, metavar="N", help="architectures to print (default: 20; 0: all)")
     solve.add_argument(
         "--sort",
         metavar="KEY",
@@ -40,14 +54,14 @@ def add(verbs: Verbs) -> None:
     )
     solve.add_argument("--descending", action="store_true", help="sort in descending order")
     solve.add_argument("--columns", metavar="A,B,...", help="columns to print, e.g. name,params,num_layers,hours")
-    solve.add_argument("--format", choices=("table", "json", "csv"), default="table")
-    solve.add_argument("--count", action="store_true", help="print only the number of architectures")
-    _add_choices(solve)
+    solve.add_argument("--figure", type=Path, metavar="FILE", help="also draw the whole set by depth and width, as SVG")
+    add_format(solve)
+    _add_selections(solve)
     add_price_options(solve)
     solve.set_defaults(run=run)
 
 
-def _add_choices(solve: argparse.ArgumentParser) -> None:
+def _add_selections(solve: argparse.ArgumentParser) -> None:
     """Add the options that select other architectures than the top N."""
     other = solve.add_argument_group("selection instead of the top N").add_mutually_exclusive_group()
     other.add_argument("--sample", type=positive, metavar="N", help="N architectures drawn uniformly at random")
@@ -62,17 +76,12 @@ def _add_choices(solve: argparse.ArgumentParser) -> None:
         help=f"the Pareto set in BY (default: {PARETO}; prefix - to maximize)",
     )
     other.add_argument("--near", metavar="NAME", help="architectures nearest to NAME, which may be off the budget")
-    other.add_argument("--explain", metavar="NAME", help="parameters of one architecture by group; needs no budget")
-    solve.add_argument(
-        "--seed", type=natural, default=0, metavar="S", help="seed of --sample and --design (default: 0)"
-    )
+    other.add_argument("--count", action="store_true", help="print only the number of architectures")
+    solve.add_argument("--seed", type=natural, metavar="S", help="seed of --sample and --design (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the feasible set of a space, best first, or a selection of it."""
-    setup = price_setup(options)
-    if options.explain is not None:
-        return explain.run(options, setup)
     from march_search.architecture.architecture import DEFAULTS
     from march_search.display.architectures import columns_named, solve_row
     from march_search.space.infeasible import solve_or_explain
@@ -80,86 +89,120 @@ def run(options: argparse.Namespace) -> int:
     from march_search.space.space import SearchSpace
 
     asked = columns_named(options.columns.split(",")) if options.columns is not None else None
+    priced = options.device is not None or any(column.key in PRICED for column in asked or ())
+    _refuse_options_without_effect(options, priced)
+    setup = price_setup(options)
     space = SearchSpace.load(options.space)
     space = space.with_budget(options.budget, options.tolerance, options.counting)
     space = replace(space, rules=space.rules + tuple(Rule.parse(text, DEFAULTS) for text in options.where))
     found = solve_or_explain(space)
+    if options.figure:
+        _draw(found, options.figure)
     if options.count:
         print(len(found))
         return 0
-    chosen, order = _choose(found, options, setup)
-    priced = options.device is not None or any(column.key in explain.PRICES for column in asked or ())
+    chosen, description = _select(found, options, setup)
     rows = [
         solve_row(a, found.budget.difference_percent(number), setup, priced)
         for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True)
     ]
-    if options.format == "table":
-        _print_table(rows, found, order, setup, priced, asked)
-    else:
-        _print_data(rows, found, options, setup, priced, asked)
+    _print(rows, found, description, options, setup, priced, asked)
     return 0
 
 
-def _choose(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
+def _refuse_options_without_effect(options: argparse.Namespace, priced: bool) -> None:
+    """Refuse options that the chosen selection ignores.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    selection = next((name for name in SELECTIONS if getattr(options, name)), None)
+    if selection in ("sample", "design", "count"):
+        refuse_without_effect(options, ("top",), f"with --{selection}, which prints its own number")
+    if selection in ("sample", "design", "near", "count"):
+        refuse_without_effect(options, ("sort", "descending"), f"with --{selection}, which has its own order")
+    if selection == "count":
+        refuse_without_effect(options, ("columns", "device"), "with --count, which prints one number")
+    if selection != "design":
+        refuse_without_effect(options, ("by", "strata"), "without --design N")
+    if selection not in ("sample", "design"):
+        refuse_without_effect(options, ("seed",), "without --sample N or --design N")
+    if selection == "pareto" and options.sort is None:
+        refuse_without_effect(options, ("descending",), "without --sort KEY")
+    keys = [str(options.sort), *str(options.pareto).split(",")]
+    if not (priced or any(key.removeprefix("-") in PRICED for key in keys)):
+        refuse_without_effect(options, COST_OPTIONS, "without --device D, which adds memory, tokens/s and hours")
+
+
+def _select(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
     """Return the members to print, and a description of their selection and order."""
     from march_search.architecture.architecture import Architecture
 
+    seed, top = options.seed or 0, TOP if options.top is None else options.top
     if options.sample is not None:
-        return found.sample(options.sample, options.seed), f"a uniform sample, seed {options.seed}"
+        return found.sample(options.sample, seed), f"a uniform sample, seed {seed}"
     if options.design is not None:
         by, strata = (tuple(text.split(",")) if text else () for text in (options.by, options.strata))
-        return found.design(options.design, by, options.seed, strata), f"a spread design, seed {options.seed}"
+        return found.design(options.design, by, seed, strata), f"a spread design, seed {seed}"
     chosen: Selection = found
-    order = ""
+    which = ""
     if options.pareto is not None:
         chosen = found.pareto(tuple(options.pareto.split(",")), setup)
-        order = f"{len(chosen):,} Pareto-optimal in {options.pareto}, "
-        if options.sort is None:
-            return chosen[: options.top or len(chosen)], f"{order}in order of these objectives"
+        which = f"{len(chosen):,} Pareto-optimal in {options.pareto}, "
+    more = "" if not top or len(chosen) <= top else "; --top 0 shows all"
+    if options.pareto is not None and options.sort is None:
+        return chosen[: top or len(chosen)], f"{which}in order of these objectives{more}"
     if options.near is not None:
         near = Architecture.parse(options.near)
-        return found.nearest(near, options.top), f"nearest to {near} first"
+        return found.nearest(near, top), f"nearest to {near} first{more}"
     key = options.sort or "difference"
-    return chosen.top(options.top, "-" * options.descending + key, setup), f"{order}sorted by {key}"
+    return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"
 
 
-def _print_data(
-    rows: list[dict[str, Any]], found: "FeasibleSet", options: Any, setup: "Setup", priced: bool, asked: Any
+def _draw(found: "FeasibleSet", path: Path) -> None:
+    """Write the figure of the set."""
+    from march_search.files import write_text
+    from march_search.report.page import standalone
+    from march_search.report.shapes import shapes
+
+    write_text(path, standalone(shapes(found)))
+
+
+def _print(
+    rows: list[dict[str, Any]],
+    found: "FeasibleSet",
+    description: str,
+    options: argparse.Namespace,
+    setup: "Setup",
+    priced: bool,
+    asked: Any,
 ) -> None:
-    """Print the rows as JSON or CSV, with all columns or those of --columns."""
-    from march_search.display import tables
+    """Print the rows, with notes on the selection and the meaning of the numbers."""
+    from march_search.commands.explain import setup_table
+    from march_search.commands.output import print_rows
+    from march_search.display import architectures
 
-    rows = [{c.key: row[c.key] for c in asked} for row in rows] if asked else rows
-    if options.format == "csv":
-        sys.stdout.write(tables.csv_text(rows, list(rows[0])))
-        return
+    verb = "architecture has" if len(found) == 1 else "architectures have"
+    columns = asked or (architectures.PRICED_COLUMNS if priced else architectures.SOLVE_COLUMNS)
+    notes = [f"{len(rows):,} shown, {description}."]
+    if any(column.key == "flops_per_token" for column in columns):
+        length = setup.sequence_length
+        notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
     budget = found.budget
     head = {
-        "schema_version": 1,
         "space": found.space.name,
         "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
         "total": len(found),
     }
-    if priced:
-        head["setup"] = explain.setup_table(setup)
-    print(json.dumps(head | {"architectures": rows}, indent=1))
-
-
-def _print_table(
-    rows: list[dict[str, Any]], found: "FeasibleSet", order: str, setup: "Setup", priced: bool, asked: Any
-) -> None:
-    """Print the rows as a table, with notes on the selection and the meaning of the numbers."""
-    from march_search.display import architectures, tables
-
-    verb = "architecture has" if len(found) == 1 else "architectures have"
-    title = f"{len(found):,} {verb} {found.budget} (space {found.space.name})"
-    more = "; --top 0 shows all" if "sorted" in order and len(rows) < len(found) else ""
-    columns = asked or (architectures.PRICED_COLUMNS if priced else architectures.SOLVE_COLUMNS)
-    notes = [f"{len(rows):,} shown, {order}{more}."]
-    if any(column.key == "flops_per_token" for column in columns):
-        length = setup.sequence_length
-        notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
-    legend = f"{architectures.NARROW_LEGEND}, diff: from the budget" if not asked and not priced else ""
-    tables.print_table(
-        tables.console(), rows, columns, title, [*notes, *(price_notes(setup) if priced else ())], legend
+    if asked and options.format in ("json", "csv"):
+        rows = [{column.key: row[column.key] for column in asked} for row in rows]
+    print_rows(
+        options.format,
+        rows,
+        columns,
+        title=f"{len(found):,} {verb} {found.budget} (space {found.space.name})",
+        notes=[*notes, *(price_notes(setup) if priced else ())],
+        legend=f"{architectures.NARROW_LEGEND}, diff: from the budget" if not asked and not priced else "",
+        head=head | ({"setup": setup_table(setup)} if priced else {}),
+        name="architectures",
     )

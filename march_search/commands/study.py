@@ -1,57 +1,55 @@
 """`march-search study`: list studies, run a study, or print its plan."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, study_actions
-from march_search.commands.options import amount
-from march_search.config import StudyConfig
-from march_search.study.study_folder import DEFAULT_ROOT
+from march_search.commands import Verbs, study_actions, study_worker
+from march_search.commands.options import add_format, add_root, add_study, amount, refuse_without_effect
+from march_search.commands.output import report_summary
 
 if TYPE_CHECKING:
-    from march_search.study.runner import Summary
+    from march_search.commands.studies import NamedStudy
+    from march_search.config.study_config import StudyConfig
+    from march_search.study.candidates import Candidates
 
 
 def add(verbs: Verbs) -> None:
     """Add the command to the parser."""
     study = verbs.add_parser("study", help="run, watch, stop and resume studies, or list the shipped ones")
-    actions = study.add_subparsers(
-        dest="action", metavar="list | run | status | show | stop | resume | retry | race | delete", required=True,
-        parser_class=type(study),
-    )  # fmt: skip
+    actions = study.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(study))
     listing = actions.add_parser("list", help="list the shipped studies and those in the --root folder")
+    add_root(listing)
+    add_format(listing)
     listing.set_defaults(run=run_list)
     running = actions.add_parser(
         "run", help="train the trials of a study; run it again to resume after an interruption"
     )
-    running.add_argument("study", metavar="STUDY", help="TOML file of a study, or name of a shipped study")
+    add_study(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
     running.add_argument("--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, cpu")
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
     running.set_defaults(run=run_study)
-    listing.add_argument("--json", action="store_true", help="JSON instead of a table")
     study_actions.add_actions(actions)
-    for parser in (listing, running):
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
+    study_worker.add_actions(actions)
 
 
 def run_list(options: argparse.Namespace) -> int:
     """Print the shipped and the started studies."""
+    from march_search.commands.output import print_rows
     from march_search.config.loader import read_file
     from march_search.config.shipped import shipped_folder, shipped_names
-    from march_search.display.tables import Column, console, print_table
+    from march_search.display.tables import Column
     from march_search.files import read_json
 
     rows = []
     for name in shipped_names("studies"):
         table = read_file(shipped_folder("studies") / f"{name}.toml")
-        rows.append({"study": name, "trials": None, "description": table.get("description", "")})
-    for path in sorted(Path(options.root).glob("*/study.json")):
+        rows.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
+    for path in sorted(options.root.glob("*/study.json")):
         record = read_json(path)
         settings = record.get("settings", {}) if isinstance(record, dict) else {}
         trials = len(list(path.parent.glob("trials/*/trial.json")))
@@ -61,59 +59,53 @@ def run_list(options: argparse.Namespace) -> int:
             "study": str(path.parent), "trials": trials, "states": states or None,
             "description": settings.get("description", ""),
         })  # fmt: skip
-    if options.json:
-        print(json.dumps(rows, indent=1))
-        return 0
     columns = (
-        Column("study", "study", "study", left=True),
-        Column("trials", "trials started", "trials"),
-        Column("states", "ended", "ended", left=True),
-        Column("description", "description", "description", left=True),
+        Column(key="study", heading="study", short="study", left=True),
+        Column(key="trials", heading="trials started", short="trials"),
+        Column(key="states", heading="ended", short="ended", left=True),
+        Column(key="description", heading="description", short="description", left=True),
     )
-    print_table(console(), rows, columns, "")
+    print_rows(options.format, rows, columns, name="studies")
     return 0
-
-
-def load(text: str) -> tuple[StudyConfig, str, Path]:
-    """Load a study from a TOML file or a shipped name; return its settings, its name and the folder of its file."""
-    from march_search.config.loader import build, read_file
-    from march_search.config.shipped import shipped_path
-
-    path = shipped_path("studies", text)
-    table = read_file(path)
-    training = table.get("training")
-    if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
-        training["deepspeed"] = read_file(path.parent / Path(training["deepspeed"]).expanduser())
-    return build(StudyConfig, table, str(path)), path.stem, path.parent
 
 
 def run_study(options: argparse.Namespace) -> int:
     """Run a study, or print its plan."""
+    from march_search.commands.output import print_pairs
+    from march_search.commands.studies import named_study
     from march_search.data import corpora, vocabulary
     from march_search.display.tables import console
     from march_search.errors import MarchSearchError
     from march_search.study import candidates, extension, price, rungs
     from march_search.study.plan import plan_rows
-    from march_search.study.study_folder import StudyFolder
 
-    config, name, folder = load(options.study)
-    root = Path(options.root)
-    study_folder = StudyFolder.of(root, name)
+    study = named_study(options.study, options.root)
+    if study.file is None:
+        names = ("dry_run", "extend", "device", "rate")
+        refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
+        return study_actions.run_resume(options)
+    config, base = study.load()
+    folder = study.folder
+    plan = None if options.dry_run or options.extend else price.kept(folder.path)
+    if plan is not None:
+        because = f"on {study.name}, which was started with a plan: add --dry-run to print another estimate"
+        refuse_without_effect(options, ("device", "rate"), because)
     try:
-        drawn = candidates.choose(config, folder)
-        chosen = extension.extended(study_folder.path, config, drawn, options.extend)
-        data_summary = "; ".join([corpora.check(config.data, folder), vocabulary.check(config.data, folder)])
-        rows_of = plan_rows(config, chosen, data_summary, study_folder.path)
-        plan = None if options.dry_run or options.extend else price.kept(study_folder.path)
+        drawn = candidates.choose(config, base)
+        chosen = extension.extended(folder.path, config, drawn, options.extend)
+        data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
+        rows = plan_rows(config, chosen, data_summary, folder.path)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
+            if device is None:
+                refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
             stages = rungs.rung_tokens(config, candidates.how_many(chosen, config) * len(candidates.rates(config)))
             plan = price.planned(config, chosen, device, options.rate, stages, config.pruner.keep)
-        rows_of += price.price_rows(plan)
+        rows += price.price_rows(plan)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
     out = console(stderr=not options.dry_run)
-    _print_plan(out, f"study {name}", rows_of)
+    print_pairs(out, f"study {study.name}", rows)
     if options.dry_run:
         if chosen.architectures:
             _print_candidates(out, chosen, config)
@@ -121,23 +113,11 @@ def run_study(options: argparse.Namespace) -> int:
         print(f"Checked: {num_models} models build with the predicted parameter count.")
         return 0
     if options.extend:
-        extension.adopt(study_folder, config, chosen, drawn)
-    return _train(config, name, folder, root, study_folder, chosen, plan)
+        extension.adopt(folder, config, chosen, drawn)
+    return _train(study, config, base, options.root, chosen, plan)
 
 
-def _print_plan(out: Any, title: str, rows: list[tuple[str, str]]) -> None:
-    """Print the rows as a table of two columns."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
-
-
-def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
+def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
     """Print the architectures that a study would train."""
     from march_search.display import architectures, tables
 
@@ -151,8 +131,11 @@ def _print_candidates(out: Any, chosen: Any, config: StudyConfig) -> None:
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
 
 
-def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folder: Any, chosen: Any, plan: Any) -> int:
+def _train(
+    study: "NamedStudy", config: "StudyConfig", base: Path, root: Path, chosen: "Candidates", plan: dict[str, Any]
+) -> int:
     """Prepare the data, train the trials and return the exit code."""
+    from march_search.commands.output import print_pairs
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.data.ngrams import reference_nats
     from march_search.display.tables import console
@@ -161,34 +144,18 @@ def _train(config: StudyConfig, name: str, folder: Path, root: Path, study_folde
     from march_search.study.candidates import planned
     from march_search.study.runner import StudyRun
 
+    folder = study.folder
     gpus.claim(config.devices)
     make_folder(root)
-    study_folder.keep_settings(config, chosen.architectures)
-    study_state.keep_candidates(study_folder.path, chosen)
-    write_json(study_folder.path / "plan.json", plan)
-    store = prepared_store(config, root, folder)
+    folder.keep_settings(config, chosen.architectures)
+    study_state.keep_candidates(folder.path, chosen)
+    write_json(folder.path / "plan.json", plan)
+    store = prepared_store(config, root, base)
     print(repeats(config, store), file=sys.stderr, flush=True)
-    study_folder.keep_store(store.folder)
-    write_json(study_folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
-    write_json(study_folder.path / "reference.json", reference_nats(store, config.data))
-    summary = StudyRun(config, study_folder, store.folder, planned(chosen, config)).run()
-    took = price.comparison_rows(plan, price.actual(study_folder.path, config))
-    _print_plan(console(stderr=True), "planned and actual cost", took)
-    return report(summary, name, root)
-
-
-def report(summary: "Summary", name: str, root: Path) -> int:
-    """Print to stderr how the run of a study ended, and return the exit code."""
-    counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
-    print(f"{name}: {counts}. Ranking: march-search rank {name}{_root_option(root)}", file=sys.stderr)
-    for note in summary.notes:
-        print(f"{name}: {note}", file=sys.stderr)
-    if summary.signum:
-        print(f"{name}: interrupted; run the same command again to resume.", file=sys.stderr)
-        return 128 + summary.signum
-    return 1 if summary.failed else 0
-
-
-def _root_option(root: Path) -> str:
-    """Return the --root option to repeat in a suggested command."""
-    return "" if str(root) == DEFAULT_ROOT else f" --root {root}"
+    folder.keep_store(store.folder)
+    write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
+    write_json(folder.path / "reference.json", reference_nats(store, config.data))
+    summary = StudyRun(config, folder, store.folder, planned(chosen, config)).run()
+    actual = price.comparison_rows(plan, price.actual(folder.path, config))
+    print_pairs(console(stderr=True), "planned and actual cost", actual)
+    return report_summary(summary, study.name, root)

@@ -4,11 +4,17 @@ import argparse
 import json
 import shutil
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
-from march_search.study.study_folder import DEFAULT_ROOT
+from march_search.commands.options import add_format, add_study, root_option
+from march_search.commands.output import report_summary
+
+if TYPE_CHECKING:
+    import optuna
+
+    from march_search.config.study_config import StudyConfig
+    from march_search.study.study_folder import StudyFolder
 
 
 def add_actions(actions: Verbs) -> None:
@@ -23,10 +29,9 @@ def add_actions(actions: Verbs) -> None:
         ("delete", run_delete, "delete the folder and the records of a study"),
     ):
         parser = actions.add_parser(name, help=text)
-        parser.add_argument("study", metavar="STUDY", help="name of a started study, or its TOML file")
-        parser.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
+        add_study(parser)
         if name in ("status", "show"):
-            parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+            add_format(parser)
         if name == "show":
             parser.add_argument("trial", metavar="TRIAL", type=int, help="trial number, from 0")
         if name == "retry":
@@ -40,12 +45,12 @@ def add_actions(actions: Verbs) -> None:
         parser.set_defaults(run=run)
 
 
-def _found(options: argparse.Namespace) -> Any:
+def _open(options: argparse.Namespace) -> "tuple[StudyFolder, StudyConfig, optuna.Study]":
     """Return the folder, the settings and the Optuna study of a started study."""
-    from march_search.commands.study_worker import started
+    from march_search.commands.studies import named_study
     from march_search.study import status
 
-    folder, config = started(options.study, Path(options.root))
+    folder, config = named_study(options.study, options.root).started()
     return folder, config, status.open_started(folder, config)
 
 
@@ -53,21 +58,20 @@ def run_status(options: argparse.Namespace) -> int:
     """Print the state of a study, its trials and its workers."""
     from march_search.study import status
 
-    folder, config, study = _found(options)
+    folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
     rows, crew = status.trial_rows(folder, config, trials), status.worker_rows(study, folder)
     total, name = status.totals(folder, config, trials, rows), folder.path.name
-    if options.json:
-        value = {"schema_version": 1, "study": name, **total, "trials": rows, "workers": crew}
-        print(json.dumps(value | {"open_with": status.openers(folder, config)}, indent=1))
-        return 0
-    _print_status(name, total, rows, crew, status.openers(folder, config))
+    _print_status(options.format, name, total, rows, crew, status.openers(folder, config))
     return 0
 
 
-def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[Any], openers: list[str]) -> None:
-    """Print the tables of `study status`."""
-    from march_search.display.tables import Column, console, count, duration, print_table, si
+def _print_status(
+    output_format: str, name: str, total: dict[str, Any], rows: list[Any], crew: list[Any], openers: list[str]
+) -> None:
+    """Print the trials, and for a person also the workers and the commands that open the study elsewhere."""
+    from march_search.commands.output import print_rows
+    from march_search.display.tables import Column, console, count, duration, si
 
     left = total["seconds_left"]
     parts = [f"{number} {state}" for state, number in total["states"].items()]
@@ -80,90 +84,110 @@ def _print_status(name: str, total: dict[str, Any], rows: list[Any], crew: list[
     ]
     several_rates = len({row["learning_rate"] for row in rows}) > 1
     columns = (
-        Column("trial", "trial", "#"),
-        Column("name", "name", "name", left=True),
-        Column("seed", "seed", "seed", wide_only=True),
-        *([Column("learning_rate", "learning rate", "rate", lambda value: f"{value:g}")] if several_rates else []),
-        Column("state", "state", "state", left=True),
-        Column("tokens", "tokens", "tokens", si),
-        Column("loss", "loss", "loss", lambda value: f"{value:.4f}"),
-        Column("retries", "retries", "retries", wide_only=True),
-        Column("worker", "worker", "worker", left=True, wide_only=True),
+        Column(key="trial", heading="trial", short="#"),
+        Column(key="name", heading="name", short="name", left=True),
+        Column(key="seed", heading="seed", short="seed", wide_only=True),
+        *(
+            [Column(key="learning_rate", heading="learning rate", short="rate", show=lambda value: f"{value:g}")]
+            if several_rates
+            else []
+        ),
+        Column(key="state", heading="state", short="state", left=True),
+        Column(key="tokens", heading="tokens", short="tokens", show=si),
+        Column(key="loss", heading="loss", short="loss", show=lambda value: f"{value:.4f}"),
+        Column(key="retries", heading="retries", short="retries", wide_only=True),
+        Column(key="worker", heading="worker", short="worker", left=True, wide_only=True),
     )
-    out = console()
-    print_table(out, rows, columns, f"{name}: {', '.join(parts)}", notes)
+    head = {"study": name, **total, "workers": crew, "open_with": openers}
+    title = f"{name}: {', '.join(parts)}"
+    print_rows(output_format, rows, columns, title=title, notes=notes, head=head, name="trials")
+    if output_format in ("json", "csv"):
+        return
     if crew:
         heads = (
-            Column("worker", "worker", "worker", left=True),
-            Column("state", "state", "state", left=True),
-            Column("slots", "slots", "slots"),
-            Column("beats", "beats", "beats", count),
-            Column("beat_seconds", "last beat", "last", lambda value: f"{duration(value)} ago"),
+            Column(key="worker", heading="worker", short="worker", left=True),
+            Column(key="state", heading="state", short="state", left=True),
+            Column(key="slots", heading="slots", short="slots"),
+            Column(key="beats", heading="beats", short="beats", show=count),
+            Column(key="beat_seconds", heading="last beat", short="last", show=lambda value: f"{duration(value)} ago"),
         )
-        print_table(out, crew, heads, "workers")
-    for line in openers:
-        out.print(line, markup=False, soft_wrap=True)
+        print_rows(output_format, crew, heads, title="workers")
+    for line in openers if output_format == "table" else ():
+        console().print(line, markup=False, soft_wrap=True)
 
 
 def run_show(options: argparse.Namespace) -> int:
     """Print one trial."""
-    from march_search.display.tables import console
+    from march_search.commands.output import print_json, print_rows
+    from march_search.display.tables import Column, console
     from march_search.errors import UsageError
     from march_search.study import status
 
-    folder, config, study = _found(options)
+    folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
     if not 0 <= options.trial < len(trials):
         raise UsageError(f"{folder.path.name} has no trial {options.trial}: use a number from 0 to {len(trials) - 1}.")
     row = status.trial_rows(folder, config, trials)[options.trial] | status.trial_details(folder, trials[options.trial])
-    if options.json:
-        print(json.dumps({"schema_version": 1, "study": folder.path.name, **row}, indent=1))
+    if options.format == "json":
+        print_json({"study": folder.path.name, **row})
         return 0
-    out = console()
-    for key, value in row.items():
-        if value is not None:
-            text = value if isinstance(value, str) else json.dumps(value)
-            out.print(f"{key.replace('_', ' ')}: {text}", markup=False, soft_wrap=True)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+    rows = [{"key": key.replace("_", " "), "value": texts[key]} for key, value in row.items() if value is not None]
+    if options.format == "table":
+        for pair in rows:
+            console().print(f"{pair['key']}: {pair['value']}", markup=False, soft_wrap=True)
+    else:
+        columns = (
+            Column(key="key", heading="key", short="key", left=True),
+            Column(key="value", heading="value", short="value", left=True),
+        )
+        print_rows(options.format, rows, columns)
     return 0
 
 
 def run_stop(options: argparse.Namespace) -> int:
     """Ask all workers to save and exit."""
+    from march_search.display.tables import plural
     from march_search.study import heartbeat, status
 
-    folder, _, study = _found(options)
+    folder, _, study = _open(options)
     study.set_user_attr(heartbeat.STOP, True)
-    alive = [row["worker"] for row in status.worker_rows(study, folder) if row["state"] == "alive"]
-    message = f"asked {len(alive)} workers to save and exit" if alive else "no worker is running"
-    print(f"{folder.path.name}: {message}. To resume: march-search study resume {folder.path.name}", file=sys.stderr)
+    alive = sum(row["state"] == "alive" for row in status.worker_rows(study, folder))
+    message = f"asked {plural(alive, 'worker')} to save and exit" if alive else "no worker is running"
+    print(f"{folder.path.name}: {message}. To resume: {_resume_command(folder, options)}", file=sys.stderr)
     return 0
+
+
+def _resume_command(folder: "StudyFolder", options: argparse.Namespace) -> str:
+    """Return the command that resumes a study."""
+    return f"march-search study resume {folder.path.name}{root_option(options.root)}"
 
 
 def run_resume(options: argparse.Namespace) -> int:
     """Resume a study after a stop or an interruption."""
-    from march_search.commands.study import report
     from march_search.study import gpus, heartbeat
     from march_search.study.runner import StudyRun
 
-    folder, config, study = _found(options)
+    folder, config, study = _open(options)
     gpus.claim(config.devices)
     study.set_user_attr(heartbeat.STOP, None)
-    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
 
 
 def run_retry(options: argparse.Namespace) -> int:
     """Enqueue failed trials again, to be trained by a worker."""
+    from march_search.display.tables import plural
     from march_search.files import lock
     from march_search.study import status
     from march_search.study.trials import repeat_trial
 
-    folder, _, study = _found(options)
+    folder, _, study = _open(options)
     with lock(folder.path / "lock"):
         failed = status.failed_trials(study, options.trials)
         for trial in failed:
             repeat_trial(study, trial, retry_of=trial.number)
-    name = folder.path.name
-    print(f"{name}: {len(failed)} trials enqueued again. To resume: march-search study resume {name}", file=sys.stderr)
+    message = f"{plural(len(failed), 'trial')} enqueued again. To resume: {_resume_command(folder, options)}"
+    print(f"{folder.path.name}: {message}", file=sys.stderr)
     return 0
 
 
@@ -171,14 +195,13 @@ def run_race(options: argparse.Namespace) -> int:
     """Train more seeds of the leaders until the winner is separated from the others."""
     from dataclasses import replace
 
-    from march_search.commands.study import report
     from march_search.study import gpus
     from march_search.study.runner import StudyRun
 
-    folder, config, _ = _found(options)
+    folder, config, _ = _open(options)
     gpus.claim(config.devices)
     config = replace(config, search=replace(config.search, race=options.confidence))
-    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, Path(options.root))
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
 
 
 def run_delete(options: argparse.Namespace) -> int:
@@ -188,10 +211,11 @@ def run_delete(options: argparse.Namespace) -> int:
     from march_search.errors import StorageError
     from march_search.study import status
 
-    folder, config, study = _found(options)
+    folder, config, study = _open(options)
     name = folder.path.name
     if any(row["state"] == "alive" for row in status.worker_rows(study, folder)):
-        raise StorageError(f"{name} has running workers: stop them first with march-search study stop {name}.")
+        root = root_option(options.root)
+        raise StorageError(f"{name} has running workers: stop them first with march-search study stop {name}{root}.")
     if not options.yes:
         print(f"delete {folder.path} with {len(study.trials)} trials? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -1,12 +1,12 @@
-"""`march-search worker` and `march-search storage-proxy`: add worker processes on any host to a started study."""
+"""`march-search study worker | storage-proxy`: add worker processes on any host to a started study."""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from march_search.commands import Verbs
-from march_search.study.study_folder import DEFAULT_ROOT, StudyFolder
+from march_search.commands.options import add_study
+from march_search.commands.output import report_summary
 
 SBATCH = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -17,7 +17,7 @@ SBATCH = """#!/bin/bash
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # The study needs a file system with locks that all nodes share, and PostgreSQL storage, directly or through grpc://.
-march-search worker {name} --root {root} &
+march-search study worker {name} --root {root} &
 worker=$!
 trap 'kill -TERM $worker' TERM
 wait $worker; code=$?
@@ -27,48 +27,32 @@ exit $code
 """
 
 
-def add(verbs: Verbs) -> None:
-    """Add the commands to the parser."""
-    worker = verbs.add_parser("worker", help="train trials of a started study, in parallel with other workers")
-    worker.add_argument("study", metavar="STUDY", help="name of a started study, or its TOML file")
+def add_actions(actions: Verbs) -> None:
+    """Add the actions to `march-search study`."""
+    worker = actions.add_parser("worker", help="train trials of a started study, in parallel with other workers")
+    add_study(worker)
     worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
-    worker.set_defaults(run=run)
-    proxy = verbs.add_parser("storage-proxy", help="serve a PostgreSQL storage to many workers over gRPC")
+    worker.set_defaults(run=run_worker)
+    proxy = actions.add_parser("storage-proxy", help="serve a PostgreSQL storage to many workers over gRPC")
     proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, an environment variable with a PostgreSQL URL")
     proxy.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
     proxy.add_argument("--port", type=int, default=13000, help="port to listen on (default: 13000)")
     proxy.set_defaults(run=run_proxy)
-    worker.add_argument("--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the studies (default: runs)")
 
 
-def started(text: str, root: Path) -> tuple[StudyFolder, Any]:
-    """Return the folder and settings of a started study.
-
-    A TOML file also provides settings that the study folder does not keep, for example a password.
-    """
-    from march_search.commands.study import load
-    from march_search.study import status
-
-    if text.endswith(".toml"):
-        config, name, _ = load(text)
-        return status.find_study(name, root), config
-    folder = status.find_study(text, root)
-    return folder, folder.config()
-
-
-def run(options: argparse.Namespace) -> int:
+def run_worker(options: argparse.Namespace) -> int:
     """Train trials of a study until it ends, or print a Slurm job script."""
-    from march_search.commands.study import report
+    from march_search.commands.studies import named_study
     from march_search.study import gpus
     from march_search.study.runner import StudyRun
 
-    root = Path(options.root)
-    folder, config = started(options.study, root)
+    folder, config = named_study(options.study, options.root).started()
+    root = folder.path.parent
     if options.sbatch:
         sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
         return 0
     gpus.claim(config.devices)
-    return report(StudyRun(config, folder, folder.store).run(), folder.path.name, root)
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
 
 
 def run_proxy(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from march_search.config.loader import check_finite
 from march_search.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The `[data]` table: corpus, tokenizer, and how training examples are cut from the text."""
 

@@ -9,7 +9,7 @@ from march_search.config.training_config import TrainingConfig
 from march_search.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DevicesConfig:
     """The `[devices]` table: the devices and processes of each trial."""
 
@@ -74,6 +74,11 @@ class BatchPlan:
     """Examples that a rank processes at once."""
     accumulation: int
     """Micro batches per rank and step."""
+
+    @property
+    def share(self) -> int:
+        """Sequences of one process per step."""
+        return self.sequences // self.ranks
 
     @classmethod
     def of(cls, training: TrainingConfig, data: DataConfig, ranks: int) -> "BatchPlan":

@@ -8,6 +8,13 @@ from typing import TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 
+DEFAULT_RUNGS = (0.02, 0.06, 0.2)
+"""Default rungs, as fractions of a trial's data budget; the end is always the last rung."""
+
+DEFAULT_KEEP = 1 / 3
+"""Default fraction of a rung's candidates that is promoted."""
+
+
 @dataclass(frozen=True)
 class Halving:
     """Synchronous successive halving: all candidates train to the first rung, the best are promoted to the next.
@@ -24,9 +31,9 @@ class Halving:
         ValueError: If the fractions are not positive, ascending and end at 1, or if `keep` is not in (0, 1].
     """
 
-    fractions: tuple[float, ...] = (0.02, 0.06, 0.2, 1.0)
+    fractions: tuple[float, ...] = (*DEFAULT_RUNGS, 1.0)
     """Rungs as fractions of a trial's data budget, ascending; the last is 1."""
-    keep: float = 1 / 3
+    keep: float = DEFAULT_KEEP
     """Fraction of a rung's candidates that is promoted, in (0, 1]; the number is rounded up."""
 
     def __post_init__(self) -> None:
@@ -45,3 +52,10 @@ class Halving:
         finite = {key: loss for key, loss in losses.items() if loss is not None and math.isfinite(loss)}
         count = max(1, math.ceil(len(losses) * self.keep - 1e-9))
         return tuple(sorted(finite, key=lambda key: finite[key])[:count])
+
+    def survivors(self, candidates: int, rungs: int) -> tuple[int, ...]:
+        """Return how many of the candidates reach each of the rungs if none fails."""
+        numbers = [candidates]
+        for _ in range(rungs - 1):
+            numbers.append(len(self.promoted(dict.fromkeys(range(numbers[-1]), 0.0))))
+        return tuple(numbers)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from march_search.config.halving import DEFAULT_KEEP, DEFAULT_RUNGS
 from march_search.config.loader import check_finite
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import ConfigError
@@ -15,7 +16,7 @@ OBJECTIVES = ("loss", "params", "flops", "memory", "depth", "tokens_per_second")
 """Objectives that a study can optimize."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """The `[search]` table: which architectures are trained."""
 
@@ -95,7 +96,7 @@ class SearchConfig:
             raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrunerConfig:
     """The `[pruner]` table: when a trial is stopped early."""
 
@@ -105,10 +106,10 @@ class PrunerConfig:
     to the end. `median`: a trial is stopped if its loss is above
     the median of earlier trials at the same number of tokens. `halving` and `hyperband`: Optuna's asynchronous pruners.
     `none`: every trial trains to the end."""
-    rungs: tuple[float, ...] = (0.02, 0.06, 0.2)
+    rungs: tuple[float, ...] = DEFAULT_RUNGS
     """Points at which `rungs` compares candidates: values up to 1 are fractions of the data budget, larger ones are
     token counts. Rounded up to whole steps; the end of the data budget is always added."""
-    keep: float = 1 / 3
+    keep: float = DEFAULT_KEEP
     """`rungs`: fraction of a rung's candidates that is promoted, in (0, 1); the number is rounded up."""
     startup_trials: int = 4
     """`median`: number of trials that must finish before any trial is stopped."""

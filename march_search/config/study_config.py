@@ -12,7 +12,7 @@ from march_search.config.training_config import TrainingConfig
 from march_search.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """Settings of a study: the top-level keys of its TOML file, and one field per table."""
 
@@ -62,7 +62,7 @@ class StudyConfig:
         return BatchPlan.of(self.training, self.data, self.devices.ranks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialConfig:
     """Settings of one trial, stored as `trial.json` in its folder."""
 

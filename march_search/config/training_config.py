@@ -7,7 +7,7 @@ from march_search.config.loader import check_finite
 from march_search.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The `[training]` table: how every trial is trained. The defaults are those of the 2023 study."""
 

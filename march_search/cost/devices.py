@@ -12,7 +12,7 @@ ASSUMED_UTILISATION = 0.4
 """Fraction of the peak that training a large dense transformer is assumed to reach on a GPU without measurements."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """A number of equal devices that train one trial together, and their speeds.
 
@@ -53,7 +53,7 @@ _ASSUMED = f"assuming matrix products at {ASSUMED_UTILISATION:.0%} of the peak, 
 
 GPUS = (
     Device(
-        "A5000",
+        name="A5000",
         memory_bytes=24 * 10**9,
         bf16_flops=111.1e12,
         fp32_flops=27.8e12,
@@ -62,8 +62,22 @@ GPUS = (
         score_seconds=4.2e-11,
         basis="calibrated on 25 recorded runs of 2023; median error 14% on shape families left out of the fit",
     ),
-    Device("A100", 80 * 10**9, 312e12, 19.5e12, ASSUMED_UTILISATION, basis=_ASSUMED),
-    Device("H100", 80 * 10**9, 989e12, 67e12, ASSUMED_UTILISATION, basis=_ASSUMED),
+    Device(
+        name="A100",
+        memory_bytes=80 * 10**9,
+        bf16_flops=312e12,
+        fp32_flops=19.5e12,
+        utilisation=ASSUMED_UTILISATION,
+        basis=_ASSUMED,
+    ),
+    Device(
+        name="H100",
+        memory_bytes=80 * 10**9,
+        bf16_flops=989e12,
+        fp32_flops=67e12,
+        utilisation=ASSUMED_UTILISATION,
+        basis=_ASSUMED,
+    ),
 )
 """GPUs with peaks from NVIDIA's data sheets (A100 and H100: SXM, 80 GB), without structured sparsity."""
 
@@ -95,7 +109,7 @@ def this_cpu() -> Device:
     """Return this machine as a device; measure its peaks with 1024 x 1024 matrix products, in about half a second."""
     fp32_flops, bf16_flops = (statistics.median(products_per_second(p, "cpu", 1024)) for p in ("fp32", "bf16"))
     return Device(
-        "cpu",
+        name="cpu",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         bf16_flops=bf16_flops,
         fp32_flops=fp32_flops,

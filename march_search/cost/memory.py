@@ -1,5 +1,6 @@
 """Predict the memory per device during training: weights, gradients, optimizer state and activations."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,9 @@ from march_search.architecture.parameters import LayerGroup
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.setup import Setup
 from march_search.cost.speed import positions, scores_per_token
+
+USABLE = 0.9
+"""Fraction of a device's memory that a trial may fill; contexts, workspaces and fragmentation take the rest."""
 
 
 class Memory(NamedTuple):
@@ -54,6 +58,20 @@ def memory(a: Any, setup: Setup) -> Memory:
 def memory_bytes(a: Any, setup: Setup) -> Any:
     """Return the total of `memory` in bytes per device."""
     return memory(a, setup).total
+
+
+def largest_micro_batch(a: Any, setup: Setup, share: int, free_bytes: float) -> int:
+    """Return the largest micro batch that is expected to fit, or 1 if none is.
+
+    Args:
+        a: The architecture.
+        setup: How a trial would run; its micro batch is ignored.
+        share: Sequences of a rank per step, which the micro batch must divide.
+        free_bytes: Free memory of the device, of which `USABLE` may be filled.
+    """
+    sizes = [size for size in range(share, 0, -1) if share % size == 0]
+    room = USABLE * free_bytes
+    return next((size for size in sizes if memory(a, replace(setup, micro_batch=size)).total <= room), 1)
 
 
 def activation_bytes(a: Any, setup: Setup) -> Any:

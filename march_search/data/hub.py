@@ -15,7 +15,7 @@ from march_search.files import file_sha256, one_line
 _HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hub:
     """A dataset of the Hugging Face Hub, or a local folder with the layout of a dataset."""
 

@@ -88,7 +88,14 @@ def _job(
 ) -> Writing:
     """Return what to write. The tokenizer is trained first if it does not exist."""
     wanted = tokens if corpora.source(config, base).is_stream else None
-    return Writing(config, base, vocabulary.obtain(config, root, base), wanted, workers, progress)
+    return Writing(
+        config=config,
+        base=base,
+        tokenizer=vocabulary.obtain(config, root, base),
+        wanted=wanted,
+        workers=workers,
+        progress=progress,
+    )
 
 
 @contextlib.contextmanager

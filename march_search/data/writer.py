@@ -28,7 +28,7 @@ REPAIR = ".repair-"
 """Prefix of the temporary folders inside a store in which damaged shards are rewritten."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Writing:
     """The inputs and settings from which a store is written."""
 

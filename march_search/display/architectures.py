@@ -17,7 +17,7 @@ from march_search.space.space import AXES
 GLU_NAMES = {"gated-relu": "ReGLU", "gated-gelu": "GEGLU", "gated-silu": "SwiGLU"}
 """Display names of gated linear units (Shazeer 2020)."""
 
-_NAME = Column("name", "name", "name", left=True)
+_NAME = Column(key="name", heading="name", short="name", left=True)
 
 
 def _layers(row: Row) -> str:
@@ -33,25 +33,31 @@ def _feed_forward(row: Row) -> str:
 
 
 SHAPE_COLUMNS = (
-    Column("layers", "layers", "L", in_name=True, derive=_layers),
-    Column("d_model", "d_model", "D", in_name=True),
-    Column("heads", "heads×d_kv", "H×kv", in_name=True, derive=lambda row: f"{row['num_heads']}×{row['d_kv']}"),
-    Column("d_ff", "d_ff", "F", in_name=True),
-    Column("glu", "GLU", "GLU", left=True, in_name=True, derive=_feed_forward),
+    Column(key="layers", heading="layers", short="L", in_name=True, derive=_layers),
+    Column(key="d_model", heading="d_model", short="D", in_name=True),
+    Column(
+        key="heads",
+        heading="heads×d_kv",
+        short="H×kv",
+        in_name=True,
+        derive=lambda row: f"{row['num_heads']}×{row['d_kv']}",
+    ),
+    Column(key="d_ff", heading="d_ff", short="F", in_name=True),
+    Column(key="glu", heading="GLU", short="GLU", left=True, in_name=True, derive=_feed_forward),
 )
 
 _COUNTS = (
-    Column("num_params", "parameters", "params", count),
-    Column("difference_percent", "difference", "diff", percent),
-    Column("flops_per_token", "FLOPs/token", "FLOPs", si),
+    Column(key="num_params", heading="parameters", short="params", show=count),
+    Column(key="difference_percent", heading="difference", short="diff", show=percent),
+    Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si),
 )
 
 SOLVE_COLUMNS = (_NAME, *SHAPE_COLUMNS, *_COUNTS)
 
 PRICE_COLUMNS = (
-    Column("memory_bytes", "memory", "memory", size),
-    Column("tokens_per_second", "tokens/s", "tok/s", si),
-    Column("hours", "hours", "hours", "{:.3g}".format),
+    Column(key="memory_bytes", heading="memory", short="memory", show=size),
+    Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
+    Column(key="hours", heading="hours", short="hours", show="{:.3g}".format),
 )
 
 PRICED_COLUMNS = (_NAME, *(replace(column, wide_only=True) for column in SHAPE_COLUMNS), *_COUNTS, *PRICE_COLUMNS)
@@ -87,7 +93,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
         UsageError: If a column is unknown.
     """
     known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS)}
-    known |= {axis: Column(axis, axis, axis, left=axis in CHOICES) for axis in AXES}
+    known |= {axis: Column(key=axis, heading=axis, short=axis, left=axis in CHOICES) for axis in AXES}
     known |= {column.short: column for column in PRICE_COLUMNS}
     known |= {
         "params": known["num_params"],
@@ -109,20 +115,20 @@ def rank_columns(ranking: Ranking) -> tuple[Column, ...]:
         return f">{MOST}" if seeds is None and is_compared and ranking.seeds else seeds
 
     columns = (
-        Column("rank", "rank", "#"),
+        Column(key="rank", heading="rank", short="#"),
         _NAME,
-        Column("num_params", "parameters", "params", count, wide_only=True),
-        Column("num_seeds", "seeds", "seeds", wide_only=True),
-        Column("learning_rate", "learning rate", "rate", derive=_learning_rate),
-        Column("loss", "loss", "loss", "{:.4f}".format),
-        Column("half_interval", "±", "±", "{:.3f}".format),
-        Column("letters", "ties", "ties", short_letters, left=True),
-        Column("probability_best", "P(best)", "best", chance),
-        Column("further_seeds_to_next", "+seeds", "+seeds", derive=further_seeds),
-        Column("context_gain", "context gain", "gain", "{:.3f}".format),
-        Column("tokens_per_second", "tokens/s", "tok/s", si),
-        Column("flops_per_token", "FLOPs/token", "FLOPs", si, wide_only=True),
-        Column("compute_equivalent_gain", "CEG", "CEG", "{:.2f}".format),
+        Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
+        Column(key="num_seeds", heading="seeds", short="seeds", wide_only=True),
+        Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate),
+        Column(key="loss", heading="loss", short="loss", show="{:.4f}".format),
+        Column(key="half_interval", heading="±", short="±", show="{:.3f}".format),
+        Column(key="letters", heading="ties", short="ties", show=short_letters, left=True),
+        Column(key="probability_best", heading="P(best)", short="best", show=chance),
+        Column(key="further_seeds_to_next", heading="+seeds", short="+seeds", derive=further_seeds),
+        Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format),
+        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
+        Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si, wide_only=True),
+        Column(key="compute_equivalent_gain", heading="CEG", short="CEG", show="{:.2f}".format),
     )
     rows = ranking.rows
     return tuple(c for c in columns if not rows or any(c.value(row) is not None for row in rows))
@@ -136,42 +142,42 @@ def _learning_rate(row: Row) -> str | None:
 
 
 HORIZON_COLUMNS = (
-    Column("rank", "rank", "#"),
+    Column(key="rank", heading="rank", short="#"),
     _NAME,
-    Column("rank_now", "rank now", "now"),
-    Column("loss_now", "loss now", "loss now", "{:.4f}".format),
-    Column("predicted_loss", "predicted", "then", "{:.3f}".format),
-    Column("predicted_low", "95 % from", "from", "{:.3f}".format),
-    Column("predicted_high", "to", "to", "{:.3f}".format),
-    Column("probability_best", "P(best)", "best", chance),
+    Column(key="rank_now", heading="rank now", short="now"),
+    Column(key="loss_now", heading="loss now", short="loss now", show="{:.4f}".format),
+    Column(key="predicted_loss", heading="predicted", short="then", show="{:.3f}".format),
+    Column(key="predicted_low", heading="95 % from", short="from", show="{:.3f}".format),
+    Column(key="predicted_high", heading="to", short="to", show="{:.3f}".format),
+    Column(key="probability_best", heading="P(best)", short="best", show=chance),
 )
 
 EFFECT_COLUMNS = (
-    Column("axis", "dimension", "dimension", left=True),
-    Column("nats", "nats per doubling", "nats", "{:+.4f}".format),
-    Column("low", "95 % from", "from", "{:+.4f}".format),
-    Column("high", "to", "to", "{:+.4f}".format),
-    Column("separable", "separable", "separable", left=True),
-    Column("importance", "importance", "imp.", "{:.0%}".format),
+    Column(key="axis", heading="dimension", short="dimension", left=True),
+    Column(key="nats", heading="nats per doubling", short="nats", show="{:+.4f}".format),
+    Column(key="low", heading="95 % from", short="from", show="{:+.4f}".format),
+    Column(key="high", heading="to", short="to", show="{:+.4f}".format),
+    Column(key="separable", heading="separable", short="separable", left=True),
+    Column(key="importance", heading="importance", short="imp.", show="{:.0%}".format),
 )
 
 FINDING_COLUMNS = (
-    Column("statement", "statement", "statement", left=True),
-    Column("verdict", "answer", "answer", left=True),
-    Column("difference", "nats", "nats", "{:+.4f}".format),
-    Column("low", "95 % from", "from", "{:+.4f}".format),
-    Column("high", "to", "to", "{:+.4f}".format),
-    Column("pairs", "pairs", "pairs", derive=lambda row: f"{row['agreeing']}/{row['pairs']}"),
-    Column("confounds", "also differs", "also differs", ", ".join, left=True),
+    Column(key="statement", heading="statement", short="statement", left=True),
+    Column(key="verdict", heading="answer", short="answer", left=True),
+    Column(key="difference", heading="nats", short="nats", show="{:+.4f}".format),
+    Column(key="low", heading="95 % from", short="from", show="{:+.4f}".format),
+    Column(key="high", heading="to", short="to", show="{:+.4f}".format),
+    Column(key="pairs", heading="pairs", short="pairs", derive=lambda row: f"{row['agreeing']}/{row['pairs']}"),
+    Column(key="confounds", heading="also differs", short="also differs", show=", ".join, left=True),
 )
 
 OTHER_COLUMNS = (
-    Column("trial", "trial", "trial"),
+    Column(key="trial", heading="trial", short="trial"),
     _NAME,
-    Column("state", "state", "state", left=True),
-    Column("loss", "loss so far", "loss", "{:.4f}".format),
-    Column("tokens", "tokens", "tokens", si),
-    Column("reason", "why", "why", left=True),
+    Column(key="state", heading="state", short="state", left=True),
+    Column(key="loss", heading="loss so far", short="loss", show="{:.4f}".format),
+    Column(key="tokens", heading="tokens", short="tokens", show=si),
+    Column(key="reason", heading="why", short="why", left=True),
 )
 
 
@@ -183,13 +189,13 @@ def _stands_out(row: Row) -> str:
 def pareto_columns(objectives: Sequence[str]) -> tuple[Column, ...]:
     """Return the columns of a table of architectures compared by `objectives`."""
     known = {
-        "loss": Column("loss", "loss", "loss", "{:.4f}".format),
-        "params": Column("params", "parameters", "params", count),
-        "flops": Column("flops", "FLOPs/token", "FLOPs", si),
-        "memory": Column("memory", "memory", "memory", size),
-        "depth": Column("depth", "depth", "depth", count),
-        "tokens_per_second": Column("tokens_per_second", "tokens/s", "tok/s", si),
+        "loss": Column(key="loss", heading="loss", short="loss", show="{:.4f}".format),
+        "params": Column(key="params", heading="parameters", short="params", show=count),
+        "flops": Column(key="flops", heading="FLOPs/token", short="FLOPs", show=si),
+        "memory": Column(key="memory", heading="memory", short="memory", show=size),
+        "depth": Column(key="depth", heading="depth", short="depth", show=count),
+        "tokens_per_second": Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
     }
-    stands_out = Column("stands_out", "Pareto", "", left=True, derive=_stands_out)
+    stands_out = Column(key="stands_out", heading="Pareto", short="", left=True, derive=_stands_out)
     shape = (replace(column, wide_only=True) for column in SHAPE_COLUMNS)
     return (stands_out, _NAME, *shape, *(known[name] for name in objectives))

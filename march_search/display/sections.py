@@ -15,7 +15,7 @@ from march_search.display.sentences import notes, regime_sentences
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """One table with the notes below it."""
 
@@ -36,9 +36,13 @@ def sections(evidence: Evidence) -> list[Section]:
     if ranking.rows:
         title += f" after {si(ranking.rows[0]['tokens'])} tokens"
     columns, warnings = architectures.rank_columns(ranking), regime_sentences(evidence)
-    found = [Section(title, ranking.rows, columns, notes(evidence), warnings, is_ranking=True)]
+    found = [
+        Section(
+            title=title, rows=ranking.rows, columns=columns, notes=notes(evidence), warnings=warnings, is_ranking=True
+        )
+    ]
     if ranking.others:
-        found.append(Section("not ranked", ranking.others, architectures.OTHER_COLUMNS))
+        found.append(Section(title="not ranked", rows=ranking.others, columns=architectures.OTHER_COLUMNS))
     if evidence.horizon:
         found.append(_horizon_section(evidence.horizon, ranking))
     if evidence.effects:
@@ -113,7 +117,9 @@ def _horizon_section(found: Horizon, ranking: Ranking) -> Section:
     leader = ranking.rows[0]["name"]
     warning = f"{leader} leads now; the probability that another is the best then is {chance(found.flip_probability)}."
     title = f"predicted after {count(found.tokens)} tokens"
-    return Section(title, found.rows, architectures.HORIZON_COLUMNS, found.caveats, (warning,))
+    return Section(
+        title=title, rows=found.rows, columns=architectures.HORIZON_COLUMNS, notes=found.caveats, warnings=(warning,)
+    )
 
 
 def _effects_section(found: Effects) -> Section:
@@ -137,7 +143,7 @@ def _effects_section(found: Effects) -> Section:
     if found.degrees < 1 and rows:
         lines.append(f"{plural(len(rows), 'dimension')}: too few architectures for intervals.")
     lines.append("importance (PED-ANOVA, from 8 architectures): share in deciding which ones are in the better half.")
-    return Section("which dimension matters", rows, architectures.EFFECT_COLUMNS, lines)
+    return Section(title="which dimension matters", rows=rows, columns=architectures.EFFECT_COLUMNS, notes=lines)
 
 
 def _why_not(effect: Effect) -> str:
@@ -170,4 +176,9 @@ def _findings_section(found: Sequence[Answer]) -> Section:
         "pairs: number of pairs that agree. also differs: other dimensions that differ in at least half of the pairs.",
         f"{untested} of {plural(len(found), 'statement')} from the 2023 study have no pairs to compare here.",
     )
-    return Section("findings of the 2023 study, tested on this one", rows, architectures.FINDING_COLUMNS, lines)
+    return Section(
+        title="findings of the 2023 study, tested on this one",
+        rows=rows,
+        columns=architectures.FINDING_COLUMNS,
+        notes=lines,
+    )

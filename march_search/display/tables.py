@@ -19,7 +19,7 @@ WIDE = 120
 """Terminal width, in characters, from which progress lines are written in full."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """Column of a printed table."""
 

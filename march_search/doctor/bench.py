@@ -19,9 +19,9 @@ class Finding:
 
     state: Literal["ok", "note", "failed"]
     """`note`: nothing is broken, but something that the user may want is missing."""
-    found: str
+    text: str
     """What the check found, as text."""
-    way_out: str = ""
+    fix: str = ""
     """Suggested fix; empty if there is nothing to do."""
     values: dict[str, Any] = field(default_factory=dict)
     """Values behind the text, for JSON output."""

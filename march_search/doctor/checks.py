@@ -193,8 +193,13 @@ def _trained(bench: Bench, kind: str, ranks: int) -> dict[str, Any]:
     folder.mkdir()
     store = read_json(bench.folder / "store" / "found.json") or bench.work("store")
     training = replace(RECIPE, zero_stage=2 if ranks > 1 else 0)
-    devices = DevicesConfig(kind, ranks, threads=1)  # type: ignore[arg-type]
-    write_json(folder / "trial.json", asdict(TrialConfig(SHAPE, store["store"], 0, DATA, training, devices)))
+    devices = DevicesConfig(kind=kind, ranks=ranks, threads=1)  # type: ignore[arg-type]
+    write_json(
+        folder / "trial.json",
+        asdict(
+            TrialConfig(architecture=SHAPE, store=store["store"], seed=0, data=DATA, training=training, devices=devices)
+        ),
+    )
     times = _timed(bench, folder)
     write_json(folder / "times.json", times)
     return times

@@ -21,7 +21,7 @@ from march_search.config.shipped import shipped_path
 from march_search.errors import ArchitectureError, ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """One recorded training run."""
 

@@ -64,7 +64,7 @@ class Strategy:
     """Function that creates the pruner of one study, or the rungs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Replay:
     """Settings of a replay."""
 

@@ -87,9 +87,13 @@ def summary(evidence: Evidence) -> list[str]:
 
 
 def figure_files(evidence: Evidence) -> dict[str, str]:
-    """Return each figure as the text of a self-contained SVG file, in light colours, by name."""
-    style = _resolved(_style("figures.css"))
-    return {name: figure.svg(style) for name, figure in figures(evidence).items()}
+    """Return each figure as the text of a self-contained SVG file, by name."""
+    return {name: standalone(figure) for name, figure in figures(evidence).items()}
+
+
+def standalone(figure: svg.Figure) -> str:
+    """Return a figure as the text of a self-contained SVG file, in light colours."""
+    return figure.svg(_resolved(_style("figures.css")))
 
 
 def png(text: str, scale: int = 2) -> bytes | None:

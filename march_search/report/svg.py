@@ -16,7 +16,7 @@ SERIES = 6
 """Number of series colours, which colour-blind readers can distinguish too (Okabe and Ito 2008)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """Mapping from values to coordinates."""
 
@@ -62,11 +62,11 @@ def scale(
         if high / low < 1.01:
             low, high = low / 1.5, high * 1.5
         wide = math.log(high / low) * room
-        return Scale(low / math.exp(wide), high * math.exp(wide), start, end, kind)
+        return Scale(low=low / math.exp(wide), high=high * math.exp(wide), start=start, end=end, kind=kind)
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     wide = (high - low) * room
-    return Scale(low - wide, high + wide, start, end)
+    return Scale(low=low - wide, high=high + wide, start=start, end=end)
 
 
 @dataclass

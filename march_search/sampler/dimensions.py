@@ -13,7 +13,7 @@ from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
 from march_search.space.space import AXES
 
-CARD = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
+SHAPE_AXES = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
 """Axes that are always parameters of a trial; the others are parameters only if they vary."""
 
 
@@ -36,7 +36,7 @@ class Dimensions:
         equal = all(c.depth == c.outer["num_layers"] for c in combinations)
         equal = equal and all(a.decoder_layers == a.num_layers for a in listed)
         varying = [a for a in AXES if not self.distributions[a].single() and not (equal and a == "num_decoder_layers")]
-        return tuple(a for a in AXES if a in CARD or a in varying)
+        return tuple(a for a in AXES if a in SHAPE_AXES or a in varying)
 
     def suggest(self, trial: Trial) -> Architecture:
         """Record the parameters of `trial` and return its architecture."""

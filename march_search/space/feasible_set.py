@@ -160,7 +160,10 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
                     parts.append(intervals.narrow())
         family.forget()
     d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
-    return FeasibleSet(space, budget, d_ff, tuple(combinations), *_joined(parts))
+    starts, intervals = _joined(parts)
+    return FeasibleSet(
+        space=space, budget=budget, d_ff=d_ff, combinations=tuple(combinations), starts=starts, intervals=intervals
+    )
 
 
 def _joined(parts: list[Intervals]) -> tuple[Ints, Intervals]:
@@ -171,7 +174,7 @@ def _joined(parts: list[Intervals]) -> tuple[Ints, Intervals]:
     return starts[:-1], Intervals(*(np.concatenate(columns.pop(0)) for _ in range(5)))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FeasibleSet(Selection):
     """All feasible architectures, in the order of the axes in `space.AXES`; the last axis, `d_ff`, changes fastest.
 

@@ -23,7 +23,7 @@ MEASURES = ("difference", "params", "flops", "depth", "memory", "hours")
 token, layers of all stacks, bytes per device, and hours per trial."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Members:
     """Members of a feasible set, as columns of equal length n."""
 

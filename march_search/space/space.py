@@ -35,7 +35,7 @@ AXES = (
 """All fields of `Architecture`, in the iteration order of a feasible set; the last changes fastest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Values of every axis, the rules between them, and the parameter budget."""
 
@@ -76,7 +76,7 @@ class SearchSpace:
             budget = Budget.parse(limit.parameters, limit.tolerance, limit.count) if limit else None
         except ValueError as error:
             raise type(error)(f"{source}: {error}") from None
-        return cls(name, budget, axes, rules, parsed.description)
+        return cls(name=name, budget=budget, axes=axes, rules=rules, description=parsed.description)
 
     def with_budget(
         self, parameters: str | None = None, tolerance: str | None = None, count: Count | None = None

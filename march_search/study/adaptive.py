@@ -20,11 +20,13 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from march_search.analysis.pooling import best_rates
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.cost.measures import objective_value
 from march_search.sampler.feasible_sampler import ARCHITECTURE, FeasibleSampler, make_sampler
 from march_search.study.candidates import Candidates, Planned, how_many, rates
+from march_search.study.trials import trial_identity
 from march_search.study.warm_start import Prior
 
 REMEMBERS = ("cmaes", "qmc")
@@ -59,7 +61,7 @@ def next_trial(config: StudyConfig, chosen: Candidates) -> NextTrial:
     def ask(study: optuna.Study) -> Planned | None:
         trials = study.get_trials(deepcopy=False)
         known = [Architecture.parse(name) for name in grouped(trials)]
-        present = {_identity(trial, config) for trial in trials}
+        present = {trial_identity(trial, config.training.learning_rate) for trial in trials}
         for a in known:
             for seed in search.seeds:
                 for rate in rates(config):
@@ -115,13 +117,15 @@ Observation = tuple[TrialState, float | None, Mapping[int, float]]
 
 
 def _observation(group: Sequence[FrozenTrial], config: StudyConfig) -> Observation:
-    """Return the outcome of an architecture from its trials."""
-    complete: dict[float, list[float]] = {}
+    """Return the outcome of an architecture from its trials, at its best learning rate."""
+    own_rate = config.training.learning_rate
+    complete: dict[tuple[str, float], list[float]] = {}
     for trial in group:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            complete.setdefault(_identity(trial, config)[2], []).append(trial.value)
+            name, _, rate = trial_identity(trial, own_rate)
+            complete.setdefault((name, rate), []).append(trial.value)
     if complete:
-        return TrialState.COMPLETE, min(map(fmean, complete.values())), {}
+        return TrialState.COMPLETE, fmean(complete[next(iter(best_rates(complete).items()))]), {}
     waits = [t for t in group if t.state == TrialState.WAITING]
     if any(t.state == TrialState.RUNNING for t in group) or not all(t.intermediate_values for t in waits):
         return TrialState.RUNNING, None, {}
@@ -129,11 +133,13 @@ def _observation(group: Sequence[FrozenTrial], config: StudyConfig) -> Observati
     if not halted:
         return TrialState.FAIL, None, {}
     furthest = max(max(t.intermediate_values) for t in halted)
-    curves: dict[float, list[Mapping[int, float]]] = {}
+    curves: dict[tuple[str, float], list[Mapping[int, float]]] = {}
     for trial in halted:
         if furthest in trial.intermediate_values:
-            curves.setdefault(_identity(trial, config)[2], []).append(trial.intermediate_values)
-    best = min(map(_mean, curves.values()), key=lambda losses: losses[furthest])
+            name, _, rate = trial_identity(trial, own_rate)
+            curves.setdefault((name, rate), []).append(trial.intermediate_values)
+    rates_at_furthest = best_rates({key: [c[furthest] for c in own] for key, own in curves.items()})
+    best = _mean(curves[next(iter(rates_at_furthest.items()))])
     if config.search.strategy == "tpe" and len(config.search.objectives) == 1:
         return TrialState.PRUNED, None, best
     return TrialState.COMPLETE, best[furthest], {}
@@ -178,13 +184,3 @@ def _shifted(priors: Sequence[Prior], own: Sequence[float]) -> list[Prior]:
         return list(priors)
     shift = median(own) - median(prior.loss for prior in priors)
     return [Prior(p.architecture, p.loss + shift, p.source) for p in priors]
-
-
-def _identity(trial: FrozenTrial, config: StudyConfig) -> tuple[str, int, float]:
-    """Return the architecture, seed and learning rate of a trial."""
-    attrs = trial.user_attrs
-    return (
-        attrs[ARCHITECTURE],
-        attrs.get("seed", config.search.seeds[0]),
-        attrs.get("learning_rate", config.training.learning_rate),
-    )

@@ -1,5 +1,6 @@
 """Choose the architectures that a study tries, in order, and check them against its data and search space."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -51,6 +52,11 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
     if config.budget is None and config.tolerance is None and space.budget is not None:
         return space
     return space.with_budget(config.budget, config.tolerance)
+
+
+def structure(listed: Sequence[str], space: SearchSpace) -> str:
+    """Return the structure of a study's models: that of its listed architectures, else that of its space."""
+    return Architecture.parse(listed[0]).structure if listed else str(space.axes["structure"][0])
 
 
 def choose(config: StudyConfig, folder: Path) -> Candidates:

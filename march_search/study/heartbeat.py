@@ -28,7 +28,7 @@ STOP = "stop"
 """User attribute of the study that asks all workers to save and stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorkerRecord:
     """A worker's record."""
 
@@ -54,7 +54,7 @@ class Heartbeat:
     def __init__(self, study: optuna.Study, folder: Path, interval: float, slots: int) -> None:
         """Create a worker of `study` whose lock file is in `folder`."""
         self._study, self._due = study, 0.0
-        self.beat = WorkerRecord(platform.node(), boot(), os.getpid(), interval, slots)
+        self.beat = WorkerRecord(host=platform.node(), boot=boot(), pid=os.getpid(), interval=interval, slots=slots)
         self.worker = f"{platform.node()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._path = make_folder(folder) / f"{self.worker}.lock"
         self._held = self._path.open("w")

@@ -42,7 +42,7 @@ class Signals:
                 signal.signal(signum, handler)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Study, storage and command that a worker works with."""
 

@@ -27,7 +27,7 @@ LEASE = "lease"
 """User attribute of a trial that holds its lease."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lease:
     """Owner of a trial and tokens spent on it."""
 

@@ -15,7 +15,7 @@ from march_search.config import StudyConfig
 from march_search.config.halving import Halving
 from march_search.cost import speed
 from march_search.cost.devices import Device, parse_device, this_cpu
-from march_search.cost.memory import memory
+from march_search.cost.memory import USABLE, largest_micro_batch, memory
 from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
 from march_search.display.tables import count, duration, si, size
 from march_search.errors import ConfigError, UsageError
@@ -24,9 +24,6 @@ from march_search.study.candidates import Candidates, how_many, rates
 
 SAMPLE = 64
 """Number of members sampled to represent those that a sampler will choose."""
-
-USABLE = 0.9
-"""Usable share of a device's memory; CUDA contexts, workspaces and fragmentation take the rest."""
 
 
 def planned(
@@ -92,12 +89,9 @@ def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ..
 
 
 def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
-    """Return a pair for each rung: tokens since the previous rung, and candidates that train them."""
-    stages, before = [], 0
-    for rung in rungs:
-        stages.append((rung - before, many))
-        many, before = len(Halving(keep=keep).promoted(dict.fromkeys(range(many), 0.0))), rung
-    return stages
+    """Return (tokens since the previous rung, number of candidates that train them) for each rung."""
+    numbers = Halving(keep=keep).survivors(many, len(rungs))
+    return [(rung - before, number) for before, rung, number in zip([0, *rungs], rungs, numbers, strict=False)]
 
 
 def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
@@ -227,10 +221,8 @@ def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[st
 def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any]:
     """Return the largest candidate's memory per device, at the configured micro batch or the largest that fits."""
     if config.training.micro_batch_sequences is None and setup.device.memory_bytes:
-        share = config.batch.sequences // config.batch.ranks
-        tries = [replace(setup, micro_batch=micro) for micro in range(share, 0, -1) if share % micro == 0]
-        room = USABLE * setup.device.memory_bytes
-        setup = next((s for s in tries if memory(a, s).total <= room), tries[-1])
+        micro_batch = largest_micro_batch(a, setup, config.batch.share, setup.device.memory_bytes)
+        setup = replace(setup, micro_batch=micro_batch)
     return {
         "architecture": a.name,
         "bytes": round(memory(a, setup).total),

@@ -14,9 +14,9 @@ from march_search.trial.metrics import MetricsTail
 class StudyProgress:
     """Progress display of a study's trials on stderr: name, tokens done, loss, tokens/s, time left."""
 
-    def __init__(self, names: list[str], tokens: int, total: int) -> None:
-        """Prepare to display `total` trials of `tokens` tokens each; `names` are the architectures known so far."""
-        self._trials, self._tokens, self._tail = total, tokens, common_tail(names)
+    def __init__(self, names: list[str], tokens: int) -> None:
+        """Prepare to display trials of `tokens` tokens each; `names` are the architectures known so far."""
+        self._tokens, self._tail = tokens, common_tail(names)
         self._out = console(stderr=True)
         self._wide = self._out.width >= WIDE
         self._tasks: dict[int, TaskID] = {}
@@ -49,12 +49,11 @@ class StudyProgress:
     def started(self, number: int, name: str, resumed: bool) -> None:
         """Show that a trial starts or resumes."""
         self._last[number] = {}
-        self._trials = max(self._trials, number + 1)  # a race adds trials
-        label = f"{number + 1}/{self._trials} {name.removesuffix(self._tail)}"
+        label = f"{number} {name.removesuffix(self._tail)}"
         if self._live:
             self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
         else:
-            self.say(f"trial {label}: {'resumes' if resumed else 'starts'}")
+            self.say(f"trial {number}: {name.removesuffix(self._tail)}: {'resumed' if resumed else 'started'}")
 
     def paused(self, number: int) -> None:
         """Remove an unfinished trial that no longer runs here from the display."""
@@ -81,13 +80,13 @@ class StudyProgress:
         if self._live:
             self._bars.update(self._tasks[number], completed=line["tokens"], text=self._text(last))
         elif line["kind"] == "evaluation":
-            self.say(f"trial {number + 1}/{self._trials} {self._text(last)}")
+            self.say(f"trial {number}: {self._text(last)}")
 
     def ended(self, number: int, name: str, state: str, text: str) -> None:
         """Show that a trial is finished."""
         self.paused(number)
         sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
-        self.say(f"{sign} {number + 1}/{self._trials} {name.removesuffix(self._tail)}: {state}; {text}")
+        self.say(f"{sign} trial {number}: {name.removesuffix(self._tail)}: {state}; {text}")
 
     def _text(self, last: dict[str, Any]) -> str:
         """Return a running trial's tokens, loss, speed and time left as text."""

@@ -1,52 +1,49 @@
 """Add seeds to a study's leading architectures until one is separated from all others (`race`)."""
 
 from collections.abc import Iterable
-from statistics import fmean
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.analysis.further_seeds import next_seeds
-from march_search.study.trials import repeat_trial
+from march_search.analysis.pooling import best_rates
+from march_search.study.trials import repeat_trial, trial_identity
 
 
-def race_losses(trials: Iterable[FrozenTrial]) -> dict[str, list[float]]:
+def race_losses(trials: Iterable[FrozenTrial], own_rate: float) -> dict[str, list[float]]:
     """Return the final losses of each architecture at its best learning rate, one per seed."""
     return {
         name: [loss for t in group if (loss := t.value) is not None]
-        for name, group in _best_rate_trials(trials).items()
+        for name, group in _best_rate_trials(trials, own_rate).items()
     }
 
 
-def _best_rate_trials(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
+def _best_rate_trials(trials: Iterable[FrozenTrial], own_rate: float) -> dict[str, list[FrozenTrial]]:
     """Return the complete trials of each architecture at the learning rate with its lowest mean loss."""
-    groups: dict[tuple[str, float | None], list[FrozenTrial]] = {}
+    groups: dict[tuple[str, float], list[FrozenTrial]] = {}
     for trial in trials:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            attrs = trial.user_attrs
-            groups.setdefault((attrs["architecture"], attrs.get("learning_rate")), []).append(trial)
-    means = {key: fmean(t.value for t in group if t.value is not None) for key, group in groups.items()}
-    best: dict[str, list[FrozenTrial]] = {}
-    for key in sorted(groups, key=means.__getitem__):
-        best.setdefault(key[0], groups[key])
-    return best
+            name, _, rate = trial_identity(trial, own_rate)
+            groups.setdefault((name, rate), []).append(trial)
+    best = best_rates({key: [t.value for t in group if t.value is not None] for key, group in groups.items()})
+    return {name: groups[name, rate] for name, rate in best.items()}
 
 
-def add_seeds(study: optuna.Study, confidence: float) -> bool:
+def add_seeds(study: optuna.Study, confidence: float, own_rate: float) -> bool:
     """Enqueue one more seed per architecture still in the race; return whether any was added. Needs the study lock."""
     trials = study.get_trials(deepcopy=False)
     failed = {t.user_attrs["architecture"] for t in trials if t.state == TrialState.FAIL and "race" in t.user_attrs}
-    names = [name for name in next_seeds(race_losses(trials), confidence) if name not in failed]
+    names = [name for name in next_seeds(race_losses(trials, own_rate), confidence) if name not in failed]
     for name in names:
-        complete = _best_rate_trials(trials)[name][0]
+        complete = _best_rate_trials(trials, own_rate)[name][0]
         seed = max(t.user_attrs["seed"] for t in trials if t.user_attrs["architecture"] == name) + 1
         repeat_trial(study, complete, seed=seed, race=confidence)
     return bool(names)
 
 
-def race_verdict(trials: Iterable[FrozenTrial], confidence: float) -> str:
+def race_verdict(trials: Iterable[FrozenTrial], confidence: float, own_rate: float) -> str:
     """Return the state of the race as one sentence."""
-    finals = race_losses(trials)
+    finals = race_losses(trials, own_rate)
     if len(finals) < 2:
         return "race: fewer than two architectures are complete."
     ordered = sorted(finals, key=lambda name: sum(finals[name]) / len(finals[name]))

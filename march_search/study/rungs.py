@@ -128,9 +128,8 @@ def in_words(config: StudyConfig, candidates: int) -> str:
         return config.pruner.kind
     if candidates < FEWEST:
         return f"none: rungs need at least {FEWEST} candidates, got {candidates}; all train to the end"
-    parts, left = [], candidates
-    for tokens in config.pruner.rung_tokens(config.training):
-        parts.append(f"{left} to {si(tokens)}")
-        left = len(Halving(keep=config.pruner.keep).promoted(dict.fromkeys(range(left), 0.0)))
+    tokens = config.pruner.rung_tokens(config.training)
+    numbers = Halving(keep=config.pruner.keep).survivors(candidates, len(tokens))
+    parts = [f"{number} to {si(rung)}" for number, rung in zip(numbers, tokens, strict=True)]
     seeds = ", decided by the mean loss over seeds" if len(config.search.seeds) > 1 else ""
     return f"rungs: {', '.join(parts)} tokens{seeds}"

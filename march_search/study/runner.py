@@ -21,7 +21,7 @@ from march_search.study.trials import WantedTrial, distributions, enqueue
 from march_search.study.worker import Worker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Result of `StudyRun.run`."""
 
@@ -72,9 +72,15 @@ class StudyRun:
         with storage.guarded():
             study = self._opened()
             names = [t.user_attrs["architecture"] for t in study.get_trials(deepcopy=False)]
-            job = Job(self.config, self.folder, study, self.store, self.command, self.propose)
-            total = max(len(names), self.propose.total if self.propose else 0)
-            with StudyProgress(names, self.config.training.tokens, total) as shown, Signals() as signals:
+            job = Job(
+                config=self.config,
+                folder=self.folder,
+                study=study,
+                store=self.store,
+                command=self.command,
+                propose=self.propose,
+            )
+            with StudyProgress(names, self.config.training.tokens) as shown, Signals() as signals:
                 Worker(job, shown, signals).run()
             return self._summary(study, signals.signum)
 
@@ -97,11 +103,11 @@ class StudyRun:
         states = [t.state for t in trials]
         complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         left = len(states) - complete - pruned - failed
-        notes = [race.race_verdict(trials, search.race)] if search.race else []
+        notes = [race.race_verdict(trials, search.race, self.config.training.learning_rate)] if search.race else []
         if search.max_tokens is not None:
             rest = f"; trials that would exceed the limit were not started ({left} left)" if left and not signum else ""
             notes.append(f"tokens: {committed(trials):,} of at most {search.max_tokens:,}{rest}.")
-        return Summary(complete, pruned, failed, left, signum, tuple(notes))
+        return Summary(complete=complete, pruned=pruned, failed=failed, left=left, signum=signum, notes=tuple(notes))
 
 
 def open_study(folder: StudyFolder, config: StudyConfig) -> optuna.Study:

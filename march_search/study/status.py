@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
-from march_search.errors import ConfigError, StorageError, nearest
+from march_search.errors import ConfigError, StorageError
 from march_search.files import read_json, read_lines
 from march_search.study import heartbeat, price, rungs, storage
 from march_search.study.journal import JOURNAL
@@ -20,20 +19,6 @@ from march_search.study.study_folder import StudyFolder
 from march_search.study.survey import committed
 
 Row = dict[str, Any]
-
-
-def find_study(name: str, root: Path) -> StudyFolder:
-    """Return the folder of the started study with this name.
-
-    Raises:
-        StorageError: If it does not exist.
-    """
-    folder = StudyFolder.of(root, name)
-    if not (folder.path / "study.json").is_file():
-        known = [path.parent.name for path in root.glob("*/study.json")]
-        tail = nearest(name, known) if known else "No study was started there: run march-search study run NAME."
-        raise StorageError(f"{root} holds no study {name!r}. {tail}")
-    return folder
 
 
 def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
@@ -46,10 +31,10 @@ def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
     missing = StorageError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
         raise missing
-    open_started, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
+    opened, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
     try:
         with storage.guarded():
-            return optuna.load_study(study_name=name, storage=open_started, pruner=pruner)
+            return optuna.load_study(study_name=name, storage=opened, pruner=pruner)
     except KeyError:
         raise missing from None
 

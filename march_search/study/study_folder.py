@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 
-DEFAULT_ROOT = "runs"
-"""Default root folder of all studies, relative to the current directory."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -147,7 +144,14 @@ class StudyFolder:
         make_folder(folder)
         relative = os.path.relpath(store.resolve(), folder.resolve())
         training = config.training if rate is None else replace(config.training, learning_rate=rate)
-        trial = TrialConfig(architecture, relative, seed, config.data, training, config.devices)
+        trial = TrialConfig(
+            architecture=architecture,
+            store=relative,
+            seed=seed,
+            data=config.data,
+            training=training,
+            devices=config.devices,
+        )
         write_json(folder / "trial.json", asdict(trial))
         return trial
 

@@ -35,7 +35,7 @@ def restored_candidates(folder: Path) -> Candidates:
     space = record["space"]
     axes = {axis: tuple(values) for axis, values in space["axes"].items()}
     rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
-    found = solve(SearchSpace(folder.name, budget_of(space["budget"]), axes, rules))
+    found = solve(SearchSpace(name=folder.name, budget=budget_of(space["budget"]), axes=axes, rules=rules))
     priors = tuple(Prior(Architecture.parse(name), loss, source) for name, loss, source in record["priors"])
     return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
 

@@ -96,7 +96,7 @@ class Survey:
             with self._leases.alone(trial):
                 given = self._leases.give_back(trial, lease, cost, failed=True)
             if given and lease.worker:
-                self._shown.say(f"trial {trial.number + 1}: worker {lease.worker} died; its trial will be resumed")
+                self._shown.say(f"trial {trial.number}: worker {lease.worker} died; its trial will be resumed")
 
     def _stop(self, trials: list[FrozenTrial], stopped: Mapping[int, int]) -> None:
         """Close trials that were not promoted from their rung."""
@@ -136,7 +136,12 @@ class Survey:
             if self._job.propose and (wanted := self._job.propose(study)) is not None:
                 return bool(enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate))
             race, idle = config.search.race, not any(t.state == TrialState.RUNNING for t in trials)
-            return bool(race and idle and self.affordable(config.training.tokens) and add_seeds(study, race))
+            return bool(
+                race
+                and idle
+                and self.affordable(config.training.tokens)
+                and add_seeds(study, race, config.training.learning_rate)
+            )
 
 
 def committed(trials: list[FrozenTrial]) -> int:

@@ -31,7 +31,7 @@ STOP_SECONDS = 330
 """Seconds that a trial may take to save before it is killed. Large models take minutes to write."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrialProcess:
     """The process of a running trial."""
 
@@ -75,7 +75,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
                 pass_fds=() if fence is None else (fence,),
             )  # fmt: skip
-        return cls(folder, process, MetricsTail(folder), kills)
+        return cls(folder=folder, process=process, tail=MetricsTail(folder), _kills=kills)
 
     def new_lines(self) -> list[dict[str, Any]]:
         """Return the metric lines written since the last call."""
@@ -127,7 +127,7 @@ FENCE = ".fence"
 """File in a trial's folder that its process locks, so that two processes never train in one folder."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ActiveTrial:
     """A trial that this worker holds."""
 

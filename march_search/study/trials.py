@@ -13,11 +13,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from march_search.architecture.architecture import CHOICES, Architecture
 from march_search.errors import StorageError
+from march_search.sampler.dimensions import SHAPE_AXES
 from march_search.study.trial_process import TrialProcess
 from march_search.trial.outcome import TrialOutcome
-
-CARD = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
-"""Fields that are always Optuna parameters; the others are parameters only if they vary."""
 
 WantedTrial = tuple[Architecture, int] | tuple[Architecture, int, float]
 """Architecture, training seed, and optionally a learning rate; the default is the study's own."""
@@ -27,7 +25,7 @@ def distributions(architectures: Iterable[Architecture]) -> dict[str, BaseDistri
     """Return the Optuna distribution of every dimension that these architectures need."""
     shapes = [asdict(a) for a in architectures]
     varying = [f for f in shapes[0] if len({s[f] for s in shapes}) > 1 and all(s[f] is not None for s in shapes)]
-    return {axis: _distribution(axis, {s[axis] for s in shapes}) for axis in dict.fromkeys((*CARD, *varying))}
+    return {axis: _distribution(axis, {s[axis] for s in shapes}) for axis in dict.fromkeys((*SHAPE_AXES, *varying))}
 
 
 def _distribution(axis: str, values: set[Any]) -> BaseDistribution:
@@ -75,10 +73,15 @@ def repeat_trial(study: optuna.Study, trial: FrozenTrial, **told: Any) -> None:
     )
 
 
-def trial_identity(trial: FrozenTrial, own_rate: float) -> tuple[Any, Any, float]:
-    """Return the architecture, seed and learning rate of a trial; `own_rate` is the default learning rate."""
+def trial_identity(trial: FrozenTrial, own_rate: float) -> tuple[str, int, float]:
+    """Return the architecture, seed and learning rate of a trial; no two trials of a plan share all three.
+
+    Args:
+        trial: A trial of the study.
+        own_rate: The study's own learning rate, which trials without that attribute have.
+    """
     attrs = trial.user_attrs
-    return attrs.get("architecture"), attrs.get("seed"), attrs.get("learning_rate", own_rate)
+    return attrs["architecture"], attrs["seed"], attrs.get("learning_rate", own_rate)
 
 
 INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)

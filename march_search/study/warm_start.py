@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
+from march_search.analysis.pooling import best_rates
 from march_search.architecture.architecture import Architecture
 from march_search.config import SearchConfig, TrialConfig
 from march_search.config.loader import build
@@ -70,8 +72,7 @@ def _of_study(folder: Path) -> dict[str, float]:
         result = complete_result(path.parent, config)
         if result is not None:
             losses.setdefault((result["architecture"], config.training.learning_rate), []).append(result["loss"])
-    means = sorted(((name, sum(all_) / len(all_)) for (name, _), all_ in losses.items()), key=lambda row: -row[1])
-    return dict(means)  # the best learning rate comes last and wins
+    return {name: fmean(losses[name, rate]) for name, rate in best_rates(losses).items()}
 
 
 def _of_curves(path: Path) -> dict[str, float]:

@@ -144,7 +144,7 @@ class Worker:
         self._misses = 0
         taken = {turn.slot for turn in self.turns}
         slot = min(set(range(len(taken) + 1)) - taken)
-        turn = ActiveTrial(trial, lease, folder, slot, set(trial.intermediate_values))
+        turn = ActiveTrial(trial=trial, lease=lease, folder=folder, slot=slot, reported=set(trial.intermediate_values))
         return turn if self._begin(turn) else None
 
     def _begin(self, turn: ActiveTrial) -> bool:
@@ -204,7 +204,7 @@ class Worker:
             end = trials.failed_outcome(child)
         if again and end is None:
             cause = "no progress for too long" if hung else "out of memory, its micro batch was reduced"
-            self.shown.say(f"trial {turn.trial.number + 1}: {cause}; it will be resumed (see trial.log)")
+            self.shown.say(f"trial {turn.trial.number}: {cause}; it will be resumed (see trial.log)")
         return self._give_back(turn, hung) if end is None else self._finish(turn, end)
 
     def _read(self, turn: ActiveTrial, stopped: bool) -> TrialOutcome | None:
@@ -261,7 +261,7 @@ class Worker:
     def _lose(self, turn: ActiveTrial) -> bool:
         """Drop a trial that this worker lost, and kill its process."""
         self._kill(turn)
-        self.shown.say(f"trial {turn.trial.number + 1}: this worker sent no heartbeat for too long and lost the trial")
+        self.shown.say(f"trial {turn.trial.number}: this worker sent no heartbeat for too long and lost the trial")
         self.shown.paused(turn.trial.number)
         return True
 

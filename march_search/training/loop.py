@@ -43,7 +43,7 @@ LOOK_SECONDS = 2.0
 """Seconds between two checks, within a step, whether any rank has received a stop signal."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Trial:
     """State of the training loop."""
 
@@ -94,7 +94,18 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     engine = _engine(folder, config, architecture, place)
-    trial = _Trial(folder, config, architecture, place, batches, validation, engine, stop, Phases(place.device), use)
+    trial = _Trial(
+        folder=folder,
+        config=config,
+        architecture=architecture,
+        place=place,
+        batches=batches,
+        validation=validation,
+        engine=engine,
+        stop=stop,
+        phases=Phases(place.device),
+        utilisation=use,
+    )
     if place.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")

@@ -10,16 +10,13 @@ import torch.distributed as dist
 from march_search.architecture.architecture import Architecture
 from march_search.config import DevicesConfig, TrialConfig
 from march_search.cost.devices import Device
-from march_search.cost.memory import memory
-from march_search.cost.setup import Setup
+from march_search.cost.memory import largest_micro_batch
+from march_search.cost.setup import study_setup
 from march_search.files import read_json, write_json
 from march_search.training.engine import RankInfo
 
 HALVINGS = 6
 """Number of times the micro batch is halved before the trial counts as infeasible."""
-
-USABLE = 0.9
-"""Fraction of the free memory that a prediction may use. Contexts, workspaces and fragmentation need the rest."""
 
 
 def fit_micro_batch(folder: Path, config: TrialConfig, place: RankInfo) -> TrialConfig:
@@ -29,7 +26,7 @@ def fit_micro_batch(folder: Path, config: TrialConfig, place: RankInfo) -> Trial
     """
     chosen = [0]
     if place.is_first:
-        saved, share = _kept(folder), config.batch.sequences // config.batch.ranks
+        saved, share = _kept(folder), config.batch.share
         if saved is None and config.training.micro_batch_sequences is None:
             saved = _predicted(config, place), 0
             _keep(folder, *saved)
@@ -46,7 +43,7 @@ def halve_micro_batch(folder: Path, config: TrialConfig) -> bool:
     micro, halvings = _kept(folder) or (config.batch.micro_batch, 0)
     if micro == 1 or halvings >= HALVINGS:
         return False
-    _keep(folder, _divisor(config.batch.sequences // config.batch.ranks, micro // 2), halvings + 1)
+    _keep(folder, _divisor(config.batch.share, micro // 2), halvings + 1)
     return True
 
 
@@ -82,22 +79,18 @@ def _divisor(share: int, most: int) -> int:
 
 def _predicted(config: TrialConfig, place: RankInfo) -> int:
     """Return the largest micro batch that the cost model expects to fit, or 1 if none does."""
-    plan, data, training = config.batch, config.data, config.training
-    a, room = Architecture.parse(config.architecture), USABLE * _free_bytes(place, config.devices)
-    device = Device("this", 0, 1.0, 1.0, 1.0, count=plan.ranks, keeps_scores=place.device.type == "cpu")
-    setup = Setup(
-        device=device,
-        tokens=training.tokens,
-        sequence_length=data.sequence_length,
-        noise_density=data.noise_density,
-        mean_span_length=data.mean_span_length,
-        precision=training.precision,
-        zero_stage=training.zero_stage,
-        checkpointing=training.activation_checkpointing,
+    is_cpu = place.device.type == "cpu"
+    device = Device(
+        name="this",
+        memory_bytes=0,
+        bf16_flops=1.0,
+        fp32_flops=1.0,
+        utilisation=1.0,
+        count=config.batch.ranks,
+        keeps_scores=is_cpu,
     )
-    share = plan.sequences // plan.ranks
-    sizes = [n for n in range(share, 0, -1) if share % n == 0]
-    return next((n for n in sizes if memory(a, replace(setup, micro_batch=n)).total <= room), 1)
+    a, free = Architecture.parse(config.architecture), _free_bytes(place, config.devices)
+    return largest_micro_batch(a, study_setup(config, device), config.batch.share, free)
 
 
 def _free_bytes(place: RankInfo, devices: DevicesConfig) -> int:

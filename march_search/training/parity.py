@@ -45,7 +45,7 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
         precision=precision,  # type: ignore[arg-type]
         zero_stage=zero_stage,  # type: ignore[arg-type]
     )
-    return TrialConfig(SHAPE, "", data=data, training=training, devices=DevicesConfig(threads=1))
+    return TrialConfig(architecture=SHAPE, store="", data=data, training=training, devices=DevicesConfig(threads=1))
 
 
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ STACK_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Trial:
     """One trial and its processes."""
 
@@ -84,7 +84,7 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], on
         ConfigError: If the port for launched ranks is not available.
         TrialError: If the launcher is not installed, or its hostfile has too few hosts.
     """
-    trial = _Trial(folder, devices, arguments)
+    trial = _Trial(folder=folder, devices=devices, arguments=arguments)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, trial.pass_on)
     code = _attempt(trial)

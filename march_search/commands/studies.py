@@ -1,0 +1,141 @@
+"""The study that a STUDY argument names, for every command: its TOML file, its folder and its settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from march_search.config.loader import build, read_file
+from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
+from march_search.config.study_config import StudyConfig
+from march_search.errors import UsageError, nearest
+from march_search.files import read_json
+from march_search.study.study_folder import StudyFolder
+
+if TYPE_CHECKING:
+    from march_search.analysis.study_record import StudyRecord
+
+
+@dataclass(frozen=True)
+class NamedStudy:
+    """A study: shipped, in a TOML file, or started."""
+
+    folder: StudyFolder
+    """Study folder; it exists once the study has been started."""
+    file: Path | None
+    """TOML file of the study; None if only the folder of a started study is known."""
+    from_file: bool
+    """Whether the argument named the TOML file, whose settings then replace those that the folder keeps."""
+
+    @property
+    def name(self) -> str:
+        """Name of the study and of its folder."""
+        return self.folder.path.name
+
+    @property
+    def argument(self) -> str:
+        """STUDY argument for a suggested command: the name of a shipped study, else the path of the TOML file."""
+        if self.file is None:
+            return self.name
+        return _shipped_name(self.file) or str(self.file)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the study has been started below its root."""
+        return (self.folder.path / "study.json").is_file()
+
+    def load(self) -> tuple[StudyConfig, Path]:
+        """Return the settings, and the folder that relative paths in them start from.
+
+        The settings come from the TOML file, or from the study folder if only that is known.
+
+        Raises:
+            ConfigError: If the file is invalid.
+        """
+        if self.file is None:
+            return self.folder.config(), Path()
+        table = read_file(self.file)
+        training = table.get("training")
+        if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
+            training["deepspeed"] = read_file(self.file.parent / Path(training["deepspeed"]).expanduser())
+        return build(StudyConfig, table, str(self.file)), self.file.parent
+
+    def started(self) -> tuple[StudyFolder, StudyConfig]:
+        """Return the folder and the settings of a started study.
+
+        A TOML file that was named also provides what the folder does not keep, such as a password.
+
+        Raises:
+            UsageError: If the study has not been started.
+        """
+        if not self.is_started:
+            raise UsageError(
+                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study run "
+                f"{self.argument} first."
+            )
+        return self.folder, self.load()[0] if self.from_file else self.folder.config()
+
+    def record(self) -> "StudyRecord":
+        """Return the trials of a started study, read from their folders.
+
+        Raises:
+            UsageError: If the study has not been started.
+            StorageError: If it has no trials yet.
+        """
+        from march_search.analysis.study_record import read_study
+
+        return read_study(self.started()[0].path)
+
+
+def named_study(text: str, root: Path) -> NamedStudy:
+    """Return the study that a STUDY argument names.
+
+    Args:
+        text: Path of a TOML file, name of a shipped study, or name or path of the folder of a started study.
+        root: Root folder of all studies.
+
+    Raises:
+        ConfigError: If a TOML file does not exist, or its name is not a valid study name.
+        UsageError: If no study has that name.
+    """
+    shipped, path = shipped_names("studies"), Path(text)
+    if path.suffix == ".toml" or text in shipped:
+        file = shipped_path("studies", text)
+        return NamedStudy(_folder(file, root), file, from_file=path.suffix == ".toml")
+    if (path / "study.json").is_file():
+        return NamedStudy(StudyFolder(path.resolve()), _shipped_file(path.resolve().name), from_file=False)
+    if (root / text / "study.json").is_file() or _shipped_file(text):
+        return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)
+    known = [*shipped, *(found.parent.name for found in root.glob("*/study.json"))]
+    raise UsageError(
+        f'there is no study "{text}": neither a shipped one nor one started in {root}. {nearest(text, known)} '
+        "march-search study list prints all of them."
+    )
+
+
+def _folder(file: Path, root: Path) -> StudyFolder:
+    """Return the folder of the study in a TOML file: named by the file, for shipped studies with their subfolder.
+
+    Earlier versions left the subfolder out. A study that was started under that name keeps it.
+    """
+    shipped = _shipped_name(file)
+    folder = StudyFolder.of(root, shipped.replace("/", "-") if shipped else file.stem)
+    if shipped and "/" in shipped and not folder.path.exists():
+        record = read_json(root / file.stem / "study.json")
+        settings = record.get("settings") if isinstance(record, dict) else None
+        if isinstance(settings, dict) and settings.get("question") == read_file(file).get("question", ""):
+            return StudyFolder.of(root, file.stem)
+    return folder
+
+
+def _shipped_name(file: Path) -> str | None:
+    """Return the name of a shipped study, such as `cpu/glu`; None for any other file."""
+    studies = shipped_folder("studies").resolve()
+    path = file.resolve()
+    return str(path.relative_to(studies).with_suffix("")) if path.is_relative_to(studies) else None
+
+
+def _shipped_file(folder_name: str) -> Path | None:
+    """Return the TOML file of the shipped study with this folder name, such as `cpu-glu`; None if there is none."""
+    names = {name.replace("/", "-"): name for name in shipped_names("studies")}
+    name = names.get(folder_name)
+    return None if name is None else shipped_folder("studies") / f"{name}.toml"
