@@ -7,13 +7,15 @@ from march_search.architecture.architecture import Architecture
 from march_search.space.feasible_set import FeasibleSet, solve
 from march_search.space.space import SearchSpace
 
-__all__ = ["Architecture", "FeasibleSet", "SearchSpace", "__version__", "solve"]
+__all__ = ["Architecture", "FeasibleSampler", "FeasibleSet", "SearchSpace", "__version__", "solve"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load rarely used, slow attributes on demand: `__version__`, and `model`, which imports torch."""
+    """Load slow attributes on demand: `FeasibleSampler` imports Optuna, `model` imports torch."""
     if name == "model":
         return import_module("march_search.model")
+    if name == "FeasibleSampler":
+        return import_module("march_search.sampler.feasible_sampler").FeasibleSampler
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 

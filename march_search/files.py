@@ -11,13 +11,12 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from march_search.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """OSError numbers for a full, over-quota or read-only disk."""
@@ -196,12 +195,15 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     """Write a safetensors file to `path`, with default file permissions, and sync it to disk.
 
     Raises:
         StorageError: If the folder is not writable or the disk is full. No partial file remains.
     """
+    from safetensors import SafetensorError  # here, because loading torch takes seconds and most callers need none
+    from safetensors.torch import save_file
+
     try:
         path.touch()
         mode = path.stat().st_mode

@@ -107,7 +107,7 @@ def _work(root: Path, name: str, config: StudyConfig, knows: bool) -> None:
         heartbeat.boot = lambda: ""
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     command = (sys.executable, "-I", "-S", str(root / "toy.py"))
-    StudyRun(config, folder, root / "store", candidates.planned(chosen, config), command).run()
+    StudyRun(config, folder, root / "store", candidates.initial_trials(chosen, config), command).run()
 
 
 def _round(root: Path, name: str, url: str | None, told: argparse.Namespace, rng: random.Random, knows: bool) -> bool:

@@ -53,7 +53,7 @@ def search(config: StudyConfig, folder: Path, storage: object = None) -> tuple[o
     chosen = candidates.choose(config, folder)
     study = optuna.create_study(storage=storage)
     ask, order = next_trial(config, chosen), []
-    todo = iter(candidates.planned(chosen, config))
+    todo = iter(candidates.initial_trials(chosen, config))
     while wanted := next(todo, None) or ask(study):
         trial = added(study, wanted)
         order.append(wanted)
@@ -286,7 +286,7 @@ def test_a_missing_warm_start_and_a_vocabulary_that_does_not_fit_are_named(tmp_p
 
 def test_rates_are_in_the_plan_and_in_the_settings(tmp_path: Path) -> None:
     config = searching(strategy="design", trials=3, learning_rates=(1e-3, 4e-3), seeds=(0, 1))
-    wanted = candidates.planned(candidates.choose(config, tmp_path), config)
+    wanted = candidates.initial_trials(candidates.choose(config, tmp_path), config)
     assert len(wanted) == 3 * 2 * 2
     assert {w.learning_rate for w in wanted} == {1e-3, 4e-3}
     assert asdict(config)["search"]["learning_rates"] == (1e-3, 4e-3)

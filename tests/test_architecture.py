@@ -1,4 +1,4 @@
-"""Architectures count exactly, are named reversibly, and refuse what cannot exist."""
+"""Architectures: exact parameter counts, names that parse back, and refused combinations."""
 
 import string
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import march_architecture, march_runs, t5_checkpoints
+from helpers.reference import march_architecture, march_runs, t5_checkpoints
 
 from march_search import Architecture
 from march_search.architecture.architecture import CHOICES
@@ -17,7 +17,7 @@ BASELINE_2023 = Architecture(vocab_size=30_000, position="absolute", cross_atten
 
 @st.composite
 def architectures(draw: st.DrawFn) -> Architecture:
-    """Any architecture that can exist, of at most 6 layers a stack."""
+    """Any valid architecture with at most 6 layers per stack."""
     values = {name: draw(st.sampled_from(known)) for name, known in CHOICES.items()}
     values |= {
         "num_layers": draw(st.integers(1, 6)),
@@ -54,12 +54,12 @@ def test_the_default_is_t5_base() -> None:
 
 
 @pytest.mark.parametrize("run", march_runs(), ids=lambda run: run["name"])
-def test_every_run_of_the_2023_study_is_counted_to_the_last_digit(run: dict) -> None:
+def test_parameter_counts_of_the_2023_runs_are_exact(run: dict) -> None:
     assert march_architecture(run).num_params == run["num_params"]
 
 
 @pytest.mark.parametrize("checkpoint", t5_checkpoints(), ids=lambda checkpoint: checkpoint["name"])
-def test_every_t5_checkpoint_is_counted_to_the_last_digit(checkpoint: dict) -> None:
+def test_parameter_counts_of_t5_checkpoints_are_exact(checkpoint: dict) -> None:
     shape = {key: value for key, value in checkpoint.items() if key not in ("name", "num_params")}
     assert Architecture(**shape).num_params == checkpoint["num_params"]
 
@@ -73,18 +73,18 @@ def test_every_t5_checkpoint_is_counted_to_the_last_digit(checkpoint: dict) -> N
         ("more-last-same-width", 222_054_912),
     ],
 )
-def test_head_schedules_have_the_parameters_the_2023_logs_state(schedule: str, num_params: int) -> None:
+def test_parameter_counts_of_head_schedules_match_the_2023_logs(schedule: str, num_params: int) -> None:
     assert replace(BASELINE_2023, head_schedule=schedule).num_params == num_params
 
 
 @given(architectures())
-def test_groups_sum_to_the_parameters_and_none_is_empty(a: Architecture) -> None:
+def test_parameter_groups_are_positive_and_sum_to_the_total(a: Architecture) -> None:
     assert sum(a.param_groups().values()) == a.num_params
     assert min(a.param_groups().values()) > 0
 
 
 @given(architectures())
-def test_a_name_says_everything_and_is_safe_as_a_file_name(a: Architecture) -> None:
+def test_a_name_parses_back_and_is_safe_as_a_file_name(a: Architecture) -> None:
     assert Architecture.parse(a.name) == a
     assert set(a.name) <= set(string.ascii_letters + string.digits + "-+.")
 
@@ -101,12 +101,12 @@ def test_untying_adds_one_embedding(a: Architecture) -> None:
     assert untied - tied == a.vocab_size * a.d_model
 
 
-def test_sharing_all_layers_counts_one_layer() -> None:
+def test_sharing_all_layers_counts_the_weights_of_one_layer() -> None:
     one = Architecture(num_layers=1).num_params
     assert Architecture(num_layers=12, share_layers="all").num_params == one
 
 
-def test_layer_shared_cross_attention_saves_two_square_matrices_a_layer() -> None:
+def test_layer_shared_cross_attention_saves_two_square_matrices_per_layer() -> None:
     shared = replace(BASELINE_2023, cross_attention="layer-shared")
     assert BASELINE_2023.num_params - shared.num_params == 12 * 2 * 768**2
 
@@ -116,7 +116,7 @@ def test_a_flat_bottleneck_adds_one_projection_down_and_one_up_in_each_stack() -
     assert flat["encoder.projection"] == flat["decoder.projection"] == 2 * 768 * 256
 
 
-def test_a_shrinking_width_walks_on_multiples_of_64() -> None:
+def test_widths_of_a_bottleneck_are_multiples_of_64() -> None:
     from march_search.architecture.parameters import layer_widths
 
     assert layer_widths(Architecture(num_layers=3, bottleneck="shrinking", d_bottleneck=192), 3) == [768, 384, 192]
@@ -127,7 +127,7 @@ def test_a_learned_no_op_key_adds_one_key_to_every_attention() -> None:
     assert Architecture(noop_key="learned").num_params - Architecture().num_params == (12 + 24) * 768
 
 
-def test_an_equal_decoder_depth_is_the_same_architecture() -> None:
+def test_stating_an_equal_decoder_depth_changes_nothing() -> None:
     assert Architecture(num_layers=6, num_decoder_layers=6) == Architecture(num_layers=6)
 
 
@@ -149,7 +149,7 @@ def test_an_equal_decoder_depth_is_the_same_architecture() -> None:
         ({"position": "rotary", "d_kv": 5}, "d_kv must be a multiple of 2, not 5"),
     ],
 )
-def test_what_cannot_exist_is_refused_in_one_line(fields: dict, message: str) -> None:
+def test_an_invalid_architecture_is_refused_in_one_line(fields: dict, message: str) -> None:
     with pytest.raises(ArchitectureError, match=message) as caught:
         Architecture(**fields)
     assert "\n" not in str(caught.value)
@@ -158,12 +158,12 @@ def test_what_cannot_exist_is_refused_in_one_line(fields: dict, message: str) ->
 @pytest.mark.parametrize(
     "name", ["", "t5", "L12-D768", "L12-D768-H12x64-F3072-swi", "L1-D2-H3x4-F5-abs-rope", "L0-D2-H3x4-F5"]
 )
-def test_a_text_that_is_no_name_is_refused(name: str) -> None:
+def test_text_that_is_not_a_name_is_refused(name: str) -> None:
     with pytest.raises(ArchitectureError):
         Architecture.parse(name)
 
 
-def test_flops_follow_the_weights_for_short_sequences() -> None:
+def test_flops_of_short_sequences_are_near_six_per_weight() -> None:
     a = Architecture(num_layers=2, d_model=512, d_ff=2048, vocab_size=512)
     assert a.flops_per_token(64) == 3 * a.flops_per_token(64, backward=False)
     weights = a.num_params - 2 * 32 * 12

@@ -1,4 +1,4 @@
-"""What is said of an architecture's price before it runs: against recorded runs, DeepSpeed and autograd."""
+"""Predicted time and memory, compared with recorded runs, DeepSpeed and autograd."""
 
 import os
 import statistics
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import march_runs
+from helpers.reference import march_runs
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.architecture.spans import span_lengths
@@ -28,9 +28,9 @@ T5_BASE = Architecture()
 SMALL = Architecture(num_layers=3, num_decoder_layers=2, d_model=256, num_heads=6, d_kv=64, d_ff=512, vocab_size=4096)
 
 
-def test_minutes_of_recorded_runs_are_within_15_percent_where_the_fit_has_not_seen_them() -> None:
+def test_held_out_training_times_are_predicted_within_15_percent() -> None:
     runs = march_runs()
-    for fold in (lambda place: place % 2, lambda place: runs[place]["family"]):
+    for fold in (lambda index: index % 2, lambda index: runs[index]["family"]):
         errors = pricing.errors(runs, pricing.held_out(runs, fold))
         assert statistics.median(map(abs, errors)) < 0.15
     assert f"{statistics.median(map(abs, errors)):.0%}" in STUDY_DEVICES.basis
@@ -50,13 +50,13 @@ def test_hours_are_tokens_over_speed_and_shrink_with_more_devices() -> None:
     assert tokens_per_second(T5_BASE, replace(eight, checkpointing=True)) == pytest.approx(0.75 * speed)
 
 
-def test_without_other_terms_speed_is_the_stated_share_of_the_peak() -> None:
+def test_speed_is_the_stated_share_of_the_peak() -> None:
     setup = Setup(device=replace(GPUS[2], count=4))
     reached = tokens_per_second(T5_BASE, setup) * T5_BASE.flops_per_token()
     assert reached / (4 * GPUS[2].bf16_flops) == pytest.approx(GPUS[2].utilisation)
 
 
-def test_zero_spreads_what_its_stage_says() -> None:
+def test_each_zero_stage_partitions_what_it_should() -> None:
     def parts(stage: int, count: int, precision: str = "bf16") -> list[float]:
         setup = Setup(device=replace(GPUS[0], count=count), zero_stage=stage, precision=precision)
         weights, gradients, optimizer, _ = memory(T5_BASE, setup)
@@ -73,15 +73,15 @@ def test_zero_spreads_what_its_stage_says() -> None:
 @pytest.mark.parametrize(
     ("precision", "stage", "ranks"), [("fp32", 0, 1), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 1, 2), ("bf16", 2, 1)]
 )
-def test_a_rank_of_deepspeed_holds_the_bytes_that_were_predicted(
+def test_a_rank_of_deepspeed_uses_the_predicted_memory(
     precision: str, stage: int, ranks: int, tmp_path: Path
 ) -> None:
-    script, meeting = Path(__file__).parent / "engine_memory.py", tmp_path / "meeting"
-    told = {"WORLD_SIZE": str(ranks), "MARCH_SEARCH_MEETING": str(meeting)}
+    script, meeting = Path(__file__).parent / "helpers" / "engine_memory.py", tmp_path / "meeting"
+    settings = {"WORLD_SIZE": str(ranks), "MARCH_SEARCH_MEETING": str(meeting)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", str(script), precision, str(stage)],
-            env=os.environ | told | {"RANK": str(rank)},
+            env=os.environ | settings | {"RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -97,16 +97,16 @@ def test_a_rank_of_deepspeed_holds_the_bytes_that_were_predicted(
 
 
 def saved_bytes(a: Architecture, setup: Setup) -> int:
-    """Bytes of all storages that autograd keeps of one forward pass, parameters left out."""
+    """Return the bytes that autograd saves in one forward pass, without parameters."""
     model = build(a, checkpointing=setup.checkpointing)
     model = model.to(torch.bfloat16) if setup.precision == "bf16" else model
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage
+            saved[storage.data_ptr()] = storage
         return x
 
     lengths, batch = span_lengths(setup.sequence_length), setup.micro_batch
@@ -116,7 +116,7 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         loss = model(inputs, targets)
     assert loss.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -134,23 +134,23 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
     ],
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
-def test_activations_are_what_autograd_keeps(fields: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_what_autograd_saves(fields: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
     a = replace(SMALL, **fields)
     setup = Setup(precision=precision, micro_batch=2)
     assert activation_bytes(a, setup) == pytest.approx(saved_bytes(a, setup), rel=0.1)
 
 
-def test_with_checkpointing_a_layer_keeps_its_input() -> None:
+def test_with_checkpointing_each_layer_saves_its_input() -> None:
     setup = Setup(precision="fp32", micro_batch=2, checkpointing=True)
     a = replace(SMALL, position="rotary", num_layers=8, num_decoder_layers=8)
     largest = activation_bytes(replace(a, num_layers=1, num_decoder_layers=1), setup)
-    kept = saved_bytes(a, setup)
-    assert kept < activation_bytes(a, setup) < kept + largest
+    saved = saved_bytes(a, setup)
+    assert saved < activation_bytes(a, setup) < saved + largest
     assert activation_bytes(a, setup) < activation_bytes(a, replace(setup, checkpointing=False)) / 2
 
 
-def test_columns_are_priced_like_architectures() -> None:
+def test_costs_of_a_selection_equal_those_of_its_architectures() -> None:
     picked = solve(SearchSpace.load("t5-220m")).sample(50, seed=3)
     for setup in (Setup(), Setup(checkpointing=True, precision="fp32", zero_stage=2)):
         for name, function in (("memory", memory_bytes), ("hours", hours), ("flops", flops_per_token)):
@@ -159,7 +159,7 @@ def test_columns_are_priced_like_architectures() -> None:
             )
 
 
-def test_this_cpu_measures_itself() -> None:
+def test_the_speed_of_a_cpu_is_measured() -> None:
     cpu = parse_device("cpu")
     assert cpu.memory_bytes > 2**28
     assert min(cpu.bf16_flops, cpu.fp32_flops) > 1e8
@@ -171,7 +171,7 @@ def test_this_cpu_measures_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "name"), [("8xA5000", "8xA5000"), ("a100", "A100"), ("16 x H100", "16xH100"), ("2×A100", "2xA100")]
 )
-def test_a_device_is_read_as_a_person_writes_it(text: str, name: str) -> None:
+def test_device_names_are_parsed(text: str, name: str) -> None:
     assert str(parse_device(text)) == name
 
 
@@ -185,14 +185,14 @@ def test_a_device_is_read_as_a_person_writes_it(text: str, name: str) -> None:
         ("", 'unknown device ""'),
     ],
 )
-def test_an_unknown_device_is_one_clear_line(text: str, message: str) -> None:
+def test_an_unknown_device_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_device(text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_setup_that_cannot_be_meant_is_refused() -> None:
+def test_an_invalid_setup_is_refused() -> None:
     with pytest.raises(ConfigError, match="micro_batch must be at least 1"):
         Setup(micro_batch=0)
     with pytest.raises(ConfigError, match="sequence_length >= 2"):

@@ -1,4 +1,4 @@
-"""Batches: examples by number, epochs that permute, a validation set that never changes, a thread that runs ahead."""
+"""Batches: examples by number, shuffled epochs, a fixed validation set, prefetching, and n-gram losses."""
 
 import dataclasses
 import itertools
@@ -25,18 +25,18 @@ N = 10
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    """Ten training sequences and a bit, in three shards: the tokens count up from 2."""
+    """Ten training sequences and a remainder in three shards; the tokens count up from 2."""
     return make_store(tmp_path, [(0, 40), (40, 40), (40, 165)])
 
 
 def make_store(folder, cuts) -> Store:
-    """Tokens that count up, each shard from one place to another; all validation tokens are in the first."""
+    """Make a store with tokens that count up, one shard per (start, stop); validation tokens are in the first shard."""
     shards = []
     for number, (start, stop) in enumerate(cuts):
-        held = {"train": np.arange(2 + start, 2 + stop), "validation": np.arange(300, 300 + 16 * 6 * (number == 0))}
-        for split, ids in held.items():
+        tokens = {"train": np.arange(2 + start, 2 + stop), "validation": np.arange(300, 300 + 16 * 6 * (number == 0))}
+        for split, ids in tokens.items():
             ids.astype("<u2").tofile(folder / f"{split}-{number:05d}.bin")
-        shards.append({split: {"tokens": len(ids)} for split, ids in held.items()})
+        shards.append({split: {"tokens": len(ids)} for split, ids in tokens.items()})
     totals = {split: {"tokens": sum(shard[split]["tokens"] for shard in shards)} for split in ("train", "validation")}
     special = trained(1000)._asdict()
     index = {"dtype": "<u2", "data": {"vocab_size": 1000}, "special": special, "splits": totals, "shards": shards}
@@ -44,18 +44,18 @@ def make_store(folder, cuts) -> Store:
 
 
 def sequences(batch) -> list[int]:
-    """Which sequence of the store each example is made from."""
+    """Return the number of the sequence that each example is made from."""
     return [(restore(i, t, trained(1000))[0].item() - 2) // 16 for i, t in zip(*batch, strict=True)]
 
 
-def test_an_epoch_visits_each_sequence_once_and_the_next_in_another_order(store):
+def test_an_epoch_visits_each_sequence_once_and_the_next_epoch_in_another_order(store):
     batches = Batches(store, CONFIG, seed=1)
     first, second = sequences(batches.train(0, N)), sequences(batches.train(N, N))
     assert sorted(first) == sorted(second) == list(range(N))
     assert first != second
 
 
-def test_a_batch_may_straddle_epochs(store):
+def test_a_batch_may_cross_epochs(store):
     batches = Batches(store, CONFIG, seed=1)
     whole = batches.train(0, 4 * N)
     parts = [Batches(store, CONFIG, seed=1).train(start, 5) for start in range(0, 4 * N, 5)]
@@ -64,19 +64,19 @@ def test_a_batch_may_straddle_epochs(store):
     assert np.array_equal(batches.train(7, 6)[0], whole[0][7:13])
 
 
-def test_the_ranks_of_a_batch_make_the_batch(store):
+def test_the_parts_of_the_ranks_make_the_batch(store):
     batches = Batches(store, CONFIG, seed=1)
     whole, parts = batches.train(8, 4), [batches.train(8 + rank * 2, 2) for rank in (0, 1)]
     assert np.array_equal(np.concatenate([inputs for inputs, _ in parts]), whole[0])
 
 
-def test_the_seed_decides_order_and_spans(store):
+def test_the_seed_determines_order_and_spans(store):
     same, other = Batches(store, CONFIG, seed=1).train(0, N), Batches(store, CONFIG, seed=2).train(0, N)
     assert np.array_equal(Batches(store, CONFIG, seed=1).train(0, N)[0], same[0])
     assert sequences(same) != sequences(other)
 
 
-def test_an_epoch_later_a_sequence_has_other_spans(store):
+def test_spans_change_from_epoch_to_epoch(store):
     batches = Batches(store, CONFIG, seed=1)
     inputs_BI, _ = batches.train(0, 30 * N)
     assert len(np.unique(inputs_BI, axis=0)) > 3 * N
@@ -92,13 +92,13 @@ def test_validation_is_the_same_for_all_seeds(store):
     assert [restore(i, t, trained(1000))[0] for i, t in zip(inputs_BI, targets_BT, strict=True)] == [300, 316, 332, 348]
 
 
-def test_epochs_count_how_often_a_budget_repeats_the_text(store):
+def test_epochs_count_the_repetitions_of_the_text(store):
     batches = Batches(store, CONFIG, seed=1)
     assert (batches.num_train, batches.num_validation) == (N, 4)
     assert batches.epochs(16 * N * 3) == 3
 
 
-def test_a_store_too_small_says_what_to_change(store):
+def test_a_store_that_is_too_small_names_the_settings_to_change(store):
     with pytest.raises(DataError) as caught:
         Batches(store, dataclasses.replace(CONFIG, validation_sequences=8), seed=0)
     assert str(caught.value) == (
@@ -134,7 +134,7 @@ def test_a_decoder_only_model_reads_the_text_in_the_same_order(store):
     assert text.validation(0, 9)[1][:, 0].tolist() == [300, 316, 332, 348]
 
 
-def test_this_order_never_changes(store):
+def test_the_order_is_pinned(store):
     batches = Batches(store, CONFIG, seed=3)
     assert sequences(batches.train(0, 2 * N)) == GOLDEN_ORDER
 
@@ -142,13 +142,13 @@ def test_this_order_never_changes(store):
 GOLDEN_ORDER = [6, 8, 4, 1, 3, 5, 9, 7, 0, 2, 2, 4, 0, 5, 8, 1, 3, 9, 7, 6]
 
 
-def test_unigram_losses_are_those_of_token_frequencies():
+def test_unigram_losses_follow_token_frequencies():
     assert unigram_nats(np.array([2, 0]), np.array([0, 1])) == pytest.approx(-(math.log(3 / 4) + math.log(1 / 4)) / 2)
 
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=6, max_size=6), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_a_bigram_model_is_a_distribution_after_every_token(rows):
+def test_bigram_probabilities_sum_to_one_after_every_token(rows):
     train_rows = np.array(rows)
     for before in range(5):
         probabilities = [np.exp(-_second(train_rows, before, token)) for token in range(5)]
@@ -156,12 +156,12 @@ def test_a_bigram_model_is_a_distribution_after_every_token(rows):
 
 
 def _second(train_rows, before: int, token: int) -> float:
-    """Nats of the second token of a row."""
+    """Return the loss of the second token of a row, in nats."""
     both = bigram_nats(train_rows, np.array([[before, token]]), 5)
     return 2 * both - bigram_nats(train_rows, np.array([[before]]), 5)
 
 
-def test_a_bigram_model_knows_what_follows():
+def test_a_bigram_model_predicts_the_next_token():
     train_rows = np.tile([1, 2, 3, 4], (500, 1))
     assert bigram_nats(train_rows, train_rows[:5], 5) < 0.01
     assert unigram_nats(np.bincount(train_rows.ravel(), minlength=5), train_rows) == pytest.approx(
@@ -169,19 +169,19 @@ def test_a_bigram_model_knows_what_follows():
     )
 
 
-def test_reference_losses_are_the_same_each_time(store):
+def test_reference_losses_are_deterministic(store):
     nats = reference_nats(store, CONFIG)
     assert nats == reference_nats(store, CONFIG)
     assert set(nats) == {f"{on}_{model}_nats" for on in ("target", "text") for model in ("unigram", "bigram")}
     assert all(0 < value < math.log(1000) + 1 for value in nats.values())
 
 
-def test_prefetch_gives_every_item_in_order():
+def test_prefetch_keeps_every_item_in_order():
     assert list(prefetch(iter(range(100)))) == list(range(100))
     assert list(prefetch(iter([]))) == []
 
 
-def test_prefetch_passes_an_exception_on_in_its_place():
+def test_prefetch_raises_an_exception_at_its_position():
     def failing():
         yield 1
         raise KeyError("here")
@@ -192,7 +192,7 @@ def test_prefetch_passes_an_exception_on_in_its_place():
         next(items)
 
 
-def test_prefetch_runs_ahead_by_its_depth_and_closes_what_it_reads():
+def test_prefetch_runs_ahead_by_its_depth_and_closes_its_source():
     made, closed = [], threading.Event()
 
     def source():

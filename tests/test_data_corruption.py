@@ -1,4 +1,4 @@
-"""Span corruption: nothing is lost, lengths are fixed, every slice of a batch is the same, every cut equally likely."""
+"""Span corruption: reversible, fixed lengths, independent of the batch, and uniform over all segmentations."""
 
 from collections import Counter
 from math import comb
@@ -29,7 +29,7 @@ def examples(draw):
 
 @given(examples())
 @settings(deadline=None, max_examples=200)
-def test_input_and_target_together_hold_the_text(example):
+def test_input_and_target_restore_the_text(example):
     tokens_BR, _, _, lengths = example
     inputs_BI, targets_BT = corrupt(*example, SPECIAL)
     assert inputs_BI.shape == (len(tokens_BR), lengths.input)
@@ -41,8 +41,8 @@ def test_input_and_target_together_hold_the_text(example):
         for side in (input_I, target_T):
             assert side[-1] == EOS
             assert side[side >= VOCAB - 100].tolist() == sentinels
-        assert input_I[0] == tokens_R[0]  # the text begins with a kept segment ...
-        assert input_I[-2] == sentinels[-1]  # ... and ends with a span
+        assert input_I[0] == tokens_R[0]  # the text starts with an uncorrupted segment
+        assert input_I[-2] == sentinels[-1]  # and ends with a span
         assert target_T[0] == sentinels[0]
         at = np.flatnonzero(input_I >= VOCAB - 100)
         assert np.all(np.diff(at) > 1)  # no segment and no span is empty
@@ -51,7 +51,7 @@ def test_input_and_target_together_hold_the_text(example):
 
 @given(examples(), st.integers(1, 4))
 @settings(deadline=None)
-def test_each_rank_makes_its_slice_of_the_global_batch(example, ranks):
+def test_each_rank_makes_its_part_of_the_global_batch(example, ranks):
     tokens_BR, ids_B, seed, lengths = example
     whole = corrupt(tokens_BR, ids_B, seed, lengths, SPECIAL)
     for rank in range(ranks):
@@ -69,7 +69,7 @@ def test_sentinels_may_lie_anywhere_and_run_up_or_down(special):
     assert restore(input_I, target_T, special).tolist() == tokens_BR[0].tolist()
 
 
-def test_these_spans_never_change():
+def test_the_spans_are_pinned():
     inputs_BI, targets_BT = corrupt(
         np.arange(10, 50).reshape(2, 20), np.array([0, 7]), 1, span_lengths(20, 0.3), SPECIAL
     )
@@ -87,7 +87,7 @@ GOLDEN = (
 
 
 @pytest.mark.parametrize(("seed", "example"), [(1, 0), (0, 1)])
-def test_another_seed_or_number_makes_other_spans(seed, example):
+def test_spans_depend_on_the_seed_and_the_example(seed, example):
     tokens_BR, lengths = np.arange(10, 138)[None] % 300 + 10, span_lengths(128)
     first = corrupt(tokens_BR, np.array([0]), 0, lengths, SPECIAL)
     other = corrupt(tokens_BR, np.array([example]), seed, lengths, SPECIAL)
@@ -95,7 +95,7 @@ def test_another_seed_or_number_makes_other_spans(seed, example):
 
 
 @pytest.mark.parametrize(("noise", "kept", "spans"), [(7, 5, 3), (6, 9, 2), (9, 8, 8), (4, 8, 4)])
-def test_every_cut_is_equally_likely(noise, kept, spans):
+def test_every_segmentation_is_equally_likely(noise, kept, spans):
     draws, lengths = 30_000, SpanLengths(noise, spans, kept + spans + 1, noise + spans + 1)
     sides = corrupt(np.full((draws, noise + kept), 10), np.arange(draws), 5, lengths, SPECIAL)
     for side, total in zip(sides, (kept, noise), strict=True):
@@ -107,7 +107,7 @@ def test_every_cut_is_equally_likely(noise, kept, spans):
         assert chi2 < cells - 1 + 5 * (2 * cells) ** 0.5
 
 
-def test_noise_falls_on_the_middle_of_the_text_evenly():
+def test_noise_is_even_in_the_middle_of_the_text():
     lengths = span_lengths(64)
     _, targets_BT = corrupt(np.tile(np.arange(10, 74), (20_000, 1)), np.arange(20_000), 3, lengths, SPECIAL)
     share_R = np.bincount(targets_BT.ravel(), minlength=VOCAB)[10:74] / 20_000

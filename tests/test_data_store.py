@@ -214,7 +214,7 @@ def test_repair_writes_again_what_is_broken_and_nothing_else(folder, base, names
     for number, name in enumerate(names):
         (folder / name).unlink() if number else flip(folder / name)
     told: list[list[str]] = []
-    assert prepare(CONFIG, base / "root", base, tokens=0, mended=told.append) == folder
+    assert prepare(CONFIG, base / "root", base, tokens=0, repaired=told.append) == folder
     assert told == [names]
     assert contents(folder) == before
     same = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns == times[path.name]}
@@ -231,7 +231,7 @@ def test_a_repair_from_other_tokens_is_refused(folder, base, monkeypatch):
     with pytest.raises(
         DataError, match="the text of shard 1 has changed; delete the folder and prepare the text again"
     ):
-        prepare(CONFIG, base / "root", base, tokens=0, mended=lambda _: None)
+        prepare(CONFIG, base / "root", base, tokens=0, repaired=lambda _: None)
     assert contents(folder) == broken
 
 

@@ -1,9 +1,10 @@
-"""The tokenizer: exact size, T5's special tokens, and every text comes back as it was."""
+"""Tokenizers: vocabulary size, special tokens, lossless decoding, and loaded vocabularies."""
 
 import dataclasses
 import random
 
 import pytest
+from helpers.corpora import write_t5_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,11 +25,11 @@ TEXTS = words(50)
 TOKENIZER = bpe.train(TEXTS, 512)
 
 
-def test_the_vocabulary_has_exactly_the_size_asked_for():
+def test_the_vocabulary_has_the_requested_size():
     assert TOKENIZER.get_vocab_size() == 512
 
 
-def test_special_tokens_are_where_t5_has_them():
+def test_special_tokens_have_the_ids_of_t5():
     assert (TOKENIZER.token_to_id("<pad>"), TOKENIZER.token_to_id("</s>")) == (0, 1)
     assert [TOKENIZER.token_to_id(f"<extra_id_{i}>") for i in range(100)] == [511 - i for i in range(100)]
     assert bpe.special_of(TOKENIZER, "") == (1, 511, -1) == trained(512)
@@ -36,14 +37,14 @@ def test_special_tokens_are_where_t5_has_them():
 
 @given(st.text())
 @settings(deadline=None)
-def test_any_text_comes_back_as_it_was(text):
+def test_decoding_restores_any_text(text):
     ids = TOKENIZER.encode(text).ids
     assert TOKENIZER.decode(ids, skip_special_tokens=False) == text
     assert all(1 < i < 412 for i in ids)
 
 
 @pytest.mark.parametrize("text", ["</s>", "<pad>", "a <extra_id_0> b", "\x00\r\n\t", "naïve 🦆"])
-def test_no_text_makes_a_special_token(text, tmp_path):
+def test_text_never_encodes_to_a_special_token(text, tmp_path):
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     for tokenizer in (TOKENIZER, bpe.load(tmp_path / "tokenizer.json")):
         ids = tokenizer.encode(text).ids
@@ -51,19 +52,19 @@ def test_no_text_makes_a_special_token(text, tmp_path):
         assert all(1 < i < 412 for i in ids)
 
 
-def test_the_same_texts_make_the_same_tokenizer(tmp_path):
+def test_training_is_deterministic(tmp_path):
     assert bpe.sha256(bpe.train(iter(TEXTS), 512)) == bpe.sha256(TOKENIZER)
     assert bpe.sha256(bpe.train(words(51), 512)) != bpe.sha256(TOKENIZER)
     TOKENIZER.save(str(tmp_path / "tokenizer.json"))
     assert bpe.sha256(bpe.load(tmp_path / "tokenizer.json")) == bpe.sha256(TOKENIZER)
 
 
-def test_too_little_text_says_how_many_merges_it_made():
+def test_too_little_text_reports_the_size_reached():
     with pytest.raises(DataError, match=r"too small for a vocabulary of 4,096: it gives 1 merges and 359 tokens"):
         bpe.train(["ab ab"], 4096)
 
 
-def test_a_damaged_tokenizer_is_named(tmp_path):
+def test_a_damaged_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match=r"tokenizer\.json: not a readable tokenizer"):
         bpe.load(tmp_path / "tokenizer.json")
@@ -73,7 +74,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
 
 @given(st.text(alphabet="a 12\n9٣²"))
 @settings(deadline=None)
-def test_digits_may_be_tokens_of_their_own(text):
+def test_split_digits_makes_one_token_per_digit(text):
     ids = DIGITS.encode(text).ids
     assert DIGITS.decode(ids, skip_special_tokens=False) == text
     tokens = [DIGITS.decode([i], skip_special_tokens=False) for i in ids]
@@ -83,22 +84,13 @@ def test_digits_may_be_tokens_of_their_own(text):
 DIGITS = bpe.train([*TEXTS, *["year 1999, 12 of 21, 121"] * 50], 520, split_digits=True)
 
 
-def test_numbers_are_merged_where_digits_are_not_split():
+def test_numbers_are_merged_without_split_digits():
     merged = bpe.train([*TEXTS, *["year 1999, 12 of 21, 121"] * 50], 520)
     assert len(merged.encode("1999").ids) < 4 == len(DIGITS.encode("1999").ids)
 
 
-def t5_folder(folder):
-    """A tokenizer of transformers' T5 class, saved by transformers."""
-    from transformers import T5Tokenizer
-
-    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
-    T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters]).save_pretrained(folder)
-    return folder
-
-
 def test_a_t5_folder_is_loaded_with_its_sentinels(tmp_path):
-    loaded = bpe.load(t5_folder(tmp_path))
+    loaded = bpe.load(write_t5_tokenizer(tmp_path))
     special = bpe.special_of(loaded, "")
     assert special.eos == 1
     assert [loaded.id_to_token(special.sentinel(i)) for i in (0, 1, 99)] == [
@@ -124,18 +116,18 @@ def test_a_spiece_model_names_the_conversion(name, tmp_path):
 
 
 def test_the_conversion_writes_a_tokenizer_that_loads(tmp_path):
-    """Runs the message's code on a saved T5 tokenizer; reading spiece.model itself needs sentencepiece."""
+    """Run the code of the message on a saved T5 tokenizer; reading spiece.model itself needs sentencepiece."""
     (tmp_path / "spiece.model").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         bpe.load(tmp_path)
-    written = t5_folder(tmp_path) / "tokenizer.json"
+    written = write_t5_tokenizer(tmp_path) / "tokenizer.json"
     before = written.stat().st_mtime_ns
     exec(str(caught.value).split('"')[1])
     assert written.stat().st_mtime_ns > before
     assert bpe.special_of(bpe.load(tmp_path), "").eos == 1
 
 
-def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):
+def test_missing_sentinels_are_added_after_the_last_id(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE(vocab={"<|endoftext|>": 0, "a": 1, "b": 2}, merges=[])).save(str(tmp_path / "t.json"))
@@ -154,7 +146,7 @@ def test_a_vocabulary_without_sentinels_gets_them_behind_its_last_id(tmp_path):
         ),
     ],
 )
-def test_a_vocabulary_that_cannot_be_used_says_why(vocab, words, tmp_path):
+def test_an_unusable_vocabulary_is_refused_with_the_reason(vocab, words, tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(tmp_path / "t.json"))
@@ -164,7 +156,7 @@ def test_a_vocabulary_that_cannot_be_used_says_why(vocab, words, tmp_path):
 
 
 @pytest.mark.parametrize(("vocab_size", "fits"), [(511, False), (512, True), (513, False)])
-def test_models_and_tokenizer_must_agree_about_the_vocabulary(vocab_size, fits, tmp_path):
+def test_vocab_size_must_fit_the_tokenizer(vocab_size, fits, tmp_path):
     TOKENIZER.save(str(tmp_path / "t.json"))
     config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
     if fits:
@@ -178,7 +170,7 @@ def test_models_and_tokenizer_must_agree_about_the_vocabulary(vocab_size, fits, 
     )
 
 
-def test_the_studys_tokenizer_is_a_setting(tmp_path):
+def test_the_tokenizer_may_be_trained_on_another_corpus(tmp_path):
     (tmp_path / "wiki").mkdir()
     (tmp_path / "wiki" / "a.txt").write_text("\n".join(TEXTS))
     config = DataConfig(corpus="elsewhere", tokenizer_corpus="wiki", split_digits=True, vocab_size=512)

@@ -294,7 +294,7 @@ def test_every_page_of_the_guide_is_linked_from_the_readme() -> None:
 
 def test_the_tour_of_contributing_names_rooms_and_their_files() -> None:
     tour = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## A tour")[1].split("\n## ")[0]
-    items = re.split(r"^\d+\. ", tour, flags=re.MULTILINE)[1:]
+    items = [item.split("\n\n")[0] for item in re.split(r"^\d+\. ", tour, flags=re.MULTILINE)[1:]]
     rooms = {room for item in items for room in re.findall(r"`([a-z_]+)/`", item)}
     package = REPOSITORY / "march_search"
     assert rooms >= {path.parent.name for path in package.glob("*/__init__.py")}

@@ -38,7 +38,7 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
     config = replace(config, space="own.toml", search=replace(SearchConfig(trials=3), **search))
     folder = StudyFolder.of(root, "toy")
     drawn = candidates.choose(config, root)
-    chosen = extension.extended(folder.path, config, drawn, extend)
+    chosen = extension.extended_candidates(folder.path, config, drawn, extend)
     if extend:
         extension.adopt(folder, config, chosen, drawn)
     folder.keep_settings(config, chosen.architectures)

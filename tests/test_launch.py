@@ -140,7 +140,7 @@ def test_a_rank_in_whose_place_others_were_started_ends_at_once(tmp_path: Path) 
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "")
     launch.announce(tmp_path, {"id": "c"}, stop=signal.SIGINT)
-    assert launch.Orders(tmp_path).signum() == signal.SIGINT
+    assert launch.StopOrders(tmp_path).signum() == signal.SIGINT
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ A5000 = parse_device("A5000")
 
 def planned(config: StudyConfig, **options: object) -> dict:
     """The price of a study."""
-    return price.planned(config, candidates.choose(config, Path()), **options)
+    return price.priced_plan(config, candidates.choose(config, Path()), **options)
 
 
 def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
@@ -94,7 +94,7 @@ def test_every_candidate_is_built_and_counted() -> None:
 def test_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
     config = replace(CONFIG, search=SearchConfig(strategy="tpe", trials=9, warm_start=("march-2023",)))
     chosen = candidates.choose(config, Path())
-    plan = price.planned(config, chosen)
+    plan = price.priced_plan(config, chosen)
     assert (plan["architectures"], plan["trials"], plan["device_hours"]) == (9, 9, None)
     assert len(price.stand_ins(config, chosen)) == 64
     rows = dict(plan_rows(config, chosen, "text", Path("runs/x")))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from reference import march_runs
+from helpers.reference import march_runs
 from test_study import run as run_toy_study
 
 from march_search import Architecture

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import DATA, write_study
+from helpers.studies import DATA, write_study
 
 from march_search.analysis.evidence import study_evidence
 from march_search.analysis.study_record import read_study
@@ -24,7 +24,7 @@ from march_search.config import TrainingConfig, TrialConfig
 from march_search.files import write_json
 from march_search.report.figures import figures
 from march_search.report.page import figure_files, page, png
-from march_search.report.svg import apart, scale
+from march_search.report.svg import spread_apart, scale
 
 SHAPES = [
     f"L{n}-D{d}-H{h}x32-F{f}-rope-V2048"
@@ -156,9 +156,9 @@ def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
 
 
 def test_labels_are_moved_apart_as_little_as_that_takes() -> None:
-    assert apart([10, 50, 90], 15, 0, 100) == [10, 50, 90]
-    assert apart([50, 51, 52], 15, 0, 100) == [50, 65, 80]
-    assert apart([98, 99], 15, 0, 100) == [85, 100]
+    assert spread_apart([10, 50, 90], 15, 0, 100) == [10, 50, 90]
+    assert spread_apart([50, 51, 52], 15, 0, 100) == [50, 65, 80]
+    assert spread_apart([98, 99], 15, 0, 100) == [85, 100]
     assert scale([1, 2, 4], 0, 90, "log", 0)(2) == pytest.approx(45)
     assert scale([0.0, 1.0], 0, 1, room=0).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 

@@ -42,7 +42,7 @@ def run(root: Path, config: StudyConfig = CONFIG, name: str = "toy") -> Summary:
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(root / "store")
     study_state.keep_candidates(folder.path, chosen)
-    return StudyRun(config, folder, root / "store", candidates.planned(chosen, config), TOY).run()
+    return StudyRun(config, folder, root / "store", candidates.initial_trials(chosen, config), TOY).run()
 
 
 def optuna_study(root: Path, name: str = "toy") -> optuna.Study:

@@ -141,7 +141,7 @@ def test_a_layer_is_a_sign_of_life_forward_and_backward(monkeypatch: pytest.Monk
     os.set_blocking(reading, False)
     monkeypatch.setenv(ranks.PULSE, str(writing))
     layer = FeedForward(8, 16, "relu", 1)
-    ranks.beat_at([layer])
+    ranks.send_heartbeats_from([layer])
     out = layer(torch.ones(1, 8, requires_grad=True))
     assert os.read(reading, 9) == ranks.TRAINING
     out.sum().backward()

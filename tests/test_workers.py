@@ -206,18 +206,18 @@ def test_a_worker_that_lost_its_trial_kills_its_process_and_writes_nothing(tmp_p
         Signals(),
     )
     worker._step()
-    [turn] = worker.turns
+    [turn] = worker.active_trials
     assert turn.child is not None
     process = turn.child.process
     with other.alone(study.trials[0]):
         assert other.give_back(study.trials[0], turn.lease, 0, failed=True)
         assert other.take(study.trials[0], 0, 4096) is not None
     worker._beat()
-    assert worker.turns == []
+    assert worker.active_trials == []
     assert process.poll() is not None
     assert not (turn.folder / "outcome.json").exists()
     assert Lease.of(study.trials[0]).worker == "other"
-    worker.heart.leave()
+    worker.heartbeat_sender.leave()
 
 
 def test_a_second_run_joins_the_first(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def early_orders(pooled: Sequence[Pooled]) -> tuple[EarlyOrder, ...]:
     if len(pooled) < 3 or len(tokens) < 2:
         return ()
     last, results = losses[:, -1], []
-    for place, seen in enumerate(tokens[:-1]):
-        here = losses[:, place]
+    for column, seen in enumerate(tokens[:-1]):
+        here = losses[:, column]
         if len(set(here)) == 1 or len(set(last)) == 1:
             continue  # all losses are equal
         regret = float(last[here.argmin()] - last.min())
@@ -79,6 +79,6 @@ def enough(found: Sequence[EarlyOrder], tolerance: float) -> EarlyOrder | None:
 def crossings(pooled: Sequence[Pooled]) -> tuple[tuple[int, int], ...]:
     """Return the pairs, by index, whose order changed in the last third of training."""
     tokens, losses = shared_curves(pooled)
-    late = [place for place, seen in enumerate(tokens) if seen >= LATE * tokens[-1]]
+    late = [column for column, seen in enumerate(tokens) if seen >= LATE * tokens[-1]]
     pairs = itertools.combinations(range(len(pooled)), 2)
     return tuple((i, k) for i, k in pairs if len(set(np.sign(losses[i, late] - losses[k, late])) - {0.0}) > 1)

@@ -132,20 +132,20 @@ def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:
     won = np.bincount(draws_AB[:, 1:].argmin(axis=0), minlength=len(draws_AB)) / (draws_AB.shape[1] - 1)
     quantiles = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     rows = []
-    for rank, place in enumerate(np.argsort(draws_AB[:, 0], kind="stable").tolist(), 1):
-        low, high = np.quantile(draws_AB[place, 1:], quantiles)
-        now = ranking.rows[place]
+    for rank, index in enumerate(np.argsort(draws_AB[:, 0], kind="stable").tolist(), 1):
+        low, high = np.quantile(draws_AB[index, 1:], quantiles)
+        now = ranking.rows[index]
         rows.append(
             {
                 "rank": rank,
                 "name": now["name"],
                 "rank_now": now["rank"],
-                "place_now": place,
+                "place_now": index,
                 "loss_now": now["loss"],
-                "predicted_loss": float(draws_AB[place, 0]),
+                "predicted_loss": float(draws_AB[index, 0]),
                 "predicted_low": float(low),
                 "predicted_high": float(high),
-                "probability_best": float(won[place]),
+                "probability_best": float(won[index]),
             }
         )
     return tuple(rows)

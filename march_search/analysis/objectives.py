@@ -40,8 +40,8 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
     points = signed_columns([[row[name.removeprefix("-")] for name in by] for row in rows], by)
     best = front(points)
-    for place, row in enumerate(rows):
-        row["pareto"], row["knee"] = place in best, False
+    for index, row in enumerate(rows):
+        row["pareto"], row["knee"] = index in best, False
     if rows:
         rows[int(best[knee(points[best])])]["knee"] = True
     return rows

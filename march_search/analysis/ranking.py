@@ -52,12 +52,12 @@ def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
     reference = min(pooled, key=lambda p: min(t.number for t in p.trials)) if pooled else None
     slope = end_slope(reference.curve) if reference else None
     rows = [
-        _pooled_row(p) | _standing(place, pooled, seeds, data, comparison) | {"compute_equivalent_gain": None}
-        for place, p in enumerate(pooled)
+        _pooled_row(p) | _standing(index, pooled, seeds, data, comparison) | {"compute_equivalent_gain": None}
+        for index, p in enumerate(pooled)
     ]
-    for place, row in enumerate(rows):
-        tied = place > 0 and row["loss"] == rows[place - 1]["loss"]
-        row["rank"] = rows[place - 1]["rank"] if tied else place + 1
+    for index, row in enumerate(rows):
+        tied = index > 0 and row["loss"] == rows[index - 1]["loss"]
+        row["rank"] = rows[index - 1]["rank"] if tied else index + 1
         if reference:
             arguments = row["loss"], row["flops_per_token"], reference.loss, _flops(reference), slope
             row["compute_equivalent_gain"] = compute_equivalent_gain(*arguments)
@@ -119,34 +119,34 @@ def _data_noise(pooled: Sequence[Pooled]) -> tuple[DataNoise | None, Documents |
 
 
 def _standing(
-    place: int,
+    index: int,
     pooled: Sequence[Pooled],
     seeds: SeedNoise | None,
     data: DataNoise | None,
     comparison: Comparison | None,
 ) -> dict[str, Any]:
     """Return the interval, tie group and probability of one architecture, and its comparison with the next one."""
-    current, counts = pooled[place], [len(p.trials) for p in pooled]
-    interval = mean_interval(current.loss, counts[place], seeds)
+    current, counts = pooled[index], [len(p.trials) for p in pooled]
+    interval = mean_interval(current.loss, counts[index], seeds)
     row: dict[str, Any] = {
         "interval_low": interval.low if interval else None,
         "interval_high": interval.high if interval else None,
         "half_interval": (interval.high - interval.low) / 2 if interval else None,
-        "letters": comparison.letters[place] if comparison else None,
-        "probability_best": comparison.best[place] if comparison else None,
-        "data_deviation_to_best": math.sqrt(data.variance(0, place)) if data and place else None,
+        "letters": comparison.letters[index] if comparison else None,
+        "probability_best": comparison.best[index] if comparison else None,
+        "data_deviation_to_best": math.sqrt(data.variance(0, index)) if data and index else None,
     }
     row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next", "further_seeds_to_next"))
-    if comparison is None or place + 1 == len(pooled):
+    if comparison is None or index + 1 == len(pooled):
         return row
-    gap = pooled[place + 1].loss - current.loss
-    variance, _ = difference_variance(place, place + 1, counts, None, data)
-    pair = (counts[place], counts[place + 1])
+    gap = pooled[index + 1].loss - current.loss
+    variance, _ = difference_variance(index, index + 1, counts, None, data)
+    pair = (counts[index], counts[index + 1])
     more = further_seeds(gap, seeds.deviation, pair, seeds.degrees, variance) if seeds else None
     return row | {
         "difference_to_next": gap,
-        "p_to_next": float(comparison.p_AA[place, place + 1]),
-        "adjusted_p_to_next": float(comparison.adjusted_AA[place, place + 1]),
+        "p_to_next": float(comparison.p_AA[index, index + 1]),
+        "adjusted_p_to_next": float(comparison.adjusted_AA[index, index + 1]),
         "further_seeds_to_next": more,
     }
 

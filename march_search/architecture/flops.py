@@ -45,14 +45,14 @@ def forward_flops(a: Any, input_length: int, target_length: int) -> Any:
     if a.structure == "decoder-only":
         input_length = 0
     total = 2 * target_length * a.vocab_size * a.d_model
-    kept = input_length
+    reduced = input_length
     if a.structure != "decoder-only":
-        kept = reduced_length(input_length, a.length_reduction)
-        total = total + _encoder(a, input_length, kept)
+        reduced = reduced_length(input_length, a.length_reduction)
+        total = total + _encoder(a, input_length, reduced)
         depth = a.num_layers if a.num_decoder_layers is None else a.num_decoder_layers
     else:
         depth = a.num_layers
-    return total + _decoder(a, depth, input_length, kept, target_length)
+    return total + _decoder(a, depth, input_length, reduced, target_length)
 
 
 def reduced_length(length: int, fraction: float) -> int:
@@ -60,8 +60,8 @@ def reduced_length(length: int, fraction: float) -> int:
     return max(1, round(length * fraction))
 
 
-def _encoder(a: Any, length: int, kept: int) -> Any:
-    """Return the operations of the encoder, which has `kept` positions from the middle layer on.
+def _encoder(a: Any, length: int, reduced: int) -> Any:
+    """Return the operations of the encoder, which has `reduced` positions from the middle layer on.
 
     The middle layer still attends to all keys.
     """
@@ -71,13 +71,15 @@ def _encoder(a: Any, length: int, kept: int) -> Any:
             total = total + run.applied * _layer(a, run, length, length)
             continue
         first = 1 if before else 0
-        total = total + first * _layer(a, run, kept, length) + (run.applied - first) * _layer(a, run, kept, kept)
+        total = (
+            total + first * _layer(a, run, reduced, length) + (run.applied - first) * _layer(a, run, reduced, reduced)
+        )
         before = False
-    return total + _moves(a, a.num_layers, length, kept)
+    return total + _moves(a, a.num_layers, length, reduced)
 
 
-def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int) -> Any:
-    """Return the operations of a decoder with `length` positions over an encoder with `kept` output positions."""
+def _decoder(a: Any, num_layers: int, input_length: int, reduced: int, length: int) -> Any:
+    """Return the operations of a decoder with `length` positions over an encoder with `reduced` output positions."""
     total, before = _moves(a, num_layers, length, length), True
     for run in layer_groups(a, num_layers):
         total = total + run.applied * _layer(a, run, length, length)
@@ -88,7 +90,7 @@ def _decoder(a: Any, num_layers: int, input_length: int, kept: int, length: int)
         if own_layer and run.second_half and before:
             full, before = 1, False
         total = (
-            total + full * _cross(a, run, length, input_length) + (run.applied - full) * _cross(a, run, length, kept)
+            total + full * _cross(a, run, length, input_length) + (run.applied - full) * _cross(a, run, length, reduced)
         )
     return total
 
@@ -106,11 +108,11 @@ def _cross(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
     return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
 
 
-def _moves(a: Any, num_layers: int, length: int, kept: int) -> Any:
-    """Return the operations of the projections between residual widths; after the middle layer on `kept` positions."""
+def _moves(a: Any, num_layers: int, length: int, reduced: int) -> Any:
+    """Return the operations of the projections between residual widths, at `reduced` positions after the middle."""
     if a.bottleneck == "none":
         return 0
     steps = projections(a, num_layers)
     return sum(
-        2 * (length if index <= num_layers // 2 else kept) * (w != v) * (w * v) for index, (w, v) in enumerate(steps)
+        2 * (length if index <= num_layers // 2 else reduced) * (w != v) * (w * v) for index, (w, v) in enumerate(steps)
     )

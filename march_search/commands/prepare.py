@@ -32,7 +32,7 @@ def prepared_store(
             tokens=config.training.tokens,
             workers=workers,
             progress=shown.tell,
-            mended=repaired,
+            repaired=repaired,
         )
     return Store.open(path)
 

@@ -82,7 +82,7 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
     from march_search.study import price
     from march_search.study.study_folder import StudyFolder
 
-    plan = price.kept(folder)
+    plan = price.saved_plan(folder)
     return price.comparison_rows(plan, price.actual(folder, StudyFolder(folder).config())) if plan else []
 
 

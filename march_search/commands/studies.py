@@ -122,7 +122,7 @@ def _folder(file: Path, root: Path) -> StudyFolder:
     if shipped and "/" in shipped and not folder.path.exists():
         record = read_json(root / file.stem / "study.json")
         settings = record.get("settings") if isinstance(record, dict) else None
-        if isinstance(settings, dict) and settings.get("question") == read_file(file).get("question", ""):
+        if isinstance(settings, dict) and settings.get("space") == read_file(file).get("space"):
             return StudyFolder.of(root, file.stem)
     return folder
 

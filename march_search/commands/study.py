@@ -86,13 +86,13 @@ def run_study(options: argparse.Namespace) -> int:
         return study_actions.run_resume(options)
     config, base = study.load()
     folder = study.folder
-    plan = None if options.dry_run or options.extend else price.kept(folder.path)
+    plan = None if options.dry_run or options.extend else price.saved_plan(folder.path)
     if plan is not None:
         because = f"on {study.name}, which was started with a plan: add --dry-run to print another estimate"
         refuse_without_effect(options, ("device", "rate"), because)
     try:
         drawn = candidates.choose(config, base)
-        chosen = extension.extended(folder.path, config, drawn, options.extend)
+        chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         rows = plan_rows(config, chosen, data_summary, folder.path)
         if plan is None:
@@ -100,7 +100,7 @@ def run_study(options: argparse.Namespace) -> int:
             if device is None:
                 refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
             stages = rungs.rung_tokens(config, candidates.how_many(chosen, config) * len(candidates.rates(config)))
-            plan = price.planned(config, chosen, device, options.rate, stages, config.pruner.keep)
+            plan = price.priced_plan(config, chosen, device, options.rate, stages, config.pruner.keep)
         rows += price.price_rows(plan)
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
@@ -141,7 +141,7 @@ def _train(
     from march_search.display.tables import console
     from march_search.files import make_folder, read_json, write_json
     from march_search.study import gpus, price, study_state
-    from march_search.study.candidates import planned
+    from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun
 
     folder = study.folder
@@ -155,7 +155,7 @@ def _train(
     folder.keep_store(store.folder)
     write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
     write_json(folder.path / "reference.json", reference_nats(store, config.data))
-    summary = StudyRun(config, folder, store.folder, planned(chosen, config)).run()
+    summary = StudyRun(config, folder, store.folder, initial_trials(chosen, config)).run()
     actual = price.comparison_rows(plan, price.actual(folder.path, config))
     print_pairs(console(stderr=True), "planned and actual cost", actual)
     return report_summary(summary, study.name, root)

@@ -79,12 +79,12 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
     return _merged(ours, training.deepspeed)
 
 
-def _check_keys(told: Mapping[str, Any]) -> None:
+def _check_keys(user_keys: Mapping[str, Any]) -> None:
     """Check that DeepSpeed knows the top-level keys and those of zero_optimization; raise ConfigError if not."""
-    for key in told:
+    for key in user_keys:
         if key not in KNOWN:
             raise ConfigError(f'[training.deepspeed]: DeepSpeed has no key "{key}". {nearest(key, KNOWN)}')
-    zero = told.get("zero_optimization")
+    zero = user_keys.get("zero_optimization")
     if isinstance(zero, Mapping):
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
@@ -94,10 +94,10 @@ def _check_keys(told: Mapping[str, Any]) -> None:
                 raise ConfigError(f'[training.deepspeed]: zero_optimization has no key "{key}". {close}')
 
 
-def _merged(ours: Mapping[str, Any], told: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Merge the user's keys `told` into `ours`. "auto" keeps our value, or DeepSpeed's default if we set none."""
+def _merged(ours: Mapping[str, Any], user_keys: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Merge the user's keys `user_keys` into `ours`. "auto" keeps our value, or DeepSpeed's default if we set none."""
     result = dict(ours)
-    for key, value in told.items():
+    for key, value in user_keys.items():
         name, own = where + key, ours.get(key)
         if value == "auto":
             continue

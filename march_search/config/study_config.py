@@ -30,7 +30,7 @@ class StudyConfig:
     """Allowed deviation from the parameter budget, such as `1.5%`; None uses the tolerance of the space."""
     storage: str | None = None
     """Optuna storage. None uses a journal file in the study folder. A URL is `sqlite:////path.db`,
-    `postgresql://user@host/name`, or `grpc://host:port` of a `march-search storage-proxy`. `env:NAME` reads the URL
+    `postgresql://user@host/name`, or `grpc://host:port` of `march-search study storage-proxy`. `env:NAME` reads the URL
     from an environment variable, which keeps passwords out of files."""
     heartbeat_seconds: float = 20.0
     """Seconds between a worker's heartbeats, from 0.05 to 3600. A worker without a heartbeat for three times as long is

@@ -82,13 +82,13 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
     largest layer counts once in full. The loss keeps the gradients of its input and of the output layer.
     """
-    (source, kept, target), width = positions(a, setup), setup.scalar_bytes
+    (source, reduced, target), width = positions(a, setup), setup.scalar_bytes
     total: Any = 0
     for stack, num_layers in parameters.stacks(a):
         encoder = stack == "encoder"
-        length, memory_length = (source, 0) if encoder else (target, kept)
+        length, memory_length = (source, 0) if encoder else (target, reduced)
         layers = [
-            (run, _layer_bytes(a, run, kept if encoder and run.second_half else length, memory_length, width))
+            (run, _layer_bytes(a, run, reduced if encoder and run.second_half else length, memory_length, width))
             for run in parameters.layer_groups(a, num_layers)
         ]
         if setup.checkpointing:
@@ -99,7 +99,7 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
             total = total + largest
         else:
             total = total + sum(run.applied * size for run, size in layers)
-        total = total + 3 * a.d_model * (kept if encoder else length) * width
+        total = total + 3 * a.d_model * (reduced if encoder else length) * width
     if setup.device.keeps_scores:
         total = total + scores_per_token(a, setup) * setup.sequence_length * width
     return setup.micro_batch * total + a.vocab_size * a.d_model * width

@@ -20,7 +20,7 @@ class Positions(NamedTuple):
 
     source: int
     """Positions in the first half of the encoder; 0 without an encoder."""
-    kept: int
+    reduced: int
     """Positions from the encoder's middle layer on."""
     target: int
     """Positions in the decoder."""
@@ -36,15 +36,15 @@ def positions(a: Any, setup: Setup) -> Positions:
 
 def scores_per_token(a: Any, setup: Setup) -> Any:
     """Return the number of attention scores (queries times keys, over all heads and layers) per token of text."""
-    source, kept, target = positions(a, setup)
+    source, reduced, target = positions(a, setup)
     total: Any = 0
     for stack, num_layers in parameters.stacks(a):
         for run in parameters.layer_groups(a, num_layers):
             if stack == "encoder":
-                length = kept if run.second_half else source
+                length = reduced if run.second_half else source
                 total = total + run.applied * run.heads * length * length
             else:
-                total = total + run.applied * run.heads * target * (target + kept)
+                total = total + run.applied * run.heads * target * (target + reduced)
     return total / setup.sequence_length
 
 

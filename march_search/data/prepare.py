@@ -25,7 +25,7 @@ def prepare(
     tokens: int,
     workers: int | None = None,
     progress: Progress | None = None,
-    mended: Callable[[list[str]], None] | None = None,
+    repaired: Callable[[list[str]], None] | None = None,
 ) -> Path:
     """Return the folder of the token store of `config` below `root/data`; write the store first if it does not exist.
 
@@ -42,7 +42,7 @@ def prepare(
         tokens: Number of training tokens to read from a Hub corpus.
         workers: Number of tokenising threads; None for one per core. It does not affect the bytes written.
         progress: Called regularly while tokens are written.
-        mended: Called with the names of the damaged files once they are repaired. None disables repair, so that a
+        repaired: Called with the names of the damaged files once they are repaired. None disables repair, so that a
             damaged store raises an error.
 
     Raises:
@@ -54,8 +54,8 @@ def prepare(
         job = _job(config, root, base, tokens, workers, progress)
         folder = _folder(job, root)
         with lock(folder.parent / f".{folder.name}.lock"):
-            if mended and folder.is_dir():
-                mended(_mend(folder, job))
+            if repaired and folder.is_dir():
+                repaired(_repair(folder, job))
             with replacing_folder(folder) as partial:
                 if partial:
                     _fill(partial, job)
@@ -163,7 +163,7 @@ def _pinned(folder: Path, job: Writing) -> Writing:
     return dataclasses.replace(job, config=config)
 
 
-def _mend(folder: Path, job: Writing) -> list[str]:
+def _repair(folder: Path, job: Writing) -> list[str]:
     """Rewrite the damaged files of a store; remove a store whose index is not readable.
 
     Returns:

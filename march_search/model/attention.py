@@ -42,12 +42,12 @@ class Attention(nn.Module):
         if self.noop_key is not None:
             yield "noop_key", self.noop_key, self.sizes
 
-    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, places: PositionInfo | None) -> Tensor:
+    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, position_info: PositionInfo | None) -> Tensor:
         """Apply attention and the output matrix; return the addition to the residual stream, (B, L, W)."""
         if self.has_noop:
             k_BMHK, v_BMHK = self._with_noop(k_BMHK, v_BMHK)
         q_BHLK, k_BHMK, v_BHMK = q_BLHK.transpose(1, 2), k_BMHK.transpose(1, 2), v_BMHK.transpose(1, 2)
-        bias_HLM, causal = (places.bias_HLM, places.causal) if places else (None, False)
+        bias_HLM, causal = (position_info.bias_HLM, position_info.causal) if position_info else (None, False)
         bias_HLM = None if bias_HLM is None else bias_HLM[: self.heads]
         y_BHLK = scaled_attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, self.scale)
         return F.linear(y_BHLK.transpose(1, 2).flatten(2), self.o)
@@ -79,13 +79,13 @@ class SelfAttention(Attention):
         yield "kv", self.qkv[self.inner :], self.sizes
         yield from super().kinds()
 
-    def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, places: PositionInfo) -> tuple[Tensor, KeysValues]:
+    def forward(self, x_BLW: Tensor, long_BMW: Tensor | None, position_info: PositionInfo) -> tuple[Tensor, KeysValues]:
         """Return the addition to the residual stream, and the keys and values before rotary rotation.
 
         Args:
             x_BLW: Normalised residual stream.
             long_BMW: Source of the keys and values if only the queries are pooled; else None.
-            places: Positions of queries and keys.
+            position_info: Positions of queries and keys.
         """
         if long_BMW is None:
             q_BLHK, k_BMHK, v_BMHK = self._split(F.linear(x_BLW, self.qkv), 3)
@@ -93,9 +93,9 @@ class SelfAttention(Attention):
             (q_BLHK,) = self._split(F.linear(x_BLW, self.qkv[: self.inner]), 1)
             k_BMHK, v_BMHK = self._split(F.linear(long_BMW, self.qkv[self.inner :]), 2)
         keys_values = k_BMHK, v_BMHK
-        if places.turn_L is not None and places.turn_M is not None:
-            q_BLHK, k_BMHK = rotate(q_BLHK, places.turn_L), rotate(k_BMHK, places.turn_M)
-        return self.attend(q_BLHK, k_BMHK, v_BMHK, places), keys_values
+        if position_info.turn_L is not None and position_info.turn_M is not None:
+            q_BLHK, k_BMHK = rotate(q_BLHK, position_info.turn_L), rotate(k_BMHK, position_info.turn_M)
+        return self.attend(q_BLHK, k_BMHK, v_BMHK, position_info), keys_values
 
 
 class CrossAttention(Attention):

@@ -79,11 +79,11 @@ def rotate(x_BLHK: Tensor, turn_L: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x_BLHK * cos_LK, swapped_BLHK, sin_LK)
 
 
-def pool(x_BLW: Tensor, kept: int) -> Tensor:
-    """Pool to `kept` positions with adaptive average pooling, whose windows may overlap by one."""
-    return F.adaptive_avg_pool1d(x_BLW.transpose(1, 2), kept).transpose(1, 2)
+def pool(x_BLW: Tensor, reduced: int) -> Tensor:
+    """Pool to `reduced` positions with adaptive average pooling, whose windows may overlap by one."""
+    return F.adaptive_avg_pool1d(x_BLW.transpose(1, 2), reduced).transpose(1, 2)
 
 
-def pool_positions(positions_L: Tensor, kept: int) -> Tensor:
+def pool_positions(positions_L: Tensor, reduced: int) -> Tensor:
     """Return the mean position of each pooled window, float32."""
-    return F.adaptive_avg_pool1d(positions_L.float()[None, None], kept)[0, 0]
+    return F.adaptive_avg_pool1d(positions_L.float()[None, None], reduced)[0, 0]

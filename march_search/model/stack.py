@@ -40,16 +40,17 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers)
 
     def forward(
-        self, x_BLW: Tensor, places: PositionInfo, memory: Tensor | KeysValues | None, kept: int | None
+        self, x_BLW: Tensor, position_info: PositionInfo, memory: Tensor | KeysValues | None, reduced: int | None
     ) -> tuple[Tensor, KeysValues]:
         """Return the residual stream after this layer, and the keys and values of its self-attention.
 
-        If `kept` is not None, the residual stream and queries are pooled to `kept` positions; keys and values are not.
+        If `reduced` is not None, the residual stream and the queries are pooled to so many positions; keys and values
+        are not.
         """
         long_BMW = None
-        if kept is not None:
-            long_BMW, x_BLW = self.norm(x_BLW), pool(x_BLW, kept)
-        added_BLW, keys_values = self.attention(self.norm(x_BLW), long_BMW, places)
+        if reduced is not None:
+            long_BMW, x_BLW = self.norm(x_BLW), pool(x_BLW, reduced)
+        added_BLW, keys_values = self.attention(self.norm(x_BLW), long_BMW, position_info)
         x_BLW = x_BLW + added_BLW
         if self.cross_norm is not None and self.cross_attention is not None:
             x_BLW = x_BLW + self.cross_attention(self.cross_norm(x_BLW), memory)
@@ -83,19 +84,19 @@ class Stack(nn.Module):
     def forward(self, x_BLD: Tensor, memory: Memory | None) -> Memory:
         """Return the output after the final norm, and the layers' keys and values if a decoder uses them."""
         length, middle, x_BLW = x_BLD.shape[1], len(self.uses) // 2, x_BLD
-        kept = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
+        reduced = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
         queries_L = torch.arange(length, device=x_BLD.device, dtype=torch.float32)
-        keys_M, places, keys_values = queries_L, dict[int, PositionInfo](), list[KeysValues]()
+        keys_M, position_info, keys_values = queries_L, dict[int, PositionInfo](), list[KeysValues]()
         for i, shape in enumerate(self.shapes):
             x_BLW = self._project(i, x_BLW)
-            pools = kept < length and i == middle
-            if pools or (kept < length and i == middle + 1):
-                keys_M, queries_L = queries_L, pool_positions(queries_L, kept) if pools else queries_L
-                places.clear()
+            pools = reduced < length and i == middle
+            if pools or (reduced < length and i == middle + 1):
+                keys_M, queries_L = queries_L, pool_positions(queries_L, reduced) if pools else queries_L
+                position_info.clear()
             turning = shape.d_kv if self.architecture.position == "rotary" else 0
-            if turning not in places:
-                places[turning] = self._places(queries_L, keys_M, turning, x_BLW.dtype)
-            arguments = (x_BLW, places[turning], self._source(memory, i), kept if pools else None)
+            if turning not in position_info:
+                position_info[turning] = self._position_info(queries_L, keys_M, turning, x_BLW.dtype)
+            arguments = (x_BLW, position_info[turning], self._source(memory, i), reduced if pools else None)
             x_BLW, layer_keys_values = self._apply_layer(self.layers[self.uses[i]], arguments)
             if self.keeps_keys_values:
                 keys_values.append(layer_keys_values)
@@ -120,7 +121,7 @@ class Stack(nn.Module):
             return memory and memory.output_BSD
         return memory.keys_values[layer]
 
-    def _places(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> PositionInfo:
+    def _position_info(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> PositionInfo:
         """Return the positional information of queries and keys. `d_kv` is used only for rotary positions."""
         noop = self.architecture.noop_key != "none"
         bias_HLM, turn_L, turn_M = None, None, None

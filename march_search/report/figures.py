@@ -7,7 +7,7 @@ from typing import Any
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.study_record import TrialRecord
 from march_search.display.tables import common_tail, si
-from march_search.report.svg import SERIES, WIDTH, Figure, Scale, apart, scale
+from march_search.report.svg import SERIES, WIDTH, Figure, Scale, scale, spread_apart
 
 SHOWN = 60
 """Maximum number of architectures in a figure with one line each; the axis label gives the total if there are more."""
@@ -91,7 +91,7 @@ def curves(evidence: Evidence) -> Figure | None:
     for trial in others:
         tooltip = f"{short[trial.architecture.name]}: {trial.state}"
         figure.path([(x(t), y(v)) for t, v in _curve(trial)], "rest curve", tooltip)
-    heights = apart([y(p.curve[-1][1]) for p in leaders], 15, TOP, bottom)
+    heights = spread_apart([y(p.curve[-1][1]) for p in leaders], 15, TOP, bottom)
     for number, (pooled, height) in enumerate(zip(leaders, heights, strict=True)):
         name, (tokens, loss) = short[pooled.architecture.name], pooled.curve[-1]
         if len(pooled.curve) > 1:

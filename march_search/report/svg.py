@@ -38,14 +38,14 @@ class Scale:
             low, high, at = math.log(low), math.log(high), math.log(value)
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
-    def ticks(self, many: int = 5) -> list[float]:
-        """Return about `many` round values within the scale."""
+    def ticks(self, number: int = 5) -> list[float]:
+        """Return about `number` round values within the scale."""
         if self.kind == "log" and self.high / self.low > 8:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1,) if self.high / self.low > 1000 else (1, 2, 5)
             found = [m * 10.0**p for p in powers for m in steps]
         else:
-            rough = (self.high - self.low) / many
+            rough = (self.high - self.low) / number
             power = 10.0 ** math.floor(math.log10(rough))
             step = power * next(m for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
             first = math.ceil(self.low / step - 1e-9)
@@ -84,20 +84,20 @@ class Figure:
         """Draw a straight line."""
         self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>')
 
-    def path(self, points: Sequence[tuple[float, float]], css: str, told: str = "") -> None:
-        """Draw a line through `points`, with the tooltip `told`."""
+    def path(self, points: Sequence[tuple[float, float]], css: str, label: str = "") -> None:
+        """Draw a line through `points`, with the tooltip `label`."""
         drawn = "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        self.parts.append(f'<path d="M{drawn}" class="{css}">{_title(told)}</path>')
+        self.parts.append(f'<path d="M{drawn}" class="{css}">{_title(label)}</path>')
 
-    def dot(self, x: float, y: float, css: str, told: str = "", radius: float = 5) -> None:
-        """Draw a circle with the tooltip `told`."""
-        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_title(told)}</circle>')
+    def dot(self, x: float, y: float, css: str, label: str = "", radius: float = 5) -> None:
+        """Draw a circle with the tooltip `label`."""
+        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" class="{css}">{_title(label)}</circle>')
 
-    def box(self, x: float, y: float, wide: float, high: float, css: str, told: str = "", opacity: float = 1) -> None:
-        """Draw a rectangle with the tooltip `told`."""
+    def box(self, x: float, y: float, wide: float, high: float, css: str, label: str = "", opacity: float = 1) -> None:
+        """Draw a rectangle with the tooltip `label`."""
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" class="{css}" '
-            f'fill-opacity="{opacity:.3f}">{_title(told)}</rect>'
+            f'fill-opacity="{opacity:.3f}">{_title(label)}</rect>'
         )
 
     def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
@@ -132,21 +132,21 @@ class Figure:
         )
 
 
-def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Return `places` shifted so that neighbours are at least `gap` apart, between `low` and `high`, in their order."""
-    order = sorted(range(len(places)), key=places.__getitem__)
-    gap = min(gap, (high - low) / max(1, len(places) - 1))
+def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Return `positions` shifted so that neighbours are at least `gap` apart, between `low` and `high`."""
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    gap = min(gap, (high - low) / max(1, len(positions) - 1))
     moved: list[float] = []
     for at in order:
-        moved.append(max(places[at], moved[-1] + gap if moved else low))
+        moved.append(max(positions[at], moved[-1] + gap if moved else low))
     for back in range(len(moved) - 1, -1, -1):
         moved[back] = min(moved[back], high if back == len(moved) - 1 else moved[back + 1] - gap)
-    result = [0.0] * len(places)
+    result = [0.0] * len(positions)
     for place, at in zip(moved, order, strict=True):
         result[at] = place
     return result
 
 
-def _title(told: str) -> str:
+def _title(label: str) -> str:
     """Return the SVG tooltip of a mark; empty for an empty text."""
-    return f"<title>{escape(told)}</title>" if told else ""
+    return f"<title>{escape(label)}</title>" if label else ""

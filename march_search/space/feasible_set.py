@@ -158,7 +158,7 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
                 if len(intervals.mesh):
                     combinations.append(combination)
                     parts.append(intervals.narrow())
-        family.forget()
+        family.release()
     d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
     starts, intervals = _joined(parts)
     return FeasibleSet(

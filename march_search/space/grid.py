@@ -128,12 +128,12 @@ class Family:
             constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
         return self.flat(constant), self.flat(slope)
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Drop the arrays that only the search needs."""
         self._stacks.clear()
         self.shape, self.allowed, self.points = SimpleNamespace(), self.allowed[:0], self.points[:0]
 
-    def places(self, bounds: Ints) -> Ints:
+    def first_at_least(self, bounds: Ints) -> Ints:
         """Return the index of the first `d_ff` value that is not below each bound."""
         if self.step:
             return np.asarray(np.clip(-((self.d_ff[0] - bounds) // self.step), 0, len(self.d_ff)), dtype=np.int64)
@@ -171,8 +171,8 @@ class Combination:
         near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high)
         rows = np.flatnonzero(near & family.flat(allowed))
         constant, slope = constant[rows], slope[rows]
-        first = family.places(-((constant - low) // slope))
-        length = family.places((high - constant) // slope + 1) - first
+        first = family.first_at_least(-((constant - low) // slope))
+        length = family.first_at_least((high - constant) // slope + 1) - first
         intervals = Intervals(family.points[rows], first, length, constant, slope)
         return self._split_by_rules(intervals if length.all() else intervals.pick(length > 0))
 

@@ -111,12 +111,12 @@ class Members:
         for rows in np.split(order, starts[1:]) if len(order) else []:
             yield rows, self.combinations[self.combination[rows[0]]]
 
-    def architecture(self, place: int = 0) -> Architecture:
-        """Return the member in row `place`."""
-        combination = self.combinations[self.combination[place]]
-        index = np.unravel_index(int(self.mesh[place]), combination.mesh.shape)
+    def architecture(self, row: int = 0) -> Architecture:
+        """Return the member in row `row`."""
+        combination = self.combinations[self.combination[row]]
+        index = np.unravel_index(int(self.mesh[row]), combination.mesh.shape)
         mesh = {axis: values[int(i)] for axis, values, i in zip(MESH, combination.mesh.axes, index, strict=True)}
-        return Architecture(**combination.outer, **mesh, d_ff=int(self.d_ff[place]))
+        return Architecture(**combination.outer, **mesh, d_ff=int(self.d_ff[row]))
 
 
 def _on_mesh(mesh: Mesh, name: str, points: Ints) -> Ints:

@@ -136,7 +136,7 @@ def with_seeds(candidates: Candidates, config: StudyConfig) -> list[tuple[Archit
     return [(a, seed) for seed in config.search.seeds for a in candidates.architectures]
 
 
-def planned(candidates: Candidates, config: StudyConfig) -> list[Planned]:
+def initial_trials(candidates: Candidates, config: StudyConfig) -> list[Planned]:
     """Return the trials that the study starts with: the pairs of `with_seeds`, each with every learning rate."""
     return [Planned(a, seed, rate) for a, seed in with_seeds(candidates, config) for rate in rates(config)]
 

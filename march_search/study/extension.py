@@ -29,7 +29,7 @@ GROWING = (
 """Keys of `[search]` that an extension may change."""
 
 
-def extended(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool) -> Candidates:
+def extended_candidates(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool) -> Candidates:
     """Return the study's architectures, existing ones first; `chosen` if the study is neither started nor extended.
 
     Raises:
@@ -61,7 +61,7 @@ def extended(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool
 
 
 def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: Candidates) -> None:
-    """Write an extension that `extended` accepted to study.json.
+    """Write an extension that `extended_candidates` accepted to study.json.
 
     Raises:
         ConfigError: If a setting changed that an extension may not change; nothing is written.
@@ -69,8 +69,8 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     record = read_json(folder.path / "study.json")
     was, new = _config(record), json.loads(json.dumps(asdict(config.search)))
     search = replace(config.search, **{key: getattr(was.search, key) for key in GROWING})
-    others = replace(config, search=search, space=was.space, budget=was.budget, tolerance=was.tolerance)
-    folder.keep_settings(others, [Architecture.parse(name) for name in record["settings"]["architectures"]])
+    unchanged = replace(config, search=search, space=was.space, budget=was.budget, tolerance=was.tolerance)
+    folder.keep_settings(unchanged, [Architecture.parse(name) for name in record["settings"]["architectures"]])
     settings = record["settings"] | {"architectures": [a.name for a in chosen.architectures]}
     settings["search"] = settings["search"] | {key: new[key] for key in GROWING}
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
@@ -116,9 +116,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
     return lost, gained
 
 
-def _check_growth(name: str, config: StudyConfig, kept: dict[str, Any]) -> None:
+def _check_growth(name: str, config: StudyConfig, record: dict[str, Any]) -> None:
     """Check that an extension removes nothing; raise ConfigError otherwise."""
-    was, now = _config(kept), config
+    was, now = _config(record), config
     if now.search.trials < was.search.trials:
         raise ConfigError(
             f"--extend cannot lower [search] trials of {name} from {was.search.trials} to {now.search.trials}; use "
@@ -136,9 +136,9 @@ def _check_growth(name: str, config: StudyConfig, kept: dict[str, Any]) -> None:
             )
 
 
-def _config(kept: dict[str, Any]) -> StudyConfig:
+def _config(record: dict[str, Any]) -> StudyConfig:
     """Return the settings of a started study."""
-    return build(StudyConfig, {k: v for k, v in kept["settings"].items() if k != "architectures"}, "study.json")
+    return build(StudyConfig, {k: v for k, v in record["settings"].items() if k != "architectures"}, "study.json")
 
 
 def _list(values: list[Any]) -> str:

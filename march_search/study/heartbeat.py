@@ -54,7 +54,7 @@ class Heartbeat:
     def __init__(self, study: optuna.Study, folder: Path, interval: float, slots: int) -> None:
         """Create a worker of `study` whose lock file is in `folder`."""
         self._study, self._due = study, 0.0
-        self.beat = WorkerRecord(host=platform.node(), boot=boot(), pid=os.getpid(), interval=interval, slots=slots)
+        self.record = WorkerRecord(host=platform.node(), boot=boot(), pid=os.getpid(), interval=interval, slots=slots)
         self.worker = f"{platform.node()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._path = make_folder(folder) / f"{self.worker}.lock"
         self._held = self._path.open("w")
@@ -66,10 +66,10 @@ class Heartbeat:
 
     def tick(self, ended: bool = False) -> None:
         """Send a heartbeat; the last one if the worker has `ended`."""
-        record = asdict(self.beat) | {"count": self.beat.count + 1, "at": time.time(), "ended": ended}
+        record = asdict(self.record) | {"count": self.record.count + 1, "at": time.time(), "ended": ended}
         self._study.set_user_attr(PREFIX + self.worker, record)
-        self.beat = WorkerRecord(**record)
-        self._due = time.monotonic() + self.beat.interval
+        self.record = WorkerRecord(**record)
+        self._due = time.monotonic() + self.record.interval
 
     def leave(self) -> None:
         """Send the last heartbeat, so that other workers do not wait for this one."""
@@ -96,21 +96,21 @@ class Liveness:
         self._folder, self._interval = folder, interval
         self._seen: dict[Any, tuple[Any, float]] = {}
 
-    def silent(self, key: Any, beats: dict[str, WorkerRecord], worker: str | None) -> bool:
+    def silent(self, key: Any, records: dict[str, WorkerRecord], worker: str | None) -> bool:
         """Return whether `worker`, which holds `key`, must be dead; if None, whether `key` has had none for long."""
-        beat = beats.get(worker) if worker else None
-        if worker and beat and (beat.ended or self.gone(worker, beat)):
+        record = records.get(worker) if worker else None
+        if worker and record and (record.ended or self.gone(worker, record)):
             return True
-        now, mark = time.monotonic(), (worker, beat.count if beat else 0)
+        now, mark = time.monotonic(), (worker, record.count if record else 0)
         last, since = self._seen.get(key, (None, 0.0))
         if last != mark:
             self._seen[key] = (mark, now)
             return False
-        return now - since > SILENT * (beat.interval if beat else self._interval)
+        return now - since > SILENT * (record.interval if record else self._interval)
 
-    def gone(self, worker: str, beat: WorkerRecord) -> bool:
+    def gone(self, worker: str, record: WorkerRecord) -> bool:
         """Return whether a worker of this machine has exited, so that the kernel has released its lock."""
-        if not beat.boot or beat.boot != boot():
+        if not record.boot or record.boot != boot():
             return False
         try:
             with (self._folder / f"{worker}.lock").open("r+") as file:

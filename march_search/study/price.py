@@ -26,7 +26,7 @@ SAMPLE = 64
 """Number of members sampled to represent those that a sampler will choose."""
 
 
-def planned(
+def priced_plan(
     config: StudyConfig,
     chosen: Candidates,
     device: Device | None = None,
@@ -48,8 +48,8 @@ def planned(
         keep: Share of a rung's candidates that is promoted.
     """
     shapes = stand_ins(config, chosen)
-    setup, many, seeds = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config), config.search.seeds
-    stages = survivors(many * len(rates(config)), rungs or [config.training.tokens], keep)
+    setup, number, seeds = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config), config.search.seeds
+    stages = survivors(number * len(rates(config)), rungs or [config.training.tokens], keep)
     tokens = sum(trained * trials for trained, trials in stages) * len(seeds)
     flops = fmean(float(speed.flops_per_token(a, setup)) for a in shapes)
     hours = None
@@ -60,8 +60,8 @@ def planned(
     reached = accumulate(trained for trained, _ in stages)
     tightest = max(shapes, key=lambda a: memory(a, setup).total)
     return {
-        "architectures": many,
-        "trials": many * len(seeds) * len(rates(config)),
+        "architectures": number,
+        "trials": number * len(seeds) * len(rates(config)),
         "stages": [{"tokens": t, "trials": n * len(seeds)} for t, (_, n) in zip(reached, stages, strict=True)],
         "tokens": tokens,
         "flops": flops * tokens,
@@ -75,7 +75,7 @@ def planned(
     }
 
 
-def kept(folder: Path) -> dict[str, Any] | None:
+def saved_plan(folder: Path) -> dict[str, Any] | None:
     """Return the plan that the study in `folder` was launched with; None before the launch."""
     plan = read_json(folder / "plan.json")
     return plan if isinstance(plan, dict) else None
@@ -88,9 +88,9 @@ def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ..
     return tuple(chosen.found.sample(min(SAMPLE, len(chosen.found)), config.search.seed))
 
 
-def survivors(many: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
+def survivors(number: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
     """Return (tokens since the previous rung, number of candidates that train them) for each rung."""
-    numbers = Halving(keep=keep).survivors(many, len(rungs))
+    numbers = Halving(keep=keep).survivors(number, len(rungs))
     return [(rung - before, number) for before, rung, number in zip([0, *rungs], rungs, numbers, strict=False)]
 
 
@@ -160,7 +160,7 @@ def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = Fal
 
 
 def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
-    """Return what the study in `folder` has used so far: the keys of `planned` that its files can show."""
+    """Return what the study in `folder` has used so far: the keys of `priced_plan` that its files can show."""
     tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
     for path in sorted(folder.glob("trials/*/trial.json")):
         trial = read_json(path) or {}
@@ -231,14 +231,15 @@ def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any
     }
 
 
-def _memory_words(told: dict[str, Any]) -> str:
+def _memory_words(memory_plan: dict[str, Any]) -> str:
     """Describe the largest candidate's memory and whether it fits."""
-    words = f"{size(told['bytes'])} at most, for {told['architecture']} at micro batch {told['micro_batch']}"
-    if not told["device_bytes"]:
+    words = f"{size(memory_plan['bytes'])} at most, for {memory_plan['architecture']}"
+    words += f" at micro batch {memory_plan['micro_batch']}"
+    if not memory_plan["device_bytes"]:
         return words
     remedy = "use a smaller micro batch or a higher ZeRO stage"
-    verdict = "fits" if told["bytes"] <= USABLE * told["device_bytes"] else f"DOES NOT FIT: {remedy}"
-    return f"{words}; a device has {size(told['device_bytes'])}: {verdict}"
+    verdict = "fits" if memory_plan["bytes"] <= USABLE * memory_plan["device_bytes"] else f"DOES NOT FIT: {remedy}"
+    return f"{words}; a device has {size(memory_plan['device_bytes'])}: {verdict}"
 
 
 def _disk(

@@ -39,7 +39,7 @@ def candidate(trial: FrozenTrial) -> Candidate:
     return trial.user_attrs.get("architecture"), trial.user_attrs.get("learning_rate")
 
 
-def apart(trial: FrozenTrial) -> bool:
+def is_independent(trial: FrozenTrial) -> bool:
     """Return whether rung decisions ignore a trial because it is a retry or belongs to a race."""
     return "race" in trial.user_attrs or "retry_of" in trial.user_attrs
 
@@ -53,30 +53,30 @@ def rung_tokens(config: StudyConfig, candidates: int) -> tuple[int, ...]:
 
 def to_come(trials: Iterable[FrozenTrial], total: int) -> int:
     """Return how many of the study's `total` trials have not been chosen yet."""
-    return max(0, total - sum(not apart(t) for t in trials))
+    return max(0, total - sum(not is_independent(t) for t in trials))
 
 
-def decided(trials: Sequence[FrozenTrial], config: StudyConfig, total: int) -> Schedule:
+def study_schedule(trials: Sequence[FrozenTrial], config: StudyConfig, total: int) -> Schedule:
     """Return the schedule of a study that will have at least `total` trials."""
-    candidates = len({candidate(t) for t in trials if not apart(t)})
+    candidates = len({candidate(t) for t in trials if not is_independent(t)})
     tokens = rung_tokens(config, max(candidates, total // len(config.search.seeds)))
     return schedule(trials, tokens, config.pruner.keep, not to_come(trials, total))
 
 
-def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, whole: bool = True) -> Schedule:
+def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, is_complete: bool = True) -> Schedule:
     """Return which trials may run, up to which token count, and which are stopped.
 
     Args:
         trials: All trials of the study.
         rungs: Token counts, ascending; the last is the end.
         keep: Share of a rung's candidates that is promoted.
-        whole: Whether all candidates are known; before that, the first rung is not decided.
+        is_complete: Whether all candidates are known; before that, the first rung is not decided.
     """
-    regular = [t for t in trials if not apart(t)]
+    regular = [t for t in trials if not is_independent(t)]
     members, targets, stopped = {candidate(t) for t in regular}, dict.fromkeys((t.number for t in trials), rungs[0]), {}
     for rung, following in pairwise(rungs):
         on_rung = [t for t in regular if candidate(t) in members]
-        if not whole or not all(_arrived(t, rung) for t in on_rung):
+        if not is_complete or not all(_arrived(t, rung) for t in on_rung):
             break
         losses = _losses(on_rung, rung)
         chosen = set(Halving(keep=keep).promoted(losses))
@@ -85,8 +85,8 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, w
             reached = trial.intermediate_values.get(rung)
             if targets[trial.number] != rung or reached is None:
                 continue
-            good_enough = apart(trial) and reached <= worst
-            if good_enough or (not apart(trial) and candidate(trial) in chosen):
+            good_enough = is_independent(trial) and reached <= worst
+            if good_enough or (not is_independent(trial) and candidate(trial) in chosen):
                 targets[trial.number] = following
             else:
                 stopped[trial.number] = rung

@@ -37,7 +37,7 @@ class Summary:
 
 
 class StudyRun:
-    """One call of `march-search study run` or `march-search worker`."""
+    """One call of `march-search study run` or `march-search study worker`."""
 
     def __init__(
         self,
@@ -80,8 +80,8 @@ class StudyRun:
                 command=self.command,
                 propose=self.propose,
             )
-            with StudyProgress(names, self.config.training.tokens) as shown, Signals() as signals:
-                Worker(job, shown, signals).run()
+            with StudyProgress(names, self.config.training.tokens) as progress, Signals() as signals:
+                Worker(job, progress, signals).run()
             return self._summary(study, signals.signum)
 
     def _opened(self) -> optuna.Study:

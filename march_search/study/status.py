@@ -48,7 +48,7 @@ def trial_state(trial: FrozenTrial) -> str:
 
 def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
     """Return one row per trial: state, tokens, loss, worker."""
-    plan = rungs.decided(trials, config, planned_trials(folder, config))
+    plan = rungs.study_schedule(trials, config, planned_trials(folder, config))
     rows = []
     for trial in trials:
         attrs, lease = trial.user_attrs, Lease.of(trial)
@@ -71,7 +71,7 @@ def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[Frozen
 
 def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
     """Return the planned number of trials of a study with a sampler; 0 for any other study."""
-    plan = price.kept(folder.path) if config.search.adaptive else None
+    plan = price.saved_plan(folder.path) if config.search.adaptive else None
     return int(plan["trials"]) if plan else 0
 
 

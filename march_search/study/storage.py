@@ -112,7 +112,7 @@ def _proxy(url: str) -> BaseStorage:
         storage.wait_server_ready(timeout=20)
     except ConnectionError:
         raise StorageError(
-            f"no storage proxy answers at {host}:{port}: start one with march-search storage-proxy STUDY."
+            f"no storage proxy answers at {host}:{port}: start one with march-search study storage-proxy env:NAME."
         ) from None
     return storage
 

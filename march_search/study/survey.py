@@ -14,9 +14,8 @@ from march_search.study.progress import StudyProgress
 from march_search.study.race import add_seeds
 from march_search.study.trial_process import unseen_cost
 from march_search.study.trials import enqueue, tell_optuna
-from march_search.trial import outcome
 from march_search.trial.manifest import resume_point
-from march_search.trial.outcome import TrialOutcome
+from march_search.trial.outcome import TrialOutcome, pruned_outcome
 
 if TYPE_CHECKING:
     from march_search.study.job import Job
@@ -25,22 +24,23 @@ if TYPE_CHECKING:
 class Survey:
     """One worker's view of the study."""
 
-    def __init__(self, job: "Job", leases: Leases, witness: heartbeat.Liveness, shown: StudyProgress) -> None:
+    def __init__(self, job: "Job", leases: Leases, witness: heartbeat.Liveness, progress: StudyProgress) -> None:
         """Start without observations."""
-        self._job, self._leases, self._witness, self._shown = job, leases, witness, shown
+        self._job, self._leases, self._witness, self._progress = job, leases, witness, progress
         self._batch = job.config.training.global_batch_tokens
         self.over = False
         """Whether no worker has anything left to do."""
 
-    def look(self, mine: Set[int], room: bool) -> list[tuple[FrozenTrial, int]]:
+    def look(self, own_trials: Set[int], room: bool) -> list[tuple[FrozenTrial, int]]:
         """Return the trials that can be taken now, each with the token count to stop at.
 
-        If there are none and the worker has `room`, the study's sampler proposes one. `mine` are this worker's trials.
+        If there are none and the worker has `room`, the study's sampler proposes one. `own_trials` are those of this
+        worker.
         """
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
-        beats = heartbeat.worker_records(self._job.study) if running else {}
-        dead = [t for t in running if t.number not in mine and self._dead(t, beats)]
+        records = heartbeat.worker_records(self._job.study) if running else {}
+        dead = [t for t in running if t.number not in own_trials and self._dead(t, records)]
         if dead:
             self._give_back(dead)
             trials = self._trials()
@@ -48,13 +48,13 @@ class Survey:
         if plan.stopped:
             self._stop(trials, plan.stopped)
         if room and not plan.runnable and self._grows(trials) and self._more():
-            return self.look(mine, room)
+            return self.look(own_trials, room)
         by_number = {t.number: t for t in trials}
         runnable = [(by_number[number], until) for number, until in plan.runnable.items()]
         if self._job.config.search.max_tokens is not None:
             runnable = [pair for pair in runnable if self.affordable(pair[1] - self._start(*pair), trials)]
         self.over = not (runnable or dead or any(t.state == TrialState.RUNNING for t in trials))
-        self._shown.others([(t, self.path(t)) for t in running if t.number not in mine])
+        self._progress.others([(t, self.path(t)) for t in running if t.number not in own_trials])
         return runnable
 
     def _start(self, trial: FrozenTrial, until: int) -> int:
@@ -71,7 +71,7 @@ class Survey:
 
     def _plan(self, trials: list[FrozenTrial]) -> rungs.Schedule:
         """Return the schedule of all trials."""
-        return rungs.decided(trials, self._job.config, self._total)
+        return rungs.study_schedule(trials, self._job.config, self._total)
 
     @property
     def _total(self) -> int:
@@ -83,10 +83,10 @@ class Survey:
         idle = not any(t.state == TrialState.RUNNING for t in trials)
         return rungs.to_come(trials, self._total) > 0 or (self._job.config.search.race is not None and idle)
 
-    def _dead(self, trial: FrozenTrial, beats: dict[str, heartbeat.WorkerRecord]) -> bool:
+    def _dead(self, trial: FrozenTrial, records: dict[str, heartbeat.WorkerRecord]) -> bool:
         """Return whether the worker of a running trial is dead."""
         lease = Lease.of(trial)
-        return self._witness.silent((trial.number, lease.attempt), beats, lease.worker)
+        return self._witness.silent((trial.number, lease.attempt), records, lease.worker)
 
     def _give_back(self, dead: list[FrozenTrial]) -> None:
         """Make trials of dead workers wait again, each once."""
@@ -96,7 +96,7 @@ class Survey:
             with self._leases.alone(trial):
                 given = self._leases.give_back(trial, lease, cost, failed=True)
             if given and lease.worker:
-                self._shown.say(f"trial {trial.number}: worker {lease.worker} died; its trial will be resumed")
+                self._progress.say(f"trial {trial.number}: worker {lease.worker} died; its trial will be resumed")
 
     def _stop(self, trials: list[FrozenTrial], stopped: Mapping[int, int]) -> None:
         """Close trials that were not promoted from their rung."""
@@ -105,14 +105,14 @@ class Survey:
             if rung is None:
                 continue
             loss, folder = trial.intermediate_values[rung], self.path(trial)
-            end = outcome.pruned_outcome(loss, rung, f"not promoted from the rung at {rung:,} tokens")
+            outcome = pruned_outcome(loss, rung, f"not promoted from the rung at {rung:,} tokens")
             with self._leases.alone(trial):
                 if not self._leases.waits(trial):
                     continue
-                write_json(folder / "outcome.json", end)
-                tell_optuna(self._leases.storage, trial, end)
+                write_json(folder / "outcome.json", outcome)
+                tell_optuna(self._leases.storage, trial, outcome)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            self._shown.ended(trial.number, trial.user_attrs["architecture"], "pruned", end["text"])
+            self._progress.ended(trial.number, trial.user_attrs["architecture"], "pruned", outcome["text"])
 
     def exhausted(self, lease: Lease) -> TrialOutcome | None:
         """Return the outcome of a trial whose workers died, or that hung, too often; None for any other."""

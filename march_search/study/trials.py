@@ -54,21 +54,21 @@ def enqueue(
 
 
 def add_trial(
-    study: optuna.Study, architecture: Architecture, seed: int, ranges: dict[str, BaseDistribution], **told: Any
+    study: optuna.Study, architecture: Architecture, seed: int, ranges: dict[str, BaseDistribution], **attrs: Any
 ) -> None:
-    """Add one trial; `told` holds additional user attributes."""
-    attrs = {"architecture": architecture.name, "seed": seed, "num_params": architecture.num_params, **told}
+    """Add one trial; `attrs` holds additional user attributes."""
+    attrs = {"architecture": architecture.name, "seed": seed, "num_params": architecture.num_params, **attrs}
     params = {axis: getattr(architecture, axis) for axis in ranges}
     study.add_trial(create_trial(state=TrialState.WAITING, params=params, distributions=ranges, user_attrs=attrs))
 
 
-def repeat_trial(study: optuna.Study, trial: FrozenTrial, **told: Any) -> None:
-    """Add a trial of the same architecture as `trial`; the user attributes `told` replace those of `trial`."""
+def repeat_trial(study: optuna.Study, trial: FrozenTrial, **attrs: Any) -> None:
+    """Add a trial of the same architecture as `trial`; the user attributes `attrs` replace those of `trial`."""
     attrs = {key: trial.user_attrs[key] for key in ("architecture", "seed", "num_params", "learning_rate")
             if key in trial.user_attrs}  # fmt: skip
     study.add_trial(
         create_trial(
-            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs | told
+            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs | attrs
         )
     )
 
@@ -102,15 +102,15 @@ def failed_outcome(child: TrialProcess) -> TrialOutcome | None:
     return {"state": state, "tokens": None, "loss": None, "text": text}
 
 
-def tell_optuna(storage: BaseStorage, trial: FrozenTrial, end: TrialOutcome) -> None:
+def tell_optuna(storage: BaseStorage, trial: FrozenTrial, outcome: TrialOutcome) -> None:
     """Close the trial in Optuna, as failed if its loss is not finite; raise if it is already closed.
 
     `Study.tell` accepts an infinite loss, and makes twice as many storage calls under a lock that all workers share.
     """
     state, values = TrialState.FAIL, None
-    if end["state"] in ("complete", "pruned") and math.isfinite(end["loss"]):
-        state = TrialState.COMPLETE if end["state"] == "complete" else TrialState.PRUNED
-        values = [float(end["loss"])]
+    if outcome["state"] in ("complete", "pruned") and math.isfinite(outcome["loss"]):
+        state = TrialState.COMPLETE if outcome["state"] == "complete" else TrialState.PRUNED
+        values = [float(outcome["loss"])]
     else:
-        storage.set_trial_user_attr(trial._trial_id, "reason", end["text"])
+        storage.set_trial_user_attr(trial._trial_id, "reason", outcome["text"])
     storage.set_trial_state_values(trial._trial_id, state, values)

@@ -16,9 +16,8 @@ from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.survey import Survey
 from march_search.study.trial_process import ActiveTrial
-from march_search.trial import outcome
 from march_search.trial.manifest import drop_damaged, resume_point
-from march_search.trial.outcome import HUNG, SMALLER, TrialOutcome
+from march_search.trial.outcome import HUNG, SMALLER, TrialOutcome, completed_outcome, pruned_outcome
 
 POLL_SECONDS = 0.1
 """Seconds between two checks of the trials that run here."""
@@ -37,19 +36,21 @@ MISSES = 4
 class Worker:
     """One worker; a class because its loop, signals and heartbeat share state."""
 
-    def __init__(self, job: Job, shown: StudyProgress, signals: Signals) -> None:
-        """Create a worker on `job` that reports to `shown` and stops on `signals`."""
+    def __init__(self, job: Job, progress: StudyProgress, signals: Signals) -> None:
+        """Create a worker on `job` that reports to `progress` and stops on `signals`."""
         config, lockers = job.config, job.folder.path / "workers"
-        self.job, self.shown, self.signals = job, shown, signals
-        self.heart = heartbeat.Heartbeat(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
-        self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heart.worker)
-        self.survey = Survey(job, self.leases, heartbeat.Liveness(lockers, config.heartbeat_seconds), shown)
-        self.turns: list[ActiveTrial] = []
+        self.job, self.progress, self.signals = job, progress, signals
+        self.heartbeat_sender = heartbeat.Heartbeat(
+            job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials
+        )
+        self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heartbeat_sender.worker)
+        self.survey = Survey(job, self.leases, heartbeat.Liveness(lockers, config.heartbeat_seconds), progress)
+        self.active_trials: list[ActiveTrial] = []
         self._todo: list[tuple[FrozenTrial, int]] = []
         self._look, self._misses, self._said = 0.0, 0, False
         url = config.storage or ""
         self._hidden = [url.removeprefix("env:")] if url.startswith("env:") else []
-        self._random = random.Random(self.heart.worker)
+        self._random = random.Random(self.heartbeat_sender.worker)
 
     def run(self) -> None:
         """Work until the study is finished or a signal arrives; running trials are then released.
@@ -63,62 +64,62 @@ class Worker:
         except BaseException:
             self._abandon()
             raise
-        self.heart.leave()
+        self.heartbeat_sender.leave()
 
     def _abandon(self) -> None:
         """Release all trials after an error; if the storage still works, other workers resume them at once."""
-        for turn in self.turns:
-            self._kill(turn)
+        for active in self.active_trials:
+            self._kill(active)
         with suppress(Exception):
-            for turn in self.turns:
-                self._give_back(turn)
-            self.heart.leave()
-        self.heart.close()
+            for active in self.active_trials:
+                self._give_back(active)
+            self.heartbeat_sender.leave()
+        self.heartbeat_sender.close()
 
     def _step(self) -> bool:
         """Run one iteration of the loop; return whether to continue."""
-        if self.heart.due():
+        if self.heartbeat_sender.due():
             self._beat()
         if self.signals.signum:
             self._stop()
         else:
             self._fill()
-        for turn in list(self.turns):
-            if self._follow(turn):
-                self.turns.remove(turn)
-        return bool(self.turns) or not (self.signals.signum or self.survey.over)
+        for active in list(self.active_trials):
+            if self._follow(active):
+                self.active_trials.remove(active)
+        return bool(self.active_trials) or not (self.signals.signum or self.survey.over)
 
     def _beat(self) -> None:
         """Send a heartbeat, and drop trials that this worker lost because it was late."""
-        self.heart.tick()
-        for turn in list(self.turns):
-            if not self.leases.holds(turn.trial, turn.lease):
-                self._lose(turn)
-                self.turns.remove(turn)
+        self.heartbeat_sender.tick()
+        for active in list(self.active_trials):
+            if not self.leases.holds(active.trial, active.lease):
+                self._lose(active)
+                self.active_trials.remove(active)
         if self.job.study.user_attrs.get(heartbeat.STOP) and not self.signals.signum:
             self.signals.ask()
 
     def _stop(self) -> None:
         """Ask the trials to save and stop; a second signal kills them at once."""
-        if self.turns and not self._said:
-            self.shown.say("stopping: saving the trials' state; press Ctrl-C again to stop at once")
+        if self.active_trials and not self._said:
+            self.progress.say("stopping: saving the trials' state; press Ctrl-C again to stop at once")
         self._said = True
-        for turn in self.turns:
-            if turn.child:
-                turn.child.ask_to_stop(hurry=self.signals.times > 1)
+        for active in self.active_trials:
+            if active.child:
+                active.child.ask_to_stop(hurry=self.signals.times > 1)
 
     def _fill(self) -> None:
         """Take trials while there are free slots and waiting trials."""
         now, beat = time.monotonic(), self.job.config.heartbeat_seconds
-        free = self.job.config.devices.parallel_trials - len(self.turns)
+        free = self.job.config.devices.parallel_trials - len(self.active_trials)
         if now >= self._look + (0 if free > 0 and not self._todo else BUSY * beat):
-            self._todo = self.survey.look({turn.trial.number for turn in self.turns}, free > 0)
+            self._todo = self.survey.look({active.trial.number for active in self.active_trials}, free > 0)
             self._look = time.monotonic() + min(IDLE_SECONDS, beat / 8)
             self._misses = 0
         had_some = bool(self._todo)
         while self._todo and free > 0:
-            if turn := self._take():
-                self.turns.append(turn)
+            if active := self._take():
+                self.active_trials.append(active)
                 free -= 1
         if had_some and free > 0:  # other workers were faster, and there may be new trials
             self._look = 0.0
@@ -142,130 +143,132 @@ class Worker:
                 self._todo.clear()
             return None
         self._misses = 0
-        taken = {turn.slot for turn in self.turns}
+        taken = {active.slot for active in self.active_trials}
         slot = min(set(range(len(taken) + 1)) - taken)
-        turn = ActiveTrial(trial=trial, lease=lease, folder=folder, slot=slot, reported=set(trial.intermediate_values))
-        return turn if self._begin(turn) else None
+        active = ActiveTrial(
+            trial=trial, lease=lease, folder=folder, slot=slot, reported=set(trial.intermediate_values)
+        )
+        return active if self._begin(active) else None
 
-    def _begin(self, turn: ActiveTrial) -> bool:
+    def _begin(self, active: ActiveTrial) -> bool:
         """Prepare a trial's folder; return False if the trial is finished already."""
-        attrs, resumed = turn.trial.user_attrs, (turn.folder / "trial.json").is_file()
+        attrs, resumed = active.trial.user_attrs, (active.folder / "trial.json").is_file()
         taken = None
         if not resumed:
             trial = self.job.folder.write_trial(
-                turn.folder, self.job.config, attrs["architecture"], attrs["seed"], self.job.store,
+                active.folder, self.job.config, attrs["architecture"], attrs["seed"], self.job.store,
                 attrs.get("learning_rate"),
             )  # fmt: skip
             if self.job.config.search.reuse_trials:
-                taken = self._take_over(turn, trial)
-        end = taken or read_json(turn.folder / "outcome.json") or outcome.completed_outcome(turn.folder)
-        end = end or self.survey.exhausted(turn.lease)
-        if end is not None:
-            self._finish(turn, end)
+                taken = self._take_over(active, trial)
+        outcome = taken or read_json(active.folder / "outcome.json") or completed_outcome(active.folder)
+        outcome = outcome or self.survey.exhausted(active.lease)
+        if outcome is not None:
+            self._finish(active, outcome)
             return False
-        self.shown.started(turn.trial.number, attrs["architecture"], resumed)
+        self.progress.started(active.trial.number, attrs["architecture"], resumed)
         return True
 
-    def _take_over(self, turn: ActiveTrial, trial: TrialConfig) -> TrialOutcome | None:
+    def _take_over(self, active: ActiveTrial, trial: TrialConfig) -> TrialOutcome | None:
         """Copy a trial that another study completed and return its outcome; None if there is no identical trial."""
         source = reuse.same_trial(self.job.folder.path.parent, trial)
         if source is None:
             return None
-        reuse.take_over(source, turn.folder, trial.training.keep_weights)
-        for line in read_lines(turn.folder / "metrics.jsonl"):
+        reuse.take_over(source, active.folder, trial.training.keep_weights)
+        for line in read_lines(active.folder / "metrics.jsonl"):
             if line["kind"] == "evaluation" and line["tokens"] < trial.training.tokens:
-                self._report(turn, line["tokens"], line["loss"])
-        end, study = outcome.completed_outcome(turn.folder) or {}, source.parent.parent.name
-        return end | {"taken_from": f"{study}/{source.name}", "text": f"{end['text']}; taken from {study}"}
+                self._report(active, line["tokens"], line["loss"])
+        outcome, study = completed_outcome(active.folder) or {}, source.parent.parent.name
+        return outcome | {"taken_from": f"{study}/{source.name}", "text": f"{outcome['text']}; taken from {study}"}
 
-    def _follow(self, turn: ActiveTrial) -> bool:
+    def _follow(self, active: ActiveTrial) -> bool:
         """Process a trial's new output; return whether this worker is done with the trial."""
-        if turn.child is None:
+        if active.child is None:
             if self.signals.signum:
-                return self._give_back(turn)
-            if not turn.start(self.job.config, self.job.command, self._hidden):
+                return self._give_back(active)
+            if not active.start(self.job.config, self.job.command, self._hidden):
                 return False
-        child = turn.child
+        child = active.child
         if child is None:
-            return self._finish(turn, outcome.completed_outcome(turn.folder) or {})
+            return self._finish(active, completed_outcome(active.folder) or {})
         stopped = child.process.poll() is not None
         try:
-            end = self._read(turn, stopped)
+            outcome = self._read(active, stopped)
         except UpdateFinishedTrialError:
-            return self._lose(turn)
-        if end is None and not stopped:
+            return self._lose(active)
+        if outcome is None and not stopped:
             return False
         child.kill()
-        end = outcome.completed_outcome(turn.folder) or end  # a result takes precedence over the pruner
-        paused = child.process.returncode == 0 and self.job.config.training.tokens > turn.lease.until <= turn.last
+        outcome = completed_outcome(active.folder) or outcome  # a result takes precedence over the pruner
+        paused = child.process.returncode == 0 and self.job.config.training.tokens > active.lease.until <= active.last
         hung = child.process.returncode == HUNG
         again = hung or child.process.returncode == SMALLER
-        if end is None and not paused and not again and not self.signals.signum:
-            end = trials.failed_outcome(child)
-        if again and end is None:
+        if outcome is None and not paused and not again and not self.signals.signum:
+            outcome = trials.failed_outcome(child)
+        if again and outcome is None:
             cause = "no progress for too long" if hung else "out of memory, its micro batch was reduced"
-            self.shown.say(f"trial {turn.trial.number}: {cause}; it will be resumed (see trial.log)")
-        return self._give_back(turn, hung) if end is None else self._finish(turn, end)
+            self.progress.say(f"trial {active.trial.number}: {cause}; it will be resumed (see trial.log)")
+        return self._give_back(active, hung) if outcome is None else self._finish(active, outcome)
 
-    def _read(self, turn: ActiveTrial, stopped: bool) -> TrialOutcome | None:
+    def _read(self, active: ActiveTrial, stopped: bool) -> TrialOutcome | None:
         """Show new metric lines and report evaluations; return the outcome if Optuna's pruner stops the trial."""
-        for line in turn.lines(stopped):
-            if turn.count(line):
-                self.shown.line(turn.trial.number, line)
+        for line in active.lines(stopped):
+            if active.count(line):
+                self.progress.line(active.trial.number, line)
             tokens = line["tokens"]
             if line["kind"] != "evaluation" or tokens >= self.job.config.training.tokens:
                 continue
-            self._report(turn, tokens, line["loss"])
-            newest = tokens == max(turn.reported)  # the pruner judges the newest report
-            if newest and not self.signals.signum and self._prunes(turn):
-                return outcome.pruned_outcome(
-                    line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner"
-                )
+            self._report(active, tokens, line["loss"])
+            newest = tokens == max(active.reported)  # the pruner judges the newest report
+            if newest and not self.signals.signum and self._prunes(active):
+                return pruned_outcome(line["loss"], tokens, f"stopped by the {self.job.config.pruner.kind} pruner")
         return None
 
-    def _report(self, turn: ActiveTrial, tokens: int, loss: float) -> None:
+    def _report(self, active: ActiveTrial, tokens: int, loss: float) -> None:
         """Report an evaluation to Optuna once, as `Trial.report` does, but without reading the trial twice."""
-        if tokens not in turn.reported:
-            self.leases.storage.set_trial_intermediate_value(turn.trial._trial_id, tokens, loss)
-            turn.reported.add(tokens)
+        if tokens not in active.reported:
+            self.leases.storage.set_trial_intermediate_value(active.trial._trial_id, tokens, loss)
+            active.reported.add(tokens)
 
-    def _prunes(self, turn: ActiveTrial) -> bool:
+    def _prunes(self, active: ActiveTrial) -> bool:
         """Return whether Optuna's pruner, if the study has one, stops the trial now."""
         if self.job.config.pruner.kind in ("none", "rungs"):
             return False
-        return Trial(self.job.study, turn.trial._trial_id).should_prune()
+        return Trial(self.job.study, active.trial._trial_id).should_prune()
 
-    def _give_back(self, turn: ActiveTrial, failed: bool = False) -> bool:
+    def _give_back(self, active: ActiveTrial, failed: bool = False) -> bool:
         """Release a trial so that it waits: paused at a rung, interrupted, or to be resumed because it `failed`."""
-        with self.leases.alone(turn.trial):
-            self.leases.give_back(turn.trial, turn.lease, turn.spent, failed)
-        self.shown.paused(turn.trial.number)
+        with self.leases.alone(active.trial):
+            self.leases.give_back(active.trial, active.lease, active.spent, failed)
+        self.progress.paused(active.trial.number)
         self._look = 0.0
         return True
 
-    def _finish(self, turn: ActiveTrial, end: TrialOutcome) -> bool:
+    def _finish(self, active: ActiveTrial, outcome: TrialOutcome) -> bool:
         """Write a trial's outcome and report it to Optuna, if this worker still holds the trial."""
-        with self.leases.alone(turn.trial):
-            if not self.leases.holds(turn.trial, turn.lease):
-                return self._lose(turn)
-            write_json(turn.folder / "outcome.json", end)
-            self.leases.close(turn.trial, turn.lease, turn.spent)
-            trials.tell_optuna(self.leases.storage, turn.trial, end)
-        if end["state"] != "failed":
-            shutil.rmtree(turn.folder / "checkpoints", ignore_errors=True)
-        self.shown.ended(turn.trial.number, turn.trial.user_attrs["architecture"], end["state"], end["text"])
+        with self.leases.alone(active.trial):
+            if not self.leases.holds(active.trial, active.lease):
+                return self._lose(active)
+            write_json(active.folder / "outcome.json", outcome)
+            self.leases.close(active.trial, active.lease, active.spent)
+            trials.tell_optuna(self.leases.storage, active.trial, outcome)
+        if outcome["state"] != "failed":
+            shutil.rmtree(active.folder / "checkpoints", ignore_errors=True)
+        self.progress.ended(
+            active.trial.number, active.trial.user_attrs["architecture"], outcome["state"], outcome["text"]
+        )
         if not self._todo:  # else the trials of the last read are still recent
             self._look = 0.0
         return True
 
-    def _lose(self, turn: ActiveTrial) -> bool:
+    def _lose(self, active: ActiveTrial) -> bool:
         """Drop a trial that this worker lost, and kill its process."""
-        self._kill(turn)
-        self.shown.say(f"trial {turn.trial.number}: this worker sent no heartbeat for too long and lost the trial")
-        self.shown.paused(turn.trial.number)
+        self._kill(active)
+        self.progress.say(f"trial {active.trial.number}: this worker sent no heartbeat for too long and lost the trial")
+        self.progress.paused(active.trial.number)
         return True
 
-    def _kill(self, turn: ActiveTrial) -> None:
+    def _kill(self, active: ActiveTrial) -> None:
         """Kill all processes of a trial."""
-        if turn.child:
-            turn.child.kill()
+        if active.child:
+            active.child.kill()

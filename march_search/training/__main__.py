@@ -15,6 +15,7 @@ trial that hangs is restarted once. With --once, the caller restarts it instead.
 runs in a child process.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -30,13 +31,15 @@ from march_search.files import DISK_TROUBLE, lock, read_json, write_json
 from march_search.training import launch, ranks, supervisor
 from march_search.trial import outcome, result
 
+_LOGGER = logging.getLogger(__name__)
+
 OUT_OF_MEMORY = "out_of_memory"
 """State of a failure that a smaller micro batch may fix."""
 
 
 def main(arguments: list[str]) -> int:
     """Run one trial and return its exit code."""
-    parsed = _understood(arguments)
+    parsed = _parse(arguments)
     if parsed is None:
         print(
             "usage: python -m march_search.training [--once] DIR [--until TOKENS]   (DIR contains trial.json)",
@@ -44,18 +47,19 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     folder, until, once = parsed
-    launch.take_part()
+    _log_to_stderr()
+    launch.adopt_slurm_rank()
     ranks.die_with_parent()  # before importing torch, which takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, so exit without a traceback
     if "RANK" in os.environ:
-        ranks.answer()
+        ranks.start_heartbeat()
     # Idle OpenMP threads spin by default; make them sleep after a moment instead. Next to one other busy process, two
     # spinning threads on two cores trained at 7k instead of 12k tokens/s, at worst at a seventh of the speed. The
     # variable is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     environment = dict(os.environ)  # joining a process group changes os.environ
     code = _guarded(folder, until, once)
-    if code and "RANK" not in environment and _goes_on(folder):
+    if code and "RANK" not in environment and _should_restart(folder):
         if once:
             return outcome.SMALLER
         # Replace the program: this frees all memory but keeps the process id and the parent.
@@ -63,7 +67,18 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _understood(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
+def _log_to_stderr() -> None:
+    """Write the messages of march_search to stderr, which may be a file on a full disk: errors are ignored."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("march-search: %(message)s"))
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    logger = logging.getLogger("march_search")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _parse(arguments: list[str]) -> tuple[Path, int | None, bool] | None:
     """Parse the trial folder, the tokens to pause after, and --once; return None if the arguments are invalid."""
     once = "--once" in arguments
     match [argument for argument in arguments if argument != "--once"]:
@@ -137,7 +152,7 @@ def _train(folder: Path, config: TrialConfig, last_step: int) -> int:
     return 0
 
 
-def _goes_on(folder: Path) -> bool:
+def _should_restart(folder: Path) -> bool:
     """Return whether the trial can restart with half its micro batch; if not, mark it infeasible in failure.json."""
     from march_search.training import micro_batch
 
@@ -146,7 +161,7 @@ def _goes_on(folder: Path) -> bool:
         return False
     config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
     if micro_batch.halve_micro_batch(folder, config):
-        ranks.say("out of memory: restarting with half the micro batch.")
+        _LOGGER.warning("out of memory: restarting with half the micro batch.")
         return True
     times = micro_batch.halvings(folder)
     write_json(folder / "failure.json", failure | {"state": "infeasible_memory", "halvings": times})
@@ -156,12 +171,12 @@ def _goes_on(folder: Path) -> bool:
 def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
     """Report the reason on stderr and in failure.json, or in failure.rankN.json if this process is a rank."""
     name = f"failure.rank{os.environ['RANK']}.json" if "RANK" in os.environ else "failure.json"
-    ranks.say(reason)
+    _LOGGER.warning(reason)
     try:
         write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})
     except MarchSearchError:
         if code != StorageError.exit_code:  # otherwise the line above already reports it
-            ranks.say(f"{folder}: {name} cannot be written.")
+            _LOGGER.warning(f"{folder}: {name} cannot be written.")
     return code
 
 

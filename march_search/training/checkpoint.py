@@ -21,7 +21,7 @@ KEEP = 2
 """Number of checkpoints to keep: the newest, and the one before it in case the newest is damaged."""
 
 
-def save(engine: Any, folder: Path, state: dict[str, Any], place: RankInfo) -> None:
+def save(engine: Any, folder: Path, state: dict[str, Any], rank_info: RankInfo) -> None:
     """Write a checkpoint of the engine and `state`, then remove the oldest checkpoint.
 
     All ranks must call it together. `state` must contain `step`.
@@ -30,7 +30,7 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: RankInfo) -> N
         StorageError: If the folder is not writable or the disk is full. The partial checkpoint is removed.
     """
     tag = f"step-{state['step']:09d}"
-    if place.is_first:
+    if rank_info.is_first:
         shutil.rmtree(folder / tag, ignore_errors=True)
     dist.barrier()
     try:
@@ -44,21 +44,21 @@ def save(engine: Any, folder: Path, state: dict[str, Any], place: RankInfo) -> N
         raise StorageError(f"{folder / tag}: cannot be written: {reason} ({free:,} bytes free).") from None
     ranks.beat()
     dist.barrier()
-    if place.is_first:
+    if rank_info.is_first:
         manifest.write_manifest(folder / tag, _beat)
         for old in _tags(folder)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
     dist.barrier()
 
 
-def load(engine: Any, folder: Path, place: RankInfo) -> tuple[int, float]:
+def load(engine: Any, folder: Path, rank_info: RankInfo) -> tuple[int, float]:
     """Load the newest intact checkpoint into `engine` and delete damaged ones. All ranks must call it together.
 
     Returns:
         The checkpoint's step and training seconds, or zeros if there is no checkpoint.
     """
     chosen: list[str | None] = [None]
-    if place.is_first and folder.is_dir():
+    if rank_info.is_first and folder.is_dir():
         whole = [tag for tag in _tags(folder) if _is_whole(tag)]
         chosen[0] = whole[-1].name if whole else None
         for tag in _tags(folder):

@@ -134,12 +134,12 @@ def keep_gradient_norm(engine: Any) -> None:
             engine.optimizer.register_step_pre_hook(look)
 
 
-def memory_of_all(place: RankInfo) -> dict[str, int]:
+def memory_of_all(rank_info: RankInfo) -> dict[str, int]:
     """Return the peak device and host memory of any rank, in bytes. All ranks must call it together."""
     host = _peak_host_bytes()
-    device = int(torch.cuda.max_memory_allocated(place.device)) if place.device.type == "cuda" else host
-    peak = torch.tensor([device, host], dtype=torch.int64, device=place.device)
-    if place.world_size > 1:
+    device = int(torch.cuda.max_memory_allocated(rank_info.device)) if rank_info.device.type == "cuda" else host
+    peak = torch.tensor([device, host], dtype=torch.int64, device=rank_info.device)
+    if rank_info.world_size > 1:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
     return {"peak_memory_bytes": int(peak[0]), "peak_host_memory_bytes": int(peak[1])}
 
@@ -158,11 +158,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-def describe_machine(place: RankInfo) -> dict[str, object]:
+def describe_machine(rank_info: RankInfo) -> dict[str, object]:
     """Return the device, ranks, threads and versions to record in the result."""
     return {
-        "device": device_name(place.device),
-        "ranks": place.world_size,
+        "device": device_name(rank_info.device),
+        "ranks": rank_info.world_size,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("march-search", "torch", "deepspeed", "numpy")},

@@ -56,43 +56,43 @@ class Evaluation:
         temporary.replace(file)
 
 
-def evaluate(engine: Any, examples: Validation, batch_size: int, place: RankInfo) -> Evaluation:
+def evaluate(engine: Any, examples: Validation, batch_size: int, rank_info: RankInfo) -> Evaluation:
     """Return the validation losses. All ranks must call it together and get the same numbers.
 
     Args:
         engine: DeepSpeed engine.
         examples: Validation set, which is divided among the ranks.
         batch_size: Number of examples per batch.
-        place: Rank and device of this process.
+        rank_info: Rank and device of this process.
     """
     total, paired = len(examples.targets_NT), examples.inputs_NI is not None
-    first, stop = total * place.rank // place.world_size, total * (place.rank + 1) // place.world_size
-    largest_share = math.ceil(total / place.world_size)
+    first, stop = total * rank_info.rank // rank_info.world_size, total * (rank_info.rank + 1) // rank_info.world_size
+    largest_share = math.ceil(total / rank_info.world_size)
     rounds = math.ceil(largest_share / batch_size)  # equal on all ranks, because ZeRO 3 computes collectively
     losses = torch.zeros(1 + paired, total, dtype=torch.float64)
     engine.eval()
     for start in range(first, first + rounds * batch_size, batch_size):
         ranks.beat()
         rows = torch.arange(start, max(start, min(start + batch_size, stop)))
-        losses[0, rows] = _losses(engine, examples, rows, rows, place)
+        losses[0, rows] = _losses(engine, examples, rows, rows, rank_info)
         if paired:
-            losses[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, place)
+            losses[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, rank_info)
     engine.train()
-    if place.world_size > 1:
-        losses = losses.to(place.device)
+    if rank_info.world_size > 1:
+        losses = losses.to(rank_info.device)
         dist.all_reduce(losses)  # entries of other ranks' examples are zero
         losses = losses.cpu()
     return Evaluation(losses[0], losses[1] if paired else None)
 
 
 def _losses(
-    engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, place: RankInfo
+    engine: Any, examples: Validation, inputs: torch.Tensor, targets: torch.Tensor, rank_info: RankInfo
 ) -> torch.Tensor:
     """Return the losses of these examples. A rank without examples computes a dummy one and discards it."""
     dummy = torch.tensor([0])
     every_NI = examples.inputs_NI
-    inputs_BI = None if every_NI is None else every_NI[inputs if len(inputs) else dummy].to(place.device)
-    targets_BT = examples.targets_NT[targets if len(targets) else dummy].to(place.device)
+    inputs_BI = None if every_NI is None else every_NI[inputs if len(inputs) else dummy].to(rank_info.device)
+    targets_BT = examples.targets_NT[targets if len(targets) else dummy].to(rank_info.device)
     with torch.no_grad():
         losses_B: torch.Tensor = engine(inputs_BI, targets_BT, output="example_losses")
     return losses_B[: len(targets)].double().cpu()

@@ -49,7 +49,7 @@ def environment(port: int) -> dict[str, str]:
     return inherited | {SRUN: str(port)}
 
 
-def take_part() -> None:
+def adopt_slurm_rank() -> None:
     """Set the variables that torch and DeepSpeed read if this process is a rank started by srun."""
     if SRUN in os.environ and "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
         os.environ.update(rank_environment(os.environ))
@@ -83,17 +83,17 @@ def choose_port(wanted: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def announce(folder: Path, told: dict[str, object], stop: int = 0) -> None:
+def announce(folder: Path, record: dict[str, object], stop: int = 0) -> None:
     """Write launch.json. If `stop` is a signal number, the ranks save and exit as if they had received that signal."""
-    write_json(folder / NAME, told | {"host": socket.gethostname(), "stop": stop})
+    write_json(folder / NAME, record | {"host": socket.gethostname(), "stop": stop})
 
 
-class Orders:
+class StopOrders:
     """Stop orders that a launched rank reads from launch.json."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._looked = folder, 0.0
-        self._id = self._told().get("id")
+        self._id = self._read().get("id")
 
     def signum(self) -> int:
         """Return the signal to obey, or 0: the one in launch.json, or SIGTERM if its writer on this machine has died.
@@ -103,13 +103,13 @@ class Orders:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return 0
         self._looked = time.monotonic()
-        orders = self._told()
+        orders = self._read()
         if orders.get("id") != self._id:
             os._exit(128 + signal.SIGTERM)
         gone = orders.get("host") == socket.gethostname() and not _is_held(self._folder / "lock")
         return int(orders.get("stop", 0)) or (signal.SIGTERM if gone else 0)
 
-    def _told(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any]:
         """Return the content of launch.json."""
         orders = read_json(self._folder / NAME)
         return orders if isinstance(orders, dict) else {}

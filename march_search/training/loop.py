@@ -50,7 +50,7 @@ class _Trial:
     folder: Path
     config: TrialConfig
     architecture: Architecture
-    place: RankInfo
+    rank_info: RankInfo
     batches: Batches
     validation: evaluation.Validation
     engine: Any
@@ -80,7 +80,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         ConfigError, DataError: If the architecture, token store and settings do not fit together.
         TrialError: If the loss or the gradient is not finite.
     """
-    stop = StopRequest(launch.Orders(folder).signum if config.devices.launcher != "own" else None)
+    stop = StopRequest(launch.StopOrders(folder).signum if config.devices.launcher != "own" else None)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
@@ -88,32 +88,32 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
             f"the architecture has a vocabulary of {architecture.vocab_size:,}, but the token store has "
             f"{store.vocab_size:,}."
         )
-    place = join_ranks(config.devices)
-    config = micro_batch.fit_micro_batch(folder, config, place)
-    use = timing.measure_utilisation(folder, config, architecture, place)
+    rank_info = join_ranks(config.devices)
+    config = micro_batch.fit_micro_batch(folder, config, rank_info)
+    use = timing.measure_utilisation(folder, config, architecture, rank_info)
     batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
-    engine = _engine(folder, config, architecture, place)
+    engine = _engine(folder, config, architecture, rank_info)
     trial = _Trial(
         folder=folder,
         config=config,
         architecture=architecture,
-        place=place,
+        rank_info=rank_info,
         batches=batches,
         validation=validation,
         engine=engine,
         stop=stop,
-        phases=Phases(place.device),
+        phases=Phases(rank_info.device),
         utilisation=use,
     )
-    if place.is_first:
+    if rank_info.is_first:
         write_json(folder / "ds_config.json", ds_config(config.training, config.batch))
         make_folder(folder / "checkpoints")
     ranks.beat(ranks.STARTING)
-    trial.step, trial.seconds = checkpoint.load(trial.engine, folder / "checkpoints", place)
+    trial.step, trial.seconds = checkpoint.load(trial.engine, folder / "checkpoints", rank_info)
     trial.saved = trial.step
-    ranks.beat_at(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
-    if place.is_first:
+    ranks.send_heartbeats_from(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
+    if rank_info.is_first:
         trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
     evaluated = _steps(trial, last_step)
     if last_step == config.training.steps:
@@ -123,16 +123,16 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     leave()
 
 
-def _engine(folder: Path, config: TrialConfig, architecture: Architecture, place: RankInfo) -> Any:
+def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_info: RankInfo) -> Any:
     """Build the model, AdamW and the schedule under DeepSpeed; record the parameter groups in optimizer_groups.json."""
-    quiet_deepspeed(place.device)
+    quiet_deepspeed(rank_info.device)
     import deepspeed
 
     training, base = config.training, base_shape(config.training)
     torch.manual_seed(config.seed)
     model = build(architecture, training.init, training.activation_checkpointing, base)
     groups = parameter_groups(model, base)
-    if place.is_first:
+    if rank_info.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
     optimizer = AdamW(
         [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
@@ -173,7 +173,7 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
 
 def _is_evaluated(trial: _Trial) -> bool:
     """Return whether the trial has been evaluated at the current step; all ranks get the same answer."""
-    lines = read_lines(trial.folder / "metrics.jsonl") if trial.place.is_first else []
+    lines = read_lines(trial.folder / "metrics.jsonl") if trial.rank_info.is_first else []
     evaluated = [any(line["kind"] == "evaluation" and line["step"] == trial.step for line in lines)]
     dist.broadcast_object_list(evaluated, src=0)
     return evaluated[0]
@@ -181,7 +181,7 @@ def _is_evaluated(trial: _Trial) -> bool:
 
 def _micro_batches(trial: _Trial) -> Iterator[Batch]:
     """Yield this rank's micro batches, starting from the current step."""
-    plan, rank = trial.config.batch, trial.place.rank
+    plan, rank = trial.config.batch, trial.rank_info.rank
     share = plan.micro_batch * plan.accumulation
     for step in range(trial.step, trial.config.training.steps):
         first = step * plan.sequences + rank * share
@@ -201,8 +201,8 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         inputs, targets = next(micro_batches)
         waited += time.perf_counter() - asked
         trial.phases.mark()
-        inputs = None if inputs is None else inputs.to(trial.place.device)
-        loss = engine(inputs, targets.to(trial.place.device))
+        inputs = None if inputs is None else inputs.to(trial.rank_info.device)
+        loss = engine(inputs, targets.to(trial.rank_info.device))
         trial.phases.mark("forward_seconds")
         engine.backward(loss)
         trial.phases.mark("backward_seconds")
@@ -212,9 +212,9 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         trial.micro_seconds = time.perf_counter() - asked
         ranks.beat()
     mean = torch.stack(losses).mean()
-    if trial.place.world_size > 1:
+    if trial.rank_info.world_size > 1:
         dist.all_reduce(mean)
-        mean /= trial.place.world_size
+        mean /= trial.rank_info.world_size
     value, norm = float(mean), engine.get_global_grad_norm()
     seconds = time.perf_counter() - began
     trial.step += 1
@@ -243,8 +243,8 @@ def _base_rate(trial: _Trial) -> float:
 def _evaluate(trial: _Trial) -> dict[str, float]:
     """Evaluate the model, write a metrics line and return the values."""
     began, training = time.perf_counter(), trial.config.training
-    evaluated = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.place)
-    values, memory = evaluated.values, memory_of_all(trial.place)
+    evaluated = evaluation.evaluate(trial.engine, trial.validation, trial.config.batch.micro_batch, trial.rank_info)
+    values, memory = evaluated.values, memory_of_all(trial.rank_info)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
             f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
@@ -263,15 +263,15 @@ def _save(trial: _Trial) -> None:
     if trial.metrics:
         trial.metrics.sync()
     state = {"step": trial.step, "seconds": trial.seconds}
-    checkpoint.save(trial.engine, trial.folder / "checkpoints", state, trial.place)
+    checkpoint.save(trial.engine, trial.folder / "checkpoints", state, trial.rank_info)
     trial.saved = trial.step
 
 
 def _obey(trial: _Trial) -> None:
     """If any rank has received a stop signal, save the state after the last whole step and raise on all ranks."""
     signum = trial.stop.look()
-    if trial.place.world_size > 1:
-        largest = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.place.device)
+    if trial.rank_info.world_size > 1:
+        largest = torch.tensor([signum, trial.micro_seconds], dtype=torch.float64, device=trial.rank_info.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         signum, slowest = int(largest[0]), float(largest[1])
         trial.look_every = max(1, int(LOOK_SECONDS / slowest)) if slowest else 1
@@ -283,16 +283,16 @@ def _obey(trial: _Trial) -> None:
 
 def _finish(trial: _Trial, last: dict[str, float]) -> None:
     """Write the weights, then result.json atomically as the last file, and delete the checkpoints."""
-    training, place = trial.config.training, trial.place
-    memory, speed = memory_of_all(place), training.tokens / trial.seconds
+    training, rank_info = trial.config.training, trial.rank_info
+    memory, speed = memory_of_all(rank_info), training.tokens / trial.seconds
     skipped = int(getattr(trial.engine, "skipped_steps", 0))
     if skipped:
         raise TrialError(
             f"DeepSpeed skipped {skipped} of {training.steps} steps: the data budget was not used in full."
         )
     if training.keep_weights:
-        weights.save(trial.engine, trial.folder, place)
-    if place.is_first:
+        weights.save(trial.engine, trial.folder, rank_info)
+    if rank_info.is_first:
         write_json(
             trial.folder / "result.json",
             seal_result(
@@ -315,7 +315,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     **memory,
                     "micro_batch_halvings": micro_batch.halvings(trial.folder),
                     "training": asdict(training),
-                    **describe_machine(place),
+                    **describe_machine(rank_info),
                 }
             ),
         )

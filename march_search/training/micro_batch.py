@@ -19,17 +19,17 @@ HALVINGS = 6
 """Number of times the micro batch is halved before the trial counts as infeasible."""
 
 
-def fit_micro_batch(folder: Path, config: TrialConfig, place: RankInfo) -> TrialConfig:
+def fit_micro_batch(folder: Path, config: TrialConfig, rank_info: RankInfo) -> TrialConfig:
     """Return `config` with this trial's micro batch: as configured, or predicted at the first start, or since halved.
 
     The prediction is saved, so that a resumed trial sums in the same order. All ranks must call it together.
     """
     chosen = [0]
-    if place.is_first:
-        saved, share = _kept(folder), config.batch.share
+    if rank_info.is_first:
+        saved, share = _load(folder), config.batch.share
         if saved is None and config.training.micro_batch_sequences is None:
-            saved = _predicted(config, place), 0
-            _keep(folder, *saved)
+            saved = _predicted(config, rank_info), 0
+            _save(folder, *saved)
         chosen[0] = _divisor(share, saved[0]) if saved else config.batch.micro_batch
     dist.broadcast_object_list(chosen, src=0)
     return replace(config, training=replace(config.training, micro_batch_sequences=chosen[0]))
@@ -40,16 +40,16 @@ def halve_micro_batch(folder: Path, config: TrialConfig) -> bool:
 
     Gradient accumulation grows accordingly, so the global batch, the tokens and their order do not change.
     """
-    micro, halvings = _kept(folder) or (config.batch.micro_batch, 0)
+    micro, halvings = _load(folder) or (config.batch.micro_batch, 0)
     if micro == 1 or halvings >= HALVINGS:
         return False
-    _keep(folder, _divisor(config.batch.share, micro // 2), halvings + 1)
+    _save(folder, _divisor(config.batch.share, micro // 2), halvings + 1)
     return True
 
 
 def halvings(folder: Path) -> int:
     """Return how often the micro batch was halved."""
-    saved = _kept(folder)
+    saved = _load(folder)
     return saved[1] if saved else 0
 
 
@@ -61,13 +61,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _kept(folder: Path) -> tuple[int, int] | None:
+def _load(folder: Path) -> tuple[int, int] | None:
     """Return the micro batch and halvings that an earlier start saved, or None."""
     saved = read_json(folder / "micro_batch.json")
     return (int(saved["micro_batch"]), int(saved["halvings"])) if isinstance(saved, dict) else None
 
 
-def _keep(folder: Path, micro_batch: int, halvings: int) -> None:
+def _save(folder: Path, micro_batch: int, halvings: int) -> None:
     """Save the micro batch and halvings for the next start."""
     write_json(folder / "micro_batch.json", {"micro_batch": micro_batch, "halvings": halvings})
 
@@ -77,9 +77,9 @@ def _divisor(share: int, most: int) -> int:
     return next(n for n in range(min(share, most), 0, -1) if share % n == 0)
 
 
-def _predicted(config: TrialConfig, place: RankInfo) -> int:
+def _predicted(config: TrialConfig, rank_info: RankInfo) -> int:
     """Return the largest micro batch that the cost model expects to fit, or 1 if none does."""
-    is_cpu = place.device.type == "cpu"
+    is_cpu = rank_info.device.type == "cpu"
     device = Device(
         name="this",
         memory_bytes=0,
@@ -89,19 +89,19 @@ def _predicted(config: TrialConfig, place: RankInfo) -> int:
         count=config.batch.ranks,
         keeps_scores=is_cpu,
     )
-    a, free = Architecture.parse(config.architecture), _free_bytes(place, config.devices)
+    a, free = Architecture.parse(config.architecture), _free_bytes(rank_info, config.devices)
     return largest_micro_batch(a, study_setup(config, device), config.batch.share, free)
 
 
-def _free_bytes(place: RankInfo, devices: DevicesConfig) -> int:
+def _free_bytes(rank_info: RankInfo, devices: DevicesConfig) -> int:
     """Return the free bytes available to this rank: of its GPU, or its share of the machine's free memory."""
-    if place.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(place.device)[0])
+    if rank_info.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(rank_info.device)[0])
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     for line in _meminfo():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    return free // (place.world_size // devices.nodes * devices.parallel_trials)
+    return free // (rank_info.world_size // devices.nodes * devices.parallel_trials)
 
 
 def _meminfo() -> list[str]:

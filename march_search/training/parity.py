@@ -51,14 +51,14 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:
     """Return both losses at each step and the gradient norms before clipping. Call it only once per process."""
     config = settings(precision, zero_stage)
-    place = join_ranks(config.devices)
-    batches = _batches(config, place.device)
+    rank_info = join_ranks(config.devices)
+    batches = _batches(config, rank_info.device)
     with tempfile.TemporaryDirectory() as folder:
-        engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), place)
+        engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), rank_info)
     theirs = _engine_losses(engine, batches)
     ours, norms = plain_losses(config, batches)
     results = {"engine": theirs, "torch": ours, "gradient_norms": norms}
-    return results | {"clipping": config.training.gradient_clipping, "device": str(place.device)}
+    return results | {"clipping": config.training.gradient_clipping, "device": str(rank_info.device)}
 
 
 def _batches(config: TrialConfig, device: torch.device) -> Batches:

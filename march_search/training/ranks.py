@@ -42,13 +42,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def say(text: str) -> None:
-    """Print a message to stderr; ignore errors, since stderr may be a file on a full disk."""
-    with contextlib.suppress(OSError):
-        print(f"march-search: {text}", file=sys.stderr, flush=True)
-
-
-def answer() -> None:
+def start_heartbeat() -> None:
     """Install the stack trace handler and send the first heartbeat."""
     faulthandler.register(SHOW_STACK, all_threads=True)
     beat(STARTING)
@@ -62,7 +56,7 @@ def beat(sign: bytes = TRAINING) -> None:
             os.write(int(pipe), sign)
 
 
-def beat_at(modules: Iterable[Any]) -> None:
+def send_heartbeats_from(modules: Iterable[Any]) -> None:
     """Send a heartbeat after each forward and backward pass of these modules, as a micro batch may take an hour."""
 
     def ran(_module: Any, _inputs: Any, output: Any) -> None:

@@ -4,6 +4,7 @@ On several machines, watch the launcher that starts the ranks and the files that
 """
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -22,6 +23,8 @@ from march_search.errors import StorageError, TrialError
 from march_search.files import read_json, write_json
 from march_search.training import launch, ranks
 from march_search.trial.outcome import HUNG, kill_reason, memory_kills
+
+_LOGGER = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10
 """Seconds that the other ranks have to exit after one has failed."""
@@ -91,7 +94,7 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], on
     if trial.hung and once:
         return HUNG
     if trial.hung and not trial.signum:
-        ranks.say(f"{trial.hung}: resuming from the last checkpoint.")
+        _LOGGER.warning(f"{trial.hung}: resuming from the last checkpoint.")
         code = _attempt(trial)
     return code
 
@@ -127,7 +130,7 @@ def _launch(trial: _Trial) -> "subprocess.Popen[bytes]":
     command = launch.command(trial.devices, trial.folder, port, trial.arguments)
     trial.launched = {"id": uuid.uuid4().hex, "port": port, "command": command}
     launch.announce(trial.folder, trial.launched)
-    ranks.say(f"{trial.devices.launcher} is starting {trial.devices.ranks} ranks, which meet on port {port}.")
+    _LOGGER.warning(f"{trial.devices.launcher} is starting {trial.devices.ranks} ranks, which meet on port {port}.")
     try:
         return subprocess.Popen(command, env=launch.environment(port), start_new_session=True)
     except OSError as error:
@@ -211,10 +214,10 @@ def _hung(trial: _Trial, quiet: float) -> int:
     stopped = [str(rank) for rank, process in enumerate(trial.processes) if _is_stopped(process.pid)]
     culprits = f" (rank {', '.join(stopped)}: stopped by a signal)" if stopped else ""
     trial.hung = f"no rank made progress for {quiet:.0f} seconds{culprits}"
-    ranks.say(trial.hung if trial.is_launched else f"{trial.hung}; stack traces:")
+    _LOGGER.warning(trial.hung if trial.is_launched else f"{trial.hung}; stack traces:")
     for rank, process in enumerate(trial.processes):
         if not trial.is_launched and process.poll() is None and str(rank) not in stopped:
-            ranks.say(f"rank {rank}:")
+            _LOGGER.warning(f"rank {rank}:")
             process.send_signal(ranks.SHOW_STACK)
             time.sleep(STACK_SECONDS)
     _kill(trial)

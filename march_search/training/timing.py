@@ -62,15 +62,17 @@ class Utilisation:
         return round(tokens_per_second * self.flops_per_token / self.peak_flops, 4)
 
 
-def measure_utilisation(folder: Path, config: TrialConfig, architecture: object, place: RankInfo) -> Utilisation:
+def measure_utilisation(folder: Path, config: TrialConfig, architecture: object, rank_info: RankInfo) -> Utilisation:
     """Return the utilisation. The peak is measured once per device, thread count and precision (device_peak.json)."""
     precision, path = config.training.precision, folder / "device_peak.json"
-    key = f"{device_name(place.device)}, {torch.get_num_threads()} threads, {precision}"
+    key = f"{device_name(rank_info.device)}, {torch.get_num_threads()} threads, {precision}"
     known = read_json(path)
     known = known if isinstance(known, dict) else {}
     if key not in known:
-        known[key] = max(products_per_second(precision, place.device.type, PEAK_MATRIX_SIZES[place.device.type]))
+        known[key] = max(
+            products_per_second(precision, rank_info.device.type, PEAK_MATRIX_SIZES[rank_info.device.type])
+        )
         write_json(path, known)
     data = config.data
     cost = flops_per_token(architecture, data.sequence_length, data.noise_density, data.mean_span_length)
-    return Utilisation(float(cost), known[key] * place.world_size)
+    return Utilisation(float(cost), known[key] * rank_info.world_size)

@@ -18,7 +18,7 @@ from march_search.training.engine import RankInfo
 NAME = "weights.safetensors"
 
 
-def save(engine: Any, folder: Path, place: RankInfo) -> None:
+def save(engine: Any, folder: Path, rank_info: RankInfo) -> None:
     """Write weights.safetensors atomically, in the training precision. All ranks must call it together.
 
     Raises:
@@ -29,9 +29,9 @@ def save(engine: Any, folder: Path, place: RankInfo) -> None:
     tensors = {}
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):  # gathers the shards of ZeRO 3
-            if place.is_first:
+            if rank_info.is_first:
                 tensors[name] = parameter.detach().cpu().clone()
-    if place.is_first:
+    if rank_info.is_first:
         partial = folder / f".{NAME}.partial"
         save_tensors(tensors, partial)
         partial.replace(folder / NAME)

@@ -5,7 +5,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from reference import march_architecture, march_curves, march_runs
+from helpers.reference import march_architecture, march_curves, march_runs
 from scipy import stats
 
 from march_search.analysis.curve_fit import fit_curve, half_miss

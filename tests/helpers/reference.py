@@ -1,4 +1,4 @@
-"""Figures of other people's runs that tests compare with."""
+"""Numbers from runs outside this project, to compare with."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 from march_search import Architecture
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = Path(__file__).parents[1] / "reference"
 
 
 def march_runs() -> list[dict[str, Any]]:
-    """The 25 runs of the 2023 study: shape and exact parameters."""
+    """Return the 25 runs of the 2023 study: shape and exact parameter count."""
     return json.loads((FOLDER / "march-2023-shapes.json").read_text())["runs"]
 
 
 def march_architecture(run: dict[str, Any]) -> Architecture:
-    """A run's shape; its layers are counted over both stacks."""
+    """Return the architecture of a run, whose layers are counted over both stacks."""
     return Architecture(
         num_layers=run["num_layers"] // 2,
         d_model=run["d_model"],
@@ -31,11 +31,11 @@ def march_architecture(run: dict[str, Any]) -> Architecture:
 
 
 def t5_checkpoints() -> list[dict[str, Any]]:
-    """Public T5 checkpoints: shape and exact parameters."""
+    """Return public T5 checkpoints: shape and exact parameter count."""
     return json.loads((FOLDER / "t5-checkpoints.json").read_text())["checkpoints"]
 
 
 def march_curves() -> list[list[tuple[int, float]]]:
-    """(tokens, evaluation loss) of the 25 runs, in the order of `march_runs`, every 20 steps of 1,048,576 tokens."""
+    """Return (tokens, evaluation loss) every 20 steps of 1,048,576 tokens, for the 25 runs in the order of `march_runs`."""
     runs = json.loads((FOLDER / "march-2023-curves.json").read_text())["runs"]
     return [[(20 * n * 1_048_576, loss) for n, loss in enumerate(run["eval_loss"], 1)] for run in runs]

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import SHAPES, write_study
+from helpers.studies import SHAPES, write_study
 
 from march_search.analysis.documents import example_losses, read_documents
 from march_search.analysis.evidence import study_evidence

@@ -1,4 +1,4 @@
-"""Studies with a known truth, written as the folders that a real one leaves."""
+"""Study folders with made-up losses, as a finished study leaves them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,18 @@ def write_study(
     evaluations: int = 10,
     settings: Mapping[str, object] | None = None,
 ) -> Path:
-    """Writes a study: one trial for each loss (a seed each); at every rate but the first, losses are 0.1 higher.
+    """Write a study with one trial per architecture, learning rate and seed, and return its folder.
 
-    Curves fall by a power law to the given loss. With `examples`, each trial keeps so many example losses, with noise
-    that blocks of eight neighbours share.
+    Args:
+        root: Root folder of the study.
+        losses: Final loss of each seed, by architecture. It is 0.1 higher at every rate but the first.
+        name: Name of the study.
+        rates: Learning rates.
+        gain: Context gain of every evaluation.
+        bigram: Loss of the bigram model on targets; that of the unigram model is 1 higher.
+        examples: Number of losses of single examples per trial, a multiple of 8; blocks of eight share some noise.
+        evaluations: Number of evaluations on a curve, which falls by a power law to the final loss.
+        settings: Further tables of study.json.
     """
     folder, rng, number = root / name, np.random.default_rng(0), 0
     folder.mkdir(parents=True)
@@ -39,11 +47,11 @@ def write_study(
     write_json(folder / "study.json", {"settings": {"search": search, **(settings or {})}})
     write_json(folder / "reference.json", {"target_unigram_nats": bigram + 1, "target_bigram_nats": bigram})
     for architecture, own in losses.items():
-        for place, rate in enumerate(rates):
+        for index, rate in enumerate(rates):
             for seed, loss in enumerate(own):
                 at = folder / "trials" / f"{number:04d}-{architecture}-s{seed}"
                 training = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10, learning_rate=rate)
-                _write_trial(at, architecture, seed, loss + 0.1 * bool(place), training, gain, evaluations)
+                _write_trial(at, architecture, seed, loss + 0.1 * bool(index), training, gain, evaluations)
                 if examples:
                     own_N = loss + hard_N + np.repeat(rng.normal(0, 0.02, examples // 8), 8)
                     (at / "validation").mkdir()
@@ -55,7 +63,7 @@ def write_study(
 def _write_trial(
     at: Path, architecture: str, seed: int, loss: float, training: TrainingConfig, gain: float, evaluations: int
 ) -> None:
-    """One complete trial."""
+    """Write the folder of one complete trial."""
     at.mkdir(parents=True)
     write_json(
         at / "trial.json",

@@ -1,6 +1,6 @@
-"""One rank of a trial's engine after a backward pass: prints the bytes of all live tensors, ZeRO's bucket left out.
+"""Print the bytes of all live tensors of one rank after a backward pass, without ZeRO's bucket.
 
-python engine_memory.py PRECISION STAGE
+Usage: python engine_memory.py PRECISION STAGE
 """
 
 import gc
@@ -36,9 +36,9 @@ def main() -> None:
         training=training,
         devices=DevicesConfig(kind="cpu", ranks=ranks, nodes=1),
     )
-    place = join_ranks(config.devices)
+    rank = join_ranks(config.devices)
     with tempfile.TemporaryDirectory() as folder:
-        engine = loop._engine(Path(folder), config, a, place)
+        engine = loop._engine(Path(folder), config, a, rank)
     for step in range(2):
         for micro in range(2):
             inputs = torch.zeros(training.micro_batch_sequences, data.lengths.input, dtype=torch.long)
@@ -51,7 +51,7 @@ def main() -> None:
                 buckets = (2 * BUCKET_ELEMENTS, 4 * BUCKET_ELEMENTS)
                 print(f"live {sum(size for size in live.values() if size not in buckets)}", flush=True)
             engine.step()
-    os._exit(0)  # two gloo ranks may abort in the interpreter's own exit
+    os._exit(0)  # two gloo ranks may abort while the interpreter exits
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The feasible set is complete and exact: compared with brute force on small random spaces."""
+"""The feasible set: complete and exact by comparison with brute force, its selections, and its errors."""
 
 import itertools
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import march_architecture, march_runs
+from helpers.reference import march_architecture, march_runs
 from scipy import stats
 
 from march_search import Architecture, SearchSpace, solve
@@ -23,13 +23,13 @@ RULES = ["num_heads * d_kv == d_model", "1 <= d_ff / d_model <= 4", "d_ff % 128 
 
 
 def lists(values: list, most: int) -> st.SearchStrategy[list]:
-    """One to `most` different values."""
+    """One to `most` distinct values."""
     return st.lists(st.sampled_from(values), min_size=1, max_size=most, unique=True)
 
 
 @st.composite
 def space_tables(draw: st.DrawFn) -> dict:
-    """A small space with any of its axes switched on."""
+    """A small space in which any axis may vary."""
     axes: dict = {
         "num_layers": draw(lists([1, 2, 3, 4], 3)),
         "d_model": draw(lists([128, 192, 256], 2)),
@@ -56,7 +56,7 @@ def space_tables(draw: st.DrawFn) -> dict:
 
 
 def brute_force(space: SearchSpace) -> set[Architecture]:
-    """Every feasible architecture, by building all of the grid."""
+    """Return every feasible architecture, by building the whole grid."""
     found = set()
     for values in itertools.product(*(space.axes[axis] for axis in AXES)):
         fields = dict(zip(AXES, values, strict=True))
@@ -77,7 +77,7 @@ def brute_force(space: SearchSpace) -> set[Architecture]:
 
 @given(space_tables())
 @settings(max_examples=150, deadline=None)
-def test_the_set_is_what_brute_force_finds(table: dict) -> None:
+def test_the_set_equals_that_of_brute_force(table: dict) -> None:
     space = SearchSpace.from_table(table)
     found, expected = solve(space), brute_force(space)
     members = list(found)
@@ -86,7 +86,7 @@ def test_the_set_is_what_brute_force_finds(table: dict) -> None:
     assert all(a in found for a in members)
 
 
-def test_every_member_of_the_220m_space_is_on_the_grid_and_inside_the_band() -> None:
+def test_every_member_of_the_220m_space_is_on_the_grid_and_in_the_budget() -> None:
     found = solve(SearchSpace.load("t5-220m"))
     members = found.members()
     assert len(found) > 10_000
@@ -99,7 +99,7 @@ def test_every_member_of_the_220m_space_is_on_the_grid_and_inside_the_band() -> 
 
 
 @pytest.mark.parametrize(("name", "architecture"), [("t5-220m", T5_BASE), ("t5-740m", T5_LARGE)])
-def test_the_shipped_spaces_hold_the_t5_models_they_are_named_for(name: str, architecture: Architecture) -> None:
+def test_the_shipped_spaces_contain_t5_base_and_t5_large(name: str, architecture: Architecture) -> None:
     found = solve(SearchSpace.load(name))
     assert architecture in found
     assert replace(architecture, d_ff=architecture.d_ff + 32) not in found
@@ -116,7 +116,7 @@ def test_indexing_slicing_and_iteration_agree() -> None:
         found[len(found)]
 
 
-def test_top_sorts_by_any_key() -> None:
+def test_top_sorts_by_the_given_key() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     flops = [a.flops_per_token() for a in found.top(0, "flops")]
     assert flops == sorted(flops)
@@ -128,12 +128,12 @@ def test_top_sorts_by_any_key() -> None:
     assert abs(nearest.num_params - found.budget.parameters) == min(distances)
 
 
-def test_flops_of_columns_equal_flops_of_architectures() -> None:
+def test_flops_of_a_selection_equal_those_of_its_architectures() -> None:
     picked = solve(SearchSpace.load("t5-220m")).sample(100, seed=3)
     assert picked.members().flops_per_token().tolist() == [a.flops_per_token() for a in picked]
 
 
-def test_a_sample_repeats_with_its_seed_and_has_no_member_twice() -> None:
+def test_a_sample_repeats_with_its_seed_and_has_distinct_members() -> None:
     found = solve(SearchSpace.load("t5-220m"))
     first = list(found.sample(500, seed=7))
     assert first == list(found.sample(500, seed=7))
@@ -150,7 +150,7 @@ def test_samples_are_uniform() -> None:
     assert stats.chisquare(counts).pvalue > 0.001
 
 
-def test_a_design_is_spread_over_its_axes_and_each_beginning_is_a_design() -> None:
+def test_a_design_spreads_over_its_axes_and_extends_smaller_designs() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     axes = ("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj")
     eight, four = (list(found.design(n, axes)) for n in (8, 4))
@@ -164,24 +164,24 @@ def test_a_design_is_spread_over_its_axes_and_each_beginning_is_a_design() -> No
 
 @given(space_tables())
 @settings(max_examples=30, deadline=None)
-def test_a_members_index_is_its_place(table: dict) -> None:
+def test_index_is_the_inverse_of_indexing(table: dict) -> None:
     found = solve(SearchSpace.from_table(table))
     assert [found.index(a) for a in found] == list(range(len(found)))
 
 
-def test_what_is_no_member_has_no_index() -> None:
+def test_an_architecture_outside_the_set_has_no_index() -> None:
     found = solve(SearchSpace.load("t5-220m"))
     last = found[-1]
     assert found.index(last) == len(found) - 1
-    for no_member in (T5_LARGE, replace(T5_BASE, position="rotary"), "L12"):
+    for other in (T5_LARGE, replace(T5_BASE, position="rotary"), "L12"):
         with pytest.raises(ValueError, match="is not in the feasible set"):
-            found.index(no_member)
+            found.index(other)
     with pytest.raises(ValueError, match="is not in the feasible set"):
         found.index(last, 0, 100)
 
 
 def octaves(a: Architecture, b: Architecture) -> float:
-    """Distance of two architectures, written from its definition."""
+    """Return the distance of two architectures, by its definition."""
     total = 0.0
     for axis in AXES:
         x, y = (one.decoder_layers if axis == "num_decoder_layers" else getattr(one, axis) or 1 for one in (a, b))
@@ -190,7 +190,7 @@ def octaves(a: Architecture, b: Architecture) -> float:
     return float(np.sqrt(total))
 
 
-def test_numbers_and_words_on_one_axis_are_told_apart() -> None:
+def test_an_axis_may_mix_numbers_and_words() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     found = solve(replace(found.space, axes=found.space.axes | {"share_layers": (1, 2, "all")}))
     for a in found.sample(30, seed=0):
@@ -201,7 +201,7 @@ def test_numbers_and_words_on_one_axis_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "target", [T5_BASE, T5_LARGE, Architecture(d_model=800, num_heads=12, d_ff=2500, feed_forward_proj="gated-silu")]
 )
-def test_the_nearest_are_those_of_smallest_distance_over_the_whole_set(target: Architecture) -> None:
+def test_the_nearest_members_have_the_smallest_distances(target: Architecture) -> None:
     found = solve(SearchSpace.load("t5-220m"))
     nearest = found.nearest(target, 20)
     distances = [octaves(a, target) for a in nearest]
@@ -210,7 +210,7 @@ def test_the_nearest_are_those_of_smallest_distance_over_the_whole_set(target: A
     assert found.project(target) == nearest[0]
 
 
-def test_a_member_is_its_own_projection_and_an_empty_set_has_none() -> None:
+def test_a_member_projects_to_itself_and_an_empty_set_has_no_projection() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     assert all(found.project(a) == a for a in found.sample(20, seed=1))
     empty = solve(SearchSpace.load("t5").with_budget("1M"))
@@ -222,7 +222,7 @@ def test_a_member_is_its_own_projection_and_an_empty_set_has_none() -> None:
 @pytest.mark.parametrize(
     "by", [("flops", "memory", "-depth"), ("-num_heads", "params"), ("hours", "-d_ff", "num_layers")]
 )
-def test_the_pareto_set_is_what_comparing_all_pairs_leaves(by: tuple[str, ...]) -> None:
+def test_the_pareto_set_equals_that_of_comparing_all_pairs(by: tuple[str, ...]) -> None:
     found, setup = solve(SearchSpace.load("cpu-demo")), Setup(sequence_length=32, precision="fp32")
     members = found.members()
     columns = [members.measure(key.removeprefix("-"), setup) * (-1 if key.startswith("-") else 1) for key in by]
@@ -233,7 +233,7 @@ def test_the_pareto_set_is_what_comparing_all_pairs_leaves(by: tuple[str, ...]) 
     assert 1 < len(front) < len(found)
 
 
-def test_a_pareto_set_needs_measures_that_exist() -> None:
+def test_a_pareto_set_needs_known_objectives() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     with pytest.raises(UsageError, match='Did you mean "flops"'):
         found.pareto(["flop"])
@@ -241,20 +241,20 @@ def test_a_pareto_set_needs_measures_that_exist() -> None:
         found.pareto([])
 
 
-def test_the_wide_space_is_counted_in_runs_not_in_members() -> None:
+def test_the_wide_space_is_stored_as_intervals_of_d_ff() -> None:
     space = SearchSpace.load("t5-220m-wide")
     found = solve(space)
     assert space.grid_size() > 10**9
     assert len(found) > 7_000_000
-    held = sum(column.nbytes for column in found.intervals)
-    assert held < 30 * len(found.intervals.mesh) < 12 * len(found)
+    stored = sum(column.nbytes for column in found.intervals)
+    assert stored < 30 * len(found.intervals.mesh) < 12 * len(found)
     picked = found.sample(1_000_000, seed=0)
     assert len(np.unique(picked.numbers())) == 1_000_000
     assert all(a in found and found[found.index(a)] == a for a in picked[:200])
 
 
 @pytest.mark.parametrize("run", march_runs(), ids=lambda run: run["name"])
-def test_the_families_of_2023_hold_their_runs(run: dict) -> None:
+def test_the_2023_spaces_contain_their_runs(run: dict) -> None:
     names = {"heads_vs_layers": "heads", "dim_vs_layers": "dims", "d_ff": "d-ff"}
     space = SearchSpace.load(f"march-2023-{names.get(run['family'], run['family'])}")
     on_budget, wider = solve(space), solve(space.with_budget(tolerance="7%"))
@@ -264,7 +264,7 @@ def test_the_families_of_2023_hold_their_runs(run: dict) -> None:
     assert len(on_budget) < len(wider)
 
 
-def test_an_empty_set_names_the_closest_on_either_side() -> None:
+def test_an_empty_set_names_the_closest_on_both_sides() -> None:
     space = SearchSpace.load("t5").with_budget("220M", "0.0001%")
     narrowed = replace(
         space, axes=space.axes | {"num_layers": (12,), "d_model": (768,), "d_kv": (64,), "num_heads": (12,)}
@@ -273,7 +273,7 @@ def test_an_empty_set_names_the_closest_on_either_side() -> None:
         solve_or_explain(narrowed)
 
 
-def test_a_design_takes_from_each_stratum_in_turn() -> None:
+def test_a_design_takes_from_the_strata_in_turn() -> None:
     found = solve(SearchSpace.load("t5-220m"))
     twelve = list(found.design(12, by=["num_layers", "d_model"], strata=["feed_forward_proj", "d_kv"]))
     counts = Counter((a.feed_forward_proj, a.d_kv) for a in twelve)
@@ -287,7 +287,7 @@ def test_a_design_takes_from_each_stratum_in_turn() -> None:
         found.design(3, strata=["d_mode"])
 
 
-def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_to_go() -> None:
+def test_an_empty_set_names_the_range_that_would_make_it_feasible() -> None:
     axes = {"num_layers": 12, "d_model": 768, "num_heads": 12, "d_kv": 64}
     table = {
         "axes": axes | {"d_ff": {"min": 64, "max": 2048, "multiple_of": 64}},
@@ -306,7 +306,7 @@ def test_an_empty_set_names_the_ranges_that_would_fill_it_and_how_far_they_have_
 @pytest.mark.parametrize(
     ("budget", "words"), [("1M", "The smallest is L2-D256-"), ("900B", "The largest is L48-D4096-")]
 )
-def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> None:
+def test_a_budget_outside_the_space_names_the_nearest_end(budget: str, words: str) -> None:
     with pytest.raises(EmptySetError, match=words):
         solve_or_explain(SearchSpace.load("t5").with_budget(budget))
 
@@ -329,7 +329,7 @@ def test_a_budget_outside_the_space_names_its_end(budget: str, words: str) -> No
         ({"budget": {"parameters": "many"}}, 'x.toml: invalid parameter budget "many"'),
     ],
 )
-def test_a_wrong_space_file_names_file_and_key(table: dict, message: str) -> None:
+def test_an_invalid_space_file_names_file_and_key(table: dict, message: str) -> None:
     with pytest.raises(ValueError, match=r"x\.toml") as caught:
         SearchSpace.from_table(table, "x", "x.toml")
     assert message in str(caught.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reference import march_architecture, march_runs
+from helpers.reference import march_architecture, march_runs
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.cli import main

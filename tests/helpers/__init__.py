@@ -1,0 +1,1 @@
+"""Shared by tests: plain functions and data, without fixtures."""
