@@ -1,8 +1,9 @@
-"""Batches and tokenisation against their plain forms, data waits of a real trial, memory of a text ten times larger.
+"""Measure the data pipeline: speed of batches and tokenisation, waiting time of a trial, memory of `data prepare`.
 
-python benchmarks/data.py
+python benchmarks/data.py [--repeats 7]
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -23,46 +24,50 @@ from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.data.tokenizer import load
 
-REPEATS = 7
 DATA = DataConfig(vocab_size=8192, sequence_length=512, validation_sequences=16)
 ARCHITECTURE = "L2-D128-H4x32-F384-geglu-rope-V8192"
 BATCH = 32
 
 
 def main() -> None:
+    """Print all measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="repeats of each speed comparison (default: 7)")
+    repeats = parser.parse_args().repeats
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         store = Store.open(prepare(DATA, root, root, tokens=0))
-        batches(store)
-        trial(store, root)
-        tokenisation(root)
-        memory(root)
+        compare_batches(store, repeats)
+        measure_waiting(store, root)
+        compare_tokenisation(root, repeats)
+        measure_memory(root)
 
 
-def batches(store: Store) -> None:
-    """Batches of one thread against the same task an example at a time."""
-    ours, tokens = Batches(store, DATA, seed=0), np.concatenate(store.tokens("train").parts)
+def compare_batches(store: Store, repeats: int) -> None:
+    """Compare batches of one thread with corrupting one example at a time."""
+    batches, tokens = Batches(store, DATA, seed=0), np.concatenate(store.tokens("train").parts)
     rng = np.random.default_rng(0)
-    order = rng.permutation(ours.num_train)
+    order = rng.permutation(batches.num_train)
 
-    def plain(first: int) -> object:
+    def one_by_one(first: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = [order[e % len(order)] * DATA.sequence_length for e in range(first, first + BATCH)]
         pairs = [corrupt_one(tokens[s : s + DATA.sequence_length].astype(np.int64), rng) for s in chosen]
         return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
 
-    made, other = ours.train(0, BATCH), plain(0)
-    assert [a.shape for a in made] == [a.shape for a in other]  # type: ignore[attr-defined, union-attr]
+    assert [a.shape for a in batches.train(0, BATCH)] == [a.shape for a in one_by_one(0)]
     slow, fast = alternate(
-        lambda: [plain(i * BATCH) for i in range(50)], lambda: [ours.train(i * BATCH, BATCH) for i in range(50)]
+        lambda: [one_by_one(i * BATCH) for i in range(50)],
+        lambda: [batches.train(i * BATCH, BATCH) for i in range(50)],
+        repeats,
     )
     print(
-        f"batches of {BATCH} x {DATA.sequence_length}: {50 / fast:,.0f} a second and core, {slow / fast:.1f} x "
-        "one example at a time"
+        f"batches of {BATCH} x {DATA.sequence_length}: {50 / fast:,.0f} per second and core, {slow / fast:.1f} x "
+        "the speed of one example at a time"
     )
 
 
 def corrupt_one(tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """T5's span corruption as it is usually written: for one example, with masks and cumulative sums."""
+    """Corrupt spans of one example as usually implemented, with masks and cumulative sums."""
     lengths, length = DATA.lengths, len(tokens)
 
     def segments(total: int) -> np.ndarray:
@@ -70,8 +75,8 @@ def corrupt_one(tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
         rng.shuffle(starts)
         return np.bincount(np.cumsum(np.concatenate([[0], starts])), minlength=lengths.spans)
 
-    kept, noise = segments(length - lengths.noise), segments(lengths.noise)
-    edges = np.cumsum(np.stack([kept, noise], axis=1).reshape(-1))[:-1]
+    plain, noise = segments(length - lengths.noise), segments(lengths.noise)
+    edges = np.cumsum(np.stack([plain, noise], axis=1).reshape(-1))[:-1]
     marks = np.zeros(length, np.int8)
     marks[edges] = 1
     is_noise = np.cumsum(marks) % 2 == 1
@@ -84,8 +89,8 @@ def corrupt_one(tokens: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     return sides[0], sides[1]
 
 
-def trial(store: Store, root: Path) -> None:
-    """What a trial of one thread consumes, and how long it waits for it."""
+def measure_waiting(store: Store, root: Path) -> None:
+    """Measure the batches per second that a trial on one thread uses, and how long it waits for them."""
     for name in (ARCHITECTURE, ARCHITECTURE.replace("-rope", "-rope-dec")):
         folder = root / name
         folder.mkdir()
@@ -105,36 +110,37 @@ def trial(store: Store, root: Path) -> None:
             [sys.executable, "-m", "march_search.training", str(folder)], check=True, stdout=subprocess.DEVNULL
         )
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        steps = [line for line in lines if line["kind"] == "train"][1:]  # the first one starts the thread
+        steps = [line for line in lines if line["kind"] == "train"][1:]  # the first step starts the prefetch thread
         seconds = sum(training.global_batch_tokens / line["tokens_per_second"] for line in steps)
         waited = sum(line["data_wait_seconds"] for line in steps)
         print(
-            f"{name}: {len(steps) / seconds:.1f} batches a second, {waited / seconds:.2%} of the time waiting for data"
+            f"{name}: {len(steps) / seconds:.1f} batches per second, "
+            f"{waited / seconds:.2%} of the time spent waiting for data"
         )
 
 
-def tokenisation(root: Path) -> None:
-    """A whole preparation, reading and writing included, against `tokenizers` alone on the same cores."""
+def compare_tokenisation(root: Path, repeats: int) -> None:
+    """Compare a whole preparation, including reading and writing, with `tokenizers` alone on the same cores."""
     texts = list(corpora.documents(DATA, root)) * 4
     path, number = root / "texts.jsonl", 0
     path.write_text("".join(json.dumps({"text": f"{i} {text}"}) + "\n" for i, text in enumerate(texts)))
     config = replace(DATA, corpus=str(path), tokenizer=str(next((root / "data" / "tokenizers").glob("*.json"))))
     rows = [json.loads(line)["text"] for line in path.read_text().splitlines()]
 
-    def alone() -> None:
+    def tokenizers_alone() -> None:
         load(Path(config.tokenizer or "")).encode_batch_fast(rows)
 
-    def whole() -> None:
+    def whole_preparation() -> None:
         nonlocal number
         number += 1
         prepare(config, root / f"root{number}", root, tokens=0)
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    fastest, ours = alternate(alone, whole)
-    mega = path.stat().st_size / 1e6
+    fastest, ours = alternate(tokenizers_alone, whole_preparation, repeats)
+    megabytes = path.stat().st_size / 1e6
     print(
-        f"tokenisation of {mega:.0f} MB: {mega / ours:.1f} MB/s, {fastest / ours:.0%} of tokenizers alone "
-        f"({mega / fastest:.1f} MB/s)"
+        f"tokenisation of {megabytes:.0f} MB: {megabytes / ours:.1f} MB/s, {fastest / ours:.0%} of the speed "
+        f"of tokenizers alone ({megabytes / fastest:.1f} MB/s)"
     )
 
 
@@ -142,17 +148,17 @@ MEASURED = """
 import sys
 from pathlib import Path
 from march_search.config import DataConfig
-from march_search.data.preparation import prepare
+from march_search.data.prepare import prepare
 root, text, tokenizer = map(Path, sys.argv[1:])
 config = DataConfig(corpus=str(text), tokenizer=str(tokenizer), vocab_size=8192, validation_sequences=2)
 prepare(config, root, root, tokens=0)
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
-"""Prints its peak memory in kB. `ru_maxrss` will not do: it starts at the memory of the parent."""
+"""Program that prints its peak memory in kB. `ru_maxrss` is not usable, because it includes the parent's memory."""
 
 
-def memory(root: Path) -> None:
-    """Peak memory of preparing a text and one ten times larger."""
+def measure_memory(root: Path) -> None:
+    """Measure the peak memory of preparing a text, and a text ten times larger."""
     texts, peaks = list(corpora.documents(DATA, root)), []
     tokenizer = next((root / "data" / "tokenizers").glob("*.json"))
     for times in (2, 20):
@@ -162,18 +168,18 @@ def memory(root: Path) -> None:
                 file.writelines(json.dumps({"text": f"{copy} {text}"}) + "\n" for text in texts)
         command = [sys.executable, "-c", MEASURED, str(root / f"memory{times}"), str(path), str(tokenizer)]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        print(f"preparing {path.stat().st_size / 1e6:.0f} MB: {peaks[-1] / 1024:,.0f} MB at most")
+        print(f"preparing {path.stat().st_size / 1e6:.0f} MB: {peaks[-1] / 1024:,.0f} MB peak memory")
     print(f"ten times the text: {peaks[1] / peaks[0]:.2f} x the memory")
 
 
-def alternate(one: Callable[[], object], two: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of both, measured in turn."""
+def alternate(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Return the median seconds of both functions, which are called in turn."""
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(REPEATS):
-        for call, kept in zip((one, two), times, strict=True):
+    for _ in range(repeats):
+        for function, seconds in zip((first, second), times, strict=True):
             began = time.perf_counter()
-            call()
-            kept.append(time.perf_counter() - began)
+            function()
+            seconds.append(time.perf_counter() - began)
     return statistics.median(times[0]), statistics.median(times[1])
 
 

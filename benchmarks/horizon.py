@@ -1,8 +1,10 @@
-"""Learning curves of the 2023 study cut short: how well does the rest follow from the beginning?
+"""Predict the end of the learning curves of the 2023 study from their beginnings, and measure the errors.
 
-Fits the first share of each of the 25 curves (tests/reference/march-2023-curves.json), predicts the loss after 1000
-steps. `alone`: each curve by itself, with its own first half to learn from. `study`: all 25 together, as
-`rank --horizon` does.
+    python benchmarks/horizon.py [--shares 0.3 0.5 0.7] [--skipped 0.1 0.2 0.3]
+
+The benchmark fits the first part of each of the 25 curves (tests/reference/march-2023-curves.json) and predicts the
+loss after 1000 steps. `alone` fits each curve separately and estimates the error from the first half of the same curve.
+`study` uses all 25 curves together, as `rank --horizon` does.
 """
 
 import argparse
@@ -10,55 +12,62 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import kendalltau
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from reference import march_curves
+from helpers.reference import march_curves
 
 from march_search.analysis import curve_fit as fitting
-from march_search.analysis.early_order import kendall
 from march_search.analysis.horizon import learn_mix, predicted_losses
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7])
-    options.add_argument("--skipped", type=float, nargs="+", default=[0.1, fitting.SKIPPED, 0.3])
-    told = options.parse_args()
-    for skipped in told.skipped:
+    """Print errors, interval coverage and order for each fraction of the curves that is used and skipped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="parts of the curves to use")
+    parser.add_argument(
+        "--skipped", type=float, nargs="+", default=[0.1, fitting.SKIPPED, 0.3], help="parts of these to skip"
+    )
+    options = parser.parse_args()
+    for skipped in options.skipped:
         fitting.SKIPPED = skipped
-        for share in told.shares:
-            one(skipped, share)
+        for share in options.shares:
+            print_errors(skipped, share)
 
 
-def one(skipped: float, share: float) -> None:
-    """Prints two lines: errors, coverage, order."""
-    whole = march_curves()
-    end = whole[0][-1][0]
-    truth = np.array([curve[-1][1] for curve in whole])
-    begun = [[(t, loss) for t, loss in curve if t <= share * end * (1 + 1e-9)] for curve in whole]
-    now = np.array([curve[-1][1] for curve in begun])
-    alone = np.array([fitting.fit_curve(curve).draws(end) for curve in begun])
-    mix = learn_mix(begun)
-    study = predicted_losses(begun, [fitting.fit_curve(curve, miss=0.0) for curve in begun], mix, end)
-    print(f"first {share:.0%}, of which {skipped:.0%} skipped; order now: Kendall {kendall(now, truth):.2f}")
-    for name, drawn in (("alone", alone), ("study", study)):
-        error = drawn[:, 0] - truth
-        low, high = np.quantile(drawn[:, 1:], [0.025, 0.975], axis=1)
+def print_errors(skipped: float, share: float) -> None:
+    """Print errors, interval coverage and order of the predictions from the first `share` of each curve."""
+    curves = march_curves()
+    end = curves[0][-1][0]
+    recorded = np.array([curve[-1][1] for curve in curves])
+    beginnings = [[(t, loss) for t, loss in curve if t <= share * end * (1 + 1e-9)] for curve in curves]
+    current = np.array([curve[-1][1] for curve in beginnings])
+    alone = np.array([fitting.fit_curve(curve).draws(end) for curve in beginnings])
+    mix = learn_mix(beginnings)
+    assert mix is not None
+    study = predicted_losses(beginnings, [fitting.fit_curve(curve, miss=0.0) for curve in beginnings], mix, end)
+    tau = kendalltau(current, recorded)[0]
+    print(f"first {share:.0%}, of which {skipped:.0%} skipped; current order: Kendall {tau:.2f}")
+    for name, draws in (("alone", alone), ("study", study)):
+        error = draws[:, 0] - recorded
+        low, high = np.quantile(draws[:, 1:], [0.025, 0.975], axis=1)
+        num_inside = np.sum((low <= recorded) & (recorded <= high))
         print(
             f"  {name}: error median {np.median(np.abs(error)):.3f}, largest {np.abs(error).max():.3f}, mean "
-            f"{error.mean():+.3f}; 95 % intervals hold {np.sum((low <= truth) & (truth <= high))} of {len(truth)}, "
-            f"width {np.median(high - low):.2f}; Kendall {kendall(drawn[:, 0], truth):.2f}"
+            f"{error.mean():+.3f}; {num_inside} of {len(recorded)} losses inside their 95% intervals, "
+            f"width {np.median(high - low):.2f}; Kendall {kendalltau(draws[:, 0], recorded)[0]:.2f}"
         )
-    first, second = np.triu_indices(len(truth), 1)
-    chance = (study[first, 1:] < study[second, 1:]).mean(axis=1)
-    right = np.where(truth[first] < truth[second], chance, 1 - chance)
-    sure = np.maximum(chance, 1 - chance) > 0.95
-    leader = now.argmin()
-    flip = 1 - np.mean(study[:, 1:].argmin(axis=0) == leader)
+    first, second = np.triu_indices(len(recorded), 1)
+    probability = (study[first, 1:] < study[second, 1:]).mean(axis=1)
+    probability_of_recorded_order = np.where(recorded[first] < recorded[second], probability, 1 - probability)
+    is_confident = np.maximum(probability, 1 - probability) > 0.95
+    leader = current.argmin()
+    change_probability = 1 - np.mean(study[:, 1:].argmin(axis=0) == leader)
     print(
-        f"  mix {mix.share:.2f}; pairs told at 95 %: {sure.sum()} of {len(sure)}, right "
-        f"{np.mean(right[sure] > 0.5):.1%}; chance that the leader changes "
-        f"{flip:.0%}, it {'did' if leader != truth.argmin() else 'did not'}"
+        f"  mix {mix.share:.2f}; pairs ordered with 95% confidence: {is_confident.sum()} of {len(is_confident)}, "
+        f"{np.mean(probability_of_recorded_order[is_confident] > 0.5):.1%} of them correctly; "
+        f"probability of another leader: {change_probability:.0%}; "
+        f"the leader {'changed' if leader != recorded.argmin() else 'did not change'}"
     )
 
 

@@ -1,9 +1,10 @@
-"""Which learning rate is best for a narrow and for a wide model, with one rate for all and with scaled rates.
+"""Find the best learning rate of a narrow and of a wide model, with fixed and with scaled learning rates.
 
-OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072] [--rates 0.001 0.002 …]
+    OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072] [--rates 0.001 0.002 ...]
 
-Real trials on the Wikipedia summaries, equal tokens, one seed. The narrow model is the base shape: its runs are the
-same under `fixed` and `width`. What is looked for: a best rate that is the same for both under `width`.
+The benchmark trains real trials on the Wikipedia summaries, with equal tokens and one seed. The narrow model is the
+base shape, so its trials are the same under `fixed` and `width`. Under `width`, both models should have the same best
+rate.
 """
 
 import argparse
@@ -27,7 +28,7 @@ TRAINING = TrainingConfig(
 
 
 def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig) -> float:
-    """Loss at the end of a trial; infinite if it diverged."""
+    """Train a trial and return its final loss, or infinity if it diverged."""
     folder.mkdir()
     devices = DevicesConfig(kind="cpu", threads=1)
     config = TrialConfig(
@@ -45,7 +46,8 @@ def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the final loss of each model and scaling at each learning rate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3])
     arguments = parser.parse_args()

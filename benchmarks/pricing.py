@@ -1,10 +1,10 @@
-"""Predicted against recorded minutes of the 2023 study's 25 runs, each priced by a fit that has not seen it.
+"""Compare predicted with recorded minutes of the 25 runs of the 2023 study, for runs that the fit has not seen.
 
-python benchmarks/pricing.py
+    python benchmarks/pricing.py
 
-The fit has two numbers, the `layer_seconds` and `score_seconds` of `march_search.cost.devices.Device`; matrix products
-are set at half of the A5000's peak. Two ways of holding out: every second run, and a whole family of shapes at a time,
-which is what pricing shapes nobody has trained means.
+The fit has two parameters, `layer_seconds` and `score_seconds` of `march_search.cost.devices.Device`. Matrix products
+are assumed to run at half of the A5000's peak. Runs are held out in two ways: every second run, and one family of
+shapes at a time. The second way corresponds to pricing shapes that nobody has trained.
 """
 
 import statistics
@@ -18,23 +18,23 @@ import numpy as np
 from scipy.optimize import nnls
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from reference import march_architecture, march_runs
+from helpers.reference import march_architecture, march_runs
 
 from march_search.cost import speed
 from march_search.cost.setup import STUDY_DEVICES, Setup
 
 SETUP = Setup(device=STUDY_DEVICES, sequence_length=1024)
-"""The study's data budget and devices; it had 1,024 positions, and its log does not say how many an example filled."""
+"""Data budget and devices of the study. It had 1,024 positions; its log does not record how many an example used."""
 
 
 def minutes(run: dict[str, Any], layer_seconds: float, score_seconds: float) -> float:
-    """Predicted minutes of a run."""
+    """Return the predicted minutes of a run."""
     device = replace(SETUP.device, layer_seconds=layer_seconds, score_seconds=score_seconds)
     return 60 * speed.hours(march_architecture(run), replace(SETUP, device=device))
 
 
 def fit(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """(layer_seconds, score_seconds), neither negative, with the least squared relative error over these runs."""
+    """Return the non-negative (layer_seconds, score_seconds) with the least squared relative error over these runs."""
     products = np.array([minutes(run, 0, 0) for run in runs])
     effects = np.stack([[minutes(run, 1, 0), minutes(run, 0, 1)] for run in runs]) - products[:, None]
     recorded = np.array([run["minutes"] for run in runs])
@@ -44,28 +44,29 @@ def fit(runs: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def held_out(runs: list[dict[str, Any]], fold: Callable[[int], Any]) -> list[float]:
-    """Predicted minutes of each run, by a fit on the runs of all other folds."""
-    folds = [fold(place) for place in range(len(runs))]
+    """Return the predicted minutes of each run, from a fit on the runs of all other folds."""
+    folds = [fold(index) for index in range(len(runs))]
     fits = {name: fit([run for run, other in zip(runs, folds, strict=True) if other != name]) for name in set(folds)}
     return [minutes(run, *fits[name]) for run, name in zip(runs, folds, strict=True)]
 
 
 def errors(runs: list[dict[str, Any]], predicted: list[float]) -> list[float]:
-    """Relative errors of predicted minutes."""
-    return [guess / run["minutes"] - 1 for run, guess in zip(runs, predicted, strict=True)]
+    """Return the relative errors of predicted minutes."""
+    return [minutes_predicted / run["minutes"] - 1 for run, minutes_predicted in zip(runs, predicted, strict=True)]
 
 
 def main() -> None:
+    """Print recorded and predicted minutes of each run, and the errors of each way of holding out."""
     runs = march_runs()
-    everything, family = fit(runs), held_out(runs, lambda place: runs[place]["family"])
+    everything, family = fit(runs), held_out(runs, lambda index: runs[index]["family"])
     print(f"{'run':24}{'family':18}{'recorded':>9}{'predicted':>10}{'error':>7}")
-    for run, guess in zip(runs, family, strict=True):
-        error = guess / run["minutes"] - 1
-        print(f"{run['name']:24}{run['family']:18}{run['minutes']:9.1f}{guess:10.1f}{error:+7.0%}")
+    for run, minutes_predicted in zip(runs, family, strict=True):
+        error = minutes_predicted / run["minutes"] - 1
+        print(f"{run['name']:24}{run['family']:18}{run['minutes']:9.1f}{minutes_predicted:10.1f}{error:+7.0%}")
     for name, predicted in (
         ("fit on all 25", [minutes(run, *everything) for run in runs]),
-        ("every second run held out", held_out(runs, lambda place: place % 2)),
-        ("a family at a time held out (the table)", family),
+        ("every second run held out", held_out(runs, lambda index: index % 2)),
+        ("one family at a time held out (the table)", family),
     ):
         size = [abs(error) for error in errors(runs, predicted)]
         print(f"median absolute error, {name}: {statistics.median(size):.1%} (largest {max(size):.0%})")

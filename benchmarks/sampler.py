@@ -1,11 +1,11 @@
-"""What the sampler over the feasible set costs and gains: against rejection, and TPE against chance.
+"""Measure the cost and the benefit of the sampler over the feasible set.
 
-python benchmarks/sampler.py [--seeds 200]
+    python benchmarks/sampler.py [--seeds 200]
 
-1. Uniform proposals of plain Optuna over the grid of a space: how many meet the budget. Over the feasible set all do:
-   seconds a proposal.
-2. The 25 recorded runs of the 2023 study as a table to look losses up in, whole runs, so equal tokens a trial: how many
-   trials TPE and uniform draws need until they have had the best run, and how far the best so far is from it.
+1. The fraction of plain Optuna's uniform proposals over the grid that meet the budget, and the seconds per proposal of
+   the sampler over the feasible set, whose proposals all meet it.
+2. The number of trials that TPE and uniform draws need to find the best of the 25 recorded runs of the 2023 study, and
+   the gap between the best run so far and the best run. Losses are looked up, not trained; all runs have equal tokens.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from march_search.space.feasible_set import FeasibleSet
 from march_search.study.warm_start import read_priors
 
 
-def asked(found: FeasibleSet, name: str, trials: int) -> float:
-    """Median seconds a proposal, after a dozen trials."""
-    sampler, seconds = FeasibleSampler(found, name), []
+def seconds_per_proposal(feasible: FeasibleSet, name: str, trials: int) -> float:
+    """Return the median seconds per proposal, without the first dozen."""
+    sampler, seconds = FeasibleSampler(feasible, name), []
     study = optuna.create_study(sampler=sampler)
     for _ in range(trials):
         began = time.perf_counter()
@@ -38,65 +38,68 @@ def asked(found: FeasibleSet, name: str, trials: int) -> float:
     return statistics.median(seconds[12:])
 
 
-def plain(found: FeasibleSet, trials: int) -> float:
-    """Share of uniform proposals over the grid that are in the set."""
-    sampler, hits = FeasibleSampler(found), 0
+def feasible_fraction(feasible: FeasibleSet, trials: int) -> float:
+    """Return the fraction of uniform proposals over the grid that are in the set."""
+    sampler, hits = FeasibleSampler(feasible), 0
     study = optuna.create_study(sampler=make_sampler("random", 0))
     for _ in range(trials):
-        with contextlib.suppress(ValueError):  # no architecture at all
-            hits += sampler.dimensions.suggest(study.ask()) in found
+        with contextlib.suppress(ValueError):  # the values do not form a valid architecture
+            hits += sampler.dimensions.suggest(study.ask()) in feasible
     return hits / trials
 
 
-def recorded() -> tuple[FeasibleSet, dict[str, float]]:
-    """The recorded runs as a feasible set, and their losses by name."""
+def recorded_runs() -> tuple[FeasibleSet, dict[str, float]]:
+    """Return the recorded runs as a feasible set, and their losses by name."""
     priors = read_priors(SearchConfig(strategy="tpe", warm_start=("march-2023",)), Path())
     shapes = [prior.architecture for prior in priors]
     axes = {axis: sorted({getattr(a, axis) for a in shapes}) for axis in
             ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention")}  # fmt: skip
     fixed = {"vocab_size": 30000, "position": "absolute"}
     budget = {"parameters": "220M", "tolerance": "60%"}
-    return only(solve(SearchSpace.from_table({"axes": axes | fixed, "budget": budget})), shapes), {
+    return restricted(solve(SearchSpace.from_table({"axes": axes | fixed, "budget": budget})), shapes), {
         prior.architecture.name: prior.loss for prior in priors
     }
 
 
-def only(found: FeasibleSet, shapes: list[Architecture]) -> FeasibleSet:
-    """A feasible set of these members alone: runs of one `d_ff` each."""
-    numbers = np.array(sorted(found.index(a) for a in shapes))
-    rows = np.searchsorted(found.begins, numbers, side="right") - 1
-    owner = np.searchsorted(found.starts, rows, side="right") - 1
-    first = found.intervals.first[rows] + (numbers - found.begins[rows])
-    runs = found.intervals.pick(rows)._replace(first=first, length=np.ones_like(first))
-    kept, starts = np.unique(owner, return_index=True)
-    return replace(found, combinations=tuple(found.combinations[k] for k in kept), starts=starts, runs=runs)
+def restricted(feasible: FeasibleSet, shapes: list[Architecture]) -> FeasibleSet:
+    """Return a feasible set with only these members, as intervals of one `d_ff` each."""
+    numbers = np.array(sorted(feasible.index(a) for a in shapes))
+    rows = np.searchsorted(feasible.begins, numbers, side="right") - 1
+    combination = np.searchsorted(feasible.starts, rows, side="right") - 1
+    first = feasible.intervals.first[rows] + (numbers - feasible.begins[rows])
+    intervals = feasible.intervals.pick(rows)._replace(first=first, length=np.ones_like(first))
+    used, starts = np.unique(combination, return_index=True)
+    combinations = tuple(feasible.combinations[index] for index in used)
+    return replace(feasible, combinations=combinations, starts=starts, intervals=intervals)
 
 
-def looked_up(found: FeasibleSet, losses: dict[str, float], name: str, seed: int) -> list[float]:
-    """Best loss so far after each trial."""
-    sampler = FeasibleSampler(found, name, seed)
+def best_so_far(feasible: FeasibleSet, losses: dict[str, float], name: str, seed: int) -> list[float]:
+    """Return the lowest recorded loss so far after each trial."""
+    sampler = FeasibleSampler(feasible, name, seed)
     study = optuna.create_study(sampler=sampler)
     study.optimize(lambda trial: losses[sampler.suggest(trial).name], n_trials=len(losses))
     return list(np.minimum.accumulate([trial.value for trial in study.trials]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=200)
+    """Print the cost of proposals and the number of trials until the best run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200, help="sampler seeds (default: 200)")
     seeds = parser.parse_args().seeds
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for space in ("t5-220m", "t5-220m-wide"):
-        found = solve(SearchSpace.load(space))
-        print(f"{space}: {plain(found, 4000):.2%} of uniform proposals over the grid are on the budget")
+        feasible = solve(SearchSpace.load(space))
+        print(f"{space}: {feasible_fraction(feasible, 4000):.2%} of uniform proposals over the grid meet the budget")
         for name in ("random", "tpe"):
-            print(f"  over the feasible set all are; {name}: {asked(found, name, 40):.4f} s a proposal")
-    found, losses = recorded()
+            seconds = seconds_per_proposal(feasible, name, 40)
+            print(f"  over the feasible set all do; {name}: {seconds:.4f} s per proposal")
+    feasible, losses = recorded_runs()
     best, curves = min(losses.values()), {}
     for name in ("tpe", "random"):
-        curves[name] = np.array([looked_up(found, losses, name, seed) for seed in range(seeds)])
+        curves[name] = np.array([best_so_far(feasible, losses, name, seed) for seed in range(seeds)])
         until = (curves[name] > best).sum(axis=1) + 1
-        print(f"{len(losses)} recorded runs: {name:<6} has the best after {np.median(until):.0f} trials in the median, "
-              f"{until.mean():.1f} in the mean ± {until.std(ddof=1) / seeds**0.5:.1f}")  # fmt: skip
+        print(f"{len(losses)} recorded runs: {name:<6} finds the best after {np.median(until):.0f} trials (median), "
+              f"{until.mean():.1f} (mean) ± {until.std(ddof=1) / seeds**0.5:.1f}")  # fmt: skip
         gaps = ", ".join(f"{1000 * (curves[name][:, k - 1].mean() - best):.1f} after {k}" for k in (5, 10, 12, 15, 20))
         print(f"  thousandths of a nat from the best: {gaps}")
 

@@ -1,11 +1,11 @@
-"""TPE against uniform draws by real training: the recipe and the space of `studies/cpu-demo.toml`, at equal tokens.
+"""Compare TPE with uniform draws by real training, with the recipe and space of `studies/cpu-demo.toml`.
 
-python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--samplers tpe,random]
-    [--root runs-samplers]
+    python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--samplers tpe,random]
+                                          [--root runs-samplers]
 
-Every study trains so many shapes to their end, two at a time on one thread each, none stopped early, and its sampler
-chooses from the same feasible set; a shape that one study has trained is taken over by the next. Printed is the best
-loss after every two trials, and the mean over sampler seeds. It goes on where it was interrupted.
+Each study trains `--trials` shapes to the end of the data budget, two at a time on one thread each, without pruning.
+All samplers choose from the same feasible set. A study reuses the trials of earlier studies in `--root`. The benchmark
+prints the best loss after every two trials, and the mean over the sampler seeds. Run it again to resume.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from march_search.study.journal import JOURNAL
 
 
 def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list[float]:
-    """Losses of a study's trials in the order in which they were chosen."""
+    """Run a study and return the losses of its trials in the order in which they were chosen."""
     text = (shipped_folder("studies") / "cpu-demo.toml").read_text()
     for old, new in (
         ('strategy = "design"', f'strategy = "{sampler}"\nreuse_trials = true'),
@@ -39,27 +39,29 @@ def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list
     name = f"{sampler}-{seed}"
     (root / f"{name}.toml").write_text(text)
     command = [sys.executable, "-m", "march_search", "study", "run", str(root / f"{name}.toml"), "--root", str(root)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise SystemExit(ended.stderr.strip() or f"study {name} failed with exit code {ended.returncode}.")
     backend = optuna.storages.journal.JournalFileBackend(os.path.realpath(root / name / JOURNAL))
     storage = optuna.storages.JournalStorage(backend)
     return [t.value for t in optuna.load_study(study_name=name, storage=storage).trials if t.value is not None]
 
 
 def main() -> None:
-    """Runs the studies and prints what they found."""
+    """Run the studies and print their losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=14)
     parser.add_argument("--tokens", type=int, default=204_800)
     parser.add_argument("--seeds", default="1,2")
     parser.add_argument("--samplers", default="tpe,random")
     parser.add_argument("--root", type=Path, default=Path("runs-samplers"))
-    told = parser.parse_args()
-    marks = range(2, told.trials + 1, 2)
-    print("best loss after".ljust(16), *(f"{n:>7d}" for n in marks), "  of all trials: mean")
-    for sampler in told.samplers.split(","):
+    options = parser.parse_args()
+    marks = range(2, options.trials + 1, 2)
+    print("best loss after".ljust(16), *(f"{n:>7d}" for n in marks), "  mean of all trials")
+    for sampler in options.samplers.split(","):
         curves, means = [], []
-        for seed in map(int, told.seeds.split(",")):
-            losses = study(told.root, sampler, seed, told.trials, told.tokens)
+        for seed in map(int, options.seeds.split(",")):
+            losses = study(options.root, sampler, seed, options.trials, options.tokens)
             curves.append([min(losses[:n]) for n in marks])
             means.append(statistics.fmean(losses))
             print(f"{sampler} {seed}".ljust(16), *(f"{x:7.4f}" for x in curves[-1]), f"  {means[-1]:.4f}", flush=True)

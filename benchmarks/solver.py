@@ -1,18 +1,19 @@
-"""The feasible set of a space, found in five ways: solutions a second, peak memory, time to a first table of 20.
+"""Compare five methods to find the feasible set of a space: solutions per second, peak memory, time to 20 solutions.
 
-pip install -c constraints.txt -e '.[bench]'
-python benchmarks/solver.py [--seconds 60]
+    pip install -c constraints.txt -e '.[bench]'
+    python benchmarks/solver.py [--seconds 60] [--rounds 3]
 
-Each way runs in its own process, alternating, medians over the rounds. Rates leave out imports; the time to the first
-20 begins with the process.
+Each method runs in its own process. The methods take turns, and the medians over the rounds are printed. Rates exclude
+imports; the time to the first 20 solutions includes them.
 
-- ours: `solve`, then every member as columns of all fields that vary and of parameters; and as `Architecture` objects;
-- OR-tools CP-SAT, told the same axes, rules and budget, enumerating with one worker (it enumerates with one only);
-- rejection: uniform points of the grid by the million, counted with NumPy's arithmetic, different ones kept;
-- meta: the same points built as models on torch's `meta` device and counted, as one does who has no formula.
+- `solve`, columns: `march_search.solve`, then all members as columns of the varying fields and parameter counts;
+- `solve`, objects: the same, with all members as `Architecture` objects;
+- CP-SAT: OR-Tools with the same axes, rules and budget, enumerating with one worker, the only number it supports;
+- rejection: uniform points of the grid, a million at a time, counted with NumPy; distinct feasible points count;
+- meta: the same points built as models on torch's `meta` device and counted, as without a formula.
 
-Every solution of CP-SAT is looked up in our set, and on the small space `cpu-demo` it runs to its end and must find
-just that set.
+Every solution of CP-SAT is looked up in our set. On the small space `cpu-demo`, CP-SAT runs to completion and must find
+exactly our set.
 """
 
 import argparse
@@ -26,25 +27,25 @@ from collections.abc import Iterator
 from typing import Any
 
 START = time.perf_counter()
-ROUNDS = 3
 FIRST = 20
+"""Solutions after which the time to the first solutions is taken."""
 
 
-def ours(space: Any, seconds: float) -> Iterator[int]:
-    """Yields the number of members after each block."""
+def solve_columns(space: Any, seconds: float) -> Iterator[int]:
+    """Yield the number of members after each block."""
     from march_search import solve
 
-    found = solve(space)
+    feasible = solve(space)
     done = 0
-    for start in range(0, len(found), 1 << 17):
-        members = found.decode(found.numbers(start, start + (1 << 17)))
+    for start in range(0, len(feasible), 1 << 17):
+        members = feasible.decode(feasible.numbers(start, start + (1 << 17)))
         columns = [members.axis(axis) for axis in space.varying] + [members.counted]
         done += len(columns[-1])
         yield done
 
 
-def objects(space: Any, seconds: float) -> Iterator[int]:
-    """Yields the number of `Architecture` objects after each."""
+def solve_objects(space: Any, seconds: float) -> Iterator[int]:
+    """Yield the number of `Architecture` objects after each one."""
     from march_search import solve
 
     for done, _ in enumerate(solve(space), 1):
@@ -52,7 +53,7 @@ def objects(space: Any, seconds: float) -> Iterator[int]:
 
 
 def cp_sat(space: Any, seconds: float) -> Iterator[int]:
-    """Yields the number of solutions, each looked up in our set afterwards."""
+    """Yield the number of solutions, after looking up each in our set."""
     from ortools.sat.python import cp_model
 
     from march_search import Architecture, solve
@@ -64,7 +65,7 @@ def cp_sat(space: Any, seconds: float) -> Iterator[int]:
     gated = model.new_bool_var("gated")
     layers, d_model, heads, d_kv, d_ff = (shape[n] for n in names if n != "num_decoder_layers")
     top = {n: max(axes[n]) for n in names}
-    most = 10**12
+    upper_bound = 10**12
 
     def product(x: Any, y: Any, limit: int) -> Any:
         z = model.new_int_var(0, limit, "")
@@ -74,10 +75,11 @@ def cp_sat(space: Any, seconds: float) -> Iterator[int]:
     inner = product(heads, d_kv, top["num_heads"] * top["d_kv"])
     attention = product(d_model, inner, top["d_model"] * top["num_heads"] * top["d_kv"])
     feed_forward = product(d_model, product(gated + 2, d_ff, 3 * top["d_ff"]), 3 * top["d_model"] * top["d_ff"])
-    encoder, decoder = model.new_int_var(0, most, ""), model.new_int_var(0, most, "")
+    encoder, decoder = model.new_int_var(0, upper_bound, ""), model.new_int_var(0, upper_bound, "")
     model.add(encoder == 4 * attention + feed_forward + 2 * d_model)
     model.add(decoder == 8 * attention + feed_forward + 3 * d_model)
-    stacks = product(layers, encoder, most) + product(shape.get("num_decoder_layers", layers), decoder, most)
+    decoder_layers = shape.get("num_decoder_layers", layers)
+    stacks = product(layers, encoder, upper_bound) + product(decoder_layers, decoder, upper_bound)
     bias = 64 * heads if axes["position"] == ("relative",) else 0
     total = (axes["vocab_size"][0] + 2) * d_model + stacks + bias
     model.add_linear_constraint(total, space.budget.low, space.budget.high)
@@ -101,21 +103,21 @@ def cp_sat(space: Any, seconds: float) -> Iterator[int]:
     solver.parameters.num_workers = 1
     solver.parameters.max_time_in_seconds = seconds
     status = solver.solve(model, Collect())
-    found = solve(space)
+    feasible = solve(space)
     fixed = {n: axes[n][0] for n in ("position", "vocab_size")}
     for row in rows:
         values = dict(zip(names, row, strict=False))
         kind = "gated-gelu" if row[-1] else "relu"
-        assert Architecture(**values, feed_forward_proj=kind, **fixed) in found
+        assert Architecture(**values, feed_forward_proj=kind, **fixed) in feasible
     if status == cp_model.OPTIMAL:
-        assert len(set(rows)) == len(found)
+        assert len(set(rows)) == len(feasible)
     cp_sat.first = times_found[FIRST - 1] - START if len(rows) >= FIRST else None  # type: ignore[attr-defined]
-    cp_sat.took = solver.wall_time  # type: ignore[attr-defined]
+    cp_sat.seconds = solver.wall_time  # type: ignore[attr-defined]
     yield len(set(rows))
 
 
 def grid_points(space: Any, n: int, seed: int) -> dict[str, Any]:
-    """`n` uniform points of the grid, as columns."""
+    """Return `n` uniform points of the grid, as columns."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -124,97 +126,109 @@ def grid_points(space: Any, n: int, seed: int) -> dict[str, Any]:
 
 
 def rejection(space: Any, seconds: float) -> Iterator[int]:
-    """Yields the number of different accepted points after each million of points."""
+    """Yield the number of distinct feasible points after each million points."""
     import numpy as np
 
-    ended, seed = time.perf_counter() + seconds, 0
-    kept: set[tuple[Any, ...]] = set()
-    while time.perf_counter() < ended:
+    deadline, seed = time.perf_counter() + seconds, 0
+    solutions: set[tuple[Any, ...]] = set()
+    while time.perf_counter() < deadline:
         p = grid_points(space, 1_000_000, seed)
         depth, d_model, heads, d_kv, d_ff = (p[n].astype(np.int64) for n in list(p)[:5])
         inner, matrices = heads * d_kv, np.where(p["feed_forward_proj"] == "relu", 2, 3)
         pair = 12 * d_model * inner + 2 * matrices * d_model * d_ff + 5 * d_model
         total = (space.axes["vocab_size"][0] + 2) * d_model + depth * pair + 64 * heads
-        good = (total >= space.budget.low) & (total <= space.budget.high) & (inner % 64 == 0)
-        good &= (inner >= d_model) & (inner <= 2 * d_model) & (d_ff >= d_model) & (d_ff <= 8 * d_model)
-        kept |= set(zip(*(p[name][good].tolist() for name in p), strict=True))
+        is_feasible = (total >= space.budget.low) & (total <= space.budget.high) & (inner % 64 == 0)
+        is_feasible &= (inner >= d_model) & (inner <= 2 * d_model) & (d_ff >= d_model) & (d_ff <= 8 * d_model)
+        solutions |= set(zip(*(p[name][is_feasible].tolist() for name in p), strict=True))
         seed += 1
-        yield len(kept)
+        yield len(solutions)
 
 
 def meta(space: Any, seconds: float) -> Iterator[int]:
-    """Yields the number of different accepted points after each model."""
+    """Yield the number of distinct feasible points after each model."""
     import torch
 
     from march_search import Architecture
     from march_search.model import build
 
-    ended, p = time.perf_counter() + seconds, grid_points(space, 100_000, 0)
-    kept = set()
+    deadline, p = time.perf_counter() + seconds, grid_points(space, 100_000, 0)
+    solutions = set()
     for row in zip(*(column.tolist() for column in p.values()), strict=True):
-        if time.perf_counter() > ended:
+        if time.perf_counter() > deadline:
             return
         a = Architecture(**dict(zip(p, row, strict=True)))
         with torch.device("meta"):
             size = sum(x.numel() for x in build(a).parameters())
         if space.budget.low <= size <= space.budget.high and space.contains(a):
-            kept.add(a)
-        yield len(kept)
+            solutions.add(a)
+        yield len(solutions)
 
 
-WAYS = {"ours, columns": ours, "ours, objects": objects, "CP-SAT": cp_sat, "rejection": rejection, "meta": meta}
+COLUMNS = "solve, columns"
+METHODS = {
+    COLUMNS: solve_columns,
+    "solve, objects": solve_objects,
+    "CP-SAT": cp_sat,
+    "rejection": rejection,
+    "meta": meta,
+}
 
 
-def one(way: str, name: str, seconds: float) -> None:
-    """Runs one way and prints its figures as JSON."""
+def run_method(method: str, name: str, seconds: float) -> None:
+    """Run one method and print its figures as JSON."""
     from march_search import SearchSpace
 
     space, first, done, started = SearchSpace.load(name), None, 0, time.perf_counter()
-    for done in WAYS[way](space, seconds):
+    for done in METHODS[method](space, seconds):
         if first is None and done >= FIRST:
             first = time.perf_counter() - START
-    took = time.perf_counter() - started
-    if way == "CP-SAT":
-        first, took = cp_sat.first, cp_sat.took  # type: ignore[attr-defined]
+    duration = time.perf_counter() - started
+    if method == "CP-SAT":
+        first, duration = cp_sat.first, cp_sat.seconds  # type: ignore[attr-defined]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"solutions": done, "seconds": took, "first": first, "megabytes": peak}))
+    print(json.dumps({"solutions": done, "seconds": duration, "first": first, "megabytes": peak}))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--one", nargs=2, metavar=("WAY", "SPACE"))
+    """Print the figures of each method and space, and the ratios of the rates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="time limit of a method (default: 60)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each method (default: 3)")
+    parser.add_argument("--method", nargs=2, metavar=("METHOD", "SPACE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        one(*options.one, options.seconds)
+    if options.method:
+        run_method(*options.method, options.seconds)
         return
     measured: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for _ in range(ROUNDS):
-        for way, space, seconds in (
-            *((way, "t5-220m", options.seconds) for way in WAYS),
-            ("ours, columns", "t5-220m-wide", 0),
+    for _ in range(options.rounds):
+        for method, space, seconds in (
+            *((method, "t5-220m", options.seconds) for method in METHODS),
+            (COLUMNS, "t5-220m-wide", 0),
             ("CP-SAT", "t5-220m-wide", options.seconds),
-            ("ours, columns", "cpu-demo", 0),
+            (COLUMNS, "cpu-demo", 0),
             ("CP-SAT", "cpu-demo", 10 * options.seconds),
         ):
-            command = [sys.executable, __file__, "--seconds", str(seconds), "--one", way, space]
+            command = [sys.executable, __file__, "--seconds", str(seconds), "--method", method, space]
             ended = subprocess.run(command, capture_output=True, text=True, check=True)
-            measured.setdefault((way, space), []).append(json.loads(ended.stdout.splitlines()[-1]))
-    print(f"{'way':16}{'space':14}{'solutions':>11}{'seconds':>9}{'a second':>12}{'peak MB':>9}{'first 20, s':>13}")
+            measured.setdefault((method, space), []).append(json.loads(ended.stdout.splitlines()[-1]))
+    print(
+        f"{'method':16}{'space':14}{'solutions':>11}{'seconds':>9}{'per second':>12}{'peak MB':>9}{'first 20, s':>13}"
+    )
     rates = {}
-    for (way, space), runs in measured.items():
-        rates[way, space] = statistics.median(run["solutions"] / run["seconds"] for run in runs)
+    for (method, space), runs in measured.items():
+        rates[method, space] = statistics.median(run["solutions"] / run["seconds"] for run in runs)
         middle = {
             key: statistics.median(float("nan") if run[key] is None else run[key] for run in runs) for key in runs[0]
         }
         print(
-            f"{way:16}{space:14}{middle['solutions']:11,.0f}{middle['seconds']:9.2f}{rates[way, space]:12,.1f}"
+            f"{method:16}{space:14}{middle['solutions']:11,.0f}{middle['seconds']:9.2f}"
+            f"{rates[method, space]:12,.1f}"
             f"{middle['megabytes']:9,.0f}{middle['first']:13.2f}"
         )
-    for (way, space), rate in rates.items():
-        if way != "ours, columns":
-            times = f"{rates['ours, columns', space] / rate:,.0f} times" if rate else "it found none"
-            print(f"ours, columns / {way} on {space}: {times}")
+    for (method, space), rate in rates.items():
+        if method != COLUMNS:
+            ratio = f"{rates[COLUMNS, space] / rate:,.0f} times" if rate else "no solutions"
+            print(f"{COLUMNS} / {method} on {space}: {ratio}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Whole-process time of `march-search solve` against `python -c "import numpy"`, alternating, medians.
+"""Compare the run time of `march-search solve` with that of `python -c "import numpy"`.
 
-python benchmarks/startup.py
+    python benchmarks/startup.py [--repeats 15]
+
+The commands take turns, each in a new process. The medians over the repeats are printed.
 """
 
+import argparse
 import statistics
 import subprocess
 import sys
 import time
 
-REPEATS = 15
 COMMANDS = {
     "import numpy": ["-c", "import numpy"],
     "solve --budget 220M": ["-m", "march_search", "solve", "--budget", "220M"],
@@ -17,8 +19,12 @@ COMMANDS = {
 
 
 def main() -> None:
+    """Print the median seconds of each command, and the ratio to `import numpy`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each command (default: 15)")
+    repeats = parser.parse_args().repeats
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, arguments in COMMANDS.items():
             began = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)

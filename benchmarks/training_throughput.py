@@ -1,13 +1,13 @@
-"""Our model and Hugging Face's T5 at equal weights, batch, precision and optimizer: tokens/s, peak memory, loss.
+"""Compare our model with Hugging Face's T5: tokens/s, peak memory and loss with equal weights, batch and optimizer.
 
-python benchmarks/training_throughput.py [--shapes deep t5 wide] [--precisions fp32 bf16] [--compile no yes]
-                                         [--batch 8] [--threads 2] [--repeats 5]
+    python benchmarks/training_throughput.py [--shapes deep t5 wide] [--precisions fp32 bf16] [--compile no yes]
+                                             [--batch 8] [--threads 2] [--repeats 5]
 
-Each model trains in a process of its own, and the two take their steps in turn, so that whatever else the machine does
-meets both; the ratio is the median over pairs of steps. bf16 means what it means in a trial: weights and activations in
-bf16, AdamW on fp32 copies. compile: torch.compile on every layer. Memory is the peak resident size of the process, less
-what the imports took. Peak speed is that of a 2048 x 2048 matrix product; products: share of a step spent in them.
-Tokens are those of the text, before corruption.
+Each model trains in its own process. The two take steps in turn, so that other load affects both; the ratio is the
+median over pairs of steps. As in a trial, bf16 means weights and activations in bf16 and AdamW on fp32 copies.
+`--compile yes` applies torch.compile to every layer. Memory is the peak resident size of the process without the
+imports. The peak speed is that of a 2048 x 2048 matrix product; `products` is the fraction of a step spent in matrix
+products. Tokens are tokens of text, before corruption.
 """
 
 import argparse
@@ -30,7 +30,7 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "scaled_dot
 
 
 def child(kind: str, name: str, precision: str, compiled: bool, threads: int, folder: Path) -> None:
-    """Takes a training step for every line on stdin; then says how much memory it took, and where the time went."""
+    """Take a training step for every line on stdin; at the end, print the memory used and the fraction in products."""
     import torch
 
     from march_search import Architecture
@@ -83,7 +83,7 @@ def child(kind: str, name: str, precision: str, compiled: bool, threads: int, fo
 
 
 def in_fp32(parameters: list[Any], copies: list[Any], optimizer: Any) -> None:
-    """A step on the fp32 copies of bf16 parameters, which lose their gradients."""
+    """Take a step on the fp32 copies of bf16 parameters and clear the gradients of the parameters."""
     import torch
 
     for parameter, copy in zip(parameters, copies, strict=True):
@@ -95,7 +95,7 @@ def in_fp32(parameters: list[Any], copies: list[Any], optimizer: Any) -> None:
 
 
 def peak_speed(precision: str, threads: int) -> float:
-    """Operations a second of a matrix product."""
+    """Return the operations per second of a matrix product."""
     import torch
 
     torch.set_num_threads(threads)
@@ -109,8 +109,8 @@ def peak_speed(precision: str, threads: int) -> float:
 
 
 def compare(arguments: list[str], repeats: int) -> dict[str, dict[str, Any]]:
-    """Both models, step by step in turn: what each said."""
-    environment = os.environ | {"GOMP_SPINCOUNT": "1000", "KINETO_LOG_LEVEL": "9"}  # the first as in a trial
+    """Train both models, one step each in turn, and return the figures of each."""
+    environment = os.environ | {"GOMP_SPINCOUNT": "1000", "KINETO_LOG_LEVEL": "9"}  # GOMP_SPINCOUNT as in a trial
     processes = {
         kind: subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, "--child", kind, *arguments],
@@ -118,23 +118,23 @@ def compare(arguments: list[str], repeats: int) -> dict[str, dict[str, Any]]:
         )
         for kind in KINDS
     }  # fmt: skip
-    told: dict[str, dict[str, Any]] = {kind: {"seconds": [], "losses": []} for kind in KINDS}
-    for number in range(repeats + 2):  # two to warm up
+    figures: dict[str, dict[str, Any]] = {kind: {"seconds": [], "losses": []} for kind in KINDS}
+    for number in range(repeats + 2):  # two steps to warm up
         for kind, process in processes.items():
             process.stdin.write("step\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
-            told[kind]["losses"].append(answer["loss"])
-            told[kind]["seconds"] += [answer["seconds"]] if number >= 2 else []
+            figures[kind]["losses"].append(answer["loss"])
+            figures[kind]["seconds"] += [answer["seconds"]] if number >= 2 else []
     for kind, process in processes.items():
         process.stdin.close()
-        told[kind] |= json.loads(process.stdout.readline())
+        figures[kind] |= json.loads(process.stdout.readline())
         process.wait()
-    return told
+    return figures
 
 
 def prepare(name: str, batch: int, folder: Path) -> None:
-    """Weights as Hugging Face's T5 reads them, and a batch."""
+    """Write the weights in the format of Hugging Face's T5, and a batch."""
     import torch
 
     from march_search import Architecture
@@ -149,20 +149,21 @@ def prepare(name: str, batch: int, folder: Path) -> None:
         torch.save(torch.randint(2, a.vocab_size, (batch, length)), folder / f"{which}.pt")
 
 
-def print_row(label: str, told: dict[str, dict[str, Any]], tokens: int, flops: float, peak: float) -> None:
-    """One line of the table."""
-    ours, hf = told["ours"], told["hf"]
-    faster = statistics.median(theirs / mine for mine, theirs in zip(ours["seconds"], hf["seconds"], strict=True))
-    speeds = [tokens / statistics.median(one["seconds"]) for one in (ours, hf)]
-    apart = max(abs(a - b) for a, b in zip(ours["losses"], hf["losses"], strict=True))
-    cells = [f"{s:7.0f}" for s in speeds] + [f"{faster:5.2f}"]
-    cells += [f"{one['bytes'] / 1e6:6.0f}" for one in (ours, hf)] + [f"{ours['bytes'] / hf['bytes']:5.2f}"]
-    cells += [f"{flops * s / peak:5.0%}" for s in speeds] + [f"{one['products']:5.0%}" for one in (ours, hf)]
-    print(label, *cells, f"{apart:.4f} at {ours['losses'][0]:.2f}", flush=True)
+def print_row(label: str, figures: dict[str, dict[str, Any]], tokens: int, flops: float, peak: float) -> None:
+    """Print one row of the table."""
+    ours, hf = figures["ours"], figures["hf"]
+    ratio = statistics.median(hf_step / step for step, hf_step in zip(ours["seconds"], hf["seconds"], strict=True))
+    speeds = [tokens / statistics.median(model["seconds"]) for model in (ours, hf)]
+    loss_difference = max(abs(a - b) for a, b in zip(ours["losses"], hf["losses"], strict=True))
+    cells = [f"{s:7.0f}" for s in speeds] + [f"{ratio:5.2f}"]
+    cells += [f"{model['bytes'] / 1e6:6.0f}" for model in (ours, hf)] + [f"{ours['bytes'] / hf['bytes']:5.2f}"]
+    cells += [f"{flops * s / peak:5.0%}" for s in speeds] + [f"{model['products']:5.0%}" for model in (ours, hf)]
+    print(label, *cells, f"{loss_difference:.4f} at {ours['losses'][0]:.2f}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print one row per shape, precision and choice of torch.compile."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--compile", nargs="+", choices=("no", "yes"), default=["no", "yes"])
@@ -171,13 +172,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if "yes" in options.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        print("without torch.compile: it needs a C++ compiler, and neither g++ nor $CXX is here")
+        print("skipping torch.compile: it needs a C++ compiler, and neither g++ nor $CXX was found")
         options.compile = ["no"]
     from march_search import Architecture
 
     peaks = {precision: peak_speed(precision, options.threads) for precision in options.precisions}
     print(*(f"peak speed in {name}: {peak / 1e9:.0f} GFLOP/s." for name, peak in peaks.items()))
-    print("                        tokens/s       ratio   peak MB   ratio  of peak speed   products  loss apart")
+    print("                        tokens/s       ratio   peak MB   ratio  of peak speed   products  loss difference")
     print("                     ours      hf           ours     hf          ours    hf   ours    hf")
     for shape, name in ((shape, SHAPES[shape]) for shape in options.shapes):
         with tempfile.TemporaryDirectory() as folder:
@@ -186,9 +187,9 @@ def main() -> None:
             for precision in options.precisions:
                 for compiled in options.compile:
                     arguments = [name, precision, compiled, str(options.threads), folder]
-                    told = compare(arguments, options.repeats)
+                    figures = compare(arguments, options.repeats)
                     label = f"{shape:<4} {precision} {'compiled' if compiled == 'yes' else '        '}"
-                    print_row(label, told, options.batch * LENGTH, flops, peaks[precision])
+                    print_row(label, figures, options.batch * LENGTH, flops, peaks[precision])
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What a trial costs besides its model: tokens/s against a bare PyTorch loop, and seconds from launch to first step.
+"""Measure the overhead of a trial: tokens/s compared with a bare PyTorch loop, and seconds from launch to first step.
 
-OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60] [--batch 2048]
+    OMP_NUM_THREADS=1 python benchmarks/trial_overhead.py [--rounds 5] [--steps 60] [--batch 2048]
 
-A trial as a study starts it (supervisor, rank, DeepSpeed, metrics, TensorBoard, prefetched batches) and a loop of plain
-torch, a process each, in turn: optimizer, clipping and schedule of `studies/cpu-demo.toml`, one thread, the same
-examples, which the bare loop has in memory before it begins. Compared are the fastest tenths of all their steps,
-the first ones of each process left out: other processes only add. Then the seconds of a start, by part, in one process
-that calls what a rank calls; medians over rounds.
+The benchmark alternates between a trial as a study starts it (supervisor, rank, DeepSpeed, metrics, TensorBoard,
+prefetched batches) and a loop of plain torch, each in its own process. Both use one thread, the same examples, and the
+optimizer, clipping and schedule of `studies/cpu-demo.toml`; the bare loop has its examples in memory before it starts.
+The fastest tenths of all steps are compared, without the first steps of each process, because other load can only slow
+a step down. Finally, one process calls the functions that a rank calls and prints the seconds of each part of a start,
+as medians over the rounds.
 """
 
 import argparse
@@ -28,36 +29,38 @@ from march_search.config.loader import build, read_file
 ARCHITECTURE = "L2-D128-H12x16-F448-rope-V2048"
 STUDY = Path(__file__).parent.parent / "studies" / "cpu-demo.toml"
 WARM_UP = 10
+"""First steps of each process, which are ignored."""
 
 
 def main() -> None:
+    """Run the benchmark, or one of its child processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("rounds", 5), ("steps", 60), ("batch", 2048)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("bare", "parts"):
         parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
-    told = parser.parse_args()
-    if told.bare:
-        return print(json.dumps(bare(told.bare)))
-    if told.parts:
-        return print(json.dumps(parts(told.parts)))
+    options = parser.parse_args()
+    if options.bare:
+        return print(json.dumps(bare_loop(options.bare)))
+    if options.parts:
+        return print(json.dumps(start_parts(options.parts)))
     with tempfile.TemporaryDirectory() as name:
-        return compare(Path(name), told.rounds, told.steps, told.batch)
+        return compare(Path(name), options.rounds, options.steps, options.batch)
 
 
 def compare(root: Path, rounds: int, steps: int, batch: int) -> None:
-    """Prints one line a round, then the medians and the parts of a start."""
+    """Print one line per round, then the medians and the parts of a start."""
     from march_search.data.prepare import prepare
 
     study = build(StudyConfig, read_file(STUDY), str(STUDY))
     training = replace(study.training, global_batch_tokens=batch, tokens=steps * batch, warmup_tokens=0)
     study = replace(study, data=replace(study.data, vocab_size=2048), training=training)
     store = prepare(study.data, root, root, tokens=study.training.tokens)
-    ours: list[float] = []
-    theirs: list[float] = []
+    trial_steps: list[float] = []
+    bare_steps: list[float] = []
     starts = []
     for number in range(rounds):
-        folder = trial(root / str(number), store, study, steps)
+        folder = make_trial(root / str(number), store, study, steps)
         began = time.time()
         with subprocess.Popen(command("-m", "march_search.training", folder), stderr=subprocess.DEVNULL) as process:
             while not first_step(folder):
@@ -65,18 +68,22 @@ def compare(root: Path, rounds: int, steps: int, batch: int) -> None:
                 time.sleep(0.01)
             starts.append(time.time() - began)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        ours += [batch / line["tokens_per_second"] for line in lines if line["kind"] == "train"][WARM_UP:]
-        theirs += told(command(__file__, "--bare", folder))[WARM_UP:]
-        print(f"round {number + 1}: {batch / fast(ours):,.0f} tokens/s, bare {batch / fast(theirs):,.0f}", flush=True)
-    print(f"tokens/s of a trial to the bare loop's: {fast(theirs) / fast(ours):.3f} (at least 0.95 is the aim)")
-    print(f"seconds from launch to first step: {statistics.median(starts):.2f}, least {min(starts):.2f}")
-    every = [told(command(__file__, "--parts", trial(root / f"parts-{n}", store, study, 1))) for n in range(rounds)]
-    for part in every[0]:
-        print(f"{statistics.median(one[part] for one in every):8.2f}  {part}")
+        trial_steps += [batch / line["tokens_per_second"] for line in lines if line["kind"] == "train"][WARM_UP:]
+        bare_steps += json_output(command(__file__, "--bare", folder))[WARM_UP:]
+        print(
+            f"round {number + 1}: {batch / fast(trial_steps):,.0f} tokens/s, bare {batch / fast(bare_steps):,.0f}",
+            flush=True,
+        )
+    print(f"tokens/s of a trial / bare loop: {fast(bare_steps) / fast(trial_steps):.3f} (target: at least 0.95)")
+    print(f"seconds from launch to first step: {statistics.median(starts):.2f}, minimum {min(starts):.2f}")
+    folders = [make_trial(root / f"parts-{number}", store, study, 1) for number in range(rounds)]
+    measured = [json_output(command(__file__, "--parts", folder)) for folder in folders]
+    for part in measured[0]:
+        print(f"{statistics.median(seconds[part] for seconds in measured):8.2f}  {part}")
 
 
-def trial(folder: Path, store: Path, study: StudyConfig, steps: int) -> Path:
-    """The folder of a trial of so many steps, evaluated and saved at their end only."""
+def make_trial(folder: Path, store: Path, study: StudyConfig, steps: int) -> Path:
+    """Create the folder of a trial with this number of steps, evaluated and saved only at the end."""
     folder.mkdir()
     tokens = steps * study.training.global_batch_tokens
     training = replace(study.training, tokens=tokens, warmup_tokens=0, evaluations=1, checkpoints=0, keep_weights=False)
@@ -94,29 +101,29 @@ def trial(folder: Path, store: Path, study: StudyConfig, steps: int) -> Path:
 
 
 def command(*arguments: object) -> list[str]:
-    """Python with these arguments."""
+    """Return a command line that runs Python with these arguments."""
     return [sys.executable, *map(str, arguments)]
 
 
-def told(command: list[str]) -> Any:
-    """The last line of JSON that a command prints."""
+def json_output(command: list[str]) -> Any:
+    """Run a command and parse the last line that it prints as JSON."""
     ended = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return json.loads(ended.stdout.splitlines()[-1])
 
 
 def first_step(folder: Path) -> bool:
-    """Whether the trial has taken a step."""
+    """Return whether the trial has taken a step."""
     metrics = folder / "metrics.jsonl"
     return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def fast(seconds: list[float]) -> float:
-    """Mean of the fastest tenth."""
+    """Return the mean of the fastest tenth."""
     return statistics.mean(sorted(seconds)[: max(1, len(seconds) // 10)])
 
 
-def bare(folder: Path) -> list[float]:
-    """Seconds of each step of a loop of plain torch."""
+def bare_loop(folder: Path) -> list[float]:
+    """Train with plain torch and return the seconds of each step."""
     import torch
 
     from march_search import Architecture
@@ -148,8 +155,8 @@ def bare(folder: Path) -> list[float]:
     return seconds
 
 
-def parts(folder: Path) -> dict[str, float]:
-    """Seconds of the parts of a start, in the order in which a rank comes to them."""
+def start_parts(folder: Path) -> dict[str, float]:
+    """Start a trial in this process and return the seconds of each part, in order."""
     seconds: dict[str, float] = {}
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,19 +169,16 @@ def parts(folder: Path) -> dict[str, float]:
 
         return wrapper
 
-    def imported(name: str) -> None:
-        timed(f"import {name}", __import__)(name)
-
     config = build(TrialConfig, read_file(folder / "trial.json"), "trial.json")
     for name in ("torch", "deepspeed", "tensorboard.summary.writer.record_writer", "march_search.training.loop"):
-        imported(name)
-    from march_search.training import checkpoint, engine, loop, timing
+        timed(f"import {name}", __import__)(name)
+    from march_search.training import checkpoint, loop, timing
     from march_search.training.evaluation import Validation
 
     for module, name, part in (
-        (engine, "take_place", "process group"), (timing, "measured", "peak of matrix products"),
+        (loop, "join_ranks", "process group"), (timing, "measure_utilisation", "peak of matrix products"),
         (loop, "Batches", "order of the data"), (Validation, "of", "validation examples"),
-        (loop, "_engine", "model and engine"), (checkpoint, "load", "look for checkpoints"),
+        (loop, "_engine", "model and engine"), (checkpoint, "load", "search for checkpoints"),
         (loop, "_one_step", "first step"),
     ):  # fmt: skip
         setattr(module, name, timed(part, getattr(module, name)))

@@ -14,7 +14,25 @@ from march_search.errors import MarchSearchError, StorageError
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports errors in one line."""
+    """Argument parser that reports errors in one line, and accepts TRIAL after options."""
+
+    _has_commands = False
+    _is_parsing = False
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        """Add the parsers of commands."""
+        self._has_commands = True
+        return super().add_subparsers(**settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments. Without this, optional ones are refused after an option: `export STUDY --root DIR TRIAL`."""
+        if self._has_commands or self._is_parsing:
+            return super().parse_known_args(args, namespace)
+        self._is_parsing = True  # parse_known_intermixed_args calls this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_parsing = False
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}. Try: {self.prog} --help", file=sys.stderr)

@@ -1,61 +1,80 @@
-"""Whether a study that was run again says what a kept table says: python scripts/compare_results.py TABLE.csv STUDY
+"""Compare the losses of a study with those in a stored table, such as studies/results/glu.csv.
 
-TABLE.csv is what `march-search report STUDY --tables DIR` wrote, such as studies/results/glu.csv; STUDY is a folder
-below runs/, or its name. On the same processor and libraries losses come out equal to the last digit. Elsewhere two
-runs of one trial differ by rounding that training amplifies: in 95 % of cases no more than two seeds of a shape do.
+    python scripts/compare_results.py studies/results/glu.csv cpu/glu
+
+On the same processor with the same libraries, losses are equal to the last digit. On other machines, training amplifies
+rounding differences. The script marks losses that differ by more than two seeds of one shape do in 95% of cases. It
+exits with 0 if the losses agree, 1 if too many differ, and 2 if no trial can be compared.
 """
 
+import argparse
 import csv
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from march_search.analysis.comparison import CONFIDENCE
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.study_record import read_study
+from march_search.commands.studies import named_study
 from march_search.errors import MarchSearchError
 
 
-def main(table: str, study: str) -> int:
-    """Prints every trial of both; 0 if all agree, 1 if one does not, 2 if nothing can be compared."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare a table with a study and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, metavar="TABLE", help="CSV file written by march-search report --tables")
+    parser.add_argument("study", metavar="STUDY", help="a shipped study, a TOML file, or a study by name or folder")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
+    options = parser.parse_args(arguments)
+    try:
+        return compare(options.table, options.study, options.root)
+    except (MarchSearchError, OSError) as error:
+        print(f"compare_results.py: {error}", file=sys.stderr)
+        return 2
+
+
+def compare(table: Path, study: str, root: Path) -> int:
+    """Print the losses of every trial in both and return the exit code."""
     from scipy.special import stdtrit
 
-    kept: dict[tuple[str, str, str], float] = {}
+    stored: dict[tuple[str, str, str], float] = {}
     seeds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with Path(table).open(newline="") as file:
+    with table.open(newline="") as file:
         for row in csv.DictReader(file):
             if row["state"] == "complete":
-                kept[row["name"], row["seed"], row["learning_rate"]] = float(row["loss"])
+                stored[row["name"], row["seed"], row["learning_rate"]] = float(row["loss"])
                 seeds[row["name"], row["learning_rate"]].append(float(row["loss"]))
+    if not stored:
+        print(f"{table}: the table has no complete trial.", file=sys.stderr)
+        return 2
     noise = seed_noise(list(seeds.values()))
     assert noise is not None
     degrees = noise.degrees if noise.is_measured else 1e9
-    most = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * noise.deviation * 2**0.5
-    compared, apart = 0, 0
-    print(f"{'trial':58s} {'kept':>9s} {'again':>9s} {'difference':>11s}")
-    for trial in read_study(study, Path("runs")).trials:
+    tolerance = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * noise.deviation * 2**0.5
+    record, compared, differing = named_study(study, root).record(), 0, 0
+    print(f"{'trial':58s} {'table':>9s} {'study':>9s} {'difference':>11s}")
+    for trial in record.trials:
         rate = f"{trial.config.training.learning_rate:g}"
-        there = kept.get((trial.architecture.name, str(trial.seed), rate))
-        if there is None or trial.loss is None or trial.state != "complete":
+        loss = stored.get((trial.architecture.name, str(trial.seed), rate))
+        if loss is None or trial.loss is None or trial.state != "complete":
             continue
-        difference = trial.loss - there
-        compared, apart = compared + 1, apart + (abs(difference) > most)
-        mark = "  apart" if abs(difference) > most else ""
+        difference = trial.loss - loss
+        differs = abs(difference) > tolerance
+        compared, differing = compared + 1, differing + differs
+        mark = "  differs" if differs else ""
         print(
             f"{trial.architecture.name} s{trial.seed}".ljust(58),
-            f"{there:9.6f} {trial.loss:9.6f} {difference:+11.6f}{mark}",
+            f"{loss:9.6f} {trial.loss:9.6f} {difference:+11.6f}{mark}",
         )
     if not compared:
-        print("no complete trial is in both.", file=sys.stderr)
+        print("no complete trial of the study is in the table.", file=sys.stderr)
         return 2
-    print(f"{compared - apart} of {compared} agree within {most:.4f} nats (95 %: of two seeds, {noise.source}).")
-    return int(apart > 0.05 * compared + 1)
+    print(
+        f"{compared - differing} of {compared} agree within {tolerance:.4f} nats (95% of seed pairs; {noise.source})."
+    )
+    return int(differing > 0.05 * compared + 1)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(f"usage: {(__doc__ or '').splitlines()[0].split(': ', 1)[1]}")
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except (MarchSearchError, OSError) as error:
-        sys.exit(str(error))
+    sys.exit(main())

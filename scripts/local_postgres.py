@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own on loopback, for tests and benchmarks, gone afterwards."""
+"""Start a temporary PostgreSQL server on the loopback interface, for tests and benchmarks."""
 
 import os
 import pwd
@@ -11,27 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PASSWORD = "canary-5b1f0c"
+"""Password of the database. Tests check that it appears in no file or message."""
 
 
 def programs() -> Path | None:
-    """Folder of the server's programs; None where it is not installed."""
-    found = shutil.which("initdb")
+    """Return the folder of the server's programs; None if PostgreSQL is not installed."""
+    initdb = shutil.which("initdb")
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(found).parent if found else versions[-1].parent if versions else None
+    return Path(initdb).parent if initdb else versions[-1].parent if versions else None
 
 
 def why_not() -> str:
-    """Why no server can be started here; empty if one can."""
+    """Return why no server can be started on this machine; empty if one can."""
     if programs() is None:
         return "PostgreSQL is not installed (Debian: apt install postgresql)"
     if os.getuid() == 0 and not any(user.pw_name == "postgres" for user in pwd.getpwall()):
-        return "PostgreSQL does not run as root, and there is no user postgres"
+        return "PostgreSQL does not run as root, and the user postgres does not exist"
     return ""
 
 
 @contextmanager
 def server(fsync: bool = False) -> Iterator[str]:
-    """A new server; yields the URL of its database, with a password."""
+    """Start a server and yield the URL of its database, with the password; stop and delete it afterwards."""
     binaries, user = programs(), "postgres" if os.getuid() == 0 else None
     assert binaries is not None, why_not()
     folder = Path(tempfile.mkdtemp(prefix="pg-"))

@@ -1,13 +1,13 @@
-"""Kills trials at random moments and damages checkpoints; what comes out must be what comes out of an untouched trial.
+"""Kill trials at random moments and damage checkpoints; the results must equal those of an undisturbed trial.
 
-python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0] [--ranks 1]
+    python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0] [--ranks 1]
 
-Each start is a rank as its supervisor starts it, forked from a process that has loaded torch and DeepSpeed already:
-kills hit work rather than imports. With --ranks 2 it is two, under ZeRO 2, and a process that ends one when the other
-is killed. One start in ten is the whole command instead. Trials are resumed after each kill
-until they are complete; then weights, metrics (without clocks), losses of every validation example and the result have
-to equal, bit for bit, those of a trial that nobody touched. A new trial is begun until there were enough kills. Exit
-code 0 only if all of that holds.
+The script starts a rank as its supervisor does, forked from a process that has already loaded torch and DeepSpeed, so
+that kills hit training rather than imports. With `--ranks 2`, it starts two ranks under ZeRO 2 and a parent that kills
+the other rank when one fails. One start in ten runs the whole command instead. A trial is resumed after each kill until
+it is complete. Its weights, metrics (without clocks), losses of all validation examples and result must then equal
+those of an undisturbed trial, bit by bit. New trials are started until there were enough kills. The exit code is 0 if
+all results are equal and all damage is detected.
 """
 
 import argparse
@@ -41,28 +41,35 @@ TRAINING = TrainingConfig(
 """96 steps of four micro batches, a checkpoint after every fourth step."""
 
 FORKS = multiprocessing.get_context("forkserver")
-"""Starts processes from one that has its libraries loaded."""
+"""Starts processes from one that has loaded the libraries."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tortures; the exit code says whether everything held."""
+    """Run the checks and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("kills", 200), ("damages", 1000), ("seed", 0), ("ranks", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    told = parser.parse_args(arguments)
-    rng = random.Random(told.seed)
-    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed says that it looked for one
+    for name, default, text in (
+        ("kills", 200, "times that a trial is killed"),
+        ("damages", 1000, "times that checkpoints are damaged"),
+        ("seed", 0, "seed of moments and damages"),
+        ("ranks", 1, "ranks of a trial"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+    options = parser.parse_args(arguments)
+    rng = random.Random(options.seed)
+    os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed prints that it looked for one
     FORKS.set_forkserver_preload(["march_search.training.loop", "deepspeed"])
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        store = _store(root)
-        untouched, seconds = _untouched(root, store, told.ranks)
-        held = _kill(root, store, untouched, seconds, told, rng)
-        return 0 if (not told.damages or _damage(root, store, told.damages, rng)) and held else 1
+        store = _prepare_store(root)
+        undisturbed, seconds = _train_undisturbed(root, store, options.ranks)
+        passed = _check_kills(root, store, undisturbed, seconds, options, rng)
+        if options.damages:
+            passed = _check_damages(root, store, options.damages, rng) and passed
+        return 0 if passed else 1
 
 
-def _store(root: Path) -> Path:
-    """A prepared text of made-up words."""
+def _prepare_store(root: Path) -> Path:
+    """Prepare a text of random words and return the token store."""
     corpus, rng = root / "corpus", random.Random(0)
     corpus.mkdir()
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(300)]
@@ -71,8 +78,8 @@ def _store(root: Path) -> Path:
     return prepare(replace(DATA, corpus=str(corpus)), root, corpus, tokens=1)
 
 
-def _trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
-    """The folder of a new trial."""
+def _make_trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
+    """Create the folder of a new trial."""
     folder = root / name
     folder.mkdir()
     devices, recipe = DevicesConfig(kind="cpu", ranks=ranks, threads=1), replace(TRAINING, zero_stage=2 * (ranks > 1))
@@ -89,31 +96,35 @@ def _trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
 
 
 def _start(folder: Path, ranks: int = 1, whole: bool = False) -> "multiprocessing.process.BaseProcess":
-    """Trains the trial: its ranks, or the `whole` command."""
-    target, more = (_command, ()) if whole else (_ranks, (ranks,)) if ranks > 1 else (_rank, (0, 1))
-    process = FORKS.Process(target=target, args=(folder, *more))
+    """Start training the trial: its ranks, or the whole command."""
+    if whole:
+        process = FORKS.Process(target=_run_command, args=(folder,))
+    elif ranks > 1:
+        process = FORKS.Process(target=_run_ranks, args=(folder, ranks))
+    else:
+        process = FORKS.Process(target=_run_rank, args=(folder, 0, 1))
     process.start()
     return process
 
 
-def _rank(folder: Path, rank: int, ranks: int) -> None:
-    """One rank, its output in trial.log."""
-    _log(folder)
-    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in told.items()})
+def _run_rank(folder: Path, rank: int, ranks: int) -> None:
+    """Run one rank, with its output in trial.log."""
+    _redirect_output(folder)
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ.update({name: str(value) for name, value in variables.items()})
     os._exit(train([str(folder)]))
 
 
-def _ranks(folder: Path, ranks: int) -> None:
-    """Several ranks; the first that ends otherwise than well takes the others with it."""
+def _run_ranks(folder: Path, ranks: int) -> None:
+    """Run several ranks; when one fails, kill the others."""
     os.environ["MARCH_SEARCH_MEETING"] = str(folder / f".rendezvous.{uuid.uuid4().hex}")
     running: list[int] = []
     for rank in range(ranks):
         child = os.fork()
         if not child:
-            _rank(folder, rank, ranks)
+            _run_rank(folder, rank, ranks)
         running.append(child)
-    signal.signal(signal.SIGTERM, lambda signum, _: [os.kill(one, signum) for one in running])
+    signal.signal(signal.SIGTERM, lambda signum, _: [os.kill(pid, signum) for pid in running])
     code = 0
     while running:
         child, status = os.wait()
@@ -124,58 +135,62 @@ def _ranks(folder: Path, ranks: int) -> None:
     os._exit(code % 256)
 
 
-def _command(folder: Path) -> None:
-    """What a person types, in the place of this process."""
-    _log(folder)
+def _run_command(folder: Path) -> None:
+    """Replace this process by the command that trains a trial."""
+    _redirect_output(folder)
     os.execv(sys.executable, [sys.executable, "-m", "march_search.training", str(folder)])
 
 
-def _log(folder: Path) -> None:
-    """Sends what this process prints to trial.log."""
+def _redirect_output(folder: Path) -> None:
+    """Append the output of this process to trial.log."""
     log = os.open(folder / "trial.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
 
 
-def _untouched(root: Path, store: Path, ranks: int) -> tuple[Path, float]:
-    """A trial that nobody touches, and how long it takes."""
-    _start(_trial(root, store, "warm", ranks), ranks).join()
-    began, folder = time.monotonic(), _trial(root, store, "untouched", ranks)
+def _train_undisturbed(root: Path, store: Path, ranks: int) -> tuple[Path, float]:
+    """Train a trial without disturbing it; return its folder and its duration in seconds."""
+    _start(_make_trial(root, store, "warm-up", ranks), ranks).join()
+    began, folder = time.monotonic(), _make_trial(root, store, "undisturbed", ranks)
     process = _start(folder, ranks)
     process.join()
     if process.exitcode:
         raise SystemExit((folder / "trial.log").read_text())
     seconds = time.monotonic() - began
-    print(f"untouched: {seconds:.1f} seconds, {len(_traces(folder))} traces to compare", flush=True)
+    print(f"undisturbed trial: {seconds:.1f} seconds, {len(_results(folder))} results to compare", flush=True)
     return folder, seconds
 
 
-def _kill(
-    root: Path, store: Path, untouched: Path, seconds: float, told: argparse.Namespace, rng: random.Random
+def _check_kills(
+    root: Path, store: Path, undisturbed: Path, seconds: float, options: argparse.Namespace, rng: random.Random
 ) -> bool:
-    """Stops trials at random moments, with SIGTERM one time in ten, until there were enough kills."""
-    wanted, ended, same, where = _traces(untouched), 0, 0, Counter[str]()
-    while where.total() - where["asked to stop"] < told.kills:
-        folder = _trial(root, store, f"killed-{ended}", told.ranks)
+    """Stop trials at random moments, one time in ten with SIGTERM, until there were enough kills.
+
+    Return whether all results equal those of the undisturbed trial.
+    """
+    expected, num_trials, num_equal, phases = _results(undisturbed), 0, 0, Counter[str]()
+    while phases.total() - phases["asked to stop"] < options.kills:
+        folder = _make_trial(root, store, f"killed-{num_trials}", options.ranks)
         while not (folder / "result.json").is_file():
             whole = rng.random() < 0.1
-            process = _start(folder, told.ranks, whole)
+            process = _start(folder, options.ranks, whole)
             process.join(rng.uniform(0, seconds * (3 if whole else 1)))
             if process.is_alive():
-                where[_stop(folder, process, rng)] += 1
+                phases[_stop(folder, process, rng)] += 1
             elif process.exitcode:
                 raise SystemExit((folder / "trial.log").read_text())
-        found, ended = _traces(folder), ended + 1
-        wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
-        same += not wrong
+        results, num_trials = _results(folder), num_trials + 1
+        differing = [name for name in {**expected, **results} if expected.get(name) != results.get(name)]
+        num_equal += not differing
         shutil.rmtree(folder)
-        print(f"{where.total()} stops, {ended} trials, {same} the same" + "".join(f"; {w} differs" for w in wrong))
-    print("; ".join(f"{count} {place}" for place, count in sorted(where.items())), flush=True)
-    return same == ended
+        differences = "".join(f"; {name} differs" for name in differing)
+        print(f"{phases.total()} stops, {num_trials} trials{differences}, {num_equal} the same", flush=True)
+    print("; ".join(f"{count} {phase}" for phase, count in sorted(phases.items())), flush=True)
+    return num_equal == num_trials
 
 
 def _stop(folder: Path, process: "multiprocessing.process.BaseProcess", rng: random.Random) -> str:
-    """Kills a trial or one of its ranks, or asks it to stop; waits until all are gone, says in which phase it was."""
+    """Kill a trial or one of its ranks, or ask it to stop; wait until all have exited, and return its phase."""
     ranks = list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
     if rng.random() < 0.1:
         process.terminate()
@@ -186,57 +201,60 @@ def _stop(folder: Path, process: "multiprocessing.process.BaseProcess", rng: ran
         time.sleep(0.01)
     if process.exitcode in (143, -signal.SIGTERM):
         return "asked to stop"
-    written = {path.parent: path.name == "manifest.json" for path in sorted(folder.glob("checkpoints/step-*/*"))}
-    if not all((tag / "manifest.json").is_file() for tag in written):
-        return "killed while it wrote a checkpoint"
-    return "killed later" if written else "killed before the first checkpoint"
+    checkpoints = {path.parent: path.name == "manifest.json" for path in sorted(folder.glob("checkpoints/step-*/*"))}
+    if not all((tag / "manifest.json").is_file() for tag in checkpoints):
+        return "killed while writing a checkpoint"
+    return "killed later" if checkpoints else "killed before the first checkpoint"
 
 
-def _traces(folder: Path) -> dict[str, object]:
-    """All that a trial leaves and that does not depend on the clock."""
-    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    traces: dict[str, object] = {"metrics": [{k: v for k, v in line.items() if k not in CLOCKS} for line in told]}
+def _results(folder: Path) -> dict[str, object]:
+    """Return everything that a trial writes and that does not depend on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    results: dict[str, object] = {"metrics": [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]}
     result = json.loads((folder / "result.json").read_text())
-    traces["result"] = {name: result[name] for name in ("state", "tokens", "steps", "loss", "context_gain")}
-    return traces | {
+    results["result"] = {name: result[name] for name in ("state", "tokens", "steps", "loss", "context_gain")}
+    return results | {
         str(path.relative_to(folder)): path.read_bytes()
         for path in (folder / "weights.safetensors", *(folder / "validation").glob("*.npy"))
     }
 
 
-def _damage(root: Path, store: Path, damages: int, rng: random.Random) -> bool:
-    """Flips bytes of checkpoints and cuts them; whether each damage was seen and the checkpoint before it taken."""
-    folder = _trial(root, store, "damaged") / "checkpoints"
+def _check_damages(root: Path, store: Path, damages: int, rng: random.Random) -> bool:
+    """Damage checkpoints; return whether all damage was detected and the checkpoint before it was chosen."""
+    folder = _make_trial(root, store, "damaged") / "checkpoints"
     process = _start(folder.parent)
     while len(list(folder.glob("step-*/manifest.json"))) < 2 and process.is_alive():
         time.sleep(0.001)
     process.kill()
     process.join()
-    whole = sorted(path.parent for path in folder.glob("step-*/manifest.json"))[-2:]
+    intact = sorted(path.parent for path in folder.glob("step-*/manifest.json"))[-2:]
     for tag in folder.glob("step-*"):
-        if tag not in whole:
+        if tag not in intact:
             shutil.rmtree(tag)
-    seen, kinds = 0, Counter[str]()
+    num_detected, kinds = 0, Counter[str]()
     for _ in range(damages):
-        tags = whole if rng.random() < 0.2 else whole[1:]  # both: the trial starts anew
-        healthy = [(path, path.read_bytes()) for path in (rng.choice(sorted(tag.iterdir())) for tag in tags)]
-        kinds[" and ".join(_hurt(*one, rng) for one in healthy)] += 1
-        seen += checkpoint.newest(folder) == (whole[0] if len(tags) == 1 else None)
-        for path, data in healthy:
+        tags = intact if rng.random() < 0.2 else intact[1:]  # if both are damaged, the trial starts over
+        originals = [(path, path.read_bytes()) for path in (rng.choice(sorted(tag.iterdir())) for tag in tags)]
+        kinds[" and ".join(_damage_file(path, data, rng) for path, data in originals)] += 1
+        num_detected += checkpoint.newest(folder) == (intact[0] if len(tags) == 1 else None)
+        for path, data in originals:
             path.write_bytes(data)
-    assert checkpoint.newest(folder) == whole[1]
-    print(f"{damages} damages ({', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))}), {seen} seen", flush=True)
-    return seen == damages
+    assert checkpoint.newest(folder) == intact[1]
+    print(
+        f"{damages} damages ({', '.join(f'{n} {k}' for k, n in sorted(kinds.items()))}), {num_detected} seen",
+        flush=True,
+    )
+    return num_detected == damages
 
 
-def _hurt(path: Path, data: bytes, rng: random.Random) -> str:
-    """Flips one byte of a file, or cuts it."""
-    place = rng.randrange(len(data))
+def _damage_file(path: Path, data: bytes, rng: random.Random) -> str:
+    """Change one byte of a file, or truncate it; return which of the two."""
+    offset = rng.randrange(len(data))
     if rng.random() < 0.3:
-        path.write_bytes(data[:place])
-        return "cut"
-    path.write_bytes(data[:place] + bytes([data[place] ^ rng.randrange(1, 256)]) + data[place + 1 :])
-    return "flipped"
+        path.write_bytes(data[:offset])
+        return "truncated"
+    path.write_bytes(data[:offset] + bytes([data[offset] ^ rng.randrange(1, 256)]) + data[offset + 1 :])
+    return "changed"
 
 
 if __name__ == "__main__":

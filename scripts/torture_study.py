@@ -1,11 +1,12 @@
-"""Kills workers of a study at random moments; no trial may be lost, run twice at once, or complete twice.
+"""Kill workers of a study at random moments; no trial may be lost, run twice at the same time, or complete twice.
 
-python scripts/torture_study.py --storage journal|sqlite|postgresql [--workers 8] [--trials 50] [--rounds 20] [--seed 0]
+    python scripts/torture_study.py [--storage journal|sqlite|postgresql] [--pruner none|rungs]
+                                    [--strategy sample|tpe] [--workers 8] [--trials 50] [--rounds 20] [--seed 0]
 
-All workers open the fresh study at the same moment. Some are killed with SIGKILL and replaced, some are stopped for
-longer than their lease and go on. The trials' own processes survive their workers: only fences and leases keep them
-apart. In every second round workers do not know that they share a machine, so that only silence tells of a death.
-Exit code 0 only if everything held.
+All workers open a new study at the same moment. Some are killed with SIGKILL and replaced. Others are suspended for
+longer than their lease and then continue. The processes of the trials survive their workers, so only leases keep them
+apart. In every second round, workers do not know that they share a machine, so that only missing heartbeats show a
+death. The exit code is 0 if every round passed.
 """
 
 import argparse
@@ -40,7 +41,7 @@ log = os.open(folder + "/runs.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 try:
     fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
-    os.write(log, b"two at once\n")
+    os.write(log, b"concurrent\n")
 trial = json.load(open(folder + "/trial.json"))
 tokens, seed = trial["training"]["tokens"], trial["seed"]
 loss = 4 + int(hashlib.sha256(trial["architecture"].encode()).hexdigest(), 16) % 1000 / 1000
@@ -52,136 +53,148 @@ with open(folder + "/metrics.jsonl", "w", buffering=1) as metrics:
             for kind in ("train", "evaluation"):
                 metrics.write(json.dumps({"kind": kind, "step": seen, "tokens": seen, "loss": loss}) + "\n")
 if until is None:
-    told = {"architecture": trial["architecture"], "seed": seed, "tokens": tokens, "loss": loss}
-    told["sha256"] = hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    result = {"architecture": trial["architecture"], "seed": seed, "tokens": tokens, "loss": loss}
+    result["sha256"] = hashlib.sha256(json.dumps(result, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     os.write(log, b"result\n")
     with open(folder + "/result.new", "w") as file:
-        json.dump(told, file)
+        json.dump(result, file)
     os.replace(folder + "/result.new", folder + "/result.json")
 """
-"""A trial that trains nothing and does not die with its worker."""
+"""Program of a trial that trains nothing and survives its worker."""
 
 FORKS = multiprocessing.get_context("forkserver")
+"""Starts processes from one that has loaded the libraries."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tortures; the exit code says whether everything held."""
+    """Run the rounds and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", choices=("journal", "sqlite", "postgresql"), default="journal")
     parser.add_argument("--pruner", choices=("none", "rungs"), default="none")
-    parser.add_argument("--strategy", choices=("sample", "tpe"), default="sample", help="tpe: chosen as they go")
-    for name, default in (("workers", 8), ("trials", 50), ("rounds", 20), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    told = parser.parse_args(arguments)
-    rng = random.Random(told.seed)
+    parser.add_argument(
+        "--strategy",
+        choices=("sample", "tpe"),
+        default="sample",
+        help="tpe chooses trials during the study (default: sample)",
+    )
+    for name, default, text in (
+        ("workers", 8, "workers at the same time"),
+        ("trials", 50, "trials of a study"),
+        ("rounds", 20, "studies"),
+        ("seed", 0, "seed of moments and victims"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+    options = parser.parse_args(arguments)
+    rng = random.Random(options.seed)
     FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "sqlalchemy"])
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (root / "toy.py").write_text(TOY.replace("SECONDS", "0.06"))
-        url = stack.enter_context(local_postgres.server()) if told.storage == "postgresql" else None
-        if told.storage == "sqlite":
+        url = stack.enter_context(local_postgres.server()) if options.storage == "postgresql" else None
+        if options.storage == "sqlite":
             url = f"sqlite:///{root}/studies.db"
-        wrong = 0
-        for number in range(told.rounds):
-            wrong += not _round(root, f"round-{number}", url, told, rng, knows=number % 2 == 0)
-    print(f"{told.storage}: {told.rounds - wrong} of {told.rounds} rounds held")
-    return 1 if wrong else 0
+        num_passed = 0
+        for number in range(options.rounds):
+            num_passed += _run_round(root, f"round-{number}", url, options, rng, same_machine=number % 2 == 0)
+    print(f"{options.storage}: {num_passed} of {options.rounds} rounds held")
+    return 0 if num_passed == options.rounds else 1
 
 
-def _config(told: argparse.Namespace, url: str | None) -> StudyConfig:
-    """A study of toys."""
+def _config(options: argparse.Namespace, url: str | None) -> StudyConfig:
+    """Return the settings of a study."""
     return StudyConfig(
         space="cpu-demo", storage=url, heartbeat_seconds=0.5,
-        search=SearchConfig(trials=told.trials, strategy=told.strategy), pruner=PrunerConfig(kind=told.pruner),
+        search=SearchConfig(trials=options.trials, strategy=options.strategy), pruner=PrunerConfig(kind=options.pruner),
         data=DataConfig(vocab_size=2048, sequence_length=64),
         training=TrainingConfig(tokens=8192, global_batch_tokens=1024, evaluations=4),
     )  # fmt: skip
 
 
-def _work(root: Path, name: str, config: StudyConfig, knows: bool) -> None:
-    """One worker, its output in a file."""
+def _run_worker(root: Path, name: str, config: StudyConfig, same_machine: bool) -> None:
+    """Run one worker, with its output in a file. Without `same_machine`, hide that workers share a machine."""
     log = os.open(root / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if not knows:
+    if not same_machine:
         heartbeat.boot = lambda: ""
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     command = (sys.executable, "-I", "-S", str(root / "toy.py"))
     StudyRun(config, folder, root / "store", candidates.initial_trials(chosen, config), command).run()
 
 
-def _round(root: Path, name: str, url: str | None, told: argparse.Namespace, rng: random.Random, knows: bool) -> bool:
-    """One study; whether it held."""
-    config, what, began = _config(told, url), Counter[str](), time.monotonic()
+def _run_round(
+    root: Path, name: str, url: str | None, options: argparse.Namespace, rng: random.Random, same_machine: bool
+) -> bool:
+    """Run one study while disturbing its workers; return whether it passed."""
+    config, events, began = _config(options, url), Counter[str](), time.monotonic()
     folder = StudyFolder.of(root, name)
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
     study_state.keep_candidates(folder.path, chosen)
     folder.keep_store(root / "store")
-    arguments = (root, name, config, knows)
-    crew = [FORKS.Process(target=_work, args=arguments) for _ in range(told.workers)]
-    for one in crew:
-        one.start()
-    kills = told.workers
-    while any(one.is_alive() for one in crew) and time.monotonic() - began < 180:
+    arguments = (root, name, config, same_machine)
+    workers = [FORKS.Process(target=_run_worker, args=arguments) for _ in range(options.workers)]
+    for worker in workers:
+        worker.start()
+    num_left = options.workers  # disturbances
+    while any(worker.is_alive() for worker in workers) and time.monotonic() - began < 180:
         time.sleep(rng.uniform(0.1, 0.6))
-        alive = [one for one in crew if one.is_alive()]
-        what["failed to work"] += sum(one.exitcode not in (0, None, -signal.SIGKILL) for one in crew)
-        crew = alive
-        if kills and alive:
-            kills -= 1
+        alive = [worker for worker in workers if worker.is_alive()]
+        events["failed"] += sum(worker.exitcode not in (0, None, -signal.SIGKILL) for worker in workers)
+        workers = alive
+        if num_left and alive:
+            num_left -= 1
             victim = rng.choice(alive)
             if rng.random() < 0.3:
-                what["stopped"] += 1
-                _freeze(victim.pid or 0, rng.uniform(0.5, 2.5))
+                events["suspended"] += 1
+                _suspend(victim.pid or 0, rng.uniform(0.5, 2.5))
                 continue
-            what["killed"] += 1
+            events["killed"] += 1
             victim.kill()
-            crew.append(FORKS.Process(target=_work, args=arguments))
-            crew[-1].start()
-    for one in crew:
-        what["did not end"] += one.is_alive()
-        one.kill()
-    faults = (
-        _faults(folder, open_study(folder, config).trials, told.trials) + what["did not end"] + what["failed to work"]
-    )
-    states = Counter(t.state.name for t in open_study(folder, config).trials)
-    print(f"{name}: {dict(states)}, {dict(what)}, {faults} faults, {time.monotonic() - began:.0f} s", flush=True)
+            workers.append(FORKS.Process(target=_run_worker, args=arguments))
+            workers[-1].start()
+    for worker in workers:
+        events["did not end"] += worker.is_alive()
+        worker.kill()
+    trials = open_study(folder, config).trials
+    faults = _print_faults(folder, trials, options.trials) + events["did not end"] + events["failed"]
+    states = Counter(t.state.name for t in trials)
+    print(f"{name}: {dict(states)}, {dict(events)}, {faults} faults, {time.monotonic() - began:.0f} s", flush=True)
     if faults:
         print((root / f"{name}.log").read_text()[-3000:])
     return not faults
 
 
-def _freeze(pid: int, seconds: float) -> None:
-    """Stops a worker for a while."""
+def _suspend(pid: int, seconds: float) -> None:
+    """Suspend a worker and let it continue."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
 
 
-def _faults(folder: StudyFolder, trials: list[FrozenTrial], wanted: int) -> int:
-    """How many of the study's promises were broken."""
-    found = [] if len(trials) == wanted else [f"{len(trials)} trials instead of {wanted}"]
+def _print_faults(folder: StudyFolder, trials: list[FrozenTrial], expected: int) -> int:
+    """Print and count the violated guarantees of a study with `expected` trials."""
+    faults = [] if len(trials) == expected else [f"{len(trials)} trials instead of {expected}"]
     if sorted(t.number for t in trials) != list(range(len(trials))):
-        found.append("numbers are not unique")
+        faults.append("trial numbers are not unique")
     if len({t.user_attrs["architecture"] for t in trials}) != len(trials):
-        found.append("an architecture was chosen twice")
+        faults.append("an architecture was chosen twice")
     for trial in trials:
         path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
         runs = (path / "runs.log").read_text().splitlines() if (path / "runs.log").exists() else []
-        end = json.loads((path / "outcome.json").read_text())
+        outcome = json.loads((path / "outcome.json").read_text())
         complete, died = trial.state == TrialState.COMPLETE, trial.user_attrs["lease"]["retries"] > 2
         if not trial.state.is_finished() or (trial.state == TrialState.FAIL and not died):
-            found.append(f"trial {trial.number} is {trial.state.name}")
-        if "two at once" in runs or runs.count("result") > 1 or (complete and "result" not in runs):
-            found.append(f"trial {trial.number} ran {runs}")
-        if end["state"] != {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed"):
-            found.append(f"trial {trial.number} is {trial.state.name} and its outcome {end['state']}")
+            faults.append(f"trial {trial.number} is {trial.state.name}")
+        if "concurrent" in runs or runs.count("result") > 1 or (complete and "result" not in runs):
+            faults.append(f"trial {trial.number} has the log {runs}")
+        if outcome["state"] != {"COMPLETE": "complete", "PRUNED": "pruned"}.get(trial.state.name, "failed"):
+            faults.append(f"trial {trial.number} is {trial.state.name}, but its outcome is {outcome['state']}")
     if len(list(folder.trials.iterdir())) != len(trials):
-        found.append("there are more folders than trials")
-    print("".join(f"  {line}\n" for line in found), end="")
-    return len(found)
+        faults.append("the number of folders differs from the number of trials")
+    print("".join(f"  {line}\n" for line in faults), end="")
+    return len(faults)
 
 
 if __name__ == "__main__":

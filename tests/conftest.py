@@ -1,25 +1,33 @@
-"""Shared by tests: a small prepared store, and ways to make and train trials."""
+"""Options, marks and fixtures of all tests: a small prepared store, and trials that nothing disturbed."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import local_postgres
 import pytest
+from helpers.trials import DATA, MakeTrial, run_trial, trial_maker
 
-from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
-from march_search.training.metrics_file import CLOCKS
-
-# A background job of a shell ignores SIGINT, and so would all that it starts.
+# A shell's background jobs ignore SIGINT, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=24)
-TINY = "L1-D32-H2x16-F64-geglu-rope-V400"
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are to be as wide as in a pipe
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --all."""
+    parser.addoption("--all", action="store_true", help="also run the tests that kill, damage or train for long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip torture tests without --all."""
+    if not config.getoption("--all"):
+        for item in items:
+            if item.get_closest_marker("torture"):
+                item.add_marker(pytest.mark.skip(reason="kills, damages or trains for long: use --all to run it"))
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +48,20 @@ def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(replace(DATA, corpus=str(corpus)), tmp_path_factory.mktemp("root"), corpus, tokens=1)
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a real PostgreSQL. In CI it must be installed."""
+    missing = local_postgres.why_not()
+    if missing:
+        assert os.environ.get("CI") != "true", missing
+        pytest.skip(missing)
+    with local_postgres.server() as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Products as small as the tests' only wait for a second thread, without end where the machine is busy."""
+    """One thread for torch: small products only wait for a second one, endlessly on a busy machine."""
     import torch
 
     threads = torch.get_num_threads()
@@ -51,93 +70,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-TINY_TRAINING = TrainingConfig(
-    tokens=48 * 256, global_batch_tokens=256, learning_rate=1e-2, precision="fp32", evaluations=3, checkpoints=3
-)
-"""48 steps of eight sequences, checkpoints after steps 12, 24 and 36."""
-
-
 @pytest.fixture
-def make_trial(store: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes the folder of a trial: `make_trial("name", ranks=2, zero_stage=1)`."""
+def make_trial(store: Path, tmp_path: Path) -> MakeTrial:
+    """A function that makes trial folders: `make_trial("name", ranks=2, zero_stage=1)`."""
     return trial_maker(store, tmp_path)
 
 
 @pytest.fixture(scope="session")
-def straight(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trial that ran from its beginning to its end in one process."""
-    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("straight")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial that ran from start to end in one process."""
+    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("undisturbed")
     ended = run_trial(folder)
     assert ended.returncode == 0, ended.stderr
     return folder
 
 
 @pytest.fixture(scope="session")
-def straight_on_two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed_on_two(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same on two ranks."""
-    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("straight", ranks=2)
+    folder = trial_maker(store, tmp_path_factory.mktemp("trials"))("undisturbed", ranks=2)
     ended = run_trial(folder)
     assert ended.returncode == 0, ended.stderr
     return folder
-
-
-def trial_maker(store: Path, parent: Path) -> Callable[..., Path]:
-    """A function that makes trial folders below `parent`."""
-
-    def make(name: str, ranks: int = 1, architecture: str = TINY, **training: object) -> Path:
-        folder = parent / name
-        folder.mkdir()
-        devices = DevicesConfig(kind="cpu", ranks=ranks, threads=1)
-        recipe = replace(TINY_TRAINING, **training)
-        config = TrialConfig(
-            architecture=architecture,
-            store=os.path.relpath(store, folder),
-            seed=0,
-            data=DATA,
-            training=recipe,
-            devices=devices,
-        )
-        (folder / "trial.json").write_text(json.dumps(asdict(config)))
-        return folder
-
-    return make
-
-
-def run_trial(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Trains to the end, or until the tokens that `arguments` say, without a compiler or ninja on PATH."""
-    environment = os.environ | {"PATH": "/nonexistent"}
-    command = [sys.executable, "-m", "march_search.training", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-
-
-def start_trial(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    """Starts training in a session of its own."""
-    with (folder / "trial.log").open("ab") as log:
-        command = [sys.executable, "-m", "march_search.training", str(folder), *arguments]
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-
-
-def result(folder: Path) -> dict:
-    """The result of a complete trial."""
-    return json.loads((folder / "result.json").read_text())
-
-
-def lines(folder: Path, kind: str) -> list[dict]:
-    """Metric lines of one kind, without what depends on the clock."""
-    every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in every if line["kind"] == kind]
-
-
-def alive(marker: str) -> list[str]:
-    """Processes whose command line holds `marker`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace")
-                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-            except OSError:
-                continue
-            if marker in command and state != "Z":
-                found.append(command)
-    return found

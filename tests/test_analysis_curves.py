@@ -1,4 +1,4 @@
-"""Curves continued, dimensions and findings: on made-up laws, and on the 25 runs of the 2023 study."""
+"""Curve fits, effects of dimensions and findings: on made-up laws, and on the 25 runs of the 2023 study."""
 
 import math
 import tomllib
@@ -6,10 +6,9 @@ import tomllib
 import numpy as np
 import pytest
 from helpers.reference import march_architecture, march_curves, march_runs
-from scipy import stats
+from scipy.stats import kendalltau
 
 from march_search.analysis.curve_fit import fit_curve, half_miss
-from march_search.analysis.early_order import kendall, spearman
 from march_search.analysis.effects import effects
 from march_search.analysis.findings import findings
 from march_search.analysis.horizon import learn_mix, predicted_losses
@@ -23,11 +22,11 @@ MARCH_LOSSES = [curve[-1][1] for curve in march_curves()]
 
 
 def law(floor: float, scale: float, exponent: float, points: int = 30) -> list[tuple[int, float]]:
-    """A curve without noise, at 1 to `points` million tokens."""
+    """Return a power law without noise, at 1 to `points` million tokens."""
     return [(10**6 * n, floor + scale * n**-exponent) for n in range(1, points + 1)]
 
 
-def test_a_curve_that_follows_the_law_is_continued_exactly() -> None:
+def test_a_power_law_is_extrapolated_exactly() -> None:
     fit = fit_curve(law(2.0, 3.0, 0.3))
     assert fit is not None
     assert fit.at(300e6) == pytest.approx(2 + 3 * 300**-0.3, abs=0.01)
@@ -38,7 +37,7 @@ def test_a_curve_that_follows_the_law_is_continued_exactly() -> None:
     assert tokens_to_reach(fit, 1.0) is None
 
 
-def test_one_wild_evaluation_does_not_bend_a_curve() -> None:
+def test_one_outlier_does_not_bend_a_curve() -> None:
     curve = law(2.0, 3.0, 0.3)
     curve[20] = (curve[20][0], curve[20][1] + 0.5)
     fit = fit_curve(curve)
@@ -46,19 +45,19 @@ def test_one_wild_evaluation_does_not_bend_a_curve() -> None:
     assert fit.at(100e6) == pytest.approx(2 + 3 * 100**-0.3, abs=0.03)
 
 
-def test_intervals_hold_the_end_of_noisy_curves() -> None:
-    rng, held = np.random.default_rng(0), []
+def test_intervals_cover_the_ends_of_noisy_curves() -> None:
+    rng, covered = np.random.default_rng(0), []
     for _ in range(200):
         exponent = rng.uniform(0.1, 0.5)
         noisy = [(t, loss + rng.normal(0, 0.01)) for t, loss in law(2.0, 3.0, exponent)]
         fit = fit_curve(noisy)
         assert fit is not None
         interval = fit.interval(100e6)
-        held.append(interval.low <= 2 + 3 * 100**-exponent <= interval.high)
-    assert np.mean(held) >= 0.93
+        covered.append(interval.low <= 2 + 3 * 100**-exponent <= interval.high)
+    assert np.mean(covered) >= 0.93
 
 
-def test_too_few_evaluations_make_no_curve() -> None:
+def test_too_few_evaluations_give_no_fit() -> None:
     assert fit_curve([]) is None
     assert fit_curve(law(2.0, 3.0, 0.3, 3)) is None
     assert fit_curve(law(2.0, 3.0, 0.3), warmup_tokens=28e6) is None
@@ -72,34 +71,26 @@ def test_the_same_seed_gives_the_same_draws() -> None:
     assert (first.draws(1e12) == again.draws(1e12)).all()
 
 
-def test_the_first_30_percent_of_the_25_curves_predict_their_ends_within_the_interval() -> None:
+def test_the_first_30_percent_of_the_2023_curves_predict_their_ends() -> None:
     curves = march_curves()
-    begun = [curve[:15] for curve in curves]
-    fits = [fit for curve in begun if (fit := fit_curve(curve, miss=0.0)) is not None]
-    mix = learn_mix(begun)
+    starts = [curve[:15] for curve in curves]
+    fits = [fit for curve in starts if (fit := fit_curve(curve, miss=0.0)) is not None]
+    mix = learn_mix(starts)
     assert len(fits) == 25
     assert mix is not None
-    drawn = predicted_losses(begun, fits, mix, curves[0][-1][0])
+    drawn = predicted_losses(starts, fits, mix, curves[0][-1][0])
     low, high = np.quantile(drawn[:, 1:], [0.025, 0.975], axis=1)
     ends = np.array(MARCH_LOSSES)
     assert np.mean((low <= ends) & (ends <= high)) >= 0.9
     assert np.median(np.abs(drawn[:, 0] - ends)) < 0.2
-    by_fits_alone = [fit.at(curves[0][-1][0]) for fit in fits]
-    assert kendall(drawn[:, 0], ends) > 0.8 > kendall(np.array(by_fits_alone), ends)
+    by_fits = [fit.at(curves[0][-1][0]) for fit in fits]
+    assert kendalltau(drawn[:, 0], ends)[0] > 0.8 > kendalltau(by_fits, ends)[0]
     best = int(ends.argmin())
     assert np.mean(drawn[:, 1:].argmin(axis=0) == best) > 0.5
 
 
-def test_rank_correlations_are_those_of_scipy() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(20):
-        x, y = rng.integers(0, 6, (2, 12)).astype(float)
-        assert kendall(x, y) == pytest.approx(stats.kendalltau(x, y)[0])
-        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0])
-
-
 def shape(layers: int, width: int, heads: int, feed_forward: int, gated: bool = False) -> Architecture:
-    """A small shape."""
+    """Return a small architecture."""
     kind = "gated-gelu" if gated else "relu"
     return Architecture(
         num_layers=layers,
@@ -112,7 +103,7 @@ def shape(layers: int, width: int, heads: int, feed_forward: int, gated: bool = 
     )
 
 
-def test_effects_are_found_where_the_design_tells_them_apart() -> None:
+def test_effects_are_estimated_where_the_design_separates_them() -> None:
     rng = np.random.default_rng(2)
     shapes = [
         shape(n, d, h, d * r, g)
@@ -137,7 +128,7 @@ def test_effects_are_found_where_the_design_tells_them_apart() -> None:
     assert max(found, key=lambda axis: found[axis].importance or 0) == "d_model"
 
 
-def test_dimensions_that_moved_together_are_not_separable() -> None:
+def test_dimensions_that_vary_together_are_not_separable() -> None:
     family = [n for n, run in enumerate(march_runs()) if run["name"].startswith(("Baseline", "MoreHeads"))]
     found = effects([MARCH_SHAPES[n] for n in family], [MARCH_LOSSES[n] for n in family])
     assert [one.axis for one in found.effects] == ["layers", "heads"]
@@ -152,11 +143,11 @@ def test_dimensions_that_moved_together_are_not_separable() -> None:
     assert (layers.nats, layers.interval, layers.is_separable) == (pytest.approx(-0.1), None, False)
 
 
-def test_the_findings_of_the_2023_study_and_what_else_moved() -> None:
+def test_the_findings_of_the_2023_study_and_their_confounds() -> None:
     answers = {a.statement: a for a in findings(MARCH_SHAPES, MARCH_LOSSES, [1] * 25, PUBLISHED, None)}
     wider = answers["a wider model with fewer layers is better"]
     assert (wider.verdict, wider.pairs, wider.agreeing) == ("yes", 101, 99)
-    assert "d_ff / d_model" in wider.confounds  # d_ff stayed at 3072 while d_model grew
+    assert "d_ff / d_model" in wider.confounds  # d_ff is 3072 in every run, whatever d_model is
     assert answers["more heads and fewer layers are better"].verdict == "yes"
     gated = answers["gated feed-forward is better"]
     assert (gated.verdict, gated.pairs, gated.agreeing) == ("yes", 3, 3)
@@ -191,12 +182,12 @@ def test_the_findings_of_the_2023_study_and_what_else_moved() -> None:
     ],
 )
 @pytest.mark.parametrize("scale", ["march-2023", "cpu"])
-def test_the_studies_of_2023_can_answer_their_questions(study: str, statement: str, scale: str) -> None:
+def test_the_2023_studies_can_test_their_statements(study: str, statement: str, scale: str) -> None:
     if (scale, study, statement[:9]) in (
         ("march-2023", "baseline", "rotary po"),
         ("cpu", "heads-layers-no-kv", "dropping "),
     ):
-        pytest.skip("no arms for it: the other scale has them")
+        pytest.skip("only the study of the other scale has the architectures for it")
     file = shipped_folder("studies") / scale / f"{study}.toml"
     shapes = [Architecture.parse(name) for name in tomllib.loads(file.read_text())["search"]["architectures"]]
     losses = [4.0 + 0.01 * n for n in range(len(shapes))]
@@ -207,14 +198,14 @@ def test_the_studies_of_2023_can_answer_their_questions(study: str, statement: s
 
 
 @pytest.mark.parametrize(("loss", "verdict"), [(4.002, "yes"), (4.05, "no"), (4.012, "not separable")])
-def test_costing_nothing_has_a_margin(loss: float, verdict: str) -> None:
+def test_costing_nothing_is_tested_with_a_margin(loss: float, verdict: str) -> None:
     pair = [Architecture(cross_attention="layer"), Architecture(cross_attention="layer-shared")]
     noise = PUBLISHED
     found = findings(pair, [4.0, loss], [16, 16], noise, None)
     assert {a.statement: a.verdict for a in found}[
         "dropping cross-attention key/value weights costs nothing"
     ] == verdict
-    silent = findings(pair, [4.0, loss], [16, 16], None, None)
-    assert {a.statement: a.verdict for a in silent}["dropping cross-attention key/value weights costs nothing"] == (
-        "not separable"
-    )
+    without_noise = findings(pair, [4.0, loss], [16, 16], None, None)
+    assert {a.statement: a.verdict for a in without_noise}[
+        "dropping cross-attention key/value weights costs nothing"
+    ] == ("not separable")

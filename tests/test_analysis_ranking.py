@@ -1,4 +1,4 @@
-"""`march-search rank` on studies with a known truth: what it shows, in words and figures, in every format."""
+"""`march-search rank` on studies with known losses: rows, intervals, notes and formats."""
 
 import csv
 import io
@@ -24,18 +24,18 @@ THREE_SEEDS = dict(
 ONE_SEED = {name: own[:1] for name, own in THREE_SEEDS.items()}
 
 
-def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """What the command prints of the study `synthetic`."""
+def rank_output(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """Return what the command prints for the study `synthetic`."""
     assert main(["rank", "synthetic", "--root", str(tmp_path), *options]) == 0
     return capsys.readouterr().out
 
 
 def words(text: str) -> str:
-    """`text` in one line."""
+    """Return `text` as one line."""
     return " ".join(text.split())
 
 
-def test_seeds_of_an_architecture_are_one_row(tmp_path: Path) -> None:
+def test_the_seeds_of_an_architecture_share_a_row(tmp_path: Path) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     study = read_study(tmp_path / "synthetic")
     rows = ranked_rows(study)
@@ -51,32 +51,32 @@ def test_seeds_of_an_architecture_are_one_row(tmp_path: Path) -> None:
     assert find_trial(study, "best").number == 2
 
 
-def test_an_architecture_stands_at_its_best_rate_and_an_edge_is_told(
+def test_an_architecture_is_ranked_at_its_best_rate_and_an_edge_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path, ONE_SEED, rates=(1e-3, 2e-3))
     row = ranked_rows(read_study(tmp_path / "synthetic"))[0]
     assert (row["learning_rate"], row["learning_rate_edge"], row["loss"]) == (1e-3, "lowest", 4.1)
     assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
-    text = words(told(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys))
     assert "0.001!" in text
     assert "at the edge of the list of learning rates" in text
     assert "4 trials complete" not in text
 
 
-def test_one_seed_says_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_seed_states_the_assumed_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, examples=128)
-    text = words(told(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys))
     assert "ASSUMED for ties and probabilities: a standard deviation of 0.006 nats" in text
     assert "Narang et al. 2021, Table 1" in text
     assert [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows] == [None] * 4
-    assert "deviation of 0.05 nats" in words(told(tmp_path, capsys, "--seed-noise", "0.05"))
-    assert "Training noise: left out" in told(tmp_path, capsys, "--seed-noise", "none")
+    assert "deviation of 0.05 nats" in words(rank_output(tmp_path, capsys, "--seed-noise", "0.05"))
+    assert "Training noise: left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
 
 
-def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_no_better_than_ngrams_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.0, gain=0.01)
-    text = words(told(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys))
     assert "Regime: n-grams. The best loss, 4.100, is above that of a bigram model (4.000)" in text
     assert "The leader should leave this regime after about 1.4" in text
     assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
@@ -87,40 +87,40 @@ def test_a_ranking_of_ngram_models_says_so(tmp_path: Path, capsys: pytest.Captur
     assert leave.tokens_to_leave[0] * 0.98 <= truth <= leave.tokens_to_leave[2] * 1.02
 
 
-def test_few_evaluations_cannot_say_when_the_regime_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_study(tmp_path, ONE_SEED, bigram=4.0, evaluations=3)
-    assert "These curves do not show how much more training is needed." in words(told(tmp_path, capsys))
-
-
-def test_models_that_beat_ngrams_without_their_input_are_told_apart(
+def test_few_evaluations_give_no_estimate_of_when_the_regime_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_study(tmp_path, ONE_SEED, bigram=4.0, evaluations=3)
+    assert "These curves do not show how much more training is needed." in words(rank_output(tmp_path, capsys))
+
+
+def test_models_that_hardly_use_their_input_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.02)
-    text = words(told(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys))
     assert "Regime: n-grams" not in text
     assert "mean nothing yet. These curves do not show how much more training is needed." in text
 
 
-def test_a_ranking_beyond_ngrams_is_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_better_than_ngrams_get_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.4)
-    assert "Regime" not in told(tmp_path, capsys)
+    assert "Regime" not in rank_output(tmp_path, capsys)
 
 
-def test_curves_that_cross_late_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_that_cross_late_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_study(tmp_path, dict(zip(SHAPES, ([4.1], [4.3], [4.5], [4.7]), strict=True)))
     metrics = next(folder.glob("trials/0000-*")) / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    lines[8]["loss"] += 0.3  # nine tenths through, the later winner lies behind the second
+    lines[8]["loss"] += 0.3  # after 90% of the tokens, the final winner is second
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = words(told(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys))
     assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
     assert "Early order: after 10% of the tokens" in text
     found = study_evidence(read_study(tmp_path / "synthetic"))
-    assert found.rungs[8].regret == pytest.approx(0.2)
-    assert found.rungs[0].kendall == 1
+    assert found.early_orders[8].regret == pytest.approx(0.2)
+    assert found.early_orders[0].kendall == 1
 
 
-def test_a_trial_on_a_rung_is_paused_and_others_have_their_reasons(tmp_path: Path) -> None:
+def test_a_trial_at_a_rung_is_paused_and_others_have_reasons(tmp_path: Path) -> None:
     settings = {"pruner": {"kind": "rungs", "rungs": [0.02, 0.2]}}
     folder = write_study(tmp_path, ONE_SEED, settings=settings)
     waiting, running, failed = (next(folder.glob(f"trials/000{n}-*")) for n in (1, 2, 3))
@@ -137,14 +137,14 @@ def test_a_trial_on_a_rung_is_paused_and_others_have_their_reasons(tmp_path: Pat
     assert reasons[2] == "no memory"
 
 
-def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_horizon_predicts_a_larger_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, settings={"training": {"schedule": "cosine"}})
-    text = words(told(tmp_path, capsys, "--horizon", "4M"))
+    text = words(rank_output(tmp_path, capsys, "--horizon", "4M"))
     assert "predicted after 4,000,000 tokens" in text
     assert "The learning rate decays (cosine)" in text
     assert "leads now; the probability that another is the best then is " in text
     assert "This is 3.8 times the tokens trained; predictions were checked on real curves only up to 3.3 times." in text
-    value = json.loads(told(tmp_path, capsys, "--horizon", "4M", "--format", "json"))["horizon"]
+    value = json.loads(rank_output(tmp_path, capsys, "--horizon", "4M", "--format", "json"))["horizon"]
     truth = 4.1013 * (4e6 / (1 << 20)) ** -0.15
     best = value["rows"][0]
     assert best["predicted_low"] - 0.01 <= truth <= best["predicted_high"] + 0.01
@@ -159,7 +159,7 @@ def test_the_horizon_ranks_a_longer_budget(tmp_path: Path, capsys: pytest.Captur
         (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (e.g. 0.006), published, or none."),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(
+def test_an_invalid_option_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
     write_study(tmp_path, ONE_SEED)
@@ -167,24 +167,24 @@ def test_what_cannot_be_meant_is_one_line(
     assert sentence in capsys.readouterr().err
 
 
-def test_three_evaluations_make_no_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_evaluations_give_no_horizon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, evaluations=3)
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
     assert "needs at least four evaluations per curve" in capsys.readouterr().err
 
 
-def test_every_format_holds_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format_has_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
-    value = json.loads(told(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
+    value = json.loads(rank_output(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
     assert value["training_noise"]["degrees"] == 8
     assert value["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
     assert len(value["findings"]) == len(STATEMENTS)
     assert len(value["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
-    rows = list(csv.DictReader(io.StringIO(told(tmp_path, capsys, "--format", "csv"))))
+    rows = list(csv.DictReader(io.StringIO(rank_output(tmp_path, capsys, "--format", "csv"))))
     assert [row["letters"] for row in rows] == [row["letters"] for row in value["ranked"]]
     assert float(rows[0]["interval_low"]) == pytest.approx(value["ranked"][0]["interval_low"])
-    text = told(tmp_path, capsys, "--format", "markdown", "--effects")
+    text = rank_output(tmp_path, capsys, "--format", "markdown", "--effects")
     assert "which dimension matters" in text
     tested = [one["statement"] for one in value["findings"] if one["verdict"] != "not tested"]
     assert len(tested) == 2
@@ -198,7 +198,7 @@ def test_tables_fit_the_terminal(
 ) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     monkeypatch.setenv("COLUMNS", str(columns))
-    lines = told(tmp_path, capsys, "--effects", "--horizon", "4M").splitlines()
+    lines = rank_output(tmp_path, capsys, "--effects", "--horizon", "4M").splitlines()
     assert max(map(len, lines)) <= columns
     [best] = [line for line in lines if line.split()[:1] == ["1"] and " 100% " not in line and "0.005" in line]
     assert SHAPES[0].removesuffix("-rope-V2048") in best
@@ -210,22 +210,22 @@ def test_a_study_without_a_complete_trial_still_prints(tmp_path: Path, capsys: p
     for name in ("outcome.json", "result.json"):
         for file in folder.glob(f"trials/*/{name}"):
             file.unlink()
-    text = told(tmp_path, capsys, "--effects")
+    text = rank_output(tmp_path, capsys, "--effects")
     assert "0 of 4 trials complete" in text
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "4M"]) == 2
     assert "has no complete trial" in capsys.readouterr().err
 
 
-def test_losses_of_examples_and_their_documents_are_those_of_a_real_trial(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_losses_of_examples_and_their_documents_are_read_from_a_real_trial(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "synthetic"
     for number in (0, 1):
-        shutil.copytree(straight, study / "trials" / f"{number:04d}-real")
-        config = json.loads((straight / "trial.json").read_text())
-        config["store"] = str((straight / config["store"]).resolve())
+        shutil.copytree(undisturbed, study / "trials" / f"{number:04d}-real")
+        config = json.loads((undisturbed / "trial.json").read_text())
+        config["store"] = str((undisturbed / config["store"]).resolve())
         (study / "trials" / f"{number:04d}-real" / "trial.json").write_text(json.dumps(config))
-    write_json(study / "study.json", {"settings": {}})
+    write_json(study / "study.json", {"settings": {"space": "cpu-demo"}})
     [only] = pool(read_study(tmp_path / "synthetic"))
     losses = example_losses(only.trials)
     assert losses is not None
@@ -233,4 +233,4 @@ def test_losses_of_examples_and_their_documents_are_those_of_a_real_trial(
     documents = read_documents(only.trials[0], len(losses))
     assert documents.kind.endswith(" documents")
     assert 1 < len(set(documents.numbers_N.tolist())) <= len(losses)
-    assert "2 of 2 trials complete" in told(tmp_path, capsys)
+    assert "2 of 2 trials complete" in rank_output(tmp_path, capsys)

@@ -1,10 +1,10 @@
-"""The statistics of a ranking against simulated truth, and against what can be worked out by hand."""
+"""The statistics of a ranking, compared with simulated truth and with values computed by hand."""
 
 import math
 
 import numpy as np
 import pytest
-from conftest import DATA
+from helpers.trials import DATA
 
 from march_search.analysis.comparison import (
     compare,
@@ -25,38 +25,40 @@ SIGMA = 0.006
 
 
 def simulated(rng: np.random.Generator, truth: np.ndarray, seeds: int, documents: int) -> tuple:
-    """Mean losses, seed noise and data noise of one study: unequal documents, each with its own taste for shapes."""
+    """Simulate mean losses, seed noise, and data noise of unequal documents that each prefer some shapes."""
     numbers_N = np.repeat(np.arange(documents), rng.integers(1, 6, documents))
     losses_AS = truth[:, None] + rng.normal(0, SIGMA, (len(truth), seeds))
-    taste_AN = rng.normal(0, 0.02, (len(truth), documents))[:, numbers_N] + rng.normal(0, 0.5, documents)[numbers_N]
-    examples_AN = losses_AS.mean(axis=1, keepdims=True) + taste_AN + rng.normal(0, 0.01, taste_AN.shape)
+    preference_AN = (
+        rng.normal(0, 0.02, (len(truth), documents))[:, numbers_N] + rng.normal(0, 0.5, documents)[numbers_N]
+    )
+    examples_AN = losses_AS.mean(axis=1, keepdims=True) + preference_AN + rng.normal(0, 0.01, preference_AN.shape)
     return examples_AN.mean(axis=1), seed_noise(losses_AS.tolist()), data_noise(examples_AN, numbers_N)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
-def test_intervals_of_means_hold_the_truth_in_95_of_100_studies(seeds: int) -> None:
-    rng, truth, held = np.random.default_rng(1), np.linspace(4.0, 4.02, 6), []
+def test_intervals_of_means_cover_the_truth_in_95_percent_of_studies(seeds: int) -> None:
+    rng, truth, covered = np.random.default_rng(1), np.linspace(4.0, 4.02, 6), []
     for _ in range(1500):
         losses = rng.normal(truth[:, None], SIGMA, (6, seeds))
         noise = seed_noise(losses.tolist())
         found = [mean_interval(float(own.mean()), seeds, noise) for own in losses]
-        held += [one is not None and one.low <= t <= one.high for one, t in zip(found, truth, strict=True)]
-    assert 0.93 <= np.mean(held) <= 0.97
+        covered += [one is not None and one.low <= t <= one.high for one, t in zip(found, truth, strict=True)]
+    assert 0.93 <= np.mean(covered) <= 0.97
 
 
-def test_intervals_of_differences_over_seeds_and_documents_hold_the_truth() -> None:
+def test_intervals_of_differences_cover_the_truth() -> None:
     from scipy.special import stdtrit
 
-    rng, truth, held = np.random.default_rng(2), np.array([4.0, 4.01, 4.03]), []
+    rng, truth, covered = np.random.default_rng(2), np.array([4.0, 4.01, 4.03]), []
     for _ in range(1500):
         means, seeds, data = simulated(rng, truth, 3, 40)
         variance, degrees = difference_variance(0, 2, [3, 3, 3], seeds, data)
         half = stdtrit(degrees, 0.975) * math.sqrt(variance)
-        held.append(abs(means[2] - means[0] - 0.03) <= half)
-    assert 0.93 <= np.mean(held) <= 0.97
+        covered.append(abs(means[2] - means[0] - 0.03) <= half)
+    assert 0.93 <= np.mean(covered) <= 0.97
 
 
-def test_a_true_tie_is_split_in_at_most_5_of_100_studies() -> None:
+def test_a_true_tie_is_split_in_at_most_5_percent_of_studies() -> None:
     rng, split = np.random.default_rng(3), 0
     for _ in range(1000):
         means, seeds, data = simulated(rng, np.full(6, 4.0), 3, 40)
@@ -69,7 +71,7 @@ def test_a_true_tie_is_split_in_at_most_5_of_100_studies() -> None:
     ("gap", "have", "others", "data_variance"),
     [(0.004, (1, 1), 4, 0.0), (0.01, (2, 3), 0, 0.0), (0.006, (2, 2), 10, 1.5e-6), (0.02, (1, 1), 1, 0.0)],
 )
-def test_the_further_seeds_have_the_promised_power(
+def test_further_seeds_have_the_stated_power(
     gap: float, have: tuple[int, int], others: int, data_variance: float
 ) -> None:
     from scipy.special import stdtrit
@@ -91,14 +93,14 @@ def test_the_further_seeds_have_the_promised_power(
     assert len(powers) < 2 or more == 0 or powers[1] < 0.81
 
 
-def test_seeds_never_separate_what_documents_cannot() -> None:
+def test_further_seeds_cannot_reduce_the_noise_of_documents() -> None:
     assert further_seeds(0.004, SIGMA, (3, 3), 4, data_variance=0.004**2) is None
     assert further_seeds(0.0, SIGMA, (3, 3), 4) is None
     assert further_seeds(0.1, SIGMA, (3, 3), 20) == 0
     assert further_seeds(0.02, SIGMA, (1, 1), math.inf) == 2
 
 
-def test_a_race_drops_the_truly_best_in_at_most_5_of_100() -> None:
+def test_a_race_loses_the_true_winner_in_at_most_5_percent() -> None:
     rng, lost = np.random.default_rng(5), 0
     for _ in range(400):
         truth = {"a": 4.0, "b": 4.002, "c": 4.004, "d": 4.05}
@@ -114,7 +116,7 @@ def test_a_race_drops_the_truly_best_in_at_most_5_of_100() -> None:
     assert len(losses["d"]) < 6
 
 
-def test_a_race_ends_when_the_winner_stands_alone() -> None:
+def test_a_race_ends_when_the_winner_is_separated() -> None:
     assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [5.5, 5.501]}) == ()
     assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [4.0015, 4.002]}) == ("a", "c")
     assert next_seeds({"b": [4.1], "a": [4.0], "c": []}) == ("a", "b")
@@ -122,7 +124,7 @@ def test_a_race_ends_when_the_winner_stands_alone() -> None:
     assert next_seeds({"a": [4.0, 4.0], "b": [4.0, 4.0]}) == ("a", "b")
 
 
-def test_letters_are_shared_by_exactly_those_that_are_not_separated() -> None:
+def test_letters_are_shared_exactly_by_pairs_that_are_not_separated() -> None:
     assert letters(3, []) == ("a", "a", "a")
     assert letters(3, [(0, 2)]) == ("a", "ab", "b")
     assert letters(4, [(0, 2), (0, 3), (1, 3)]) == ("a", "ab", "bc", "c")
@@ -136,7 +138,7 @@ def test_letters_are_shared_by_exactly_those_that_are_not_separated() -> None:
         assert "a" in named[0]
 
 
-def test_many_letters_are_written_short() -> None:
+def test_many_letters_are_abbreviated() -> None:
     assert [short_letters(one) for one in ("", "a", "abc", "bcde", "abde", "yzABC")] == [
         "",
         "a",
@@ -150,12 +152,12 @@ def test_many_letters_are_written_short() -> None:
     assert short_letters(many[52]) == "W-(53)"
 
 
-def test_holms_method_by_hand() -> None:
+def test_the_method_of_holm_by_hand() -> None:
     assert holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
     assert holm(np.array([0.9, 0.5])).tolist() == [1.0, 1.0]
 
 
-def test_one_seed_gives_no_interval_and_assumes_published_noise() -> None:
+def test_one_seed_has_no_interval_and_assumes_published_noise() -> None:
     noise = seed_noise([[4.0], [4.1]])
     assert noise is PUBLISHED
     assert "Narang et al. 2021, Table 1" in noise.source
@@ -171,7 +173,7 @@ def test_seed_noise_is_pooled_over_architectures() -> None:
     assert noise.deviation == pytest.approx(math.sqrt((2 + 6) / 3))
 
 
-def test_probability_of_being_the_best() -> None:
+def test_the_probability_of_being_the_best() -> None:
     noise = SeedNoise(SIGMA, math.inf, "")
     found = compare([4.0, 4.0, 4.5], [1, 1, 1], noise, None)
     assert found is not None
@@ -181,26 +183,26 @@ def test_probability_of_being_the_best() -> None:
     assert again.best == found.best
     shared = compare([4.0, 4.004], [1, 1], noise, DataNoise(np.full((2, 2), 0.1), 50))
     assert shared is not None
-    assert shared.best[0] == pytest.approx(0.681, abs=0.02)  # what documents do to both alike decides nothing
+    assert shared.best[0] == pytest.approx(0.681, abs=0.02)  # noise that both share does not matter
 
 
-def test_examples_of_one_document_are_one_piece_of_evidence() -> None:
+def test_examples_of_one_document_count_once() -> None:
     rng = np.random.default_rng(7)
     by_document = rng.normal(0, 1, (2, 30))
     losses, documents = np.repeat(by_document, 10, axis=1), np.repeat(np.arange(30), 10)
     whole, each = data_noise(losses, documents), data_noise(by_document, np.arange(30))
-    blind = data_noise(losses, np.arange(300))
+    unaware = data_noise(losses, np.arange(300))
     assert whole is not None
     assert each is not None
-    assert blind is not None
+    assert unaware is not None
     assert whole.variance(0, 1) == pytest.approx(each.variance(0, 1))
     difference = by_document[0] - by_document[1]
     assert whole.variance(0, 1) == pytest.approx(difference.var(ddof=1) / 30)
-    assert blind.variance(0, 1) < whole.variance(0, 1) / 9
+    assert unaware.variance(0, 1) < whole.variance(0, 1) / 9
     assert data_noise(losses, np.zeros(300, np.int64)) is None
 
 
-def test_an_example_belongs_to_the_document_that_holds_most_of_it() -> None:
+def test_an_example_belongs_to_the_document_with_most_of_its_tokens() -> None:
     tokens = np.array([5, 5, 5, 1, 7, 7, 7, 7, 7, 7, 1, 8, 8, 8, 8, 8]).reshape(4, 4)
     assert document_numbers(tokens, eos=1).tolist() == [0, 1, 1, 2]
 
@@ -226,7 +228,7 @@ def test_the_compute_equivalent_gain_by_hand() -> None:
     assert end_slope(curve[-1:]) is None
 
 
-def test_seeds_that_vary_unequally_are_told() -> None:
+def test_unequal_seed_noise_is_detected() -> None:
     rng = np.random.default_rng(3)
     alike = [seed_noise(rng.normal(4, 0.01, (6, seeds)).tolist()) for seeds in (2, 3) for _ in range(500)]
     assert 0.002 < np.mean([noise.equal_chance < 0.01 for noise in alike if noise]) < 0.03

@@ -4,9 +4,9 @@ import string
 from dataclasses import replace
 
 import pytest
+from helpers.reference import march_architecture, march_runs, t5_checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers.reference import march_architecture, march_runs, t5_checkpoints
 
 from march_search import Architecture
 from march_search.architecture.architecture import CHOICES

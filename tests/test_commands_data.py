@@ -1,15 +1,21 @@
-"""`march-search data`: prepares, mends, shows counts, losses and examples."""
+"""`march-search data`: prepare, repair and inspect the text of a study."""
 
+import csv
+import io
 import json
 import random
 from pathlib import Path
 
 import pytest
+from helpers.command_line import command_in_process, json_of, one_line_error
 
 from march_search.cli import main
 from march_search.commands.data import ExampleText
+from march_search.commands.studies import named_study
 from march_search.data import shards
 from march_search.data.store import Store
+from march_search.study import candidates, study_state
+from march_search.study.study_folder import StudyFolder
 
 STUDY = """space = "cpu-demo"
 [search]
@@ -29,7 +35,7 @@ global_batch_tokens = 1024
 
 @pytest.fixture
 def study(tmp_path, monkeypatch) -> Path:
-    """A study of 60 texts of 100 made-up words, and the current folder to run it in."""
+    """A study of 60 texts of 100 made-up words, in the current folder."""
     rng, folder = random.Random(0), tmp_path / "texts"
     folder.mkdir()
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(200)]
@@ -66,9 +72,9 @@ def test_prepare_then_inspect(study, capsys):
     assert "␛" in out
     assert "\x1b" not in out
     assert main(["data", "inspect", "s.toml", "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["index"] == only_store().index
-    assert 0 < told["reference"]["target_bigram_nats"] < told["reference"]["target_unigram_nats"]
+    value = json.loads(capsys.readouterr().out)
+    assert value["index"] == only_store().index
+    assert 0 < value["reference"]["target_bigram_nats"] < value["reference"]["target_unigram_nats"]
 
 
 def test_a_decoder_only_study_shows_the_text(study, capsys):
@@ -81,7 +87,7 @@ def test_a_decoder_only_study_shows_the_text(study, capsys):
     assert "<0>" not in out
 
 
-def test_repair_says_what_was_broken(study, capsys):
+def test_repair_names_the_damaged_files(study, capsys):
     assert main(["data", "prepare", "s.toml"]) == 0
     file = only_store().folder / shards.name("train", 0)
     before = file.read_bytes()
@@ -95,7 +101,71 @@ def test_repair_says_what_was_broken(study, capsys):
     assert "nothing to repair" in capsys.readouterr().err
 
 
-def test_what_is_not_prepared_is_said_and_nothing_is_made(study, capsys):
+ADAPTIVE = """space = "cpu-demo"
+[search]
+strategy = "tpe"
+architectures = []
+[data]
+corpus = "texts"
+vocab_size = 512
+sequence_length = 32
+validation_fraction = 0.3
+validation_sequences = 4
+[training]
+tokens = 1024
+global_batch_tokens = 1024
+"""
+
+
+SPACE = """[axes]
+num_layers = [1, 2]
+d_model = [32, 64]
+num_heads = 2
+d_kv = 16
+d_ff = [64, 128, 192, 256]
+vocab_size = 512
+structure = "{structure}"
+position = "rotary"
+[budget]
+parameters = "80K"
+tolerance = "30%"
+"""
+
+
+@pytest.mark.parametrize("structure", ["encoder-decoder", "decoder-only"])
+def test_a_study_whose_sampler_chooses_is_inspected_with_the_structure_of_its_space(study, capsys, structure):
+    (study.parent / "space.toml").write_text(SPACE.format(structure=structure))
+    study.write_text(ADAPTIVE.replace('"cpu-demo"', '"space.toml"'))
+    command = command_in_process(capsys)
+    assert command("data", "prepare", "s.toml").returncode == 0
+    config, base = named_study("s.toml", Path("runs")).load()
+    chosen, folder = candidates.choose(config, base), StudyFolder.of(Path("runs"), "s")
+    assert chosen.architectures == ()
+    folder.keep_settings(config, ())
+    folder.keep_store(only_store().folder)
+    study_state.keep_candidates(folder.path, chosen)
+    for argument in ("s.toml", "s", "runs/s"):
+        shown = command("data", "inspect", argument)
+        assert shown.returncode == 0, shown.stderr
+        assert ("<0>" in shown.stdout) == (structure == "encoder-decoder")
+        assert json_of(command("data", "inspect", argument, "--format", "json"))["index"] == only_store().index
+
+
+@pytest.mark.parametrize("action", ["prepare", "inspect"])
+def test_counts_are_printed_in_every_format(study, capsys, action):
+    command = command_in_process(capsys)
+    assert command("data", "prepare", "s.toml").returncode == 0
+    splits = only_store().index["splits"]
+    rows = list(csv.DictReader(io.StringIO(command("data", action, "s.toml", "--format", "csv").stdout)))
+    assert {row["split"]: int(row["tokens"]) for row in rows} == {name: s["tokens"] for name, s in splits.items()}
+    markdown = command("data", action, "s.toml", "--format", "markdown").stdout
+    assert "| split | documents | tokens | bytes of text | bytes per token |" in markdown
+    assert all(
+        f"| {name} | {split['documents']:,} | {split['tokens']:,} |" in markdown for name, split in splits.items()
+    )
+
+
+def test_inspecting_an_unprepared_text_makes_nothing(study, capsys):
     assert main(["data", "inspect", "s.toml"]) == 5
     assert capsys.readouterr().err == (
         "march-search: texts: not prepared under runs; run: march-search data prepare STUDY\n"
@@ -106,31 +176,28 @@ def test_what_is_not_prepared_is_said_and_nothing_is_made(study, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["prepare", "s.toml", "--workers", "0"], 2, "--workers must be a whole number of at least 1."),
-        (["inspect", "s.toml", "--examples", "-1"], 2, "--examples must be a whole number of at least 0."),
+        (["prepare", "s.toml", "--workers", "0"], 2, 'argument --workers: "0" must be a whole number of at least 1'),
+        (
+            ["inspect", "s.toml", "--examples", "-1"],
+            2,
+            'argument --examples: "-1" must be a whole number of at least 0',
+        ),
         (["prepare", "no.toml"], 2, "no.toml: file not found"),
+        (
+            ["inspect", "s.toml", "--examples", "3", "--format", "json"],
+            2,
+            "--examples has no effect without --format table",
+        ),
     ],
 )
-def test_what_a_person_gets_wrong_is_one_line(study, capsys, arguments, code, words):
-    assert main(["data", *arguments]) == code
-    err = capsys.readouterr().err
-    assert words in err
-    assert len(err.splitlines()) == 1
+def test_an_invalid_command_is_refused_in_one_line(study, capsys, arguments, code, words):
+    ended = command_in_process(capsys)("data", *arguments)
+    assert ended.returncode == code
+    assert words in one_line_error(ended)
 
 
-def test_a_sentinel_has_one_colour_on_both_sides():
+def test_a_sentinel_has_the_same_colour_on_both_sides():
     text = ExampleText(lambda ids, **_: "".join(map(chr, ids)), 999, -1)
     shown, other = text.of([ord("a"), 999, ord("\n"), 998]), text.of([998, ord("\x07")])
     assert (shown.plain, other.plain) == ("a<0>↵ <1>", "<1>␇")
     assert shown.spans[0].style != shown.spans[1].style == other.spans[0].style
-
-
-def test_a_study_keeps_its_tokenizer_and_says_how_often_the_text_is_read(study, capfd):
-    write_study(study.parent, tokens=1024)
-    study.write_text(study.read_text() + 'precision = "fp32"\n[devices]\nkind = "cpu"\nthreads = 1\n')
-    assert main(["study", "run", "s.toml"]) == 0
-    assert "1.02k tokens per trial" in capfd.readouterr().err
-    kept = Path("runs/s/tokenizer.json").read_bytes()
-    assert kept == (only_store().folder / "tokenizer.json").read_bytes()
-    assert main(["rank", "s"]) == 0
-    assert "one that knows pairs of tokens" in " ".join(capfd.readouterr().out.split())

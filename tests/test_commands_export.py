@@ -1,17 +1,17 @@
-"""A trained trial as a folder: Hugging Face's T5 opens it, with the same logits and the same tokens."""
+"""`march-search export`: Hugging Face's T5 loads a trained trial, with the same logits and the same tokens."""
 
 import json
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_trial, start_trial, trial_maker
-from test_training import wait_for_step
+from helpers.command_line import command_in_process, one_line_error
+from helpers.studies import SHAPES, write_study
+from helpers.trials import MakeTrial, stop_at_step, train, trial_maker
 
 from march_search import Architecture
 from march_search.cli import main
@@ -26,14 +26,13 @@ TIED = "L1-D32-H2x16-F64-V400"
 UNTIED = "L1-D32-H2x16-F64-geglu-untied-V400"
 INPUTS = torch.randint(2, 300, (3, 30), generator=torch.Generator().manual_seed(5))
 TARGETS = torch.randint(2, 300, (3, 9), generator=torch.Generator().manual_seed(6))
-Maker = Callable[..., Path]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def make(store: Path, tmp_path: Path) -> Maker:
-    """Makes trials of a study in `tmp_path / "study"`."""
+def make(store: Path, tmp_path: Path) -> MakeTrial:
+    """A function that makes trials of a study in `tmp_path / "study"`."""
     (tmp_path / "study" / "trials").mkdir(parents=True)
     (tmp_path / "study" / "study.json").write_text("{}")
     return trial_maker(store, tmp_path / "study" / "trials")
@@ -43,16 +42,16 @@ def export(tmp_path: Path, trial: str = "0", output: str = "out") -> int:
     return main(["export", "study", trial, "--root", str(tmp_path), "-o", str(tmp_path / output)])
 
 
-def opened(folder: Path, **options: object):
-    """The exported model, for evaluation, opened without a warning."""
+def loaded(folder: Path, **options: object):
+    """Return the exported model for evaluation."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the import
-        transformers = pytest.importorskip("transformers", reason="transformers is not installed: export not opened")
+        warnings.simplefilter("ignore")  # raised by the import
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed to load the export")
     return transformers.T5ForConditionalGeneration.from_pretrained(folder, **options).eval()
 
 
 def ours(name: str, trial: Path):
-    """Our model with the weights the trial left."""
+    """Return our model with the weights of a trial."""
     model = build(Architecture.parse(name))
     model.load_state_dict(weights.load(trial))
     return model
@@ -60,34 +59,43 @@ def ours(name: str, trial: Path):
 
 @pytest.mark.parametrize(
     ("name", "training"),
-    [(TIED, {}), (TIED, {"precision": "bf16"}), (UNTIED, {"ranks": 2, "zero_stage": 3})],
-    ids=["tied", "bf16", "untied, two ranks under ZeRO 3"],
+    [
+        pytest.param(TIED, {}, id="tied"),
+        pytest.param(TIED, {"precision": "bf16"}, id="bf16", marks=pytest.mark.torture),
+        pytest.param(
+            UNTIED, {"ranks": 2, "zero_stage": 3}, id="untied, two ranks with ZeRO 3", marks=pytest.mark.torture
+        ),
+    ],
 )
-def test_hugging_face_opens_it_with_equal_logits(make: Maker, tmp_path: Path, name: str, training: dict) -> None:
+def test_hugging_face_loads_the_export_with_equal_logits(
+    make: MakeTrial, tmp_path: Path, name: str, training: dict
+) -> None:
     trial = make(f"0000-{name}-s0", architecture=name, tokens=8 * 256, checkpoints=0, **training)
-    assert run_trial(trial).returncode == 0
+    assert train(trial).returncode == 0
     assert export(tmp_path, "best") == 0
-    model, theirs = ours(name, trial), opened(tmp_path / "out", dtype=torch.float32)
+    model, theirs = ours(name, trial), loaded(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         expected = theirs(input_ids=INPUTS, labels=TARGETS)
     torch.testing.assert_close(model.logits(INPUTS, TARGETS).detach(), expected.logits, atol=1e-4, rtol=0)
     torch.testing.assert_close(model(INPUTS, TARGETS).detach(), expected.loss, atol=1e-5, rtol=1e-5)
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["dtype"]
     assert stored == ("bfloat16" if training.get("precision") == "bf16" else "float32")
-    assert opened(tmp_path / "out").dtype == getattr(torch, stored)
+    assert loaded(tmp_path / "out").dtype == getattr(torch, stored)
 
 
-def test_the_tokenizer_comes_with_it_and_transformers_is_not_needed(make: Maker, tmp_path: Path, store: Path) -> None:
+def test_the_export_includes_the_tokenizer_and_does_not_need_transformers(
+    make: MakeTrial, tmp_path: Path, store: Path
+) -> None:
     trial = make(f"0000-{TIED}-s0", architecture=TIED, tokens=256, checkpoints=0)
-    assert run_trial(trial).returncode == 0
+    assert train(trial).returncode == 0
     arguments = ["export", "study", TIED, "--root", str(tmp_path), "--format", "hf", "-o", str(tmp_path / "a" / "out")]
     code = f"import sys; sys.modules['transformers'] = None; from march_search.cli import main; main({arguments})"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
     assert ended.stderr == f"{tmp_path}/a/out: trial 0, {TIED}, complete\n"
     modes = {path.stat().st_mode for path in (*(tmp_path / "a" / "out").iterdir(), trial / weights.NAME)}
-    assert len(modes) == 1, "whoever may read one file may read all"
-    opened(tmp_path / "a" / "out")
+    assert len(modes) == 1, "all files have the same permissions"
+    loaded(tmp_path / "a" / "out")
     from transformers import AutoTokenizer
 
     theirs, own = AutoTokenizer.from_pretrained(tmp_path / "a" / "out"), load(store / "tokenizer.json")
@@ -100,26 +108,26 @@ def test_the_tokenizer_comes_with_it_and_transformers_is_not_needed(make: Maker,
     assert theirs.decode([399], skip_special_tokens=True) == ""
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("training", [{"precision": "bf16"}, {"zero_stage": 3}], ids=["bf16", "ZeRO 3"])
-def test_an_interrupted_trial_is_exported_from_its_checkpoint(make: Maker, tmp_path: Path, training: dict) -> None:
+def test_an_interrupted_trial_is_exported_from_its_checkpoint(make: MakeTrial, tmp_path: Path, training: dict) -> None:
     trial = make(f"0003-{TIED}-s0", architecture=TIED, tokens=4000 * 256, **training)
-    process = start_trial(trial)
-    wait_for_step(trial, 3, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert stop_at_step(trial, 3, signal.SIGTERM) == 143
     assert export(tmp_path, "3") == 0
     fresh = build(Architecture.parse(TIED)).state_dict()
-    left = weights.load(trial)
-    assert left.keys() == fresh.keys()
-    assert not torch.equal(left["decoder.norm.weight"].float(), fresh["decoder.norm.weight"])
+    saved = weights.load(trial)
+    assert saved.keys() == fresh.keys()
+    assert not torch.equal(saved["decoder.norm.weight"].float(), fresh["decoder.norm.weight"])
     with torch.no_grad():
-        theirs = opened(tmp_path / "out", dtype=torch.float32)(input_ids=INPUTS, labels=TARGETS).logits
+        theirs = loaded(tmp_path / "out", dtype=torch.float32)(input_ids=INPUTS, labels=TARGETS).logits
     torch.testing.assert_close(ours(TIED, trial).logits(INPUTS, TARGETS).detach(), theirs, atol=1e-4, rtol=0)
 
 
-def test_weights_can_be_left_out(make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_without_weights_cannot_be_exported(
+    make: MakeTrial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trial = make(f"0000-{TIED}-s0", architecture=TIED, tokens=256, checkpoints=0, keep_weights=False)
-    assert run_trial(trial).returncode == 0
+    assert train(trial).returncode == 0
     assert not (trial / weights.NAME).exists()
     assert export(tmp_path) == 4
     assert "has no weights: a complete trial keeps them only if keep_weights is true" in capsys.readouterr().err
@@ -134,8 +142,8 @@ def test_weights_can_be_left_out(make: Maker, tmp_path: Path, capsys: pytest.Cap
         ("noopfixed", "noop_key is 'fixed', but T5 supports only 'none'"),
     ],
 )
-def test_what_is_no_t5_is_refused_by_its_field(
-    make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, field: str
+def test_what_t5_cannot_express_is_refused_by_field(
+    make: MakeTrial, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, field: str
 ) -> None:
     make("0000-x", architecture=f"{TIED}-{word}")
     assert export(tmp_path) == 2
@@ -145,12 +153,14 @@ def test_what_is_no_t5_is_refused_by_its_field(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+def test_weights_that_cannot_be_written_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"missing/w: cannot be written: .*No such file or directory"):
         save_tensors({"x": torch.zeros(2)}, tmp_path / "missing" / "w")
 
 
-def test_what_a_person_gets_wrong_is_one_line(make: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_request_is_refused_in_one_line(
+    make: MakeTrial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number, seed in ((0, 0), (7, 1)):
         make(f"{number:04d}-{TIED}-s{seed}", architecture=TIED)
     weights_file = make("0008-damaged", architecture=UNTIED) / weights.NAME
@@ -167,3 +177,26 @@ def test_what_a_person_gets_wrong_is_one_line(make: Maker, tmp_path: Path, capsy
         err = capsys.readouterr().err
         assert words in err
         assert err.count("\n") == 1
+
+
+def test_curves_are_written_as_a_table_for_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = SHAPES[:2]
+    write_study(tmp_path, {name: [4.0 - number / 10, 4.2] for number, name in enumerate(names)}, name="two")
+    command, curves = command_in_process(capsys), ("export", "two", "--root", str(tmp_path), "--format", "curves")
+    printed = command(*curves)
+    assert printed.returncode == 0
+    table = json.loads(printed.stdout)
+    assert (table["schema_version"], table["unit"], len(table["runs"])) == (1, "nats per target token", 4)
+    assert [run["architecture"] for run in table["runs"]] == [names[0], names[0], names[1], names[1]]
+    assert table["runs"][2]["evaluations"][-1] == [1 << 20, pytest.approx(3.9)]
+    written = command(*curves, "-o", str(tmp_path / "curves.json"))
+    assert (written.returncode, written.stdout) == (0, "")
+    assert json.loads((tmp_path / "curves.json").read_text()) == table
+    for arguments, words in (
+        ((*curves, "best"), "--format curves writes all complete trials of the study: remove TRIAL."),
+        (curves[:4], "--format hf needs a TRIAL and an output folder: march-search export STUDY best -o DIR."),
+        ((*curves[:4], "best"), "--format hf needs a TRIAL and an output folder"),
+    ):
+        refused = command(*arguments)
+        assert refused.returncode == 2
+        assert words in one_line_error(refused)

@@ -1,4 +1,4 @@
-"""The token store: made once, whole or not at all, checked when it is opened."""
+"""The token store: prepared once, complete or absent, verified on opening, and resumed after an interruption."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import errno
 import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_data_corpora import write_hub_folder
+from helpers.corpora import TEXTS_CONFIG as CONFIG
+from helpers.corpora import numbered_texts, write_hub_folder, write_jsonl, write_t5_tokenizer
 
-from march_search.config import DataConfig
 from march_search.data import corpora, shards, tokenise, tokenizer, vocabulary, writer
 from march_search.data.prepare import prepare
 from march_search.data.store import Store
@@ -27,21 +26,11 @@ from march_search.errors import DataError, StorageError
 from march_search.files import write_json
 
 REPOSITORY = Path(__file__).parents[1]
-CONFIG = DataConfig(
-    corpus="texts.jsonl", vocab_size=400, sequence_length=16, validation_fraction=0.2, validation_sequences=8
-)
-
-
-def write_texts(count: int = 100) -> list[str]:
-    rng = random.Random(0)
-    names = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 7))) for _ in range(50)] + ["</s>"]
-    return [f"{i}: " + " ".join(rng.choices(names, k=20)) for i in range(count)]
 
 
 @pytest.fixture
 def base(tmp_path) -> Path:
-    rows = [{"text": text} for text in write_texts()]
-    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "texts.jsonl", numbered_texts())
     return tmp_path
 
 
@@ -60,7 +49,7 @@ def every(opened: Store, split: str) -> np.ndarray:
     return np.concatenate([np.asarray(part) for part in opened.tokens(split).parts])
 
 
-def test_the_tokens_are_the_documents_each_followed_by_its_end(folder):
+def test_the_tokens_are_the_documents_with_end_tokens(folder):
     opened, bpe = Store.open(folder), tokenizer.load(folder / "tokenizer.json")
     assert opened.tokenizer_sha256 == tokenizer.sha256(bpe)
     assert opened.vocab_size == 400
@@ -70,7 +59,7 @@ def test_the_tokens_are_the_documents_each_followed_by_its_end(folder):
         ends = np.flatnonzero(ids == EOS)
         texts = [bpe.decode(part.tolist(), skip_special_tokens=False) for part in np.split(ids, ends + 1)[:-1]]
         starts = [part.lstrip() for part in (t.removesuffix("</s>") for t in texts)]
-        wanted = [t for t in write_texts() if vocabulary.is_validation(t, 0.2) == (split == "validation")]
+        wanted = [t for t in numbered_texts() if vocabulary.is_validation(t, 0.2) == (split == "validation")]
         assert starts == wanted
         counts = opened.index["splits"][split]
         assert (counts["documents"], counts["tokens"]) == (len(wanted), len(ids))
@@ -78,7 +67,7 @@ def test_the_tokens_are_the_documents_each_followed_by_its_end(folder):
     opened.verify()
 
 
-def test_the_index_says_where_the_text_comes_from(folder):
+def test_the_index_records_the_source_of_the_text(folder):
     index = Store.open(folder).index
     assert index["schema_version"] == 2
     assert index["source"]["kind"] == "files"
@@ -90,13 +79,13 @@ def test_the_index_says_where_the_text_comes_from(folder):
     assert files == {"index.json", "tokenizer.json", *(shards.name(s, n) for s in shards.SPLITS for n in numbers)}
 
 
-def test_a_second_time_nothing_is_written(folder, base, monkeypatch):
+def test_preparing_again_writes_nothing(folder, base, monkeypatch):
     monkeypatch.setattr("march_search.data.prepare.write", None)
     longer = dataclasses.replace(CONFIG, sequence_length=32, validation_sequences=4, noise_density=0.3)
     assert prepare(longer, base / "root", base, tokens=10**9) == folder
 
 
-def test_other_text_or_settings_make_another_store(folder, base):
+def test_other_text_or_other_settings_make_another_store(folder, base):
     assert prepare(dataclasses.replace(CONFIG, vocab_size=401), base / "root", base, tokens=0) != folder
     moved = base / "moved"
     moved.mkdir()
@@ -116,10 +105,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_copies_of_a_document_stay_on_one_side_and_the_tokenizer_sees_training_text_alone(base):
-    (base / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in write_texts() * 2))
+def test_copies_of_a_document_share_a_split_and_the_tokenizer_is_trained_on_training_text(base):
+    write_jsonl(base / "texts.jsonl", numbered_texts() * 2)
     opened = Store.open(prepare(CONFIG, base / "root", base, tokens=0))
-    training = [t for t in write_texts() * 2 if not vocabulary.is_validation(t, 0.2)]
+    training = [t for t in numbered_texts() * 2 if not vocabulary.is_validation(t, 0.2)]
     assert opened.index["splits"]["train"]["documents"] == len(training)
     assert list(vocabulary.texts(CONFIG, base)) == training
     few = dataclasses.replace(CONFIG, tokenizer_bytes=300)
@@ -127,20 +116,20 @@ def test_copies_of_a_document_stay_on_one_side_and_the_tokenizer_sees_training_t
     assert 300 <= sum(map(len, vocabulary.texts(few, base))) < 600
 
 
-def test_a_hub_stream_stops_when_it_has_enough(tmp_path):
-    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(3000)])
+def test_a_hub_stream_stops_at_the_requested_tokens(tmp_path):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in numbered_texts(3000)])
     config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=10_000)
-    told: list[tuple[int, int, int | None]] = []
-    small = prepare(config, tmp_path / "root", tmp_path, tokens=2000, progress=lambda *now: told.append(now))
+    reports: list[tuple[int, int, int | None]] = []
+    small = prepare(config, tmp_path / "root", tmp_path, tokens=2000, progress=lambda *now: reports.append(now))
     large = prepare(config, tmp_path / "root", tmp_path, tokens=20_000)
     assert 2000 <= Store.open(small).num_tokens("train") < 3000
     assert 20_000 <= Store.open(large).num_tokens("train") < 21_000
-    assert told[0][2] == 2000
+    assert reports[0][2] == 2000
     assert Store.open(small).index["data"]["tokens"] == 2000
     assert Store.open(small).index["source"]["kind"] == "hub folder"
 
 
-def test_a_large_vocabulary_takes_four_bytes(tmp_path):
+def test_ids_of_a_large_vocabulary_have_four_bytes(tmp_path):
     tokens = {split: np.array([70_000, 1], "<u4") for split in shards.SPLITS}
     for split, ids in tokens.items():
         ids.tofile(tmp_path / shards.name(split, 0))
@@ -149,7 +138,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path):
     assert every(Store.open(tmp_path), "train").tolist() == [70_000, 1]
 
 
-def test_too_little_validation_text_says_what_to_change(base):
+def test_too_little_validation_text_names_the_settings_to_change(base):
     with pytest.raises(DataError, match=r"the validation split has 1,\d+ tokens") as caught:
         prepare(dataclasses.replace(CONFIG, validation_sequences=100), base / "root", base, tokens=0)
     assert "raise validation_fraction to about 0." in str(caught.value)
@@ -158,7 +147,7 @@ def test_too_little_validation_text_says_what_to_change(base):
         prepare(longer, base / "root", base, tokens=0)
 
 
-MEND = "repair it: march-search data prepare STUDY --repair."
+REPAIR = "repair it: march-search data prepare STUDY --repair."
 
 
 def flip(file: Path) -> None:
@@ -167,14 +156,14 @@ def flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_a_cut_file_is_refused(folder):
+def test_a_truncated_file_is_refused(folder):
     size = (folder / "train-00001.bin").stat().st_size
     os.truncate(folder / "train-00001.bin", size - 2)
     with pytest.raises(DataError) as caught:
         Store.open(folder)
     assert (
         str(caught.value)
-        == f"{folder}: train-00001.bin is too short: expected {size:,} bytes, got {size - 2:,}; {MEND}"
+        == f"{folder}: train-00001.bin is too short: expected {size:,} bytes, got {size - 2:,}; {REPAIR}"
     )
 
 
@@ -182,18 +171,18 @@ def test_a_missing_shard_is_named(folder):
     (folder / "validation-00002.bin").unlink()
     with pytest.raises(DataError) as caught:
         Store.open(folder)
-    assert str(caught.value) == f"{folder}: validation-00002.bin is missing; {MEND}"
+    assert str(caught.value) == f"{folder}: validation-00002.bin is missing; {REPAIR}"
 
 
 @pytest.mark.parametrize("name", ["train-00001.bin", "tokenizer.json"])
-def test_a_flipped_byte_is_found_when_a_study_starts(folder, base, name):
+def test_a_flipped_byte_is_found_when_preparing_again(folder, base, name):
     flip(folder / name)
     with pytest.raises(DataError) as caught:
         prepare(CONFIG, base / "root", base, tokens=0)
-    assert str(caught.value) == f"{folder}: {name} has changed since it was written; {MEND}"
+    assert str(caught.value) == f"{folder}: {name} has changed since it was written; {REPAIR}"
 
 
-def test_a_folder_without_a_readable_index_is_no_store(folder):
+def test_a_folder_without_a_readable_index_is_refused(folder):
     (folder / "index.json").write_text('{"schema_version": 99}')
     with pytest.raises(DataError, match="expected schema version 2, got 99"):
         Store.open(folder)
@@ -208,14 +197,14 @@ def test_a_folder_without_a_readable_index_is_no_store(folder):
 @pytest.mark.parametrize(
     "names", [[], ["train-00001.bin"], ["train-00000.bin", "validation-00002.bin"], ["tokenizer.json"], ["index.json"]]
 )
-def test_repair_writes_again_what_is_broken_and_nothing_else(folder, base, names):
+def test_repair_rewrites_only_the_damaged_files(folder, base, names):
     before = contents(folder)
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     for number, name in enumerate(names):
         (folder / name).unlink() if number else flip(folder / name)
-    told: list[list[str]] = []
-    assert prepare(CONFIG, base / "root", base, tokens=0, repaired=told.append) == folder
-    assert told == [names]
+    repaired: list[list[str]] = []
+    assert prepare(CONFIG, base / "root", base, tokens=0, repaired=repaired.append) == folder
+    assert repaired == [names]
     assert contents(folder) == before
     same = {path.name for path in folder.iterdir() if path.stat().st_mtime_ns == times[path.name]}
     rewritten = {name.split("-")[1] for name in names if name.endswith(".bin")}
@@ -224,7 +213,7 @@ def test_repair_writes_again_what_is_broken_and_nothing_else(folder, base, names
         assert (name in same) == (not whole_shard and name not in names and names != ["index.json"])
 
 
-def test_a_repair_from_other_tokens_is_refused(folder, base, monkeypatch):
+def test_repair_refuses_changed_text(folder, base, monkeypatch):
     flip(folder / "train-00001.bin")
     broken = contents(folder)
     monkeypatch.setattr(shards, "SHARD_BYTES", 100)
@@ -242,9 +231,9 @@ def test_the_bytes_do_not_depend_on_the_workers(folder, base, workers, monkeypat
     assert contents(again) == contents(folder)
 
 
-def test_a_long_document_is_tokenised_in_pieces_that_change_nothing(base, folder, monkeypatch):
+def test_tokenizing_a_long_document_in_pieces_changes_nothing(base, folder, monkeypatch):
     bpe = tokenizer.load(folder / "tokenizer.json")
-    text = "\n ".join(write_texts()) + "  \t two  spaces" + " é" * 50
+    text = "\n ".join(numbered_texts()) + "  \t two  spaces" + " é" * 50
     monkeypatch.setattr(tokenise, "PIECE_CHARACTERS", 37)
     cut = tokenise.pieces(text)
     assert "".join(cut) == text
@@ -263,12 +252,10 @@ def test_a_long_document_is_tokenised_in_pieces_that_change_nothing(base, folder
     assert every(Store.open(made), "train").tolist() == [*bpe.encode(text).ids, EOS]
 
 
-def test_no_text_forges_a_special_token_of_a_loaded_vocabulary(base):
-    from test_data_tokenizer import t5_folder
-
-    t5_folder(base / "t5")
-    rows = ["cat </s> <extra_id_0> dog </s>"] * 3 + write_texts()
-    (base / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+def test_text_never_encodes_to_a_special_token_of_a_loaded_vocabulary(base):
+    write_t5_tokenizer(base / "t5")
+    rows = ["cat </s> <extra_id_0> dog </s>"] * 3 + numbered_texts()
+    write_jsonl(base / "texts.jsonl", rows)
     opened = Store.open(
         prepare(dataclasses.replace(CONFIG, tokenizer="t5", vocab_size=130), base / "root", base, tokens=0)
     )
@@ -279,7 +266,7 @@ def test_no_text_forges_a_special_token_of_a_loaded_vocabulary(base):
     assert opened.folder != prepare(CONFIG, base / "root", base, tokens=0)
 
 
-def test_a_root_that_cannot_be_written_is_one_line(base):
+def test_a_root_that_is_not_writable_is_reported_in_one_line(base):
     (base / "root").write_text("a file")
     with pytest.raises(StorageError) as caught:
         prepare(CONFIG, base / "root", base, tokens=0)
@@ -287,7 +274,7 @@ def test_a_root_that_cannot_be_written_is_one_line(base):
 
 
 @pytest.mark.parametrize("after", [0, 2])
-def test_a_full_disk_is_one_line_and_what_is_whole_is_used_again(base, monkeypatch, after):
+def test_a_full_disk_is_reported_in_one_line_and_complete_shards_are_reused(base, monkeypatch, after):
     written = []
 
     def full(path, value):
@@ -310,7 +297,7 @@ def test_a_full_disk_is_one_line_and_what_is_whole_is_used_again(base, monkeypat
     assert contents(folder) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
 
 
-def test_a_damaged_shard_of_a_stopped_writer_is_written_again(base, monkeypatch):
+def test_a_damaged_shard_of_an_interrupted_writer_is_rewritten(base, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(shards, "forget_records", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -321,8 +308,8 @@ def test_a_damaged_shard_of_a_stopped_writer_is_written_again(base, monkeypatch)
     assert contents(folder) == contents(prepare(CONFIG, base / "other-root", base, tokens=0))
 
 
-def test_a_stopped_stream_goes_on_with_the_revision_it_had(tmp_path, monkeypatch):
-    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(300)])
+def test_an_interrupted_stream_resumes_at_the_same_revision(tmp_path, monkeypatch):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in numbered_texts(300)])
     config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=5_000)
     whole = prepare(config, tmp_path / "root", tmp_path, tokens=9000)
     with monkeypatch.context() as patched:
@@ -344,7 +331,7 @@ def test_a_stopped_stream_goes_on_with_the_revision_it_had(tmp_path, monkeypatch
     }
 
 
-def test_an_error_in_the_text_leaves_no_store(base):
+def test_an_error_in_the_text_makes_no_store(base):
     with (base / "texts.jsonl").open("a") as file:
         file.write('{"text": \n')
     with pytest.raises(DataError, match="JSON parse error"):
@@ -352,8 +339,8 @@ def test_an_error_in_the_text_leaves_no_store(base):
     assert not list((base / "root" / "data").glob("texts*"))
 
 
-def test_a_stream_that_broke_goes_on_with_its_shard(tmp_path, monkeypatch):
-    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in write_texts(300)])
+def test_a_broken_stream_resumes_at_its_shard(tmp_path, monkeypatch):
+    set_folder = write_hub_folder(tmp_path / "set", [{"text": text} for text in numbered_texts(300)])
     config = dataclasses.replace(CONFIG, corpus=f"hub:{set_folder}", tokenizer_bytes=5_000)
     whole = prepare(config, tmp_path / "root", tmp_path, tokens=9000)
     monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 500)
@@ -367,22 +354,22 @@ def test_a_stream_that_broke_goes_on_with_its_shard(tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"the connection broke\."):
             prepare(config, tmp_path / "other", tmp_path, tokens=9000)
     (partial,) = (tmp_path / "other" / "data").glob(".*.partial")
-    kept = len(list(partial.glob("shard-*.json")))
-    assert kept >= 2
+    complete = len(list(partial.glob("shard-*.json")))
+    assert complete >= 2
     made: list[int] = []
     monkeypatch.setattr(shards, "write", lambda *a, write=shards.write: made.append(a[1]) or write(*a))
     assert contents(prepare(config, tmp_path / "other", tmp_path, tokens=9000)) == contents(whole)
-    assert made[0] == kept
+    assert made[0] == complete
 
 
 @contextlib.contextmanager
 def preparing(base: Path, before: str = "pass") -> Iterator[subprocess.Popen]:
-    """A process of its own that prepares CONFIG and prints the folder and how many shards it wrote."""
+    """Start a process that prepares the texts and prints the folder and the number of shards it wrote."""
     code = f"""
 import time
 from pathlib import Path
-from test_data_store import CONFIG
-from march_search.data import preparation, shards
+from helpers.corpora import TEXTS_CONFIG
+from march_search.data import prepare, shards
 shards.SHARD_BYTES = 3000
 wrote, write = [], shards.write
 def spy(folder, number, *rest):
@@ -391,7 +378,7 @@ def spy(folder, number, *rest):
     return write(folder, number, *rest)
 shards.write = spy
 base = Path({str(base)!r})
-print(preparation.prepare(CONFIG, base / "root", base, tokens=0), len(wrote))
+print(prepare.prepare(TEXTS_CONFIG, base / "root", base, tokens=0), len(wrote))
 """
     (base / "home").mkdir(exist_ok=True)
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
@@ -419,7 +406,8 @@ def test_two_processes_at_once_make_one_store(base):
     assert not any(path.is_file() for path in (base / "home").rglob("*"))
 
 
-def test_a_killed_writer_is_never_read_and_goes_on_with_its_shard(base):
+@pytest.mark.torture
+def test_a_killed_writer_leaves_no_store_and_resumes_at_its_shard(base):
     with preparing(base, "number == 2 and time.sleep(60)") as process:
         deadline = time.monotonic() + 30
         while not list(base.glob("root/data/.*.partial/shard-00001.json")) and time.monotonic() < deadline:
@@ -438,11 +426,11 @@ def test_a_killed_writer_is_never_read_and_goes_on_with_its_shard(base):
 
 
 def test_memory_does_not_grow_with_the_text(folder, base, monkeypatch):
-    """Peak memory of Python's own objects and of numpy; `benchmarks/data.py` measures whole processes."""
+    """Compare the peak memory of Python objects and NumPy arrays; `benchmarks/data.py` measures whole processes."""
     peaks = []
     monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 1 << 16)
     monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 17)
-    text = " ".join(write_texts() * 6)
+    text = " ".join(numbered_texts() * 6)
     config = dataclasses.replace(CONFIG, corpus="many", tokenizer=str(folder / "tokenizer.json"))
     for count in (10, 100):
         for number in range(count):
@@ -456,7 +444,7 @@ def test_memory_does_not_grow_with_the_text(folder, base, monkeypatch):
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def test_reading_runs_only_a_little_ahead_of_writing(folder, monkeypatch):
+def test_reading_stays_close_to_writing(folder, monkeypatch):
     monkeypatch.setattr(tokenise, "BATCH_CHARACTERS", 100)
     read = []
 
@@ -473,12 +461,12 @@ def test_reading_runs_only_a_little_ahead_of_writing(folder, monkeypatch):
             assert len(read) <= number + 8
 
 
-def test_opening_a_store_imports_numpy_alone(folder):
+def test_opening_a_store_imports_only_numpy(folder):
     code = f"""
 import sys
 from pathlib import Path
 from march_search.data.store import Store
-from march_search.data import batches, reference
+from march_search.data import batches, ngrams
 Store.open(Path({str(folder)!r})).tokens("train")
 heavy = {{"datasets", "tokenizers", "torch", "pyarrow", "huggingface_hub", "scipy", "optuna"}}
 sys.exit(", ".join(heavy & set(sys.modules)) or 0)

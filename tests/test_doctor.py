@@ -1,4 +1,4 @@
-"""`march-search doctor` says what is well and what is broken, and leaves nothing behind."""
+"""`march-search doctor` finds what is broken, suggests a fix, and leaves nothing behind."""
 
 import json
 import math
@@ -7,37 +7,35 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
-from conftest import alive
+from helpers.trials import alive, wait_until
 
 from march_search.doctor import checks
 from march_search.doctor.bench import Bench, Finding, row
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
-    """Starts the command; temporary files go to `folder`."""
+def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start the command with its temporary files in `folder`."""
     command = [sys.executable, "-m", "march_search", "doctor", *arguments]
-    told = os.environ | {"TMPDIR": str(folder), "PATH": "/nonexistent"} | environment
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=told)
+    environment = os.environ | {"TMPDIR": str(folder), "PATH": "/nonexistent"} | variables
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.fixture
-def until_a_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
-    """Waits for a started doctor's first child; its process id."""
+def first_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
+    """A function that waits for a doctor's first child and returns its process ID."""
     started: list[subprocess.Popen[str]] = []
 
     def wait(process: "subprocess.Popen[str]") -> int:
         started.append(process)
-        children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 60
-        while not (found := children.read_text().split()) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        return int(found[0])
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        assert wait_until(children.read_text, 60, 0.002)
+        return int(children.read_text().split()[0])
 
     yield wait
     for process in started:
@@ -45,14 +43,14 @@ def until_a_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
         process.communicate()
 
 
-def test_a_healthy_machine_gets_a_line_a_check_and_exit_code_0(tmp_path: Path) -> None:
+def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
     names = ["libraries", "compiler", "root", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
     root = tmp_path / "runs"
     process = start(tmp_path, "--format", "json", "--only", ",".join(names), "--root", str(root))
     out, err = process.communicate(timeout=300)
-    told = json.loads(out)
-    checks = {check["check"]: check for check in told["checks"]}
-    assert (process.returncode, told["schema_version"], told["well"]) == (0, 1, True), checks
+    printed = json.loads(out)
+    checks = {check["check"]: check for check in printed["checks"]}
+    assert (process.returncode, printed["schema_version"], printed["passed"]) == (0, 1, True), checks
     assert list(checks) == names
     assert [line.split()[1] for line in err.splitlines()] == names
     assert checks["libraries"]["values"]["torch"] == metadata.version("torch")
@@ -67,11 +65,11 @@ def test_a_healthy_machine_gets_a_line_a_check_and_exit_code_0(tmp_path: Path) -
     assert not root.exists()
 
 
-def test_what_is_broken_is_one_failed_line_among_the_others(tmp_path: Path, until_a_child: Callable[..., int]) -> None:
+def test_a_broken_check_is_one_failed_row_with_a_fix(tmp_path: Path, first_child: Callable[..., int]) -> None:
     (tmp_path / "file").touch()
     checks = ("--only", "python,root,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
     process = start(tmp_path, *checks, COLUMNS="80")
-    os.kill(until_a_child(process), signal.SIGKILL)
+    os.kill(first_child(process), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert max(map(len, out.splitlines())) <= 80
@@ -86,65 +84,63 @@ def test_what_is_broken_is_one_failed_line_among_the_others(tmp_path: Path, unti
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_doctor_leaves_no_process_behind(
-    tmp_path: Path, until_a_child: Callable[..., int], signum: int, code: int
+    tmp_path: Path, first_child: Callable[..., int], signum: int, code: int
 ) -> None:
     process = start(tmp_path, "--only", "fp32-zero1")
-    child = Path(f"/proc/{until_a_child(process)}")
+    child = Path(f"/proc/{first_child(process)}")
     process.send_signal(signum)
     assert process.wait(timeout=30) == code
-    deadline = time.monotonic() + 5
-    while (child.exists() or alive(str(tmp_path))) and time.monotonic() < deadline:  # at first it has no such name
-        time.sleep(0.05)
+    wait_until(lambda: not child.exists() and not alive(str(tmp_path)), 5)  # a new child is not named after it yet
     assert alive(str(tmp_path)) == []
     assert signum == signal.SIGKILL or list(tmp_path.glob("march-search-*")) == []
 
 
-def test_what_does_not_end_is_killed_and_reported(tmp_path: Path) -> None:
+def test_a_check_that_hangs_is_killed_and_reported(tmp_path: Path) -> None:
     line = row("hung", lambda: _hung(tmp_path))
     assert line["state"] == "failed"
-    assert line["found"] == (
+    assert line["text"] == (
         "did not finish within 1 s and was killed (see --timeout); the last line of its log: waiting for nothing"
     )
     assert alive(str(tmp_path)) == []
 
 
 def _hung(folder: Path) -> Finding:
-    """A check whose process waits for ever, as a rank in a broken group does."""
+    """A check whose process waits forever, like a rank in a broken process group."""
     code = "import time; print('waiting for nothing', flush=True); time.sleep(1000)"
     Bench(folder, 1).run((sys.executable, "-c", code), folder / "hung", "found.json")
-    raise AssertionError("it has ended")
+    raise AssertionError("the process ended")
 
 
-def test_a_process_that_only_claims_success_has_failed(tmp_path: Path) -> None:
+def test_a_process_without_a_result_has_failed(tmp_path: Path) -> None:
     line = row("silent", lambda: Finding("ok", str(Bench(tmp_path, 60).run((sys.executable, "-c", ""), tmp_path, "a"))))
-    assert (line["state"], line["found"]) == ("failed", "the process exited with code 0 without a result")
+    assert (line["state"], line["text"]) == ("failed", "the process exited with code 0 without a result")
 
 
-def test_an_unknown_check_is_one_line(tmp_path: Path) -> None:
+def test_an_unknown_check_is_a_one_line_error(tmp_path: Path) -> None:
     process = start(tmp_path, "--only", "python,fp32-zero")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert err == 'march-search: --only: unknown check "fp32-zero". Did you mean "fp32-zero3"?\n'
 
 
-def test_libraries_that_are_old_or_missing_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_and_missing_libraries_are_named_with_the_command_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["numpy", "torch>=99", "a-library-nobody-has>=1", 'pytest>=99; extra == "test"']
     monkeypatch.setattr(metadata, "requires", lambda _: needs)
     found = checks.libraries()
     assert found.state == "failed"
-    assert found.found == (
+    assert found.text == (
         f"torch {metadata.version('torch')} (requires >=99); a-library-nobody-has missing (requires >=1)"
     )
-    assert found.way_out == "pip install 'torch>=99' 'a-library-nobody-has>=1'"
+    assert found.fix == "pip install 'torch>=99' 'a-library-nobody-has>=1'"
 
 
-def test_an_old_python_and_a_small_disk_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_and_a_small_disk_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "python_version", lambda: "3.9.1")
     assert checks.python().state == "failed"
-    assert checks.python().found == "3.9.1 (requires >=3.11)"
+    assert checks.python().text == "3.9.1 (requires >=3.11)"
     monkeypatch.setattr(checks, "ROOM_BYTES", 10**18)
     assert checks.root(tmp_path).state == "note"
-    assert "choose a --root with 10 GB" in checks.root(tmp_path).way_out
+    assert "choose a --root with 10 GB" in checks.root(tmp_path).fix
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +149,8 @@ def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = checks.devices(Bench(tmp_path, 300))
     assert found.state == "failed"
-    assert found.found.startswith("an NVIDIA driver is installed, but torch ")
-    assert "CUDA_VISIBLE_DEVICES" in found.way_out
+    assert found.text.startswith("an NVIDIA driver is installed, but torch ")
+    assert "CUDA_VISIBLE_DEVICES" in found.fix
 
 
 WRONG_STEPS = [{"gradient_clipping": 0.0}, {"gradient_clipping": 1.0}, {"epsilon": 1e-8}, {"weight_decay": 0.0}]
@@ -163,7 +159,7 @@ WRONG_STEPS = [{"gradient_clipping": 0.0}, {"gradient_clipping": 1.0}, {"epsilon
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("wrong", WRONG_STEPS, ids=str)
-def test_a_wrong_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
+def test_an_error_in_any_part_of_a_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
     from march_search.training import parity
 
     config = parity.settings(precision, 1)
@@ -172,12 +168,12 @@ def test_a_wrong_step_shows_in_the_losses(precision: str, wrong: dict) -> None:
     assert min(norms) > 2 * config.training.gradient_clipping
     found = checks.agreement("both", other, right, precision, {})
     assert found.state == "failed"
-    assert found.found.startswith("both differ by ")
-    assert found.way_out.startswith("losses of trials cannot be trusted here: ")
+    assert found.text.startswith("both differ by ")
+    assert found.fix.startswith("losses of trials cannot be trusted here: ")
 
 
-def test_losses_agree_as_far_as_the_precision_goes() -> None:
+def test_losses_agree_within_the_tolerance_of_the_precision() -> None:
     assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "bf16", {}).state == "ok"
     assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
-    assert checks.agreement("both", [2.0], [2.0], "fp32", {}).found == "both have equal losses (allowed: 1e-05)"
-    assert "a loss is not finite" in checks.agreement("both", [math.nan], [2.0], "bf16", {}).found
+    assert checks.agreement("both", [2.0], [2.0], "fp32", {}).text == "both have equal losses (allowed: 1e-05)"
+    assert "a loss is not finite" in checks.agreement("both", [math.nan], [2.0], "bf16", {}).text

@@ -37,7 +37,7 @@ def test_t5_has_the_same_logits_loss_and_gradients(transformers, feed_forward_pr
     ours = build(a)
     config = transformers.T5Config.from_dict(t5_config(a, "float32") | {"use_cache": False})
     theirs = transformers.T5ForConditionalGeneration(config).train()
-    if not tied:  # transformers 5 builds T5 tied whatever its config says, and only leaves out the scaling
+    if not tied:  # transformers 5 always ties the weights of T5; untied models only lack the scaling
         theirs.lm_head = torch.nn.Linear(a.d_model, a.vocab_size, bias=False)
     with torch.no_grad():
         missing = theirs.load_state_dict(t5_tensors(a, ours.state_dict()), strict=False)
@@ -56,7 +56,7 @@ def test_t5_has_the_same_logits_loss_and_gradients(transformers, feed_forward_pr
         torch.testing.assert_close(grads[name], parameter.grad, atol=2e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_a_rotary_decoder_is_a_llama(transformers):
+def test_a_rotary_decoder_has_the_logits_of_llama(transformers):
     a = Architecture(
         **SHAPE,
         structure="decoder-only",
@@ -155,10 +155,10 @@ def baseline_logits(w, layers, heads, inputs, targets):
 
 
 @pytest.mark.parametrize("cross_attention", ["layer", "layer-shared"])
-def test_the_baseline_of_the_study_equals_its_definition(cross_attention):
+def test_the_2023_baseline_equals_its_definition(cross_attention):
     torch.manual_seed(0)
     model = build(Architecture(**SHAPE, position="absolute", max_length=200, cross_attention=cross_attention))
-    for parameter in model.parameters():  # norms too: weights of one would hide a missing one
+    for parameter in model.parameters():  # norms too, because weights of 1 would hide a missing norm
         parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
     weights = {name: p.double().numpy() for name, p in model.state_dict().items()}
     logits = model.logits(INPUTS, TARGETS).detach().double().numpy()

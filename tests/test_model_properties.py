@@ -1,4 +1,4 @@
-"""What must hold of every system of the study: who sees what, how weights are shared, that it learns."""
+"""Properties of all systems of the 2023 study: visibility, weight sharing, kernels, precision, and learning."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def built(system: str, **more):
-    """The model of a system, and its inputs."""
+    """Return the model of a system, and its inputs."""
     torch.manual_seed(0)
     architecture = Architecture(**TINY | SYSTEMS[system])
     model = build(architecture, **more)
@@ -63,14 +63,14 @@ def built(system: str, **more):
 
 @pytest.fixture(scope="module")
 def wikipedia(tmp_path_factory):
-    """Examples from the summaries of Wikipedia articles, in 512 tokens."""
+    """Examples from the embedded Wikipedia summaries, with a vocabulary of 512."""
     config = DataConfig(vocab_size=512, sequence_length=40, tokenizer_bytes=500_000, validation_sequences=64)
     root = tmp_path_factory.mktemp("wikipedia")
     return Batches(Store.open(prepare(config, root, root, tokens=1)), config, seed=0)
 
 
 @every_system
-def test_thirty_steps_on_real_text_lower_its_loss_there_and_on_held_out_text(wikipedia, system):
+def test_thirty_steps_on_real_text_lower_training_and_validation_loss(wikipedia, system):
     torch.manual_seed(0)
     a = Architecture(**TINY | SYSTEMS[system] | {"vocab_size": 512, "max_length": 64})
     model, steps = build(a), [wikipedia.train(16 * step, 16) for step in range(30)]
@@ -93,7 +93,7 @@ def test_thirty_steps_on_real_text_lower_its_loss_there_and_on_held_out_text(wik
 
 
 @every_system
-def test_a_later_target_never_changes_an_earlier_logit_and_any_input_changes_all(system):
+def test_targets_change_later_logits_only_and_inputs_change_all(system):
     model, inputs = built(system)
     changed = TARGETS.clone()
     changed[:, 4] = (changed[:, 4] + 1) % 50
@@ -101,14 +101,14 @@ def test_a_later_target_never_changes_an_earlier_logit_and_any_input_changes_all
     assert torch.equal(before[:, :5], after[:, :5])
     assert (before[:, 5:] != after[:, 5:]).any(-1).all()
     if inputs is not None:
-        for place in (0, 6, 11):
+        for index in (0, 6, 11):
             changed = inputs.clone()
-            changed[:, place] = (changed[:, place] + 1) % 50
+            changed[:, index] = (changed[:, index] + 1) % 50
             assert (before != model.logits(changed, TARGETS)).any(-1).all()
 
 
 @pytest.mark.parametrize("position", ["relative", "absolute", "rotary"])
-def test_the_encoder_sees_both_ways(position):
+def test_the_encoder_is_bidirectional(position):
     model = build(Architecture(**TINY, position=position))
     changed = INPUTS.clone()
     changed[:, 6] = (changed[:, 6] + 1) % 50
@@ -130,7 +130,7 @@ def test_checkpointing_gives_the_same_loss_and_gradients(system):
 
 
 @every_system
-def test_sdpa_gives_the_same_loss_and_gradients_as_the_kernels_for_a_cpu(monkeypatch, system):
+def test_sdpa_gives_the_same_loss_and_gradients_as_the_cpu_kernels(monkeypatch, system):
     results = []
     for keys in (512, 0):
         monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": keys, "other": keys})
@@ -144,7 +144,7 @@ def test_sdpa_gives_the_same_loss_and_gradients_as_the_kernels_for_a_cpu(monkeyp
 
 
 @every_system
-def test_it_may_be_cast_to_bf16_as_a_whole(system):
+def test_every_system_can_be_cast_to_bf16(system):
     model, inputs = built(system)
     exact = model(inputs, TARGETS)
     model = model.to(torch.bfloat16)
@@ -157,7 +157,7 @@ def test_it_may_be_cast_to_bf16_as_a_whole(system):
 
 
 @every_system
-def test_only_what_layer_wise_cross_attention_leaves_unread_has_no_gradient(system):
+def test_only_weights_that_layer_wise_cross_attention_never_reads_have_no_gradient(system):
     model, inputs = built(system)
     model(inputs, TARGETS).backward()
     unread = {name for name, p in model.named_parameters() if p.grad is None}
@@ -177,7 +177,7 @@ def test_layer_shared_has_no_key_and_value_weights():
 
 
 @pytest.mark.parametrize("share", ["all", 2])
-def test_a_shared_layers_gradient_is_the_sum_over_its_uses(share):
+def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses(share):
     torch.manual_seed(0)
     shape = TINY | {"num_layers": 4, "cross_attention": "layer"}
     shared, apart = build(Architecture(**shape, share_layers=share)), build(Architecture(**shape))
@@ -218,7 +218,7 @@ def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
         torch.testing.assert_close(sums, (e / (1 + e))[..., None].expand(-1, -1, -1, 4).flatten(2))
 
 
-@pytest.mark.parametrize("block_scores", [2**21, 150], ids=["one block", "a block each"])
+@pytest.mark.parametrize("block_scores", [2**21, 150], ids=["one block", "many blocks"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_attention_on_a_cpu_equals_sdpa_with_its_gradients(monkeypatch, causal, has_bias, block_scores):

@@ -1,10 +1,11 @@
-"""What is installed from a wheel works."""
+"""The wheel: its files, and commands after it is installed in another environment."""
 
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,25 +30,28 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def test_the_wheel_has_the_package_and_its_data_files(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    assert {name.split("/")[0].split("-")[0] for name in files} == {"march_search"}
+    assert "march_search/py.typed" in files
+    for folder, ending in (("spaces", ".toml"), ("studies", ".toml"), ("tables", ".json")):
+        shipped = {
+            path.relative_to(REPOSITORY): path.read_bytes() for path in (REPOSITORY / folder).rglob(f"*{ending}")
+        }
+        assert shipped
+        for path, content in shipped.items():
+            assert files[f"march_search/shipped_files/{path}"] == content
+
+
 def test_a_wheel_in_another_environment_solves_and_lists_studies(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "other", with_pip=False)
     site = next((tmp_path / "other").glob("lib/python*/site-packages"))
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # numpy and rich, but no editable install
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--target",
-            str(site),
-            str(wheel),
-        ],
-        check=True,
-    )
+    (site / "libraries.pth").write_text(
+        sysconfig.get_path("purelib") + "\n"
+    )  # the libraries, but not the editable install
+    install = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, *install], check=True)
     empty = tmp_path / "empty"
     empty.mkdir()
 

@@ -1,6 +1,7 @@
-"""Strategies on recorded curves: figures reckoned by hand, the default strategy's claim, and what a table must be."""
+"""Strategies on recorded curves: results computed by hand, the claim for the default strategy, and the file format."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from helpers.command_line import command_in_process, json_of, one_line_error
 from helpers.reference import march_runs
-from test_study import run as run_toy_study
+from helpers.studies import write_study
 
 from march_search import Architecture
 from march_search.cli import main
@@ -21,7 +23,7 @@ from march_search.replay.strategies import Replay, parse, replay, replay_rungs
 A, B, C, D = range(4)
 TOKENS = (20.0, 60.0, 200.0, 1000.0)
 LOSSES = ((8.0, 7.0, 6.0, 4.0), (9.0, 6.0, 5.5, 3.5), (7.5, 7.2, 6.5, 5.0), (10.0, 9.0, 8.0, 3.0))
-"""D is the best in the end and the worst until then."""
+"""D is the best at the end and the worst before."""
 FOUR = LearningCurves(
     1,
     "made up",
@@ -43,16 +45,16 @@ def quiet_optuna() -> Any:
 
 
 def halving(order: list[int], workers: int) -> Replayed:
-    """Optuna's successive halving with rungs after the first, second and fourth evaluation."""
+    """Replay Optuna's successive halving with rungs after the first, second and fourth evaluation."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     return replay_optuna(QUIET, order, workers, pruner)
 
 
-def test_rungs_on_four_curves_spend_what_one_reckons_by_hand() -> None:
-    # To 20: all four. To 60: C and A, a third of four rounded up. From there on A alone.
+def test_rungs_on_four_curves_by_hand() -> None:
+    # To 20: all four. To 60: C and A, a third of four rounded up. To the end: A alone.
     spent = 4 * 20 + 2 * 40 + 140 + 800
     assert replay_rungs(QUIET, [A, B, C, D], 1, Halving()) == Replayed(A, spent, spent, spent)
-    # Two workers: two go to 20 twice, C and A go to 60 at once, A goes on while the other worker waits.
+    # Two workers: twice two runs to 20, then C and A to 60 together, then A alone while the other worker waits.
     assert replay_rungs(QUIET, [A, B, C, D], 2, Halving()) == Replayed(A, spent, spent, 40 + 40 + 140 + 800)
 
 
@@ -67,19 +69,17 @@ def test_rungs_on_four_curves_spend_what_one_reckons_by_hand() -> None:
         ([D, C, B, A], 1, Replayed(D, 3020, 3020, 3020)),
     ],
 )
-def test_successive_halving_on_four_curves_spends_what_one_reckons_by_hand(
-    order: list[int], workers: int, expected: Replayed
-) -> None:
+def test_successive_halving_on_four_curves_by_hand(order: list[int], workers: int, expected: Replayed) -> None:
     assert halving(order, workers) == expected
 
 
-def test_the_median_pruner_on_four_curves_spends_what_one_reckons_by_hand() -> None:
+def test_the_median_pruner_on_four_curves_by_hand() -> None:
     # B trains to its end. A and C are above its 6 at 60, D above its 9 at 20.
     pruner = optuna.pruners.MedianPruner(n_startup_trials=1)
     assert replay_optuna(QUIET, [B, A, C, D], 1, pruner) == Replayed(B, 1000 + 60 + 60 + 20, 1140, 1140)
 
 
-def test_the_figures_of_a_strategy_are_those_of_its_orders() -> None:
+def test_results_summarise_all_orders() -> None:
     row = replay(FOUR, parse("rungs"), 2, Replay(orders=3))
     assert row["spent"] == row["spent_max"] == pytest.approx(1100 / 4000)
     assert (row["regret"], row["found"], row["as_exhaustive"]) == (1.0, 0, 0)
@@ -89,7 +89,7 @@ def test_the_figures_of_a_strategy_are_those_of_its_orders() -> None:
     assert (whole["spent"], whole["regret"], whole["found"], whole["time"], whole["idle"]) == (1.0, 0.0, 3, 1.0, 0.0)
 
 
-def test_noise_of_a_curve_shifts_all_of_it_and_noise_of_an_evaluation_each_by_itself() -> None:
+def test_noise_shifts_whole_curves_or_single_evaluations() -> None:
     def shifts(**noise: float) -> Any:
         seen: Curves = curves(FOUR, np.random.default_rng(1), **noise)
         return np.array(seen.losses) - np.array(LOSSES)
@@ -99,7 +99,7 @@ def test_noise_of_a_curve_shifts_all_of_it_and_noise_of_an_evaluation_each_by_it
     assert np.all(np.ptp(shifts(evaluation_noise=0.1), axis=1) > 0.01)
 
 
-def test_the_shipped_table_holds_the_25_runs_with_their_exact_parameters() -> None:
+def test_the_shipped_table_has_the_25_runs_with_exact_parameter_counts() -> None:
     table, shapes = read_curves("march-2023"), {run["name"]: run for run in march_runs()}
     assert len(table.runs) == 25
     for run in table.runs:
@@ -121,7 +121,7 @@ def test_the_default_strategy_finds_the_best_of_the_25_runs_for_9_percent(
     )
     assert row["spent_max"] <= 0.09
     assert row["found"] >= 990  # regret 0
-    if not noise[1]:  # with noise of its own on each last loss, the second run often seems the best
+    if not noise[1]:  # noise on each last loss often makes the second run seem the best
         assert row["as_exhaustive"] >= 990
 
 
@@ -135,30 +135,42 @@ def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
     assert row["spent_max"] < 1 / len(rest.runs) + 0.05  # the one full run, and 5 % for all the others
 
 
-def test_tpe_tries_every_run_once_in_an_order_of_its_own() -> None:
+def test_tpe_trains_every_run_once_in_its_own_order() -> None:
     table = read_curves("march-2023")
     how = Replay(orders=2, tpe=True)
     assert replay(table, parse("exhaustive"), 4, how)["spent"] == 1
-    told = [replay(table, parse("halving"), 1, each) for each in (how, how, replace(how, tpe=False))]
-    assert told[0] == told[1] != told[2]
+    rows = [replay(table, parse("halving"), 1, each) for each in (how, how, replace(how, tpe=False))]
+    assert rows[0] == rows[1] != rows[2]
 
 
-def test_a_finished_study_becomes_a_table_that_can_be_replayed(
+def test_a_finished_study_is_replayed_directly_or_as_an_exported_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_toy_study(tmp_path)
-    assert main(["replay", "--export", "toy", "--root", str(tmp_path), "-o", str(tmp_path / "table.json")]) == 0
-    table = read_curves(str(tmp_path / "table.json"))
-    assert len(table.runs) == 6
-    assert all(len(r.evaluations) == 4 and r.tokens == 4096 and r.seconds == 4.096 for r in table.runs)
-    assert main(["replay", str(tmp_path / "table.json"), "--orders", "2", "--workers", "1,2", "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["runs"], len(told["strategies"])) == (6, 12)
-    assert all(row["found"] == 2 for row in told["strategies"] if row["strategy"] == "exhaustive")
+    losses = {f"L{n}-D{64 * n}-H2x32-F256-rope-V2048": [4.5 - n / 10, 4.52 - n / 10] for n in (1, 2, 3)}
+    folder = write_study(tmp_path, losses, name="three", evaluations=4)
+    shutil.copytree(folder / "trials" / "0000-L1-D64-H2x32-F256-rope-V2048-s0", folder / "trials" / "0006-failed")
+    (folder / "trials" / "0006-failed" / "outcome.json").write_text('{"state": "failed", "reason": "memory"}')
+    command, table = command_in_process(capsys), tmp_path / "table.json"
+    root = ("--root", str(tmp_path))
+    assert command("export", "three", *root, "--format", "curves", "-o", str(table)).returncode == 0
+    curves = read_curves(str(table))
+    assert curves.source == "march-search study three: 6 of 7 trials are complete."
+    assert len(curves.runs) == 6
+    assert all(len(r.evaluations) == 4 and r.tokens == 1 << 20 for r in curves.runs)
+    assert {run.seconds for run in curves.runs} == {(1 << 20) / 12_345.6}
+    results = []
+    for source in (str(table), "three", str(folder)):
+        options = ("--orders", "2", "--workers", "1,2", "--format", "json")
+        results.append(json_of(command("replay", source, *root, *options)))
+        assert (results[-1]["runs"], len(results[-1]["strategies"])) == (6, 12)
+        assert all(row["found"] == 2 for row in results[-1]["strategies"] if row["strategy"] == "exhaustive")
+    assert results[0]["strategies"] == results[1]["strategies"] == results[2]["strategies"]
+    write_study(tmp_path, {"L1-D64-H2x32-F256-rope-V2048": [4.0]}, name="one")
+    assert "one: a table needs at least 2 runs, not 1." in one_line_error(command("replay", "one", *root))
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_the_printed_table_fits(
+def test_the_printed_table_fits_the_terminal(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -172,7 +184,9 @@ def test_the_printed_table_fits(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["march-2032"], 'unknown table of recorded curves "march-2032". Did you mean "march-2023"?'),
+        (["march-2032"], 'there is no study "march-2032"'),
+        (["march-2032"], "Shipped tables of curves: march-2023."),
+        (["march-2032.json"], 'no table of recorded curves of that name is shipped. Did you mean "march-2023"?'),
         (["march-2023", "--strategy", "halvin"], 'unknown strategy "halvin". Did you mean "halving"?'),
         (
             ["march-2023", "--strategy", "halving:reduce=3"],
@@ -187,14 +201,15 @@ def test_the_printed_table_fits(
         (["march-2023", "--workers", "0"], '--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "0".'),
         (["march-2023", "--orders", "0"], "--orders must be at least 1, not 0."),
         (["march-2023", "--noise", "-1"], "--noise must be 0 or more, not -1.0."),
-        (["march-2023", "-o", "x.json"], "-o needs --export; to save results, redirect standard output with > FILE."),
     ],
 )
-def test_a_wrong_request_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_request_is_refused_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["replay", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +229,7 @@ def test_a_wrong_request_is_one_line(arguments: list[str], words: str, capsys: p
         ({"evals": 1}, 'unknown key "runs[0].evals". Did you mean "evaluations"?'),
     ],
 )
-def test_a_table_that_breaks_the_format_is_one_line_that_names_the_file(
+def test_an_invalid_table_is_refused_in_one_line_that_names_the_file(
     change: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [{"name": name, "evaluations": [[1, 2.0]]} for name in "AB"]
@@ -223,10 +238,10 @@ def test_a_table_that_breaks_the_format_is_one_line_that_names_the_file(
     path = tmp_path / "table.json"
     path.write_text(json.dumps(value))
     assert main(["replay", str(path)]) == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert str(path) in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert str(path) in error
+    assert error.count("\n") == 1
 
 
 def test_tpe_needs_architectures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

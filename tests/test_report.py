@@ -1,4 +1,4 @@
-"""The report: what it holds, what it escapes, and how a real browser shows it."""
+"""The report: its content, its escaping, and how a real browser shows it."""
 
 import csv
 import os
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.studies import DATA, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.studies import DATA, write_study
 
 from march_search.analysis.evidence import study_evidence
 from march_search.analysis.study_record import read_study
@@ -24,7 +24,7 @@ from march_search.config import TrainingConfig, TrialConfig
 from march_search.files import write_json
 from march_search.report.figures import figures
 from march_search.report.page import figure_files, page, png
-from march_search.report.svg import spread_apart, scale
+from march_search.report.svg import scale, spread_apart
 
 SHAPES = [
     f"L{n}-D{d}-H{h}x32-F{f}-rope-V2048"
@@ -35,11 +35,11 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def study(root: Path, seeds: int = 3, **told: Any) -> Path:
-    """A study of nine shapes, one trial of it failed and one pruned."""
+def study(root: Path, seeds: int = 3, **texts: Any) -> Path:
+    """Write a study of nine shapes; one more trial failed and one was pruned."""
     rng = np.random.default_rng(1)
     losses = {s: list(4.1 + 0.02 * i + rng.normal(0, 0.008, seeds)) for i, s in enumerate(SHAPES)}
-    folder = write_study(root, losses, name="demo", examples=64, bigram=3.9, settings=told)
+    folder = write_study(root, losses, name="demo", examples=64, bigram=3.9, settings=texts)
     for number, (state, text) in enumerate({"failed": "out of <luck> & memory", "pruned": "too high"}.items(), 90):
         trial = folder / "trials" / f"{number:04d}-{SHAPES[0]}-s{number}"
         trial.mkdir()
@@ -56,13 +56,13 @@ def study(root: Path, seeds: int = 3, **told: Any) -> Path:
 
 
 def html(root: Path, name: str = "demo") -> str:
-    """The page of a study."""
+    """Return the page of a study."""
     return page(
         study_evidence(read_study(root / name), tokens=10 << 20, with_effects=True), f"march-search study run {name}"
     )
 
 
-def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) -> None:
+def test_the_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     study(tmp_path, question="Which shape?", answer="An interval that excludes 0.")
     text = html(tmp_path)
     for words in ("Which shape?", "27 of 29 trials complete", "L2-D128-H8x32-F448 has the lowest loss", "Not ranked",
@@ -75,7 +75,7 @@ def test_the_page_tells_what_a_reader_needs_and_asks_no_network(tmp_path: Path) 
     assert len(text) < 6_000_000
 
 
-def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
+def test_every_figure_is_drawn_without_nan_or_infinity(tmp_path: Path) -> None:
     study(tmp_path)
     drawn = figures(study_evidence(read_study(tmp_path / "demo"), tokens=10 << 20, with_effects=True))
     assert set(drawn) == {"ranking", "curves", "depth", "width", "map", "front", "effects", "horizon"}
@@ -84,22 +84,22 @@ def test_every_figure_is_drawn_and_finite(tmp_path: Path) -> None:
         assert "inf" not in figure.svg()
 
 
-@pytest.mark.parametrize(("many", "said"), [(30, False), (70, True)])
-def test_no_architecture_is_left_out_of_a_figure_in_silence(tmp_path: Path, many: int, said: bool) -> None:
+@pytest.mark.parametrize(("many", "is_noted"), [(30, False), (70, True)])
+def test_architectures_omitted_from_a_figure_are_noted(tmp_path: Path, many: int, is_noted: bool) -> None:
     write_study(tmp_path, {f"L2-D128-H8x32-F{64 + i}-rope-V2048": [4 + i / 100] for i in range(many)}, name="many")
     drawn = figures(study_evidence(read_study(tmp_path / "many")))["ranking"].svg()
     assert drawn.count('class="name"') == min(many, 60)
-    assert (f"the best 60 of {many}" in drawn) == said
+    assert (f"the best 60 of {many}" in drawn) == is_noted
 
 
 @pytest.mark.parametrize("many", [1, 2])
-def test_a_study_of_few_trials_has_a_page_too(tmp_path: Path, many: int) -> None:
+def test_a_study_of_few_trials_has_a_page(tmp_path: Path, many: int) -> None:
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")
     text = page(study_evidence(read_study(tmp_path / "small"), with_effects=True), "march-search study run small")
     assert f"{many} of {many} trial{'s' * (many > 1)} complete" in text
 
 
-def test_a_study_without_a_complete_trial_says_so(tmp_path: Path) -> None:
+def test_a_study_without_a_complete_trial_has_a_page(tmp_path: Path) -> None:
     folder = study(tmp_path)
     for trial in (folder / "trials").iterdir():
         (trial / "result.json").unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def test_a_study_without_a_complete_trial_says_so(tmp_path: Path) -> None:
 @given(
     st.text(min_size=1, max_size=40), st.sampled_from(["<script>alert(1)</script>", "</style><b>", "'\"><img src=x>"])
 )
-def test_text_is_never_markup(tmp_path_factory: pytest.TempPathFactory, words: str, markup: str) -> None:
+def test_text_is_escaped(tmp_path_factory: pytest.TempPathFactory, words: str, markup: str) -> None:
     root = tmp_path_factory.mktemp("escaped")
     folder = write_study(
         root, {s: [4.0 + i / 10] for i, s in enumerate(SHAPES[:3])}, settings={"question": words + markup}
@@ -125,7 +125,7 @@ def test_text_is_never_markup(tmp_path_factory: pytest.TempPathFactory, words: s
     assert text.count("<script>") == 1
 
 
-def test_a_studys_name_is_text_too(tmp_path: Path) -> None:
+def test_the_name_of_a_study_is_escaped(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>&'\""
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:3]}, name=name)
     text = html(tmp_path, name)
@@ -144,10 +144,10 @@ def test_the_command_writes_page_text_and_figures(tmp_path: Path, capsys: pytest
     for kind, start in (("csv", "rank,name,loss"), ("json", "{"), ("markdown", "demo: 27 of 29")):
         assert main(["report", "demo", "--root", str(tmp_path), "--format", kind, "-o", "-"]) == 0
         assert capsys.readouterr().out.startswith(start)
-    assert main(["report", "nobody", "--root", str(tmp_path)]) == 4
+    assert main(["report", "nobody", "--root", str(tmp_path)]) == 2
 
 
-def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
+def test_a_figure_is_self_contained(tmp_path: Path) -> None:
     study(tmp_path)
     for text in figure_files(study_evidence(read_study(tmp_path / "demo"))).values():
         assert "var(" not in text
@@ -155,7 +155,7 @@ def test_a_figure_stands_by_itself(tmp_path: Path) -> None:
         assert len(png(text) or b"") > 5000
 
 
-def test_labels_are_moved_apart_as_little_as_that_takes() -> None:
+def test_labels_are_moved_apart_as_little_as_possible() -> None:
     assert spread_apart([10, 50, 90], 15, 0, 100) == [10, 50, 90]
     assert spread_apart([50, 51, 52], 15, 0, 100) == [50, 65, 80]
     assert spread_apart([98, 99], 15, 0, 100) == [85, 100]
@@ -165,7 +165,7 @@ def test_labels_are_moved_apart_as_little_as_that_takes() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real Chromium; only CI must have one."""
+    """Chromium, which must be installed in CI."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None and not os.environ.get("CI"):
         pytest.skip("no Chromium here; on Debian: apt-get install chromium")
@@ -178,14 +178,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
-def test_a_browser_shows_it_without_errors(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+def test_a_browser_shows_the_page_without_errors(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
     study(tmp_path)
     (tmp_path / "report.html").write_text(html(tmp_path))
     shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     errors: list[str] = []
     shown.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
     shown.on("pageerror", lambda error: errors.append(str(error)))
-    shown.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or errors.append(asked.url))
+    shown.on("request", lambda request: request.url.startswith(("file:", "data:")) or errors.append(request.url))
     shown.goto((tmp_path / "report.html").as_uri())
     assert errors == []
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
@@ -199,7 +199,7 @@ def test_a_browser_shows_it_without_errors(browser: Any, tmp_path: Path, width: 
     shown.close()
 
 
-def test_the_table_is_sorted_and_the_theme_switched_from_the_keyboard(browser: Any, tmp_path: Path) -> None:
+def test_the_keyboard_sorts_the_table_and_switches_the_theme(browser: Any, tmp_path: Path) -> None:
     study(tmp_path)
     (tmp_path / "report.html").write_text(html(tmp_path))
     shown = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
@@ -225,15 +225,15 @@ def test_the_table_is_sorted_and_the_theme_switched_from_the_keyboard(browser: A
     shown.close()
 
 
-def test_small_tables_say_all_that_is_worth_keeping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_hold_the_summary_and_all_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study(tmp_path)
-    arguments = ["report", "demo", "--root", str(tmp_path), "--tables", str(tmp_path / "kept")]
+    arguments = ["report", "demo", "--root", str(tmp_path), "--tables", str(tmp_path / "tables")]
     assert main(arguments) == 0
-    text = (tmp_path / "kept" / "demo.md").read_text()
+    text = (tmp_path / "tables" / "demo.md").read_text()
     assert text.startswith("# demo\n")
     assert "| rank | name |" in text
-    assert f"march-search study run demo.toml --root {tmp_path}" in text
-    rows = list(csv.DictReader((tmp_path / "kept" / "demo.csv").read_text().splitlines()))
+    assert f"march-search study run demo --root {tmp_path}" in text
+    rows = list(csv.DictReader((tmp_path / "tables" / "demo.csv").read_text().splitlines()))
     assert len(rows) == len(read_study(tmp_path / "demo").trials)
     for row, trial in zip(rows, read_study(tmp_path / "demo").trials, strict=True):
         assert (row["name"], int(row["seed"])) == (trial.architecture.name, trial.seed)
@@ -241,7 +241,14 @@ def test_small_tables_say_all_that_is_worth_keeping(tmp_path: Path, capsys: pyte
         assert row["loss"] == "" if trial.loss is None else float(row["loss"]) == pytest.approx(trial.loss, abs=1e-6)
         for line in trial.evaluations:
             assert float(row[f"loss@{line['tokens']}"]) == pytest.approx(line["loss"], abs=1e-6)
-    again = [sys.executable, "scripts/compare_results.py", str(tmp_path / "kept" / "demo.csv"), str(tmp_path / "demo")]
-    told = subprocess.run(again, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent).stdout
+    compare = [
+        sys.executable,
+        "scripts/compare_results.py",
+        str(tmp_path / "tables" / "demo.csv"),
+        str(tmp_path / "demo"),
+    ]
+    printed = subprocess.run(
+        compare, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    ).stdout
     complete = sum(row["state"] == "complete" for row in rows)
-    assert f"{complete} of {complete} agree" in told
+    assert f"{complete} of {complete} agree" in printed

@@ -1,4 +1,4 @@
-"""Whatever Optuna proposes, what is tried is feasible, and tried once."""
+"""Whatever Optuna proposes, the sampler tries only feasible shapes, and each only once."""
 
 import subprocess
 import sys
@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from helpers.forks import forks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 from march_search import Architecture, SearchSpace, solve
@@ -28,7 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def space(**axes: object) -> SearchSpace:
-    """A space of small models; `axes` change it."""
+    """Return a space of small models with changed axes."""
     table = {
         "num_layers": [1, 2, 3],
         "d_model": [64, 96, 128],
@@ -47,12 +50,12 @@ SMALL = solve(space(d_model=96, d_kv=32))
 
 
 def loss(a: Architecture) -> float:
-    """Best for two wide layers."""
+    """Return a loss that is lowest for two wide layers."""
     return abs(a.num_layers - 2) + abs(a.d_model - 128) / 64 + 0.3 * (a.feed_forward_proj == "relu")
 
 
 def optimized(found: FeasibleSet, inner: object, n: int, **options: object) -> optuna.Study:
-    """A study of `n` trials."""
+    """Run a study of `n` trials."""
     sampler = FeasibleSampler(found, inner, **options)
     study = optuna.create_study(sampler=sampler)
     study.optimize(lambda trial: loss(sampler.suggest(trial)), n_trials=n)
@@ -60,13 +63,13 @@ def optimized(found: FeasibleSet, inner: object, n: int, **options: object) -> o
 
 
 def tried(study: optuna.Study) -> list[Architecture]:
-    """What a study tried, in order."""
+    """Return the architectures that a study tried, in order."""
     return [Architecture.parse(t.user_attrs["architecture"]) for t in study.trials]
 
 
 @pytest.mark.parametrize("inner", ADAPTIVE)
 def test_every_sampler_tries_members_only_and_each_once(inner: str) -> None:
-    many = 13 if inner == "gp" else 25  # of them 10 before a Gaussian process is fitted, which takes its time
+    many = 13 if inner == "gp" else 25  # a Gaussian process is fitted from the 11th on, which is slow
     study = optimized(FOUND, inner, many)
     shapes = tried(study)
     assert len(shapes) == len(set(shapes)) == many
@@ -117,7 +120,7 @@ def test_a_study_ends_when_every_member_has_been_tried(inner: str) -> None:
     ],
     ids=["NSGA-II", "univariate TPE"],
 )
-def test_any_other_sampler_of_optunas_may_propose(inner: optuna.samplers.BaseSampler) -> None:
+def test_any_sampler_of_optuna_can_be_used(inner: optuna.samplers.BaseSampler) -> None:
     shapes = tried(optimized(FOUND, inner, 15))
     assert len(set(shapes)) == 15
     assert all(a in FOUND for a in shapes)
@@ -131,7 +134,7 @@ def test_any_other_sampler_of_optunas_may_propose(inner: optuna.samplers.BaseSam
     st.sampled_from(["tpe", "random", "qmc"]),
     st.integers(0, 99),
 )
-def test_small_spaces_are_tried_out_without_a_repetition(
+def test_small_spaces_are_exhausted_without_repetition(
     layers: list[int], widths: list[int], unequal: bool, inner: str, seed: int
 ) -> None:
     axes = {"num_layers": layers, "d_model": widths, "num_heads": 2, "d_ff": [64, 256, 320, 640]}
@@ -142,20 +145,20 @@ def test_small_spaces_are_tried_out_without_a_repetition(
         assert all(a in found for a in shapes)
 
 
-def test_tpe_finds_better_shapes_than_chance() -> None:
+def test_tpe_finds_better_shapes_than_random_search() -> None:
     found = solve(SearchSpace.load("cpu-demo"))
     mean = {inner: np.mean([loss(a) for s in range(3) for a in tried(optimized(found, inner, 40, seed=s))[20:]])
             for inner in ("tpe", "random")}  # fmt: skip
     assert mean["tpe"] < 0.8 * mean["random"]
 
 
-def test_a_study_is_the_same_again_with_the_same_seed() -> None:
+def test_the_same_seed_gives_the_same_study() -> None:
     assert tried(optimized(FOUND, "tpe", 15, seed=3)) == tried(optimized(FOUND, "tpe", 15, seed=3))
     assert tried(optimized(FOUND, "tpe", 15, seed=3)) != tried(optimized(FOUND, "tpe", 15, seed=4))
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_parameters_asked_for_one_by_one_belong_together_in_any_order(order: int) -> None:
+def test_parameters_suggested_one_by_one_are_feasible_in_any_order(order: int) -> None:
     def objective(trial: Trial) -> float:
         ways = {
             "num_layers": lambda: trial.suggest_int("num_layers", 1, 3),
@@ -177,7 +180,7 @@ def test_parameters_asked_for_one_by_one_belong_together_in_any_order(order: int
     assert len(set(shapes)) == 20
 
 
-def test_a_range_that_lacks_the_value_is_refused_by_name() -> None:
+def test_a_range_without_the_chosen_value_is_refused_by_name() -> None:
     study = optuna.create_study(sampler=FeasibleSampler(FOUND, "random"))
     with pytest.raises(
         ConfigError, match=r"the range given for d_ff, .*, does not contain the value of L\d-D\d+-.*: use"
@@ -195,7 +198,7 @@ def test_distributions_are_those_of_the_members() -> None:
     assert listed.distributions["d_model"] == IntDistribution(64, 128, step=4)
 
 
-def test_an_enqueued_shape_is_tried_as_it_is_and_a_part_of_one_is_kept() -> None:
+def test_enqueued_shapes_and_partial_shapes_are_respected() -> None:
     sampler = FeasibleSampler(FOUND, "tpe")
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial(sampler.dimensions.params(FOUND[7]))
@@ -212,7 +215,7 @@ def test_an_enqueued_shape_is_tried_as_it_is_and_a_part_of_one_is_kept() -> None
         sampler.suggest(study.ask())
 
 
-def test_a_part_of_which_all_is_tried_does_not_end_the_study() -> None:
+def test_an_exhausted_partial_shape_does_not_end_the_study() -> None:
     sampler = FeasibleSampler(SMALL, "random")
     study = optuna.create_study(sampler=sampler)
     layers = [a.num_layers for a in SMALL]
@@ -234,14 +237,14 @@ def test_replicates_are_as_many_as_asked_for() -> None:
     assert len(set(tried(study))) == len(few)
 
 
-def test_who_asks_after_the_end_is_told_in_one_line() -> None:
+def test_suggesting_after_exhaustion_prunes_the_trial_with_a_reason() -> None:
     few = solve(space(num_layers=1, d_model=96, d_kv=32))
     study = optimized(few, "random", len(few))
     with pytest.raises(optuna.TrialPruned, match=f"all {len(few)} feasible architectures have been tried"):
         study.sampler.suggest(study.ask())
 
 
-def test_several_objectives_and_pruned_trials_are_taken() -> None:
+def test_several_objectives_and_pruned_trials_are_supported() -> None:
     sampler = FeasibleSampler(FOUND, "tpe")
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     study.optimize(lambda t: (loss(a := sampler.suggest(t)), a.flops_per_token()), n_trials=15)
@@ -272,26 +275,23 @@ def test_threads_never_try_one_shape_twice() -> None:
     assert len(set(tried(study))) == len(tried(study)) == len(SMALL) // 4 * 4
 
 
-WORKER = """
-import sys, optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-sys.path.insert(0, sys.argv[2])
-from test_sampler import FeasibleSampler, loss, solve, space
-few = solve(space(num_layers=[1, 2], d_model=96, d_kv=32))
-sampler = FeasibleSampler(few, "random", seed=0)
-study = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(sys.argv[1])), sampler=sampler)
-study.optimize(lambda trial: loss(sampler.suggest(trial)), n_trials=1000)
-"""
+def _exhaust(journal: Path) -> None:
+    """Work on the study in a journal until all its shapes are tried."""
+    few = solve(space(num_layers=[1, 2], d_model=96, d_kv=32))
+    sampler, storage = FeasibleSampler(few, "random", seed=0), JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.load_study(study_name="s", storage=storage, sampler=sampler)
+    study.optimize(lambda trial: loss(sampler.suggest(trial)), n_trials=1000)
 
 
 def test_processes_on_one_storage_never_try_one_shape_twice(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    study = optuna.create_study(study_name="s", storage=storage)
-    command = [sys.executable, "-W", "ignore", "-c", WORKER, str(journal), str(Path(__file__).parent)]
-    workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [(w.communicate(timeout=120)[1], w.returncode)[1] for w in workers] == [0, 0, 0]
+    study = optuna.create_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(journal))))
+    workers = [forks().Process(target=_exhaust, args=(journal,)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
     few = solve(space(num_layers=[1, 2], d_model=96, d_kv=32))
     names = [t.user_attrs["architecture"] for t in study.trials if t.state == TrialState.COMPLETE]
     assert sorted(names) == sorted(a.name for a in few)
@@ -313,7 +313,7 @@ def test_the_nearest_untried_member_is_the_nearest_of_all(
     assert Neighbours(FOUND).nearest(wanted, range(len(FOUND)), {}) is None
 
 
-def test_bad_choices_are_one_line() -> None:
+def test_bad_choices_are_one_line_errors() -> None:
     with pytest.raises(ConfigError, match=r'unknown sampler "tpee"\. Did you mean "tpe"\?'):
         FeasibleSampler(FOUND, "tpee")
     with pytest.raises(EmptySetError, match="nothing to sample: no architecture has 1 parameter"):
@@ -322,6 +322,6 @@ def test_bad_choices_are_one_line() -> None:
 
 def test_the_example_runs() -> None:
     command = [sys.executable, str(REPOSITORY / "examples" / "optuna_sampler.py")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert told.stdout.startswith("60 trials: 60 on the budget, 60 different\nbest: L12-D768-")
-    assert told.stderr == ""
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("60 trials: 60 meet the budget, 60 are distinct\nbest: L12-D768-")
+    assert ended.stderr == ""

@@ -1,4 +1,4 @@
-"""The experiments of 2023 as studies, for GPUs and for two cores: what each asks, and where its arms lie."""
+"""The shipped studies of the 2023 experiments, for GPUs and for two cores: questions, architectures, results."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ STUDIES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
 
 def table(name: str) -> dict[str, Any]:
-    """A study's file."""
+    """Return the content of a study's file."""
     return tomllib.loads(STUDIES[name].read_text())
 
 
@@ -31,7 +31,7 @@ def test_every_experiment_of_2023_is_a_study() -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study_says_what_it_asks_and_what_would_answer_it(name: str) -> None:
+def test_a_study_states_its_question_and_what_would_answer_it(name: str) -> None:
     study = table(name)
     assert study["question"].endswith(("?", ")"))
     assert len(study["answer"]) > 40
@@ -40,7 +40,7 @@ def test_a_study_says_what_it_asks_and_what_would_answer_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_arms_are_on_the_budget_and_on_multiples_of_64_or_marked(name: str) -> None:
+def test_architectures_are_in_the_budget_or_marked(name: str) -> None:
     study, text = table(name), STUDIES[name].read_text()
     space = SearchSpace.load(study["space"])
     found = solve(space)
@@ -55,7 +55,7 @@ def test_arms_are_on_the_budget_and_on_multiples_of_64_or_marked(name: str) -> N
         assert space.budget.difference_percent(shape.num_params) == pytest.approx(float(percent), abs=0.05)
 
 
-def test_the_25_runs_of_2023_are_arms() -> None:
+def test_the_25_runs_of_2023_are_in_the_studies() -> None:
     arms = {arm for name in STUDIES for arm in table(name)["search"]["architectures"]}
     assert {march_architecture(run).name for run in march_runs()} <= arms
 
@@ -71,13 +71,13 @@ def test_every_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.Ca
 CPU = {path.stem: path for path in sorted((shipped_folder("studies") / "cpu").glob("*.toml"))}
 
 
-def test_every_question_is_asked_at_a_scale_for_two_cores() -> None:
+def test_every_experiment_has_a_study_for_two_cores() -> None:
     large = {name for name in STUDIES if name.startswith("large-")}
     assert set(CPU) == set(STUDIES) - large | {"learning-rates"}
 
 
 @pytest.mark.parametrize("name", CPU)
-def test_a_small_study_asks_the_same_on_one_budget_with_one_recipe(name: str) -> None:
+def test_the_small_studies_share_a_budget_and_a_recipe(name: str) -> None:
     text = CPU[name].read_text()
     study, recipe = tomllib.loads(text), tomllib.loads(CPU["baseline"].read_text())
     assert study["question"].endswith(("?", ")"))
@@ -105,7 +105,7 @@ def test_every_small_study_can_be_planned(name: str, tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("name", CPU)
-def test_what_a_small_study_found_is_kept_whole(name: str) -> None:
+def test_the_results_of_a_small_study_are_complete(name: str) -> None:
     results, search = shipped_folder("studies") / "results", tomllib.loads(CPU[name].read_text())["search"]
     rows = list(csv.DictReader((results / f"{name}.csv").read_text().splitlines()))
     rates = [f"{rate:g}" for rate in search.get("learning_rates", [2e-3])]
@@ -116,7 +116,7 @@ def test_what_a_small_study_found_is_kept_whole(name: str) -> None:
     assert f"`{name}`" in (results.parent / "FINDINGS.md").read_text()
 
 
-def test_arms_that_studies_share_have_one_result() -> None:
+def test_trials_that_studies_share_have_one_result() -> None:
     losses: dict[tuple[str, str, str], set[str]] = {}
     for path in (shipped_folder("studies") / "results").glob("*.csv"):
         for row in csv.DictReader(path.read_text().splitlines()):

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.reference import march_architecture, march_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.reference import march_architecture, march_runs
 from scipy import stats
 
 from march_search import Architecture, SearchSpace, solve

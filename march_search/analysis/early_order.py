@@ -40,6 +40,8 @@ def early_orders(pooled: Sequence[Pooled]) -> tuple[EarlyOrder, ...]:
     tokens, losses = shared_curves(pooled)
     if len(pooled) < 3 or len(tokens) < 2:
         return ()
+    from scipy.stats import kendalltau, spearmanr
+
     last, results = losses[:, -1], []
     for column, seen in enumerate(tokens[:-1]):
         here = losses[:, column]
@@ -50,24 +52,12 @@ def early_orders(pooled: Sequence[Pooled]) -> tuple[EarlyOrder, ...]:
             EarlyOrder(
                 tokens=seen,
                 share=seen / tokens[-1],
-                kendall=kendall(here, last),
-                spearman=spearman(here, last),
+                kendall=float(kendalltau(here, last)[0]),
+                spearman=float(spearmanr(here, last)[0]),
                 regret=regret,
             )
         )
     return tuple(results)
-
-
-def kendall(x: Array, y: Array) -> float:
-    """Return Kendall's tau-b; scipy.stats has it too, but takes longer to import than all of `rank`."""
-    x_AA, y_AA = np.sign(np.subtract.outer(x, x)), np.sign(np.subtract.outer(y, y))
-    return float((x_AA * y_AA).sum() / np.sqrt((x_AA**2).sum() * (y_AA**2).sum()))
-
-
-def spearman(x: Array, y: Array) -> float:
-    """Return Spearman's rho: the correlation of ranks, where equal values share a rank."""
-    ranks = [np.sign(np.subtract.outer(values, values)).sum(axis=1) for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def enough(found: Sequence[EarlyOrder], tolerance: float) -> EarlyOrder | None:

@@ -46,10 +46,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _export_curves(study: "StudyRecord", output: str | None) -> None:
     """Write the learning curves of the complete trials."""
+    from dataclasses import asdict
+
     from march_search.files import json_text, write_json
     from march_search.replay.learning_curves import study_curves
 
-    value = study_curves(study)
+    value = asdict(study_curves(study))
     if output:
         write_json(Path(output), value)
     else:

@@ -38,8 +38,8 @@ def add_format(parser: argparse.ArgumentParser, choices: Sequence[str] = FORMATS
 
 
 def root_option(root: Path) -> str:
-    """Return the `--root` to repeat in a suggested command, with a space in front; empty for the default."""
-    return "" if root == Path(DEFAULT_ROOT) else f" --root {root}"
+    """Return the `--root` of a suggested command, with a space in front; empty for the default."""
+    return "" if root.resolve() == Path(DEFAULT_ROOT).resolve() else f" --root {root}"
 
 
 def refuse_without_effect(options: argparse.Namespace, names: Sequence[str], because: str) -> None:

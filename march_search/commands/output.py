@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands.options import root_option
@@ -11,6 +10,7 @@ from march_search.display.tables import Column, Row, console, csv_text, markdown
 
 if TYPE_CHECKING:
     from march_search.study.runner import Summary
+    from march_search.study.study_folder import StudyFolder
 
 
 def print_rows(
@@ -65,10 +65,11 @@ def print_pairs(out: Any, title: str, rows: Sequence[tuple[str, str]]) -> None:
     out.print(table)
 
 
-def report_summary(summary: "Summary", name: str, root: Path) -> int:
-    """Print to stderr how the run of the study `name` ended, and return the exit code."""
+def report_summary(summary: "Summary", folder: "StudyFolder") -> int:
+    """Print to stderr how the run of a study ended, and return the exit code."""
+    name, root = folder.path.name, root_option(folder.path.parent)
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
-    print(f"{name}: {counts}. Ranking: march-search rank {name}{root_option(root)}", file=sys.stderr)
+    print(f"{name}: {counts}. Ranking: march-search rank {name}{root}", file=sys.stderr)
     for note in summary.notes:
         print(f"{name}: {note}", file=sys.stderr)
     if summary.signum:

@@ -66,9 +66,8 @@ def _curves(options: argparse.Namespace) -> "LearningCurves":
         UsageError: If nothing has that name.
     """
     from march_search.commands.studies import named_study
-    from march_search.config.loader import build
     from march_search.config.shipped import shipped_names
-    from march_search.replay.learning_curves import LearningCurves, read_curves, study_curves
+    from march_search.replay.learning_curves import read_curves, study_curves
 
     tables = shipped_names("tables")
     if options.curves in tables or options.curves.endswith(".json"):
@@ -77,7 +76,7 @@ def _curves(options: argparse.Namespace) -> "LearningCurves":
         study = named_study(options.curves, options.root)
     except UsageError as error:
         raise UsageError(f"{error} Shipped tables of curves: {', '.join(tables)}.") from None
-    return build(LearningCurves, study_curves(study.record()), study.name)
+    return study_curves(study.record())
 
 
 def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
     named = named_study(options.study, options.root)
     evidence = _evidence(named.record(), options.horizon)
-    root = root_option(options.root)
+    root = root_option(named.folder.path.parent)
     command = f"march-search study run {named.argument}{root}\nmarch-search report {named.name}{root}"
     cost = _cost(named.folder.path)
     is_page = options.format == "html"

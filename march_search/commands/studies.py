@@ -67,11 +67,7 @@ class NamedStudy:
         Raises:
             UsageError: If the study has not been started.
         """
-        if not self.is_started:
-            raise UsageError(
-                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study run "
-                f"{self.argument} first."
-            )
+        self._check_started()
         return self.folder, self.load()[0] if self.from_file else self.folder.config()
 
     def record(self) -> "StudyRecord":
@@ -83,7 +79,16 @@ class NamedStudy:
         """
         from march_search.analysis.study_record import read_study
 
-        return read_study(self.started()[0].path)
+        self._check_started()
+        return read_study(self.folder.path)
+
+    def _check_started(self) -> None:
+        """Raise a UsageError if the study has not been started below its root."""
+        if not self.is_started:
+            raise UsageError(
+                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study run "
+                f"{self.argument} first."
+            )
 
 
 def named_study(text: str, root: Path) -> NamedStudy:

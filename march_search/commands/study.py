@@ -158,4 +158,4 @@ def _train(
     summary = StudyRun(config, folder, store.folder, initial_trials(chosen, config)).run()
     actual = price.comparison_rows(plan, price.actual(folder.path, config))
     print_pairs(console(stderr=True), "planned and actual cost", actual)
-    return report_summary(summary, study.name, root)
+    return report_summary(summary, folder)

@@ -154,13 +154,13 @@ def run_stop(options: argparse.Namespace) -> int:
     study.set_user_attr(heartbeat.STOP, True)
     alive = sum(row["state"] == "alive" for row in status.worker_rows(study, folder))
     message = f"asked {plural(alive, 'worker')} to save and exit" if alive else "no worker is running"
-    print(f"{folder.path.name}: {message}. To resume: {_resume_command(folder, options)}", file=sys.stderr)
+    print(f"{folder.path.name}: {message}. To resume: {_resume_command(folder)}", file=sys.stderr)
     return 0
 
 
-def _resume_command(folder: "StudyFolder", options: argparse.Namespace) -> str:
+def _resume_command(folder: "StudyFolder") -> str:
     """Return the command that resumes a study."""
-    return f"march-search study resume {folder.path.name}{root_option(options.root)}"
+    return f"march-search study resume {folder.path.name}{root_option(folder.path.parent)}"
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -171,7 +171,7 @@ def run_resume(options: argparse.Namespace) -> int:
     folder, config, study = _open(options)
     gpus.claim(config.devices)
     study.set_user_attr(heartbeat.STOP, None)
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
 
 
 def run_retry(options: argparse.Namespace) -> int:
@@ -186,7 +186,7 @@ def run_retry(options: argparse.Namespace) -> int:
         failed = status.failed_trials(study, options.trials)
         for trial in failed:
             repeat_trial(study, trial, retry_of=trial.number)
-    message = f"{plural(len(failed), 'trial')} enqueued again. To resume: {_resume_command(folder, options)}"
+    message = f"{plural(len(failed), 'trial')} enqueued again. To resume: {_resume_command(folder)}"
     print(f"{folder.path.name}: {message}", file=sys.stderr)
     return 0
 
@@ -201,7 +201,7 @@ def run_race(options: argparse.Namespace) -> int:
     folder, config, _ = _open(options)
     gpus.claim(config.devices)
     config = replace(config, search=replace(config.search, race=options.confidence))
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
 
 
 def run_delete(options: argparse.Namespace) -> int:
@@ -214,7 +214,7 @@ def run_delete(options: argparse.Namespace) -> int:
     folder, config, study = _open(options)
     name = folder.path.name
     if any(row["state"] == "alive" for row in status.worker_rows(study, folder)):
-        root = root_option(options.root)
+        root = root_option(folder.path.parent)
         raise StorageError(f"{name} has running workers: stop them first with march-search study stop {name}{root}.")
     if not options.yes:
         print(f"delete {folder.path} with {len(study.trials)} trials? [y/N] ", end="", file=sys.stderr, flush=True)

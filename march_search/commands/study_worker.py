@@ -52,7 +52,7 @@ def run_worker(options: argparse.Namespace) -> int:
         sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
         return 0
     gpus.claim(config.devices)
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder.path.name, options.root)
+    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
 
 
 def run_proxy(options: argparse.Namespace) -> int:

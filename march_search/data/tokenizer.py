@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from march_search.errors import DataError
 from march_search.files import one_line
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PAD = 0
 
@@ -57,7 +59,7 @@ ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
 """Candidates for the end token. The first one in the vocabulary is used."""
 
 
-def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> Tokenizer:
+def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> "Tokenizer":
     """Train a tokenizer of exactly `vocab_size` tokens. The same texts in the same order give the same tokenizer.
 
     A pair must occur at least twice to be merged. Text is not normalised, so decoding restores every text exactly.
@@ -65,6 +67,8 @@ def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> 
     Raises:
         DataError: If the texts do not have enough pairs to merge.
     """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     bytes_of_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -88,12 +92,14 @@ def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> 
     return _plain(tokenizer)
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path) -> "Tokenizer":
     """Load a tokenizer.json, or the one in a folder. Sentinels are appended if the vocabulary has none.
 
     Raises:
         DataError: If the file is missing or damaged, or is a spiece.model, which has to be converted first.
     """
+    from tokenizers import Tokenizer
+
     file = path / "tokenizer.json" if path.is_dir() else path
     spiece = path / "spiece.model" if path.is_dir() else path
     if spiece.name == "spiece.model" and spiece.is_file() and not (path / "tokenizer.json").is_file():
@@ -110,7 +116,7 @@ def load(path: Path) -> Tokenizer:
         raise DataError(f"{path}: not a readable tokenizer ({one_line(error)}).") from None
 
 
-def special_of(tokenizer: Tokenizer, label: str) -> Special:
+def special_of(tokenizer: "Tokenizer", label: str) -> Special:
     """Return the ids of the end token and the sentinels.
 
     Raises:
@@ -127,18 +133,18 @@ def special_of(tokenizer: Tokenizer, label: str) -> Special:
     raise DataError(f"{label}: the ids of <extra_id_0> to <extra_id_99> must be consecutive, ascending or descending.")
 
 
-def sha256(tokenizer: Tokenizer) -> str:
+def sha256(tokenizer: "Tokenizer") -> str:
     """Return the SHA-256 of the tokenizer's JSON, with sorted keys and without white space, in hexadecimal."""
     text = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sentinels(tokenizer: Tokenizer) -> None:
+def _add_sentinels(tokenizer: "Tokenizer") -> None:
     """Append the sentinels in T5's order."""
     tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(SENTINELS))])
 
 
-def _plain(tokenizer: Tokenizer) -> Tokenizer:
+def _plain(tokenizer: "Tokenizer") -> "Tokenizer":
     """Add missing sentinels, disable truncation and padding, and encode spelled-out special tokens as text."""
     if tokenizer.token_to_id("<extra_id_0>") is None:
         _add_sentinels(tokenizer)

@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.comparison import short_letters
 from march_search.analysis.further_seeds import MOST
-from march_search.analysis.ranking import Ranking
 from march_search.architecture.architecture import CHOICES, Architecture
 from march_search.cost import memory, speed
 from march_search.cost.setup import Setup
 from march_search.display.tables import Column, Row, chance, count, percent, si, size
 from march_search.errors import UsageError, nearest
 from march_search.space.space import AXES
+
+if TYPE_CHECKING:
+    from march_search.analysis.ranking import Ranking
 
 GLU_NAMES = {"gated-relu": "ReGLU", "gated-gelu": "GEGLU", "gated-silu": "SwiGLU"}
 """Display names of gated linear units (Shazeer 2020)."""
@@ -106,7 +108,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     return tuple(known[name] for name in names)
 
 
-def rank_columns(ranking: Ranking) -> tuple[Column, ...]:
+def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
     """Return the columns of a ranking that have a value in at least one row; all of them if there are no rows."""
 
     def further_seeds(row: Row) -> Any:

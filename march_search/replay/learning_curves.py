@@ -8,9 +8,8 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -107,8 +106,8 @@ def read_curves(name: str) -> LearningCurves:
     return build(LearningCurves, read_file(path), str(path))
 
 
-def study_curves(study: StudyRecord) -> dict[str, Any]:
-    """Return the complete trials of a study as the JSON object of a table; other trials are omitted.
+def study_curves(study: StudyRecord) -> LearningCurves:
+    """Return the curves of the complete trials of a study; other trials are omitted.
 
     Raises:
         ConfigError: If fewer than two trials are complete.
@@ -116,7 +115,7 @@ def study_curves(study: StudyRecord) -> dict[str, Any]:
     runs = tuple(_run(trial) for trial in study.trials if trial.state == "complete")
     source = f"march-search study {study.name}: {len(runs)} of {len(study.trials)} trials are complete."
     try:
-        return asdict(LearningCurves(1, source, "nats per target token", runs))
+        return LearningCurves(1, source, "nats per target token", runs)
     except ConfigError as error:
         raise ConfigError(f"{study.name}: {error}") from None
 

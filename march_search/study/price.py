@@ -135,7 +135,7 @@ def cpu() -> Device | None:
 
     A separate process measures it, so that torch is not loaded here.
     """
-    code = "import dataclasses, json; from march_search.cost.speed.devices import this_cpu; "
+    code = "import dataclasses, json; from march_search.cost.devices import this_cpu; "
     code += "print(json.dumps(dataclasses.asdict(this_cpu())))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return Device(**json.loads(result.stdout)) if result.returncode == 0 else None

@@ -64,11 +64,11 @@ def add_trial(
 
 def repeat_trial(study: optuna.Study, trial: FrozenTrial, **attrs: Any) -> None:
     """Add a trial of the same architecture as `trial`; the user attributes `attrs` replace those of `trial`."""
-    attrs = {key: trial.user_attrs[key] for key in ("architecture", "seed", "num_params", "learning_rate")
-            if key in trial.user_attrs}  # fmt: skip
+    names = ("architecture", "seed", "num_params", "learning_rate")
+    copied = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     study.add_trial(
         create_trial(
-            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=attrs | attrs
+            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=copied | attrs
         )
     )
 

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, Trial
 
 from march_search.config import TrialConfig
 from march_search.files import read_json, read_lines, write_json
-from march_search.study import heartbeat, reuse, trials
+from march_search.study import reuse, trials
+from march_search.study.heartbeat import STOP, Heartbeat, Liveness
 from march_search.study.job import Job, Signals
 from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
@@ -40,17 +41,15 @@ class Worker:
         """Create a worker on `job` that reports to `progress` and stops on `signals`."""
         config, lockers = job.config, job.folder.path / "workers"
         self.job, self.progress, self.signals = job, progress, signals
-        self.heartbeat_sender = heartbeat.Heartbeat(
-            job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials
-        )
-        self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heartbeat_sender.worker)
-        self.survey = Survey(job, self.leases, heartbeat.Liveness(lockers, config.heartbeat_seconds), progress)
+        self.heartbeat = Heartbeat(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
+        self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heartbeat.worker)
+        self.survey = Survey(job, self.leases, Liveness(lockers, config.heartbeat_seconds), progress)
         self.active_trials: list[ActiveTrial] = []
         self._todo: list[tuple[FrozenTrial, int]] = []
         self._look, self._misses, self._said = 0.0, 0, False
         url = config.storage or ""
         self._hidden = [url.removeprefix("env:")] if url.startswith("env:") else []
-        self._random = random.Random(self.heartbeat_sender.worker)
+        self._random = random.Random(self.heartbeat.worker)
 
     def run(self) -> None:
         """Work until the study is finished or a signal arrives; running trials are then released.
@@ -64,7 +63,7 @@ class Worker:
         except BaseException:
             self._abandon()
             raise
-        self.heartbeat_sender.leave()
+        self.heartbeat.leave()
 
     def _abandon(self) -> None:
         """Release all trials after an error; if the storage still works, other workers resume them at once."""
@@ -73,12 +72,12 @@ class Worker:
         with suppress(Exception):
             for active in self.active_trials:
                 self._give_back(active)
-            self.heartbeat_sender.leave()
-        self.heartbeat_sender.close()
+            self.heartbeat.leave()
+        self.heartbeat.close()
 
     def _step(self) -> bool:
         """Run one iteration of the loop; return whether to continue."""
-        if self.heartbeat_sender.due():
+        if self.heartbeat.due():
             self._beat()
         if self.signals.signum:
             self._stop()
@@ -91,12 +90,12 @@ class Worker:
 
     def _beat(self) -> None:
         """Send a heartbeat, and drop trials that this worker lost because it was late."""
-        self.heartbeat_sender.tick()
+        self.heartbeat.tick()
         for active in list(self.active_trials):
             if not self.leases.holds(active.trial, active.lease):
                 self._lose(active)
                 self.active_trials.remove(active)
-        if self.job.study.user_attrs.get(heartbeat.STOP) and not self.signals.signum:
+        if self.job.study.user_attrs.get(STOP) and not self.signals.signum:
             self.signals.ask()
 
     def _stop(self) -> None:

@@ -31,7 +31,7 @@ from march_search.files import DISK_TROUBLE, lock, read_json, write_json
 from march_search.training import launch, ranks, supervisor
 from march_search.trial import outcome, result
 
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = logging.getLogger("march_search.training")  # `__name__` is "__main__" when it runs
 
 OUT_OF_MEMORY = "out_of_memory"
 """State of a failure that a smaller micro batch may fix."""

@@ -36,6 +36,6 @@ def t5_checkpoints() -> list[dict[str, Any]]:
 
 
 def march_curves() -> list[list[tuple[int, float]]]:
-    """Return (tokens, evaluation loss) every 20 steps of 1,048,576 tokens, for the 25 runs in the order of `march_runs`."""
+    """Return the curves of the 25 runs, in the order of `march_runs`: (tokens, evaluation loss) every 20 steps."""
     runs = json.loads((FOLDER / "march-2023-curves.json").read_text())["runs"]
     return [[(20 * n * 1_048_576, loss) for n, loss in enumerate(run["eval_loss"], 1)] for run in runs]

@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from march_search.config import DataConfig, TrainingConfig, TrialConfig
+from march_search.config import DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
 from march_search.files import write_json
 from march_search.trial.result import seal_result
 
 DATA = DataConfig(vocab_size=2048, sequence_length=64)
 SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
+
+
+TRAINING = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10)
 
 
 def write_study(
@@ -38,19 +41,18 @@ def write_study(
         bigram: Loss of the bigram model on targets; that of the unigram model is 1 higher.
         examples: Number of losses of single examples per trial, a multiple of 8; blocks of eight share some noise.
         evaluations: Number of evaluations on a curve, which falls by a power law to the final loss.
-        settings: Further tables of study.json.
+        settings: Values that differ in the tables of study.json.
     """
     folder, rng, number = root / name, np.random.default_rng(0), 0
     folder.mkdir(parents=True)
     hard_N = np.repeat(rng.normal(0, 0.3, examples // 8), 8)
-    search = {"learning_rates": list(rates)}
-    write_json(folder / "study.json", {"settings": {"search": search, **(settings or {})}})
+    write_json(folder / "study.json", {"settings": _settings(tuple(losses), tuple(rates), settings or {})})
     write_json(folder / "reference.json", {"target_unigram_nats": bigram + 1, "target_bigram_nats": bigram})
     for architecture, own in losses.items():
         for index, rate in enumerate(rates):
             for seed, loss in enumerate(own):
                 at = folder / "trials" / f"{number:04d}-{architecture}-s{seed}"
-                training = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10, learning_rate=rate)
+                training = replace(TRAINING, learning_rate=rate)
                 _write_trial(at, architecture, seed, loss + 0.1 * bool(index), training, gain, evaluations)
                 if examples:
                     own_N = loss + hard_N + np.repeat(rng.normal(0, 0.02, examples // 8), 8)
@@ -58,6 +60,17 @@ def write_study(
                     np.save(at / "validation" / f"{training.tokens:015d}.npy", own_N.astype(np.float32))
                 number += 1
     return folder
+
+
+def _settings(
+    architectures: tuple[str, ...], rates: tuple[float, ...], changed: Mapping[str, object]
+) -> dict[str, object]:
+    """Return complete settings of a study, with the values of `changed`."""
+    search = SearchConfig(strategy="list", architectures=architectures, learning_rates=rates)
+    settings = asdict(StudyConfig(space="cpu-demo", search=search, data=DATA, training=TRAINING))
+    for key, value in changed.items():
+        settings[key] = settings[key] | value if isinstance(value, Mapping) else value
+    return settings | {"architectures": architectures}
 
 
 def _write_trial(

@@ -1,4 +1,4 @@
-"""A sampler chooses what a study trains next, from all that is known: other trials, seeds, rates, earlier studies."""
+"""A sampler proposes a study's next trial from its trials, seeds, learning rates and earlier studies."""
 
 import json
 from dataclasses import asdict, replace
@@ -30,18 +30,18 @@ CONFIG = StudyConfig(
 
 
 def searching(**search: object) -> StudyConfig:
-    """The study with these settings of its search."""
+    """Return the settings of the study with changes to its search."""
     return replace(CONFIG, search=replace(CONFIG.search, **search))
 
 
 def loss(wanted: Planned) -> float:
-    """Best at three layers of width 96; a rate of 2e-3 suits all."""
+    """Return a loss that is lowest for three layers of width 96 at a learning rate of 2e-3."""
     a = wanted.architecture
     return 4 + abs(a.num_layers - 3) / 3 + abs(a.d_model - 96) / 96 + abs(wanted.learning_rate - 2e-3)
 
 
 def added(study: optuna.Study, wanted: Planned) -> optuna.Trial:
-    """A trial of it, as the machinery that trains makes one."""
+    """Add a trial as a worker does, and return it."""
     study.enqueue_trial({"d_model": wanted.architecture.d_model}, user_attrs={
         "architecture": wanted.architecture.name, "seed": wanted.seed, "learning_rate": wanted.learning_rate,
     })  # fmt: skip
@@ -49,7 +49,7 @@ def added(study: optuna.Study, wanted: Planned) -> optuna.Trial:
 
 
 def search(config: StudyConfig, folder: Path, storage: object = None) -> tuple[optuna.Study, list[Planned]]:
-    """A study run to its end; every fourth trial is stopped after half."""
+    """Run a study to its end, with every fourth trial pruned at half; return its trials in order too."""
     chosen = candidates.choose(config, folder)
     study = optuna.create_study(storage=storage)
     ask, order = next_trial(config, chosen), []
@@ -66,7 +66,7 @@ def search(config: StudyConfig, folder: Path, storage: object = None) -> tuple[o
 
 
 @pytest.mark.parametrize("strategy", [s for s in ADAPTIVE if s != "gp"])
-def test_each_sampler_is_asked_until_there_are_enough(strategy: str, tmp_path: Path) -> None:
+def test_each_sampler_proposes_the_requested_number_of_trials(strategy: str, tmp_path: Path) -> None:
     config = searching(strategy=strategy)
     study, order = search(config, tmp_path)
     found = candidates.choose(config, tmp_path).found
@@ -76,12 +76,12 @@ def test_each_sampler_is_asked_until_there_are_enough(strategy: str, tmp_path: P
     assert search(searching(strategy=strategy, seed=1), tmp_path)[1] != order
 
 
-def test_a_gaussian_process_is_asked_too(tmp_path: Path) -> None:
+def test_a_gaussian_process_proposes_trials_too(tmp_path: Path) -> None:
     _, order = search(searching(strategy="gp", trials=12), tmp_path)
     assert len({w.architecture for w in order}) == 12
 
 
-def test_a_study_goes_on_as_if_it_had_not_been_left(tmp_path: Path) -> None:
+def test_a_resumed_study_proposes_what_it_would_have_proposed(tmp_path: Path) -> None:
     for strategy in ("tpe", "cmaes"):
         config = searching(strategy=strategy)
         journal = optuna.storages.journal.JournalFileBackend(str(tmp_path / strategy))
@@ -91,7 +91,7 @@ def test_a_study_goes_on_as_if_it_had_not_been_left(tmp_path: Path) -> None:
         assert next_trial(config, candidates.choose(config, tmp_path))(part) == order[11]
 
 
-def test_listed_shapes_come_first_and_every_seed_and_rate_follows(tmp_path: Path) -> None:
+def test_listed_shapes_come_first_with_every_seed_and_rate(tmp_path: Path) -> None:
     listed = ("L2-D64-H2x32-F100-rope-V2048",)
     config = searching(trials=4, architectures=listed, seeds=(1, 2), learning_rates=(1e-3, 2e-3))
     _, order = search(config, tmp_path)
@@ -100,7 +100,7 @@ def test_listed_shapes_come_first_and_every_seed_and_rate_follows(tmp_path: Path
     assert len(order) == len(combinations) == 4 * 2 * 2
 
 
-def test_trials_that_run_are_not_asked_for_again(tmp_path: Path) -> None:
+def test_running_trials_are_not_proposed_again(tmp_path: Path) -> None:
     chosen = candidates.choose(CONFIG, tmp_path)
     ask, study = next_trial(CONFIG, chosen), optuna.create_study()
     shapes = set()
@@ -113,7 +113,7 @@ def test_trials_that_run_are_not_asked_for_again(tmp_path: Path) -> None:
     assert ask(study) is None
 
 
-def test_a_small_space_ends_before_the_trials_do(tmp_path: Path) -> None:
+def test_a_small_space_is_exhausted_before_the_trials(tmp_path: Path) -> None:
     (tmp_path / "few.toml").write_text(
         '[budget]\nparameters = "1.3M"\ntolerance = "30%"\n[axes]\nnum_layers = [1, 2]\nd_model = 128\nnum_heads = 4\n'
         "d_kv = 32\nd_ff = [256, 512, 1024]\nvocab_size = 2048\n"
@@ -126,13 +126,13 @@ def test_a_small_space_ends_before_the_trials_do(tmp_path: Path) -> None:
 
 
 def seen_by(config: StudyConfig, study: optuna.Study, folder: Path) -> list[optuna.trial.FrozenTrial]:
-    """The view that a sampler has of a study."""
+    """Return the trials that the sampler of a study sees."""
     chosen = candidates.choose(config, folder)
     sampler = FeasibleSampler(chosen.found, config.search.strategy, listed=chosen.architectures)
     return view(sampler, study.trials, config, chosen.priors).trials
 
 
-def test_a_sampler_sees_architectures_not_trials(tmp_path: Path) -> None:
+def test_a_sampler_sees_one_trial_per_architecture(tmp_path: Path) -> None:
     config = searching(seeds=(0, 1), learning_rates=(1e-3, 2e-3))
     shapes = candidates.choose(searching(strategy="sample"), tmp_path).architectures
     study = optuna.create_study()
@@ -153,12 +153,12 @@ def test_a_sampler_sees_architectures_not_trials(tmp_path: Path) -> None:
 
 
 def pause(study: optuna.Study, wanted: Planned, losses: dict[int, float]) -> None:
-    """Adds a trial that waits, with these losses by tokens."""
-    told = {"architecture": wanted.architecture.name, "seed": wanted.seed, "learning_rate": wanted.learning_rate}
-    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=told, intermediate_values=losses))
+    """Add a waiting trial with these losses by tokens."""
+    attrs = {"architecture": wanted.architecture.name, "seed": wanted.seed, "learning_rate": wanted.learning_rate}
+    study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=attrs, intermediate_values=losses))
 
 
-def test_trials_paused_on_a_rung_are_seen_with_their_mean_loss_there(tmp_path: Path) -> None:
+def test_trials_paused_at_a_rung_are_seen_with_their_mean_loss_there(tmp_path: Path) -> None:
     config = searching(seeds=(0, 1), learning_rates=(1e-3, 2e-3))
     shape, other = candidates.choose(searching(strategy="sample"), tmp_path).architectures[:2]
     study = optuna.create_study()
@@ -170,7 +170,7 @@ def test_trials_paused_on_a_rung_are_seen_with_their_mean_loss_there(tmp_path: P
     assert seen.intermediate_values == pytest.approx({1024: 5.8, 2048: 4.8})
 
 
-def test_a_sampler_learns_from_trials_that_are_paused_on_the_first_rung(tmp_path: Path) -> None:
+def test_a_sampler_learns_from_trials_paused_at_the_first_rung(tmp_path: Path) -> None:
     config = searching(trials=24)
     ask, study = next_trial(config, candidates.choose(config, tmp_path)), optuna.create_study()
     losses = []
@@ -191,12 +191,12 @@ def test_several_objectives_are_several_values(tmp_path: Path) -> None:
 
 
 def table(folder: Path, text: str) -> str:
-    """A CSV file of results."""
+    """Write a CSV file of results and return its name."""
     (folder / "past.csv").write_text(text)
     return "past.csv"
 
 
-def test_a_warm_start_is_known_and_not_ranked(tmp_path: Path) -> None:
+def test_a_warm_start_informs_the_sampler(tmp_path: Path) -> None:
     shapes = candidates.choose(searching(strategy="sample"), tmp_path).architectures
     lines = [f"{a.name},{loss(Planned(a, 0, 2e-3)) + 3},1" for a in shapes]
     source = table(tmp_path, "\n".join(["name,loss,tokens", *lines, f"{shapes[0].name},99,0"]) + "\n")
@@ -247,7 +247,7 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a,b\n", "must have the columns name and loss"),
         ("name,loss\nL2,4\n", "'L2' is not an architecture name"),
@@ -256,13 +256,13 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
         ("name,loss\n", "which holds no complete trial"),
     ],
 )
-def test_a_bad_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_a_bad_warm_start_table_is_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_priors(SearchConfig(strategy="tpe", warm_start=(table(tmp_path, text),)), tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"learning_rates": (1e-3, 1e-3)}, "learning_rates must be distinct numbers"),
         ({"objectives": ("flops",)}, 'objectives must start with "loss"'),
@@ -272,19 +272,19 @@ def test_a_bad_table_is_one_line(tmp_path: Path, text: str, said: str) -> None:
         ({"warm_start_trials": 2}, "warm_start_trials must not be negative, and needs warm_start"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_search_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         searching(**settings)
 
 
-def test_a_missing_warm_start_and_a_vocabulary_that_does_not_fit_are_named(tmp_path: Path) -> None:
+def test_a_missing_warm_start_and_a_wrong_vocabulary_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'warm_start has "march-2022", .* Did you mean "march-2023"\?'):
         candidates.choose(searching(warm_start=("march-2022",)), tmp_path)
     with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
 
 
-def test_rates_are_in_the_plan_and_in_the_settings(tmp_path: Path) -> None:
+def test_learning_rates_are_in_the_plan_and_in_the_settings(tmp_path: Path) -> None:
     config = searching(strategy="design", trials=3, learning_rates=(1e-3, 4e-3), seeds=(0, 1))
     wanted = candidates.initial_trials(candidates.choose(config, tmp_path), config)
     assert len(wanted) == 3 * 2 * 2

@@ -1,18 +1,33 @@
-"""Trials survive what happens to them: kills anywhere, damaged checkpoints, hung ranks, full and read-only disks."""
+"""Trials survive hung ranks, full and read-only disks, and random kills and damage."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import DATA, TINY, TINY_TRAINING, alive, lines, result, run_trial, start_trial, trial_maker
-from test_training import wait_for_step
+from helpers.trials import (
+    DATA,
+    TINY,
+    TINY_TRAINING,
+    MakeTrial,
+    alive,
+    change_config,
+    child_processes,
+    lines,
+    result,
+    run_trial,
+    start_trial,
+    stop_at_step,
+    train,
+    trial_maker,
+    wait_for_step,
+    wait_until,
+)
 
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
@@ -24,64 +39,60 @@ from march_search.study.trial_process import TrialProcess
 from march_search.training import ranks
 from march_search.trial.outcome import HUNG
 
-MakeTrial = Callable[..., Path]
+SCRIPT = Path(__file__).parent.parent / "scripts" / "torture.py"
 
 
-def test_random_kills_change_no_bit_and_random_damages_are_seen() -> None:
-    script = Path(__file__).parent.parent / "scripts" / "torture.py"
-    command = [sys.executable, str(script), "--kills", "6", "--damages", "60"]
+def torture(*arguments: str) -> str:
+    """Run scripts/torture.py, which exits with code 0 only if all trials end with the same bits."""
+    command = [sys.executable, str(SCRIPT), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "60 damages" in ended.stdout
-    assert "60 seen" in ended.stdout
+    return ended.stdout
 
 
+@pytest.mark.torture
+def test_random_kills_change_no_bit_and_random_damage_is_noticed() -> None:
+    report = torture("--kills", "6", "--damages", "60")
+    assert "60 damages" in report
+    assert "60 seen" in report
+
+
+@pytest.mark.torture
 def test_random_kills_of_one_of_two_ranks_change_no_bit() -> None:
-    script = Path(__file__).parent.parent / "scripts" / "torture.py"
-    command = [sys.executable, str(script), "--kills", "3", "--damages", "0", "--ranks", "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert " the same\n" in ended.stdout
-
-
-def children(process: "subprocess.Popen[bytes]") -> list[int]:
-    """The ranks of a running trial."""
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    assert " the same\n" in torture("--kills", "3", "--damages", "0", "--ranks", "2")
 
 
 def impatient(folder: Path) -> Path:
-    """The trial, with three seconds until it counts as hung."""
-    config = json.loads((folder / "trial.json").read_text())
-    config["devices"]["hang_seconds"] = 3
-    (folder / "trial.json").write_text(json.dumps(config))
-    return folder
+    """Let the trial count as hung after three seconds, and return its folder."""
+    return change_config(folder, "devices", hang_seconds=3)
 
 
-def test_a_hung_trial_goes_on_from_its_checkpoint(make_trial: MakeTrial, straight: Path) -> None:
+def test_a_hung_trial_resumes_from_its_checkpoint(make_trial: MakeTrial, undisturbed: Path) -> None:
     folder = impatient(make_trial("hung"))
     process = start_trial(folder)
     wait_for_step(folder, 14, process)
-    os.kill(children(process)[0], signal.SIGSTOP)
+    os.kill(child_processes(process)[0], signal.SIGSTOP)
     assert process.wait(timeout=120) == 0
     log = (folder / "trial.log").read_text()
     assert " seconds (rank 0: stopped by a signal): resuming from the last checkpoint.\n" in log
     for kind in ("train", "evaluation"):
-        assert lines(folder, kind) == lines(straight, kind)
-    assert result(folder)["loss"] == result(straight)["loss"]
+        assert lines(folder, kind) == lines(undisturbed, kind)
+    assert result(folder)["loss"] == result(undisturbed)["loss"]
     assert not (folder / "failure.json").exists()
 
 
-def test_a_study_is_told_of_a_hung_trial_and_starts_it_again(make_trial: MakeTrial, straight: Path) -> None:
+def test_with_once_a_hung_trial_is_left_to_the_caller(make_trial: MakeTrial, undisturbed: Path) -> None:
     folder = impatient(make_trial("hung"))
     process = start_trial(folder, "--once")
     wait_for_step(folder, 14, process)
-    os.kill(children(process)[0], signal.SIGSTOP)
+    os.kill(child_processes(process)[0], signal.SIGSTOP)
     assert process.wait(timeout=120) == HUNG
     assert start_trial(folder, "--once").wait(timeout=120) == 0
-    assert lines(folder, "train") == lines(straight, "train")
-    assert result(folder)["loss"] == result(straight)["loss"]
+    assert lines(folder, "train") == lines(undisturbed, "train")
+    assert result(folder)["loss"] == result(undisturbed)["loss"]
 
 
+@pytest.mark.torture
 def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(TINY_TRAINING, tokens=400 * 256)
     config = StudyConfig(
@@ -92,12 +103,12 @@ def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, m
     folder.keep_settings(config, chosen.architectures)
     folder.keep_store(store)
     study = StudyRun(config, folder, store, candidates.with_seeds(chosen, config))
-    real, stopped = TrialProcess.new_lines, []
+    read, stopped = TrialProcess.new_lines, []
 
     def stopping(child: TrialProcess) -> list[dict]:
-        found = real(child)
+        found = read(child)
         if not stopped and any(line["kind"] == "train" and line["step"] >= 110 for line in found):
-            stopped.extend(children(child.process))
+            stopped.extend(child_processes(child.process))
             os.kill(stopped[0], signal.SIGSTOP)
         return found
 
@@ -110,29 +121,29 @@ def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, m
     assert recipe.tokens < lease.spent < 2 * recipe.tokens
 
 
+@pytest.mark.torture
 def test_a_trial_that_hangs_twice_fails_with_the_stacks_of_its_ranks(make_trial: MakeTrial) -> None:
     folder = impatient(make_trial("hung", ranks=2, tokens=9000 * 256, checkpoints=0))
     process, metrics = start_trial(folder), folder / "metrics.jsonl"
     wait_for_step(folder, 2, process)
     first = metrics.stat().st_ino
-    os.kill(children(process)[1], signal.SIGSTOP)
-    while process.poll() is None and metrics.stat().st_ino == first:
-        time.sleep(0.05)
+    os.kill(child_processes(process)[1], signal.SIGSTOP)
+    wait_until(lambda: process.poll() is not None or metrics.stat().st_ino != first)
     wait_for_step(folder, 2, process)
-    os.kill(children(process)[1], signal.SIGSTOP)
+    os.kill(child_processes(process)[1], signal.SIGSTOP)
     assert process.wait(timeout=120) == 1
     assert alive(str(folder)) == []
-    told = json.loads((folder / "failure.json").read_text())
-    assert told["state"] == "failed"
-    assert told["reason"].startswith("no rank made progress for ")
-    assert "(rank 1: stopped by a signal); increase [devices] hang_seconds if" in told["reason"]
+    failure = json.loads((folder / "failure.json").read_text())
+    assert failure["state"] == "failed"
+    assert failure["reason"].startswith("no rank made progress for ")
+    assert "(rank 1: stopped by a signal); increase [devices] hang_seconds if" in failure["reason"]
     log = (folder / "trial.log").read_text()
     assert log.count("resuming from the last checkpoint") == 1
     assert log.count("most recent call first") >= 2
     assert "in _one_step" in log or "in _obey" in log
 
 
-def test_a_layer_is_a_sign_of_life_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_send_heartbeats_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from march_search.model.layers import FeedForward
@@ -151,28 +162,9 @@ def test_a_layer_is_a_sign_of_life_forward_and_backward(monkeypatch: pytest.Monk
     ranks.beat()  # nobody reads: no error
 
 
-def test_a_negative_time_to_hang_is_refused() -> None:
+def test_negative_hang_seconds_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"hang_seconds must not be negative, got -1\.0; set 0 to disable"):
         DevicesConfig(hang_seconds=-1.0)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_stop_within_a_step_drops_what_began_and_nothing_else(make_trial: MakeTrial, ranks: int) -> None:
-    step = 256 * ranks * 32  # long enough to be stopped within
-    batch = {"tokens": 2 * step, "global_batch_tokens": step, "micro_batch_sequences": 1}
-    recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
-    untouched, stopped = (make_trial(name, ranks=ranks, **recipe) for name in ("untouched", "stopped"))
-    assert run_trial(untouched).returncode == 0
-    process = start_trial(stopped)
-    wait_for_step(stopped, 1, process)
-    process.terminate()
-    assert process.wait(timeout=60) == 143
-    assert [line["step"] for line in lines(stopped, "train")] == [1]
-    assert [path.name for path in (stopped / "checkpoints").glob("step-*")] == ["step-000000001"]
-    assert run_trial(stopped).returncode == 0
-    for kind in ("train", "evaluation"):
-        assert lines(stopped, kind) == lines(untouched, kind)
-    assert (stopped / "weights.safetensors").read_bytes() == (untouched / "weights.safetensors").read_bytes()
 
 
 @pytest.fixture
@@ -190,7 +182,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def leave(disk: Path, free: int) -> None:
-    """Fills the disk until `free` bytes are left."""
+    """Fill the disk until `free` bytes are left."""
     ballast = disk / "ballast"
     ballast.unlink(missing_ok=True)
     there = os.statvfs(disk)
@@ -198,7 +190,7 @@ def leave(disk: Path, free: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, there.f_bavail * there.f_bsize - free))
 
 
-def test_a_trial_on_a_full_disk_goes_on_when_there_is_room(store: Path, disk: Path, straight: Path) -> None:
+def test_a_trial_on_a_full_disk_resumes_when_there_is_room(store: Path, disk: Path, undisturbed: Path) -> None:
     folder = trial_maker(store, disk)("full")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     ended = run_trial(folder)
@@ -216,24 +208,22 @@ def test_a_trial_on_a_full_disk_goes_on_when_there_is_room(store: Path, disk: Pa
         assert not (folder / "result.json").exists()
         assert len(list((folder / "checkpoints").glob("step-*/manifest.json"))) == checkpoints
     (disk / "ballast").unlink()
-    assert run_trial(folder).returncode == 0
+    assert train(folder).returncode == 0
     for kind in ("train", "evaluation"):
-        assert lines(folder, kind) == lines(straight, kind)
-    assert (folder / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+        assert lines(folder, kind) == lines(undisturbed, kind)
+    assert (folder / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
 
 
-def test_a_disk_that_is_full_just_when_the_result_is_written_costs_the_last_steps_only(
-    disk: Path, straight: Path, tmp_path: Path, store: Path
+@pytest.mark.torture
+def test_a_disk_that_fills_before_the_result_costs_only_the_last_steps(
+    disk: Path, undisturbed: Path, tmp_path: Path, store: Path
 ) -> None:
     folder = trial_maker(store, disk)("full")
-    process = start_trial(folder)
-    wait_for_step(folder, 40, process)  # the last checkpoint is that of step 36
-    process.kill()
-    process.wait()
+    stop_at_step(folder, 40)  # the last checkpoint is that of step 36
     code = (  # fills the disk once all but the result is written
         "import os, sys; from march_search.training import weights; from march_search.training.__main__ import main\n"
-        "def save(engine, folder, place, real=weights.save):\n"
-        "    real(engine, folder, place); there = os.statvfs(sys.argv[2])\n"
+        "def save(engine, folder, rank_info, real=weights.save):\n"
+        "    real(engine, folder, rank_info); there = os.statvfs(sys.argv[2])\n"
         "    ballast = os.open(sys.argv[2] + '/ballast', os.O_CREAT | os.O_WRONLY)\n"
         "    os.posix_fallocate(ballast, 0, there.f_bavail * there.f_bsize)\n"
         "weights.save = save; os.environ['RANK'] = '0'; sys.exit(main(sys.argv[1:2]))"
@@ -245,12 +235,13 @@ def test_a_disk_that_is_full_just_when_the_result_is_written_costs_the_last_step
     assert not (folder / "result.json").exists()
     assert (folder / "checkpoints" / "step-000000036" / "manifest.json").is_file()
     (disk / "ballast").unlink()
-    assert run_trial(folder).returncode == 0
-    assert lines(folder, "train") == lines(straight, "train")
-    assert result(folder)["loss"] == result(straight)["loss"]
+    assert train(folder).returncode == 0
+    assert lines(folder, "train") == lines(undisturbed, "train")
+    assert result(folder)["loss"] == result(undisturbed)["loss"]
 
 
-def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room(
+@pytest.mark.torture
+def test_a_study_on_a_full_disk_keeps_its_results_and_resumes_when_there_is_room(
     store: Path, disk: Path, make_trial: MakeTrial
 ) -> None:
     large = TINY.replace("F64", "F8192")
@@ -276,7 +267,7 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_goes_on_when_there_is_room
     assert run() == Summary(complete=2, pruned=0, failed=0, left=0, signum=0)
     assert (first / "result.json").stat().st_mtime_ns == before
     elsewhere = make_trial("elsewhere", architecture=large, tokens=4 * 256, evaluations=1, keep_weights=False)
-    assert run_trial(elsewhere).returncode == 0
+    assert train(elsewhere).returncode == 0
     assert result(elsewhere)["loss"] == result(second)["loss"]
     trials = storage.open_study("full", disk / "full", None, config.pruner, 0).trials
     assert len(trials) == 2

@@ -1,17 +1,14 @@
-"""One learning rate for wide and narrow, deep and shallow models: what a step changes stays the same."""
+"""With scaled learning rates, a step changes wide and narrow, deep and shallow models equally."""
 
 import json
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TINY_TRAINING, lines, result, run_trial, start_trial
+from helpers.architectures import random_architectures
+from helpers.trials import TINY, TINY_TRAINING, MakeTrial, lines, result, stop_at_step, train
 from safetensors.torch import load_file
-from test_model import random_architectures
-from test_training import wait_for_step
 
 from march_search import Architecture
 from march_search.config import TrainingConfig
@@ -22,7 +19,6 @@ from march_search.training.optimizer import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MakeTrial = Callable[..., Path]
 WIDTHS = (64, 128, 256, 512)
 DEPTHS = (2, 4, 8, 16)
 BASE = Architecture(num_layers=2, d_model=64, num_heads=4, d_kv=16, d_ff=128)
@@ -42,7 +38,7 @@ KINDS = {
 
 
 def shape(kind: str, width: int = 64, depth: int = 2) -> Architecture:
-    """A model of this kind, `width` wide everywhere."""
+    """Return a model of this kind, `width` wide everywhere."""
     fields = {"d_model": width, "num_heads": width // 16, "d_kv": 16, "d_ff": 2 * width, "num_layers": depth}
     more = dict(KINDS[kind])
     if "d_bottleneck" in more:
@@ -51,9 +47,9 @@ def shape(kind: str, width: int = 64, depth: int = 2) -> Architecture:
 
 
 def changes(a: Architecture, base: Architecture | None, trained: str = "") -> tuple[float, float]:
-    """Root mean square change over four steps of AdamW of logits, and of what the decoder's last layer hands on.
+    """Return the root mean square change of the logits and of the last decoder layer's output over four AdamW steps.
 
-    Only parameters whose name ends in `trained` take part.
+    Only parameters whose name ends in `trained` are trained.
     """
     torch.manual_seed(0)
     model, inputs = build(a, base=base), None if a.structure == "decoder-only" else INPUTS
@@ -74,7 +70,7 @@ def changes(a: Architecture, base: Architecture | None, trained: str = "") -> tu
 
 
 def rms(x: torch.Tensor) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(x.square().mean().sqrt())
 
 
@@ -82,7 +78,7 @@ LOGITS, STREAM = 0, 1
 
 
 def growth(what: int, small: Architecture, large: Architecture, base: Architecture | None, trained: str = "") -> float:
-    """A change of `large`, as a multiple of that of `small`."""
+    """Return a change of `large` as a multiple of that of `small`."""
     return changes(large, base, trained)[what] / changes(small, base, trained)[what]
 
 
@@ -114,7 +110,7 @@ def test_each_kind_of_matrix_moves_the_stream_by_as_much_at_four_times_the_width
 
 
 @pytest.mark.parametrize("trained", ["embedding", "decoder.norm.weight", "lm_head"])
-def test_what_is_next_to_the_logits_moves_them_by_no_more_at_four_times_the_width(trained):
+def test_parameters_next_to_the_logits_move_them_by_no_more_at_four_times_the_width(trained):
     kind = "untied, gated" if trained == "lm_head" else "T5"
     small, large = shape(kind), shape(kind, 256)
     assert 0.5 < growth(LOGITS, small, large, BASE, trained) < 1.1
@@ -149,76 +145,76 @@ def test_factors_are_those_of_the_papers():
     assert found["lm_head"] == found["decoder.norm.weight"] == pytest.approx(0.5**0.5)
 
 
-def test_what_a_step_takes_off_a_weight_is_the_same_for_all_matrices():
+def test_all_matrices_have_the_same_weight_decay_per_step():
     training = TrainingConfig(learning_rate=3e-3, weight_decay=0.2)
     for group in parameter_groups(build(shape("T5", 256, 4), base=BASE), BASE):
         settings = group.settings(training)
         assert settings["lr"] * settings["weight_decay"] == pytest.approx(6e-4 if group.decays else 0)
 
 
-def test_the_base_shape_trains_as_under_a_fixed_rate_bit_for_bit(make_trial: MakeTrial, straight: Path) -> None:
+def test_the_base_shape_trains_to_the_same_bits_as_at_a_fixed_rate(make_trial: MakeTrial, undisturbed: Path) -> None:
     folder = make_trial("base", learning_rate_scaling="width", base_shape=TINY)
-    ended = run_trial(folder)
+    ended = train(folder)
     assert ended.returncode == 0, ended.stderr
     for kind in ("train", "evaluation"):
-        assert lines(folder, kind) == lines(straight, kind)
-    assert (folder / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
-    assert told(folder) == told(straight)
-    assert [group["name"] for group in told(folder)] == ["with weight decay, rate x 1", "no weight decay, rate x 1"]
+        assert lines(folder, kind) == lines(undisturbed, kind)
+    assert (folder / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    assert parameter_group_rows(folder) == parameter_group_rows(undisturbed)
+    assert [group["name"] for group in parameter_group_rows(folder)] == [
+        "with weight decay, rate x 1",
+        "no weight decay, rate x 1",
+    ]
 
 
 SCALED = {"learning_rate_scaling": "width", "base_shape": "L2-D64-H2x16-F128"}
 """The tiny model is half as wide and half as deep: rates 4, 2, √2 and 1 times the trial's."""
 
 
-def told(folder: Path) -> list[dict]:
-    """What a trial says of its parameter groups."""
+def parameter_group_rows(folder: Path) -> list[dict]:
+    """Return the parameter groups that a trial wrote to its folder."""
     return json.loads((folder / "optimizer_groups.json").read_text())
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_deepspeed_moves_every_parameter_at_its_own_rate(make_trial: MakeTrial, zero_stage: int) -> None:
     folder = make_trial("one", ranks=2, tokens=256, zero_stage=zero_stage, checkpoints=0, evaluations=1, **SCALED)
-    ended = run_trial(folder)
+    ended = train(folder)
     assert ended.returncode == 0, ended.stderr
     torch.manual_seed(0)
     before = dict(build(Architecture.parse(TINY), base=Architecture.parse(SCALED["base_shape"])).named_parameters())
-    after, groups = load_file(folder / "weights.safetensors"), told(folder)
+    after, groups = load_file(folder / "weights.safetensors"), parameter_group_rows(folder)
     assert {round(group["rate_factor"], 4) for group in groups} == {4.0, 2.0, 1.4142, 1.0}
     assert sorted(name for group in groups for name in group["parameters"]) == sorted(before)
     for group in groups:
-        kept = 1 - group["learning_rate"] * group["weight_decay"]
+        decayed = 1 - group["learning_rate"] * group["weight_decay"]
         for name in group["parameters"]:  # Adam's first step is the learning rate, whatever the gradient
-            moved = (after[name] - kept * before[name].detach()).abs()
+            moved = (after[name] - decayed * before[name].detach()).abs()
             assert float(moved.max()) == pytest.approx(1e-2 * group["rate_factor"], rel=1e-3), name
             assert float(moved.median()) == pytest.approx(float(moved.max()), rel=0.02), name
     assert [line["learning_rate"] for line in lines(folder, "train")] == [1e-2]
 
 
-def test_scaled_rates_train_alike_on_one_rank_and_on_two_under_zero_2_and_go_on_after_a_kill(
+def test_scaled_rates_train_alike_on_one_and_two_ranks_and_after_a_kill(
     make_trial: MakeTrial,
 ) -> None:
     recipe = {**SCALED, "learning_rate": 2e-3, "schedule": "linear", "warmup_tokens": 1024}
     one, two, stopped = (make_trial(name, ranks, **recipe, zero_stage=stage)
                          for name, ranks, stage in (("one", 1, 0), ("two", 2, 2), ("stopped", 1, 0)))  # fmt: skip
     for folder in (one, two):
-        ended = run_trial(folder)
+        ended = train(folder)
         assert ended.returncode == 0, ended.stderr
     for line_one, line_two in zip(lines(one, "train"), lines(two, "train"), strict=True):
         assert line_two["loss"] == pytest.approx(line_one["loss"], abs=1e-4)
         assert line_two["learning_rate"] == line_one["learning_rate"]
     assert result(two)["loss"] == pytest.approx(result(one)["loss"], abs=1e-4)
     assert max(line["learning_rate"] for line in lines(one, "train")) == 2e-3
-    process = start_trial(stopped)
-    wait_for_step(stopped, 14, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert run_trial(stopped).returncode == 0
+    stop_at_step(stopped, 14)
+    assert train(stopped).returncode == 0
     assert lines(stopped, "train") == lines(one, "train")
     assert (stopped / "weights.safetensors").read_bytes() == (one / "weights.safetensors").read_bytes()
 
 
-def test_a_base_that_is_none_is_refused():
+def test_an_invalid_base_shape_is_refused():
     scaled = replace(TINY_TRAINING, learning_rate_scaling="width")
     assert base_shape(TINY_TRAINING) is None
     assert base_shape(scaled) == Architecture()

@@ -1,10 +1,10 @@
-"""A started study can get more of everything, and loses nothing without being told."""
+"""A started study can be extended with --extend, and never loses trials, values or shapes unnoticed."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_study import CONFIG, TOY
+from helpers.toy_studies import TOY_COMMAND, TOY_CONFIG
 
 from march_search.analysis.study_record import read_study
 from march_search.config import SearchConfig, StudyConfig
@@ -29,12 +29,12 @@ position = "rotary"
 
 
 def write_space(folder: Path, layers: str = "[1, 2, 3]", tolerance: str = "5%", rules: str = "") -> None:
-    """A space file."""
+    """Write the file of a small space."""
     (folder / "own.toml").write_text(rules + SPACE.format(layers=layers, tolerance=tolerance))
 
 
-def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search: object) -> list[str]:
-    """Runs the study as the command does, with toy trials; the names of its trials in order."""
+def run(root: Path, extend: bool = False, config: StudyConfig = TOY_CONFIG, **search: object) -> list[str]:
+    """Run the study as the command does, with toy trials, and return the names of its trials in order."""
     config = replace(config, space="own.toml", search=replace(SearchConfig(trials=3), **search))
     folder = StudyFolder.of(root, "toy")
     drawn = candidates.choose(config, root)
@@ -44,7 +44,7 @@ def run(root: Path, extend: bool = False, config: StudyConfig = CONFIG, **search
     folder.keep_settings(config, chosen.architectures)
     study_state.keep_candidates(folder.path, chosen)
     folder.keep_store(root / "store")
-    StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY).run()
+    StudyRun(config, folder, root / "store", candidates.with_seeds(chosen, config), TOY_COMMAND).run()
     return [f"{t.architecture.name}-s{t.seed}" for t in read_study(root / "toy").trials]
 
 
@@ -58,16 +58,16 @@ def test_an_extended_study_keeps_its_trials_and_gets_more(tmp_path: Path) -> Non
     more = run(tmp_path, extend=True, trials=5)
     assert more[:3] == first
     assert len(set(more)) == 5
-    assert run(tmp_path, trials=5) == more  # the same command without --extend goes on with what was extended
+    assert run(tmp_path, trials=5) == more  # later runs need no --extend
     seeds = run(tmp_path, extend=True, trials=5, seeds=(0, 1))
     assert seeds[:5] == more
     assert len(seeds) == 10
 
 
-def test_an_extension_takes_nothing_away(tmp_path: Path) -> None:
+def test_an_extension_removes_nothing(tmp_path: Path) -> None:
     write_space(tmp_path)
     run(tmp_path, seeds=(0, 1))
-    for search, said in (
+    for search, message in (
         ({"trials": 2, "seeds": (0, 1)}, r"cannot lower \[search\] trials of toy from 3 to 2; use 3 or more"),
         ({"seeds": (1,)}, r"cannot remove values from \[search\] seeds of toy; add back: 0"),
         (
@@ -75,18 +75,18 @@ def test_an_extension_takes_nothing_away(tmp_path: Path) -> None:
             r"cannot remove values from \[search\] learning_rates of toy; add back: 0\.0001",
         ),
     ):
-        with pytest.raises(ConfigError, match=f"--extend {said}"):
+        with pytest.raises(ConfigError, match=f"--extend {message}"):
             run(tmp_path, extend=True, **search)
-    other = replace(CONFIG, training=replace(CONFIG.training, learning_rate=1e-2))
+    other = replace(TOY_CONFIG, training=replace(TOY_CONFIG.training, learning_rate=1e-2))
     with pytest.raises(ConfigError, match=r"learning_rates of toy; add back: 0\.0001"):
         run(tmp_path, extend=True, config=other, seeds=(0, 1))
-    other = replace(CONFIG, training=replace(CONFIG.training, weight_decay=0.5))
+    other = replace(TOY_CONFIG, training=replace(TOY_CONFIG.training, weight_decay=0.5))
     with pytest.raises(ConfigError, match=r"different settings: training\.weight_decay was 0\.1 and is now 0\.5"):
         run(tmp_path, extend=True, config=other, trials=5, seeds=(0, 1))
     assert len(run(tmp_path, seeds=(0, 1))) == 6
 
 
-def test_a_changed_space_is_shown_and_allowed_when_only_wider(tmp_path: Path) -> None:
+def test_a_wider_space_is_allowed_and_a_narrower_one_is_refused(tmp_path: Path) -> None:
     write_space(tmp_path)
     first = run(tmp_path)
     write_space(tmp_path, layers="[1, 2, 3, 4]", tolerance="8%")
@@ -105,18 +105,18 @@ def test_a_changed_space_is_shown_and_allowed_when_only_wider(tmp_path: Path) ->
         run(tmp_path, extend=True, trials=4)
 
 
-def test_what_was_not_started_cannot_be_extended(tmp_path: Path) -> None:
+def test_a_study_that_was_not_started_cannot_be_extended(tmp_path: Path) -> None:
     write_space(tmp_path)
     with pytest.raises(ConfigError, match="toy has not been started, so there is nothing to extend"):
         run(tmp_path, extend=True)
 
 
-def test_a_worker_finds_the_candidates_without_the_studys_files(tmp_path: Path) -> None:
+def test_a_worker_restores_the_candidates_without_the_space_file(tmp_path: Path) -> None:
     write_space(tmp_path, rules='rules = ["d_ff >= 128"]\n')
     (tmp_path / "past.csv").write_text("name,loss\nL2-D128-H4x32-F512-rope-V2048,4.5\n")
     run(tmp_path, warm_start=("past.csv",), warm_start_trials=1)
     config = replace(
-        CONFIG, space="own.toml", search=SearchConfig(trials=3, warm_start=("past.csv",), warm_start_trials=1)
+        TOY_CONFIG, space="own.toml", search=SearchConfig(trials=3, warm_start=("past.csv",), warm_start_trials=1)
     )
     chosen = candidates.choose(config, tmp_path)
     (tmp_path / "own.toml").unlink()

@@ -1,4 +1,4 @@
-"""Workers on one machine have different GPUs. None is here: torch's answer is told, locks and processes are real."""
+"""Workers on one machine use different GPUs. The list of GPUs is faked; locks and processes are real."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A machine with three GPUs that nobody has."""
+    """A machine with three free GPUs."""
     monkeypatch.setattr(gpus, "_found", lambda: UUIDS)
     monkeypatch.setattr(gpus.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -37,13 +37,13 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 
 def worker(ranks: int) -> "subprocess.Popen[str]":
-    """A process that has claimed so many GPUs once it has written which."""
+    """Start a process that claims GPUs and prints which."""
     command = [sys.executable, "-c", WORKER, str(ranks)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def ends(process: "subprocess.Popen[str]") -> None:
-    """Kills it."""
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Kill a worker."""
     process.kill()
     process.communicate()
 
@@ -62,19 +62,19 @@ def test_each_worker_has_gpus_of_its_own_until_it_dies() -> None:
         ConfigError, match="needs 3 GPUs, but only 2 of the 3 here are free; other march-search workers"
     ):
         gpus.claim(DevicesConfig(kind="cuda", ranks=3))
-    ends(first)
-    gpus.claim(DevicesConfig(kind="cuda", ranks=3))  # what the refused one had in its hand was let go
+    kill(first)
+    gpus.claim(DevicesConfig(kind="cuda", ranks=3))  # the refused claim holds nothing
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
 
 
-def test_names_that_the_user_gave_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
     first = worker(2)
     assert first.stdout is not None
     assert first.stdout.readline() == "4,6\n"
     gpus.claim(DevicesConfig(kind="cuda"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    ends(first)
+    kill(first)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_names_that_the_user_gave_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
         DevicesConfig(kind="auto", ranks=4),
     ],
 )
-def test_others_are_left_as_they_are(devices: DevicesConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_devices_are_not_claimed(devices: DevicesConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_DRIVERS", (Path("/"),))
     gpus.claim(devices)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""

@@ -1,11 +1,11 @@
-"""What a study will take is said before it starts, and compared with what it took."""
+"""The price of a study is predicted before it starts, and compared with what it took."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_study import CONFIG, run
+from helpers.toy_studies import TOY_CONFIG, run_toy_study
 
 from march_search import Architecture
 from march_search.cli import main
@@ -23,12 +23,12 @@ A5000 = parse_device("A5000")
 
 
 def planned(config: StudyConfig, **options: object) -> dict:
-    """The price of a study."""
+    """Return the price of a study."""
     return price.priced_plan(config, candidates.choose(config, Path()), **options)
 
 
 def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
-    config = replace(CONFIG, search=SearchConfig(trials=5, seeds=(0, 1, 2)))
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=5, seeds=(0, 1, 2)))
     plan = planned(config, device=A5000, rate=1.1)
     shapes = candidates.choose(config, Path()).architectures
     setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=16)
@@ -39,19 +39,19 @@ def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
     assert plan["money"] == pytest.approx(1.1 * plan["device_hours"])
 
 
-def test_rates_and_ranks_multiply_the_price() -> None:
+def test_learning_rates_multiply_the_price_and_ranks_do_not() -> None:
     search = SearchConfig(trials=5)
-    once = planned(replace(CONFIG, search=search), device=A5000)
-    rates = planned(replace(CONFIG, search=replace(search, learning_rates=(1e-3, 2e-3, 4e-3))), device=A5000)
+    once = planned(replace(TOY_CONFIG, search=search), device=A5000)
+    rates = planned(replace(TOY_CONFIG, search=replace(search, learning_rates=(1e-3, 2e-3, 4e-3))), device=A5000)
     assert rates["tokens"] == 3 * once["tokens"]
     assert rates["device_hours"] == pytest.approx(3 * once["device_hours"])
-    four = planned(replace(CONFIG, search=search, devices=DevicesConfig(ranks=4)), device=replace(A5000, count=4))
+    four = planned(replace(TOY_CONFIG, search=search, devices=DevicesConfig(ranks=4)), device=replace(A5000, count=4))
     assert four["device_hours"] == pytest.approx(once["device_hours"], rel=1e-9)
 
 
-def test_survivors_are_those_of_the_rungs() -> None:
+def test_the_price_counts_only_trials_promoted_from_each_rung() -> None:
     assert price.survivors(24, [20, 60, 200, 1000], 1 / 3) == [(20, 24), (40, 8), (140, 3), (800, 1)]
-    config = replace(CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)))
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)))
     plan = planned(config, rungs=(1024, 2048, 4096))
     assert plan["stages"] == [
         {"tokens": 1024, "trials": 48}, {"tokens": 2048, "trials": 16}, {"tokens": 4096, "trials": 6},
@@ -63,36 +63,36 @@ def test_survivors_are_those_of_the_rungs() -> None:
     assert [(stage["trials"], stage["tokens"]) for stage in plan["stages"]] == [(48, 1024), (16, 2048), (6, 4096)]
 
 
-def test_the_tightest_candidate_is_named_and_told_whether_it_fits() -> None:
+def test_the_candidate_that_needs_most_memory_is_named() -> None:
     big = Architecture(num_layers=24, d_model=2048, num_heads=32, d_ff=8192, vocab_size=2048)
     small = Architecture(num_layers=2, d_model=64, num_heads=1, d_ff=64, vocab_size=2048)
     search = SearchConfig(strategy="list", architectures=(small.name, big.name))
     for micro, fits in ((None, False), (1, False)):
-        training = replace(CONFIG.training, micro_batch_sequences=micro)
-        plan = planned(replace(CONFIG, search=search, training=training), device=A5000)
+        training = replace(TOY_CONFIG.training, micro_batch_sequences=micro)
+        plan = planned(replace(TOY_CONFIG, search=search, training=training), device=A5000)
         assert plan["memory"]["architecture"] == big.name
-        told = dict(price.price_rows(plan))["memory"]
-        assert told.endswith("a device has 24GB: fits") is fits
-        assert ("DOES NOT FIT" in told) is not fits
-    plan = planned(replace(CONFIG, search=replace(search, architectures=(small.name,))), device=A5000)
+        text = dict(price.price_rows(plan))["memory"]
+        assert text.endswith("a device has 24GB: fits") is fits
+        assert ("DOES NOT FIT" in text) is not fits
+    plan = planned(replace(TOY_CONFIG, search=replace(search, architectures=(small.name,))), device=A5000)
     setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=plan["memory"]["micro_batch"])
     assert plan["memory"]["bytes"] == memory(small, setup).total
     assert dict(price.price_rows(plan))["memory"].endswith("fits")
 
 
-def test_every_candidate_is_built_and_counted() -> None:
-    shapes = candidates.choose(replace(CONFIG, search=SearchConfig(trials=5)), Path()).architectures
+def test_every_candidate_is_built_and_its_parameters_counted() -> None:
+    shapes = candidates.choose(replace(TOY_CONFIG, search=SearchConfig(trials=5)), Path()).architectures
     assert price.built(shapes) == 5
 
-    class Liar(Architecture):
+    class Wrong(Architecture):
         num_params = 1  # type: ignore[assignment]
 
     with pytest.raises(ConfigError, match=r"was built with [\d,]+ parameters, expected 1\."):
-        price.built([Liar(num_layers=1, d_model=64, d_ff=64, vocab_size=256)])
+        price.built([Wrong(num_layers=1, d_model=64, d_ff=64, vocab_size=256)])
 
 
-def test_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
-    config = replace(CONFIG, search=SearchConfig(strategy="tpe", trials=9, warm_start=("march-2023",)))
+def test_a_study_with_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
+    config = replace(TOY_CONFIG, search=SearchConfig(strategy="tpe", trials=9, warm_start=("march-2023",)))
     chosen = candidates.choose(config, Path())
     plan = price.priced_plan(config, chosen)
     assert (plan["architectures"], plan["trials"], plan["device_hours"]) == (9, 9, None)
@@ -103,10 +103,10 @@ def test_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
     assert "--device 8xA5000" in dict(price.price_rows(plan))["device-hours"]
 
 
-def test_what_a_study_took_is_compared_with_the_plan(tmp_path: Path) -> None:
+def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
     pruner = PrunerConfig(kind="median", startup_trials=3, warmup_tokens=2048)
-    config = replace(CONFIG, devices=DevicesConfig(kind="cpu"), pruner=pruner)
-    run(tmp_path, config)
+    config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cpu"), pruner=pruner)
+    run_toy_study(tmp_path, config)
     plan = planned(config)
     took = price.actual(tmp_path / "toy", config)
     trials = [json.loads(p.read_text().splitlines()[-1]) for p in tmp_path.glob("toy/trials/*/metrics.jsonl")]
@@ -121,29 +121,29 @@ def test_what_a_study_took_is_compared_with_the_plan(tmp_path: Path) -> None:
     assert dict(price.comparison_rows(plan, took))["device time"].endswith("not planned")
 
 
-def test_a_number_of_devices_that_is_not_the_studys_is_refused() -> None:
-    config = replace(CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
+def test_the_device_count_must_match_the_ranks() -> None:
+    config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
     assert str(price.device_of(config, "A5000")) == "8xA5000"
     assert price.device_of(config, None) is None
     with pytest.raises(UsageError, match=r"does not match \[devices\] ranks = 8: use --device A5000\."):
         price.device_of(config, "4xA5000")
 
 
-def test_the_dry_run_prints_the_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_price(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = (shipped_folder("studies") / "t5-220m.toml").read_text()
     (tmp_path / "fixed.toml").write_text(study.replace("[training]", "[training]\nmicro_batch_sequences = 32"))
     priced = ["--dry-run", "--device", "8xA5000", "--rate", "0.5"]
     assert main(["study", "run", str(tmp_path / "fixed.toml"), *priced]) == 0
     assert "a device has 24GB: DOES NOT FIT" in " ".join(capsys.readouterr().out.split())
     assert main(["study", "run", "t5-220m", *priced]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "on 8xA5000 × 0.5 = " in told
-    assert "at micro batch 16; a device has 24GB: fits" in told
-    assert told.endswith("Checked: 24 models build with the predicted parameter count.")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "on 8xA5000 × 0.5 = " in text
+    assert "at micro batch 16; a device has 24GB: fits" in text
+    assert text.endswith("Checked: 24 models build with the predicted parameter count.")
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "x"])
-def test_a_price_must_be_one(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_rate_must_be_a_positive_number(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["study", "run", "cpu-demo", "--dry-run", "--rate", rate])
     assert f'"{rate}" must be a number above 0' in capsys.readouterr().err

@@ -1,0 +1,231 @@
+"""`march-search solve` and `march-search explain`: tables, selections, costs, figures and refused options."""
+
+import csv
+import io
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from helpers.command_line import Command, command_in_process, json_of, one_line_error
+
+from march_search import SearchSpace, solve
+
+T5_BASE = "L12-D768-H12x64-F3072"
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`march-search` in this process."""
+    return command_in_process(capsys)
+
+
+def test_solve_prints_a_table_with_the_tolerance(command: Command) -> None:
+    printed = command("solve", "--budget", "220M", "--top", "5").stdout
+    assert "220,000,000 parameters ± 1.5%" in printed
+    for word in ("name", "layers", "d_model", "heads×d_kv", "d_ff", "GLU", "parameters", "difference", "FLOPs/token"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_a_table_fits_the_terminal(command: Command, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = command("solve", "--budget", "740M").stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    names = [line.split()[0] for line in lines if line.strip().startswith("L") and "-D" in line]
+    assert len(names) == 20
+
+
+def test_every_format_has_the_same_architectures(command: Command) -> None:
+    arguments = ("solve", "--budget", "t5-base", "--top", "7", "--format")
+    value = json_of(command(*arguments, "json"))
+    assert value["schema_version"] == 1
+    assert value["budget"] == {"parameters": 222_903_552, "tolerance": 0.015, "count": "total"}
+    names = [a["name"] for a in value["architectures"]]
+    rows = list(csv.DictReader(io.StringIO(command(*arguments, "csv").stdout)))
+    assert [row["name"] for row in rows] == names
+    assert [int(row["num_params"]) for row in rows] == [a["num_params"] for a in value["architectures"]]
+    markdown = command(*arguments, "markdown").stdout
+    assert [
+        line.split(" | ")[0].removeprefix("| ") for line in markdown.splitlines() if line.startswith("| L")
+    ] == names
+    assert "- 7 shown, sorted by difference; --top 0 shows all." in markdown
+
+
+def test_solve_counts_filters_and_sorts(command: Command) -> None:
+    every = int(command("solve", "--budget", "220M", "--count").stdout)
+    rules = ("--where", "num_layers <= 6", "--where", "d_kv == 64")
+    assert 0 < int(command("solve", "--budget", "220M", "--count", *rules).stdout) < every
+    by_heads = ("--sort", "num_heads", "--descending", "--top", "3", "--format", "json")
+    value = json_of(command("solve", "--budget", "220M", *by_heads))
+    heads = [a["num_heads"] for a in value["architectures"]]
+    assert heads == sorted(heads, reverse=True)
+
+
+@pytest.mark.parametrize("option", ["--sample", "--design"])
+def test_samples_and_designs_repeat_with_their_seed(option: str, command: Command) -> None:
+    def names(seed: str) -> list[str]:
+        value = json_of(command("solve", "--budget", "220M", option, "9", "--seed", seed, "--format", "json"))
+        return [a["name"] for a in value["architectures"]]
+
+    assert names("1") == names("1") != names("2")
+    assert len(set(names("1"))) == 9
+
+
+def test_a_device_adds_memory_speed_and_hours(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    price = ("--device", "8xA5000", "--zero", "2", "--micro-batch", "4", "--tokens", "100M")
+    arguments = ("solve", "--budget", "220M", "--top", "3", *price)
+    value = json_of(command(*arguments, "--format", "json"))
+    assert value["setup"]["device"]["name"] == "A5000"
+    assert (value["setup"]["zero_stage"], value["setup"]["tokens"]) == (2, 100_000_000)
+    for row in value["architectures"]:
+        assert row["hours"] == pytest.approx(100e6 / row["tokens_per_second"] / 3600, rel=1e-3)
+        assert 1e9 < row["memory_bytes"] < 24e9
+    for columns in ("80", "160"):
+        monkeypatch.setenv("COLUMNS", columns)
+        printed = command(*arguments).stdout
+        assert max(map(len, printed.splitlines())) <= int(columns)
+        text = " ".join(printed.split())
+        assert "100,000,000 tokens on 8xA5000, calibrated on 25 recorded runs of 2023" in text
+        assert "bf16, ZeRO 2, micro batch 4; 512 tokens per sequence." in text
+
+
+def test_the_pareto_set_is_printed_in_order_of_its_objectives_or_sorted(command: Command) -> None:
+    space = ("solve", "--space", "cpu-demo", "--top", "0")
+    front = json_of(command(*space, "--pareto", "--format", "json"))["architectures"]
+    assert 1 < len(front) < json_of(command(*space, "--format", "json"))["total"]
+    assert max(a["num_layers"] for a in front) == 6
+    by_two = command(*space, "--pareto", "params,-num_heads", "--sort", "num_heads", "--format", "json")
+    heads = [a["num_heads"] for a in json_of(by_two)["architectures"]]
+    assert heads == sorted(heads)
+    assert f"{len(front)} Pareto-optimal in flops,memory,-depth" in " ".join(command(*space, "--pareto").stdout.split())
+
+
+def test_near_prints_the_nearest_first(command: Command) -> None:
+    value = json_of(command("solve", "--budget", "220M", "--near", T5_BASE, "--top", "3", "--format", "json"))
+    assert value["architectures"][0]["name"] == T5_BASE
+    printed = command("solve", "--budget", "220M", "--near", "L12-D800-H12x64-F3000", "--top", "3").stdout
+    assert "nearest to L12-D800-H12x64-F3000 first" in printed
+
+
+def test_only_the_requested_columns_are_printed(command: Command) -> None:
+    arguments = ("solve", "--budget", "220M", "--top", "2", "--columns", "name,num_heads,params,hours")
+    value = json_of(command(*arguments, "--format", "json"))
+    assert [list(a) for a in value["architectures"]] == [["name", "num_heads", "num_params", "hours"]] * 2
+    assert "setup" in value
+    assert command(*arguments, "--format", "csv").stdout.startswith("name,num_heads,num_params,hours\n")
+    printed = command(*arguments).stdout
+    assert "num_heads" in printed
+    assert "FLOPs" not in printed
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_a_figure_has_one_dot_per_depth_and_width(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "shapes.svg"
+    printed = command(
+        "solve", "--budget", "220M", "--where", "num_layers <= 8", "--count", "--figure", str(path)
+    ).stdout
+    found = solve(SearchSpace.load("t5").with_budget("220M"))
+    members = [(a.num_layers, a.d_model) for a in found if a.num_layers <= 8]
+    assert int(printed) == len(members)
+    drawing = ET.parse(path).getroot()
+    assert drawing.tag == f"{SVG}svg"
+    dots = [dot for dot in drawing.iter(f"{SVG}circle") if dot.get("class") == "shapes"]
+    titles = [dot.findtext(f"{SVG}title") for dot in dots]
+    expected = {
+        f"{depth} layers, d_model {width}: {members.count((depth, width)):,} architectures"
+        for depth, width in set(members)
+    }
+    assert len(dots) == len(expected)
+    assert set(titles) == expected
+    places = {(dot.get("cx"), dot.get("cy")) for dot in dots}
+    assert len(places) == len(dots)
+    width, height = (float(drawing.get(side, "nan")) for side in ("width", "height"))
+    assert all(0 < float(x) < width and 0 < float(y) < height for x, y in places)
+    largest = max(dots, key=lambda dot: float(dot.get("r", "nan"))).findtext(f"{SVG}title")
+    most = max(set(members), key=members.count)
+    assert largest.endswith(f" {members.count(most):,} architectures")
+    text = path.read_text()
+    assert "var(" not in text
+    assert "nan" not in text
+
+
+def test_a_figure_that_cannot_be_written_is_refused_in_one_line(command: Command, tmp_path: Path) -> None:
+    ended = command("solve", "--space", "cpu-demo", "--figure", str(tmp_path / "missing" / "f.svg"))
+    assert ended.returncode == 4
+    assert "missing/f.svg" in one_line_error(ended)
+
+
+WITHOUT_EFFECT = [
+    ("--by num_layers", "--by has no effect without --design N."),
+    ("--sample 3 --by num_layers", "--by has no effect without --design N."),
+    ("--strata num_layers", "--strata has no effect without --design N."),
+    ("--sample 3 --top 4", "--top has no effect with --sample, which prints its own number."),
+    ("--design 3 --top 0", "--top has no effect with --design, which prints its own number."),
+    ("--sample 3 --sort flops", "--sort has no effect with --sample, which has its own order."),
+    ("--near L12-D768-H12x64-F3072 --descending", "--descending has no effect with --near, which has its own order."),
+    ("--pareto --descending", "--descending has no effect without --sort KEY."),
+    ("--seed 0", "--seed has no effect without --sample N or --design N."),
+    ("--count --top 0", "--top has no effect with --count, which prints its own number."),
+    ("--count --columns name", "--columns has no effect with --count, which prints one number."),
+    ("--count --device H100", "--device has no effect with --count, which prints one number."),
+    ("--zero 0", "--zero has no effect without --device D, which adds memory, tokens/s and hours."),
+    ("--tokens 1B", "--tokens has no effect without --device D"),
+    ("--micro-batch 4", "--micro-batch has no effect without --device D"),
+    ("--precision fp32", "--precision has no effect without --device D"),
+    ("--checkpointing", "--checkpointing has no effect without --device D"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), WITHOUT_EFFECT, ids=[options for options, _ in WITHOUT_EFFECT])
+def test_options_without_effect_are_refused(options: str, words: str, command: Command) -> None:
+    ended = command("solve", "--budget", "220M", *options.split())
+    assert ended.returncode == 2
+    assert words in one_line_error(ended)
+
+
+@pytest.mark.parametrize(
+    "options", ["--sort hours --tokens 1B", "--pareto flops,memory --zero 2", "--columns hours --zero 1"]
+)
+def test_cost_options_are_accepted_where_a_cost_is_used(options: str, command: Command) -> None:
+    assert command("solve", "--space", "cpu-demo", *options.split()).returncode == 0
+
+
+def test_explain_prints_parameters_by_group_in_every_format(command: Command) -> None:
+    explain = ("explain", T5_BASE)
+    value = json_of(command(*explain, "--format", "json"))
+    assert sum(group["parameters"] for group in value["groups"]) == value["num_params"] == 222_903_552
+    assert sum(group["share_percent"] for group in value["groups"]) == pytest.approx(100, abs=0.01)
+    printed = command(*explain).stdout
+    assert "222,903,552 parameters" in printed
+    rows = list(csv.DictReader(io.StringIO(command(*explain, "--format", "csv").stdout)))
+    assert {row["group"]: int(row["parameters"]) for row in rows} == {
+        group["group"]: group["parameters"] for group in value["groups"]
+    }
+    markdown = command(*explain, "--format", "markdown").stdout
+    assert markdown.startswith(f"{T5_BASE}\n\n| group | parameters | share |\n")
+    assert all(f"| {group['group']} | {group['parameters']:,} |" in markdown for group in value["groups"])
+
+
+def test_explain_with_a_device_prints_memory_by_kind(command: Command) -> None:
+    explain = ("explain", T5_BASE, "--device", "H100")
+    value = json_of(command(*explain, "--format", "json"))
+    assert sum(value["memory"].values()) == pytest.approx(value["memory_bytes"], abs=4)
+    assert list(value["memory"]) == ["weights", "gradients", "optimizer", "activations"]
+    for output_format in ("table", "markdown"):
+        printed = command(*explain, "--format", output_format).stdout
+        assert all(word in printed for word in ("on each device", "optimizer", "tokens/s", "at 40% of the peak"))
+
+
+@pytest.mark.parametrize("option", ["--zero 2", "--micro-batch 4", "--precision bf16", "--checkpointing"])
+def test_explain_refuses_options_without_effect(option: str, command: Command) -> None:
+    ended = command("explain", T5_BASE, *option.split())
+    assert ended.returncode == 2
+    assert f"{option.split(maxsplit=1)[0]} has no effect without --device D" in one_line_error(ended)
+
+
+def test_solve_has_no_explain_option(command: Command) -> None:
+    ended = command("solve", "--explain", T5_BASE)
+    assert ended.returncode == 2
+    one_line_error(ended)

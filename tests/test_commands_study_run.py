@@ -1,0 +1,129 @@
+"""`march-search study run` before any training: invalid files, plans without training, and missing devices."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.command_line import Command, command_in_process, one_line_error, run_command
+
+from march_search.config.shipped import shipped_folder
+
+STUDY = """space = "cpu-demo"
+[data]
+vocab_size = 2048
+sequence_length = 64
+{data}
+[training]
+tokens = 8192
+global_batch_tokens = 4096
+{training}
+[devices]
+kind = "cpu"
+"""
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`march-search` in this process."""
+    return command_in_process(capsys)
+
+
+INVALID = [
+    ("vocab_sise = 3", "", 2, 'unknown key "data.vocab_sise". Did you mean "vocab_size"?'),
+    ("", 'precision = "fp16"', 2, '"training.precision" cannot be "fp16". Did you mean "bf16"?'),
+    ("", "learning_rate = true", 2, '"training.learning_rate" must be a number, not True'),
+    (
+        "",
+        "micro_batch_sequences = 7",
+        2,
+        "micro_batch_sequences (7) must divide the 64 sequences per rank; the nearest",
+    ),
+    ('corpus = "wikipedia-summary"', "", 5, 'Did you mean "wikipedia-summaries"?'),
+    ("", 'init = "nonsense"', 2, '"training.init" cannot be "nonsense"'),
+    (
+        "",
+        'learning_rate_scaling = "width"\ninit = "normal-0.02"',
+        2,
+        '"width" needs init "t5", which scales matrices',
+    ),
+    ("", 'learning_rate_scaling = "width"\nbase_shape = "T5"', 2, "is not an architecture name"),
+    ("", 'learning_rate_scaling = "widht"', 2, 'Did you mean "width"?'),
+    ("", "weight_decay = nan", 2, "weight_decay must be a finite number, not nan"),
+    ("mean_span_length = inf", "", 2, "mean_span_length must be a finite number, not inf"),
+    ("", "micro_batch_sequences = 0", 2, "micro_batch_sequences must be at least 1"),
+    ("", "warmup_tokens = 999999", 2, "warmup_tokens must not exceed tokens"),
+    ("", 'zero_stage = "1"', 2, '"training.zero_stage" must be one of 0, 1, 2, 3'),
+    ('corpus = "~nouser/x"', "", 5, "no such user"),
+    ("", "[", 2, "s.toml: invalid TOML: "),
+]
+
+
+@pytest.mark.parametrize(("data", "training", "code", "words"), INVALID, ids=[words for *_, words in INVALID])
+def test_an_invalid_study_is_refused_before_anything_starts(
+    tmp_path: Path, command: Command, data: str, training: str, code: int, words: str
+) -> None:
+    (tmp_path / "s.toml").write_text(STUDY.format(data=data, training=training))
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / "runs"))
+    assert ended.returncode == code
+    assert words in one_line_error(ended)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_root_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "s.toml").write_text(STUDY.format(data="", training=""))
+    (tmp_path / "file").write_text("not a folder")
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / "file"))
+    assert ended.returncode == 4
+    assert f"{tmp_path / 'file'}: cannot be written" in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m"])
+def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
+    study: str, tmp_path: Path, command: Command
+) -> None:
+    ended = command("study", "run", study, "--dry-run", "--root", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    for word in ("candidates", "tokens", "batch", "data", "devices", "accumulation", "L"):
+        assert word in ended.stdout
+    assert "models build with the predicted parameter count." in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:
+    printed = " ".join(command("study", "run", "t5-740m", "--dry-run").stdout.split())
+    assert "1,048,576,000 per trial = 1,000 steps × 1,048,576" in printed
+    assert "AdamW, learning rate 0.0001, constant schedule, betas 0.9 and 0.95, weight decay 0.1" in printed
+    assert "L24-D1024-H16x64-F4096 " in printed
+
+
+def test_the_plan_states_scaled_learning_rates_and_their_base_shape(tmp_path: Path, command: Command) -> None:
+    scaled = 'learning_rate = 5e-3\nlearning_rate_scaling = "width"\nbase_shape = "L2-D128-H4x32-F512"'
+    (tmp_path / "s.toml").write_text(STUDY.format(data="", training=scaled))
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run")
+    assert ended.returncode == 0, ended.stderr
+    recipe = "AdamW, learning rate 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant schedule, betas"
+    assert recipe in " ".join(ended.stdout.split())
+
+
+def test_a_study_may_name_a_deepspeed_file_in_its_folder(tmp_path: Path, command: Command) -> None:
+    study = (shipped_folder("studies") / "cpu-demo.toml").read_text()
+    (tmp_path / "mine.toml").write_text(study.replace("[training]", '[training]\ndeepspeed = "ds.json"'))
+    for table, code, words in (
+        ({"steps_per_print": 10}, 0, "candidates"),
+        ({"fp_16": {}}, 2, 'mine.toml: [training.deepspeed]: DeepSpeed has no key "fp_16". Did you mean "fp16"?'),
+    ):
+        (tmp_path / "ds.json").write_text(json.dumps(table))
+        ended = command("study", "run", str(tmp_path / "mine.toml"), "--dry-run")
+        assert ended.returncode == code, ended.stderr
+        assert words in (ended.stderr or ended.stdout)
+
+
+def test_missing_gpus_are_reported_before_any_text_is_prepared(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.device_count() >= 8:
+        pytest.skip("this machine has the GPUs")
+    ended = run_command("study", "run", "t5-220m", "--root", str(tmp_path / "runs"))
+    assert ended.returncode == 2
+    assert "the study needs 8 GPUs, but torch finds" in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()

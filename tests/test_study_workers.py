@@ -1,0 +1,168 @@
+"""Several workers share a study: leases, heartbeats, and workers that die or are killed."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import local_postgres
+import optuna
+import pytest
+from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
+from optuna.trial import TrialState
+
+from march_search.config import PrunerConfig
+from march_search.study import candidates, heartbeat
+from march_search.study.job import Job, Signals
+from march_search.study.leases import Lease, Leases
+from march_search.study.progress import StudyProgress
+from march_search.study.runner import StudyRun, Summary
+from march_search.study.study_folder import StudyFolder
+from march_search.study.worker import Worker
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "torture_study.py"
+COMPLETE = Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
+
+
+def torture(*arguments: str) -> str:
+    """Run scripts/torture_study.py, which exits with code 0 only if no trial was lost or run twice."""
+    command = [sys.executable, str(SCRIPT), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def test_killed_workers_lose_no_trial() -> None:
+    report = torture("--workers", "3", "--trials", "4", "--rounds", "1", "--pruner", "rungs")
+    assert report.endswith("journal: 1 of 1 rounds held\n")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize(
+    ("kind", "pruner", "strategy"),
+    [
+        ("journal", "rungs", "sample"),
+        ("journal", "none", "tpe"),
+        ("sqlite", "none", "sample"),
+        ("postgresql", "rungs", "tpe"),
+    ],
+)
+def test_many_killed_workers_lose_no_trial_on_any_storage(kind: str, pruner: str, strategy: str) -> None:
+    if kind == "postgresql" and local_postgres.why_not():
+        assert os.environ.get("CI") != "true", local_postgres.why_not()
+        pytest.skip(local_postgres.why_not())
+    rounds = "1" if kind == "sqlite" else "2"
+    sizes = ["--workers", "4", "--trials", "8", "--rounds", rounds]
+    report = torture("--storage", kind, "--pruner", pruner, "--strategy", strategy, *sizes)
+    assert report.endswith(f"{kind}: {rounds} of {rounds} rounds held\n")
+
+
+def leased(root: Path, *names: str) -> tuple[optuna.Study, list[Leases]]:
+    """Return a study of six waiting trials, and its leases as seen by workers of these names."""
+    folder, chosen = StudyFolder.of(root, "toy"), candidates.choose(TOY_CONFIG, root)
+    folder.keep_settings(TOY_CONFIG, chosen.architectures)
+    study = StudyRun(TOY_CONFIG, folder, root / "store", candidates.with_seeds(chosen, TOY_CONFIG))._opened()
+    return study, [Leases(study, study._storage, folder.path / "lock", name) for name in names]
+
+
+def test_two_workers_release_a_dead_workers_trial_only_once(tmp_path: Path) -> None:
+    study, [dead, first, second] = leased(tmp_path, "dead", "first", "second")
+    lease = dead.take(study.trials[0], 0, 4096)
+    assert lease == Lease(attempt=1, worker="dead", until=4096)
+    seen = study.trials[0]
+    assert first.give_back(seen, Lease.of(seen), 1024, failed=True)
+    assert study.trials[0].state == TrialState.WAITING
+    assert Lease.of(study.trials[0]) == Lease(attempt=1, retries=1, spent=1024, until=4096)
+    again = first.take(study.trials[0], 1024, 4096)
+    # The second read the storage before the first released the trial.
+    assert not second.give_back(seen, Lease.of(seen), 1024, failed=True)
+    assert not dead.holds(seen, lease)
+    assert again is not None
+    assert first.holds(study.trials[0], again)
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_trial_is_released_although_a_releasing_worker_died_halfway(tmp_path: Path) -> None:
+    study, [dead, reaper] = leased(tmp_path, "dead", "reaper")
+    lease = dead.take(study.trials[0], 0, 4096)
+    assert lease is not None
+    reaper._write(study.trials[0], replace(lease, worker=None, retries=1))  # then it is killed
+    seen = study.trials[0]
+    assert seen.state == TrialState.RUNNING
+    assert reaper.give_back(seen, Lease.of(seen), 0, failed=True)
+    assert Lease.of(study.trials[0]).retries == 1
+    assert study.trials[0].state == TrialState.WAITING
+
+
+def test_only_one_worker_takes_a_trial(tmp_path: Path) -> None:
+    study, [first, second] = leased(tmp_path, "first", "second")
+    seen = study.trials[0]
+    assert first.take(seen, 0, 4096) is not None
+    assert second.take(seen, 0, 4096) is None
+
+
+def test_silence_is_measured_by_the_observers_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
+    liveness, record = (
+        heartbeat.Liveness(tmp_path, 10),
+        heartbeat.WorkerRecord(host="far", boot="other boot", pid=1, interval=10.0, slots=1, count=5, at=-1e9),
+    )
+    assert not liveness.silent(0, {"w": record}, "w")
+    now[0] = 24.9
+    assert not liveness.silent(0, {"w": record}, "w")
+    now[0] = 25.1
+    assert liveness.silent(0, {"w": record}, "w")
+    assert not liveness.silent(0, {"w": replace(record, count=6)}, "w")
+    assert liveness.silent(0, {"w": replace(record, ended=True)}, "w")
+
+
+def test_a_trial_that_outlived_three_workers_fails_with_the_reason(tmp_path: Path) -> None:
+    study, [dead] = leased(tmp_path, "dead")
+    for _ in range(3):
+        lease = dead.take(study.trials[0], 0, 4096)
+        assert lease is not None
+        assert dead.give_back(study.trials[0], lease, 0, failed=True)
+    assert run_toy_study(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
+    assert optuna_study(tmp_path).trials[0].user_attrs["reason"].startswith("its worker died or it hung 3 times")
+
+
+def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_path: Path) -> None:
+    study, [other] = leased(tmp_path, "other")
+    slow = (sys.executable, "-c", "import time; time.sleep(600)")
+    folder = StudyFolder.of(tmp_path, "toy")
+    worker = Worker(
+        Job(config=TOY_CONFIG, folder=folder, study=study, store=tmp_path / "store", command=slow),
+        StudyProgress([], 1),
+        Signals(),
+    )
+    worker._step()
+    [active] = worker.active_trials
+    assert active.child is not None
+    process = active.child.process
+    with other.alone(study.trials[0]):
+        assert other.give_back(study.trials[0], active.lease, 0, failed=True)
+        assert other.take(study.trials[0], 0, 4096) is not None
+    worker._beat()
+    assert worker.active_trials == []
+    assert process.poll() is not None
+    assert not (active.folder / "outcome.json").exists()
+    assert Lease.of(study.trials[0]).worker == "other"
+    worker.heartbeat.leave()
+
+
+def test_a_second_run_joins_the_first(tmp_path: Path) -> None:
+    processes = [start_toy_study(tmp_path, seconds=0.2) for _ in range(2)]
+    printed = [process.communicate(timeout=100)[0] for process in processes]
+    assert printed == [f"{COMPLETE}\n"] * 2
+    assert len({Lease.of(t).worker for t in optuna_study(tmp_path).trials}) == 2
+    assert all(Lease.of(t).attempt == 1 for t in optuna_study(tmp_path).trials)
+
+
+@pytest.mark.parametrize("kind", ["median", "halving", "hyperband"])
+def test_optunas_pruners_can_be_used(tmp_path: Path, kind: str) -> None:
+    config = replace(TOY_CONFIG, pruner=PrunerConfig(kind=kind, startup_trials=1))
+    ended = run_toy_study(tmp_path, config)
+    assert ended.complete + ended.pruned == 6
+    assert ended.complete >= 1
