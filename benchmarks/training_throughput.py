@@ -140,7 +140,7 @@ def prepare(name: str, batch: int, folder: Path) -> None:
     from march_search import Architecture
     from march_search.architecture.spans import span_lengths
     from march_search.model import build
-    from march_search.model.huggingface import save_t5
+    from march_search.model.t5_weights import save_t5
 
     a, lengths = Architecture.parse(name), span_lengths(LENGTH, 0.15, 3.0)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from march_search.errors import MarchSearchError, StorageError
+from march_search.errors import MarchSearchError, StorageError, visible
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
             self._is_parsing = False
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}. Try: {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {visible(message)}. Try: {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -80,7 +80,7 @@ def _guarded(options: Any) -> int:
         sys.stdout.flush()
         return code
     except MarchSearchError as error:
-        print(f"march-search: {error}", file=sys.stderr)
+        print(f"march-search: {visible(str(error), lines=True)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("march-search: interrupted.", file=sys.stderr)
@@ -90,6 +90,6 @@ def _guarded(options: Any) -> int:
         return 0
     except OSError as error:
         where = error.filename or "the output"
-        print(f"march-search: {where}: {error.strerror or error}.", file=sys.stderr)
+        print(visible(f"march-search: {where}: {error.strerror or error}."), file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return StorageError.exit_code

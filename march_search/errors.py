@@ -13,7 +13,43 @@ MarchSearchError
 """
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother, _SHORT.maxlevel = 60, 40, 60, 3
+
+
+def shown(value: Any) -> str:
+    """Return a value for an error message: text in quotes, and anything long or deeply nested cut short."""
+    if isinstance(value, str):
+        text = value if len(value) <= 60 else f"{value[:40]}…{value[-10:]}"
+        return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "a number of thousands of digits"
+
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(32)} | {0x0A: "↵ ", 0x7F: "␡"}
+_REORDERING = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_UNSEEN = _PICTURES | dict.fromkeys((*range(0x80, 0xA0), *_REORDERING), "\ufffd")
+"""What is printed for characters that would move the cursor, colour or reorder what follows, or forge a line."""
+
+
+def visible(text: str, lines: bool = False) -> str:
+    """Return text from outside as a terminal may print it: control characters are replaced by pictures of them.
+
+    Args:
+        text: The text.
+        lines: Whether to keep line breaks and tabs.
+    """
+    return text.translate({code: sign for code, sign in _UNSEEN.items() if code not in (9, 10)} if lines else _UNSEEN)
+
+
+MOST_FAULTS = 20
+"""Number of faults of one file that an error lists."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -36,9 +72,24 @@ class UsageError(MarchSearchError):
 
 
 class ConfigError(MarchSearchError):
-    """A TOML or JSON file with invalid content."""
+    """A TOML or JSON file with invalid content; `faults` has one sentence for each fault of one table."""
 
     exit_code = 2
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(self.faults)
+
+    @classmethod
+    def of_file(cls, source: str, faults: Sequence[str]) -> "ConfigError":
+        """Return the error for all faults of a file: one line if there is one fault, else the file and a list."""
+        if len(faults) == 1:
+            return cls(f"{source}: {faults[0]}")
+        more = [f"and {len(faults) - MOST_FAULTS} more."] if len(faults) > MOST_FAULTS else []
+        return cls("\n  ".join([f"{source}: {len(faults)} faults:", *faults[:MOST_FAULTS], *more]))
 
 
 class ArchitectureError(MarchSearchError):

@@ -42,7 +42,8 @@ def settings_page() -> str:
         "# Settings reference\n",
         MADE,
         "A study is a TOML file. This page lists every key with its type and default.",
-        "[Write a study](studies.md) explains how they work together.\n",
+        "[Write a study](studies.md) explains how they work together.",
+        'Whole numbers may be written as `1_000_000_000`, `1e9`, or in quotes as `"1B"`, `"1.5 M"` or `"1,000,000"`.\n',
     ]
     for name, cls in TABLES.items():
         parts.append(f"## {f'`[{name}]`' if name else 'Top-level keys'}\n")
@@ -81,10 +82,11 @@ def _kind(annotation: str) -> str:
     text = annotation.removesuffix(" | None")
     words = {
         "str": "Text",
+        "NumberText": "Text or number",
         "int": "Whole number",
         "float": "Number",
         "bool": "`true` or `false`",
-        "dict[str, Any]": "Table, or the path of a JSON file",
+        "dict[str, Any]": "Table, or the path of a JSON or Hjson file",
         "tuple[str, ...]": "List of texts",
         "tuple[int, ...]": "List of whole numbers",
         "tuple[float, ...]": "List of numbers",

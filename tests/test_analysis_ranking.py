@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers.damage import change_file
 from helpers.studies import SHAPES, write_study
+from helpers.trials import TINY, trial_config
 
 from march_search.analysis.documents import example_losses, read_documents
 from march_search.analysis.evidence import study_evidence
@@ -16,7 +18,7 @@ from march_search.analysis.pooling import pool
 from march_search.analysis.ranking import find_trial, rank, ranked_rows
 from march_search.analysis.study_record import read_study
 from march_search.cli import main
-from march_search.files import write_json
+from march_search.files import sealed, write_json
 
 THREE_SEEDS = dict(
     zip(SHAPES, ([4.100, 4.106, 4.098], [4.104, 4.11, 4.107], [4.15, 4.14, 4.147], [4.152, 4.148, 4.155]), strict=True)
@@ -220,11 +222,14 @@ def test_losses_of_examples_and_their_documents_are_read_from_a_real_trial(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = tmp_path / "synthetic"
-    for number in (0, 1):
-        shutil.copytree(undisturbed, study / "trials" / f"{number:04d}-real")
-        config = json.loads((undisturbed / "trial.json").read_text())
-        config["store"] = str((undisturbed / config["store"]).resolve())
-        (study / "trials" / f"{number:04d}-real" / "trial.json").write_text(json.dumps(config))
+    for seed in (0, 1):  # the same trial, as if another seed had given the same losses
+        folder = study / "trials" / f"{seed:04d}-{TINY}-s{seed}"
+        shutil.copytree(undisturbed, folder, ignore=shutil.ignore_patterns("started.json"))
+        change_file(
+            folder / "trial.json", seed=seed, store=str((undisturbed / trial_config(undisturbed).store).resolve())
+        )
+        result = json.loads((undisturbed / "result.json").read_text())
+        write_json(folder / "result.json", sealed(result | {"seed": seed}))
     write_json(study / "study.json", {"settings": {"space": "cpu-demo"}})
     [only] = pool(read_study(tmp_path / "synthetic"))
     losses = example_losses(only.trials)

@@ -182,6 +182,8 @@ def test_inspecting_an_unprepared_text_makes_nothing(study, capsys):
             2,
             'argument --examples: "-1" must be a whole number of at least 0',
         ),
+        (["inspect", "s.toml", "--examples", "99999999999"], 2, "--examples 99,999,999,999: use at most 1,000."),
+        (["inspect", "s.toml", "--examples", "9" * 5000], 2, "must be a whole number of at least 0, below 10^15"),
         (["prepare", "no.toml"], 2, "no.toml: file not found"),
         (
             ["inspect", "s.toml", "--examples", "3", "--format", "json"],

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,19 +14,23 @@ from pathlib import Path
 import pytest
 from helpers.ports import free_port
 from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
-from helpers.trials import wait_until
+from helpers.trials import wait_until, write_checkpoint
 from optuna.trial import TrialState
 
+from march_search.analysis.study_record import read_study
 from march_search.cli import main
+from march_search.commands.output import report_summary
 from march_search.config import SearchConfig
-from march_search.files import read_lines
-from march_search.study import candidates
+from march_search.study import candidates, status
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
 from march_search.study.runner import Summary
+from march_search.study.study_folder import StudyFolder
+from march_search.study.trials import repeat_trial
 from march_search.training.metrics_file import EventFile
+from march_search.trial.metrics import read_metrics
 
-THREE = replace(TOY_CONFIG, search=SearchConfig(trials=3))
+ONE, THREE = (replace(TOY_CONFIG, search=SearchConfig(trials=number)) for number in (1, 3))
 
 
 def test_status_show_and_list_agree_in_tables_and_json(
@@ -74,18 +79,93 @@ def test_status_lists_learning_rates_and_trials_to_come(tmp_path: Path, capsys: 
     assert rows[1]["loss"] is not None
 
 
-def test_a_failed_trial_is_retried_in_a_new_folder(
+def test_a_failed_trial_is_retried_in_its_folder_under_its_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    here = ["--root", str(tmp_path)]
     monkeypatch.setenv("TOY_FAIL", candidates.choose(TOY_CONFIG, tmp_path).architectures[1].name)
     run_toy_study(tmp_path)
-    monkeypatch.delenv("TOY_FAIL")
-    assert main(["study", "retry", "toy", "0", "--root", str(tmp_path)]) == 2
+    assert main(["study", "retry", "toy", "0", *here]) == 2
     assert "trial 0 of toy did not fail or was retried already; failed trials: [1]" in capsys.readouterr().err
     for _ in range(2):  # the second time there is nothing to retry
-        assert main(["study", "retry", "toy", "--root", str(tmp_path)]) == 0
-    assert run_toy_study(tmp_path) == Summary(complete=6, pruned=0, failed=1, left=0, signum=0)
-    assert optuna_study(tmp_path).trials[6].user_attrs["retry_of"] == 1
+        assert main(["study", "retry", "toy", *here]) == 0
+    assert run_toy_study(tmp_path).failed == 1  # again
+    monkeypatch.delenv("TOY_FAIL")
+    assert main(["study", "retry", "toy", "1", *here]) == 0
+    assert main(["study", "status", "toy", *here, "--format", "json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)["trials"]][1] == "waiting"
+    summary = run_toy_study(tmp_path)
+    assert summary == Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
+    assert report_summary(summary, StudyFolder.of(tmp_path, "toy")) == 0
+    attempts = optuna_study(tmp_path).trials[6:]
+    assert [(t.user_attrs["retry_of"], t.user_attrs["first_attempt"]) for t in attempts] == [(1, 1), (6, 1)]
+    assert len(list((tmp_path / "toy/trials").iterdir())) == 6
+    assert {t.state for t in read_study(tmp_path / "toy").trials} == {"complete"}
+    capsys.readouterr()
+    assert main(["study", "status", "toy", *here, "--format", "json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["states"] == {"complete": 6}
+    assert printed["tokens_done"] == printed["tokens_planned"] == printed["tokens_without_pruning"] == 6 * 4096
+    assert [row["trial"] for row in printed["trials"]] == list(range(6))
+    assert main(["study", "show", "toy", "1", *here, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"]["state"] == "complete"
+
+
+def test_a_retry_of_an_earlier_version_counts_and_its_first_attempt_keeps_no_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAIL", candidates.choose(THREE, tmp_path).architectures[1].name)
+    run_toy_study(tmp_path, THREE)
+    monkeypatch.delenv("TOY_FAIL")
+    study = optuna_study(tmp_path)
+    repeat_trial(study, study.trials[1], retry_of=1)
+    [old] = (tmp_path / "toy/trials").glob("0001-*")
+    write_checkpoint(old, 1)
+    assert run_toy_study(tmp_path, THREE) == Summary(complete=3, pruned=0, failed=0, left=0, signum=0)
+    assert len(list((tmp_path / "toy/trials").iterdir())) == 4
+    assert not (old / "checkpoints").exists()
+
+
+def test_a_failed_trial_keeps_its_newest_intact_checkpoint_until_it_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [architecture] = candidates.choose(ONE, tmp_path).architectures
+    folder = StudyFolder.of(tmp_path, "toy").trial(0, architecture.name, 0)
+    for step in (1, 2, 3):
+        tag = write_checkpoint(folder, step)
+    (tag / "state").write_bytes(b"torn")
+    (folder / "checkpoints/step-000000004").mkdir()  # without a manifest
+    monkeypatch.setenv("TOY_FAIL", architecture.name)
+    assert run_toy_study(tmp_path, ONE).failed == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000002"]
+    write_checkpoint(folder, 1)  # as if the worker had been killed before it deleted it
+    assert run_toy_study(tmp_path, ONE).failed == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000002"]
+    monkeypatch.delenv("TOY_FAIL")
+    assert main(["study", "retry", "toy", "--root", str(tmp_path)]) == 0
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000000002"]
+    assert run_toy_study(tmp_path, ONE).complete == 1
+    assert Lease.of(optuna_study(tmp_path).trials[1]).start == 2048
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_study_with_a_suspended_worker_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = start_toy_study(tmp_path, replace(ONE, heartbeat_seconds=0.1), seconds=2)
+    folder = StudyFolder.of(tmp_path, "toy")
+    try:
+        assert wait_until(lambda: list(tmp_path.glob("toy/trials/*/trial.log")))
+        process.send_signal(signal.SIGSTOP)
+        assert wait_until(
+            lambda: [row["state"] for row in status.worker_rows(optuna_study(tmp_path), folder)] == ["silent"]
+        )
+        assert main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 4
+        assert "toy has running workers: stop them first" in capsys.readouterr().err
+        assert folder.path.is_dir()
+    finally:
+        process.kill()
+        process.communicate()
+    assert wait_until(lambda: main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 0)
+    assert not folder.path.exists()
 
 
 def test_stop_reaches_a_worker_through_the_storage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +185,23 @@ def test_stop_reaches_a_worker_through_the_storage(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "toy").exists()
 
 
+@pytest.mark.parametrize("words", [["worker", "toy"], ["resume", "toy"], ["race", "toy"]], ids=" ".join)
+def test_a_damaged_store_is_one_error_and_fails_no_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    run_toy_study(tmp_path)
+    states = [trial.state for trial in optuna_study(tmp_path).trials]
+    index = tmp_path / "store" / "index.json"
+    index.write_text(index.read_text().replace("<u2", "<i2"))
+    capsys.readouterr()
+    assert main(["study", *words, "--root", str(tmp_path)]) == 5
+    line = capsys.readouterr().err
+    assert "store/index.json: is damaged: it does not match its sha256" in line
+    assert "march-search data prepare STUDY --repair" in line
+    assert line.count("\n") == 1
+    assert [trial.state for trial in optuna_study(tmp_path).trials] == states
+
+
 def test_the_slurm_script_saves_before_the_time_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_toy_study(tmp_path, THREE)
     capsys.readouterr()
@@ -121,7 +218,7 @@ def test_the_printed_commands_open_the_study(
 ) -> None:
     run_toy_study(tmp_path, THREE)
     events = next((tmp_path / "toy" / "trials").iterdir())
-    EventFile(events, read_lines(events / "metrics.jsonl")).close()
+    EventFile(events, read_metrics(events).lines).close()
     capsys.readouterr()
     assert main(["study", "status", "toy", "--root", str(tmp_path)]) == 0
     words = ("optuna-dashboard ", "tensorboard ")[index]

@@ -1,12 +1,22 @@
 """`march-search study run` before any training: invalid files, plans without training, and missing devices."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, one_line_error, run_command
+from helpers.trials import child_processes, wait_until
 
 from march_search.config.shipped import shipped_folder
+from march_search.study import price
 
 STUDY = """space = "cpu-demo"
 [data]
@@ -19,6 +29,12 @@ global_batch_tokens = 4096
 {training}
 [devices]
 kind = "cpu"
+"""
+
+
+SEARCH = """[search]
+strategy = "list"
+architectures = ["L1-D32-H2x16-F64-geglu-rope-V400", "L2-D32-H2x16-F64-geglu-rope-V400"]
 """
 
 
@@ -74,7 +90,86 @@ def test_a_root_that_cannot_be_written_is_refused_before_anything_starts(tmp_pat
     (tmp_path / "file").write_text("not a folder")
     ended = command("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / "file"))
     assert ended.returncode == 4
-    assert f"{tmp_path / 'file'}: cannot be written" in ended.stderr.splitlines()[-1]
+    assert f"{tmp_path / 'file'}: cannot be written" in one_line_error(ended)
+
+
+@pytest.mark.parametrize("root", ["file", "runs"])
+def test_an_unusable_root_or_storage_is_refused_before_the_machine_is_measured(
+    tmp_path: Path, command: Command, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = f"sqlite:///{tmp_path}/no/such/folder.db"
+    (tmp_path / "s.toml").write_text(f'storage = "{storage}"\n' + STUDY.format(data="", training=""))
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(price, "run_python", lambda code: pytest.fail("the machine is measured"))
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / root))
+    assert ended.returncode == 4
+    assert "cannot be" in one_line_error(ended)
+    assert not (tmp_path / "runs").exists()
+
+
+def descendants(mark: str) -> list[int]:
+    """Return the process IDs of all running processes with the environment variable MARK=`mark`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError, IndexError):
+                state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if f"MARK={mark}".encode() in (entry / "environ").read_bytes().split(b"\0") and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def started_run(tmp_path: Path, corpus: Path, mark: str) -> "subprocess.Popen[bytes]":
+    """Start `study run` on a small text; all its processes have the environment variable MARK=`mark`."""
+    study = STUDY.format(data=f'corpus = "{corpus}"', training="").replace("2048", "400")
+    study = study.replace("[data]", SEARCH + "[data]\nvalidation_fraction = 0.2\nvalidation_sequences = 16")
+    (tmp_path / "s.toml").write_text(study)
+    command = [sys.executable, "-m", "march_search", "study", "run", str(tmp_path / "s.toml")]
+    with (tmp_path / "log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--root", str(tmp_path / "runs")], env=os.environ | {"MARK": mark}, stdout=log, stderr=log
+        )
+
+
+def kill_and_count(process: "subprocess.Popen[bytes]", mark: str) -> list[int]:
+    """Kill `study run` and return which of its processes are still there after 5 seconds."""
+    process.kill()
+    process.wait()
+    wait_until(lambda: not descendants(mark), 5)
+    left = descendants(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
+
+
+def test_a_run_killed_while_the_machine_is_measured_leaves_no_process(tmp_path: Path, corpus: Path) -> None:
+    mark = f"measured-{uuid.uuid4().hex}"
+    process = started_run(tmp_path, corpus, mark)
+
+    def loading() -> list[int]:
+        """Return the child once it loads torch."""
+        return [pid for pid in child_processes(process) if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+
+    assert wait_until(loading)
+    os.kill(loading()[0], signal.SIGSTOP)  # or it could end by itself within five seconds
+    assert kill_and_count(process, mark) == []
+
+
+@pytest.mark.torture
+def test_a_run_killed_at_any_moment_leaves_no_process_and_completes_later(tmp_path: Path, corpus: Path) -> None:
+    rng, folder = random.Random(0), tmp_path / "runs" / "s"
+    moments = [lambda: True, *[lambda: descendants(mark)[1:]] * 2]  # at once; while a child measures the machine
+    moments += [lambda: "preparing the text" in (tmp_path / "log").read_text()]
+    moments += [lambda: list(folder.glob("trials/*/trial.log"))]
+    moments += [lambda: list(folder.glob("trials/*/metrics.jsonl"))]
+    for number, moment in enumerate(moments):
+        mark = f"{number}-{uuid.uuid4().hex}"
+        process = started_run(tmp_path, corpus, mark)
+        assert wait_until(moment, 120), (tmp_path / "log").read_text()
+        time.sleep(rng.uniform(0, 1))
+        assert kill_and_count(process, mark) == []
+    assert started_run(tmp_path, corpus, "last").wait(timeout=300) == 0
+    assert len(list(folder.glob("trials/*/result.json"))) == 2
 
 
 @pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m"])

@@ -18,6 +18,7 @@ from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
 from march_search.data.tokenizer import trained
 from march_search.errors import DataError
+from march_search.files import file_sha256
 
 CONFIG = DataConfig(vocab_size=1000, sequence_length=16, noise_density=0.25, mean_span_length=1, validation_sequences=4)
 N = 10
@@ -36,7 +37,12 @@ def make_store(folder, cuts) -> Store:
         tokens = {"train": np.arange(2 + start, 2 + stop), "validation": np.arange(300, 300 + 16 * 6 * (number == 0))}
         for split, ids in tokens.items():
             ids.astype("<u2").tofile(folder / f"{split}-{number:05d}.bin")
-        shards.append({split: {"tokens": len(ids)} for split, ids in tokens.items()})
+        shards.append(
+            {
+                split: {"tokens": len(ids), "sha256": file_sha256(folder / f"{split}-{number:05d}.bin")}
+                for split, ids in tokens.items()
+            }
+        )
     totals = {split: {"tokens": sum(shard[split]["tokens"] for shard in shards)} for split in ("train", "validation")}
     special = trained(1000)._asdict()
     index = {"dtype": "<u2", "data": {"vocab_size": 1000}, "special": special, "splits": totals, "shards": shards}

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from helpers.corpora import TEXTS_CONFIG as CONFIG
 from helpers.corpora import numbered_texts, write_hub_folder, write_jsonl, write_t5_tokenizer
+from tokenizers import Tokenizer, models
 
 from march_search.data import corpora, shards, tokenise, tokenizer, vocabulary, writer
 from march_search.data.prepare import prepare
@@ -69,7 +71,7 @@ def test_the_tokens_are_the_documents_with_end_tokens(folder):
 
 def test_the_index_records_the_source_of_the_text(folder):
     index = Store.open(folder).index
-    assert index["schema_version"] == 2
+    assert index["schema_version"] == 3
     assert index["source"]["kind"] == "files"
     assert index["data"] == {"vocab_size": 400, "validation_fraction": 0.2}
     assert index["special"] == {"eos": 1, "first_sentinel": 399, "step": -1}
@@ -129,13 +131,13 @@ def test_a_hub_stream_stops_at_the_requested_tokens(tmp_path):
     assert Store.open(small).index["source"]["kind"] == "hub folder"
 
 
-def test_ids_of_a_large_vocabulary_have_four_bytes(tmp_path):
-    tokens = {split: np.array([70_000, 1], "<u4") for split in shards.SPLITS}
-    for split, ids in tokens.items():
-        ids.tofile(tmp_path / shards.name(split, 0))
-    shard = {split: {"tokens": 2} for split in shards.SPLITS}
-    (tmp_path / "index.json").write_text(json.dumps({"schema_version": 2, "dtype": "<u4", "shards": [shard]}))
-    assert every(Store.open(tmp_path), "train").tolist() == [70_000, 1]
+def test_ids_of_a_large_vocabulary_have_four_bytes(base):
+    vocab = {"</s>": 0, "e": 70_000}
+    Tokenizer(models.BPE(vocab=vocab, merges=[])).save(str(base / "t.json"))
+    config = dataclasses.replace(CONFIG, tokenizer="t.json", vocab_size=70_101)
+    opened = Store.open(prepare(config, base / "root", base, tokens=0))
+    assert opened.dtype == np.dtype("<u4")
+    assert set(every(opened, "train").tolist()) == {0, 70_000}
 
 
 def test_too_little_validation_text_names_the_settings_to_change(base):
@@ -184,14 +186,161 @@ def test_a_flipped_byte_is_found_when_preparing_again(folder, base, name):
 
 def test_a_folder_without_a_readable_index_is_refused(folder):
     (folder / "index.json").write_text('{"schema_version": 99}')
-    with pytest.raises(DataError, match="expected schema version 2, got 99"):
+    with pytest.raises(DataError, match="expected schema version 3, got 99"):
         Store.open(folder)
-    (folder / "index.json").write_text('{"schema')
-    with pytest.raises(DataError, match=r"index\.json cannot be read"):
-        Store.open(folder)
+    for damaged in (
+        '{"schema',
+        "[]",
+        "{}",
+        '{"schema_version": "2"}',
+        "[" * 100_000,
+        '{"schema_version": ' + "9" * 400,
+    ):
+        (folder / "index.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"^[^\n]*index\.json: is damaged: it [^\n]*--repair\.$"):
+            Store.open(folder)
     (folder / "index.json").unlink()
     with pytest.raises(DataError, match="not a token store"):
         Store.open(folder)
+
+
+def unseal(folder: Path, **changes: object) -> None:
+    """Give a store the index of an earlier version, without a seal; a change `a__b=1` sets `index["a"]["b"]`."""
+    index = json.loads((folder / "index.json").read_text())
+    del index["sha256"]
+    index["schema_version"] = 2
+    for path, value in changes.items():
+        table = index
+        *tables, key = path.split("__")
+        for name in tables:
+            table = table[int(name) if name.isdigit() else name]
+        table[key] = value
+    write_json(folder / "index.json", index)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("sentinel", '"first_sentinel": 399', '"first_sentinel": 398'),
+        ("end token", '"eos": 1,', '"eos": 3,'),
+        ("hash of a shard", '"sha256": "', '"sha256": "0'),
+        ("name of the seal", '"sha256": "SEAL', '"sha357": "SEAL'),
+        ("version", '"schema_version": 3', '"schema_version": 2'),
+        ("count", '"tokens": ', '"tokens": 1'),
+        ("type", '"dtype": "<u2"', '"dtype": "<i2"'),
+    ],
+)
+def test_a_changed_index_is_refused_and_repaired(folder, base, name, old, new):
+    before = (folder / "index.json").read_text()
+    old, new = (text.replace("SEAL", json.loads(before)["sha256"]) for text in (old, new))
+    assert old in before, name
+    (folder / "index.json").write_text(before.replace(old, new, 1))
+    with pytest.raises(DataError, match=r"^[^\n]*index\.json[^\n]* was (changed after it was|changed since)|since it"):
+        Store.open(folder)
+    repaired: list[list[str]] = []
+    prepare(CONFIG, base / "root", base, tokens=0, repaired=repaired.append)
+    assert repaired == [["index.json"]]
+    assert (folder / "index.json").read_text() == before
+
+
+def test_a_store_of_an_earlier_version_is_used_as_it_is(folder, base):
+    unseal(folder)
+    before = contents(folder)
+    assert prepare(CONFIG, base / "root", base, tokens=0) == folder
+    Store.open(folder).verify()
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"special__first_sentinel": 398},
+        {"special__eos": 3},
+        {"special__step": 1},
+        {"data__vocab_size": 70_000},
+        {"data__vocab_size": 399},
+        {"splits__train__tokens": 7},
+        {"dtype": "<u4"},
+        {"shards": {}},
+        {"shards": [{"train": 1}]},
+        {"special": {"eos": 1}},
+        {"special": [1, 2, 3]},
+        {"tokenizer_file_sha256": None},
+        {"data": None},
+    ],
+    ids=str,
+)
+def test_an_index_without_a_seal_is_checked_against_what_it_has(folder, base, changes):
+    unseal(folder, **changes)
+    with pytest.raises(DataError, match=r"^[^\n]*index\.json (has changed|does not match)[^\n]*--repair\.$"):
+        Store.open(folder)
+    assert prepare(CONFIG, base / "root", base, tokens=0, repaired=lambda _: None) == folder
+    Store.open(folder).verify()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_no_flipped_bit_changes_what_a_trial_reads(folder, version):
+    """Flip 200 random bits, one at a time: each is refused in one line, or changes nothing that a trial reads."""
+
+    def read() -> list:
+        opened = Store.open(folder)
+        return [opened.special, opened.dtype, *(every(opened, split).tolist() for split in shards.SPLITS)]
+
+    if version == 2:
+        unseal(folder)
+    rng, before, refusals = random.Random(version), read(), list[str]()
+    files = sorted(folder.iterdir())
+    for _ in range(200):
+        file = rng.choice(files)
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        try:
+            assert read() == before
+            assert file.name == "index.json", "white space and, without a seal, records that trials do not read"
+        except DataError as error:
+            refusals.append(str(error))
+        file.write_bytes(content)
+    assert len(refusals) > 180
+    assert not any("\n" in line for line in refusals)
+
+
+def test_tokens_are_checked_once_before_they_are_mapped(folder, monkeypatch):
+    hashed: list[str] = []
+    monkeypatch.setattr(
+        shards, "file_sha256", lambda path, was=shards.file_sha256: hashed.append(path.name) or was(path)
+    )
+    opened = Store.open(folder)
+    assert hashed == []
+    beats: list[int] = []
+    opened.verify(lambda: beats.append(1))
+    opened.tokens("train"), opened.tokens("validation")
+    names = sorted(path.name for path in folder.glob("*.bin"))
+    assert (sorted(hashed), len(beats)) == (names, len(names))
+    flip(folder / "validation-00001.bin")
+    Store.open(folder).tokens("train")
+    with pytest.raises(DataError) as caught:
+        Store.open(folder).tokens("validation")
+    assert str(caught.value) == f"{folder}: validation-00001.bin has changed since it was written; {REPAIR}"
+
+
+def test_a_swapped_tokenizer_is_refused_on_opening(folder):
+    tokenizer.train(numbered_texts(200), 401).save(str(folder / "tokenizer.json"))
+    with pytest.raises(DataError) as caught:
+        Store.open(folder)
+    assert str(caught.value) == f"{folder}: tokenizer.json has changed since it was written; {REPAIR}"
+
+
+def test_a_damaged_trained_tokenizer_is_not_used_for_another_store(folder, base):
+    (file,) = (base / "root" / "data" / "tokenizers").glob("*.json")
+    file.write_text(file.read_text().replace("<pad>", "<pat>"))
+    other = dataclasses.replace(CONFIG, validation_sequences=9)
+    with pytest.raises(DataError) as caught:
+        prepare(other, base / "root", base, tokens=0)
+    assert str(caught.value) == f"{file} has changed since it was written; delete it to train it again."
+    file.unlink()
+    assert prepare(CONFIG, base / "root", base, tokens=0) == folder
 
 
 @pytest.mark.parametrize(
@@ -322,7 +471,7 @@ def test_an_interrupted_stream_resumes_at_the_same_revision(tmp_path, monkeypatc
     (partial / "shard-00002.json").unlink()
     seen = []
     monkeypatch.setattr(
-        writer, "documents", lambda c, b, was=writer.documents: seen.append(c.hub_revision) or was(c, b)
+        writer, "documents", lambda c, *more, was=writer.documents: seen.append(c.hub_revision) or was(c, *more)
     )
     again = prepare(config, tmp_path / "other", tmp_path, tokens=9000)
     assert set(seen) == {"abc"}
@@ -331,12 +480,29 @@ def test_an_interrupted_stream_resumes_at_the_same_revision(tmp_path, monkeypatc
     }
 
 
-def test_an_error_in_the_text_makes_no_store(base):
+def test_too_many_bad_rows_make_no_store(base):
     with (base / "texts.jsonl").open("a") as file:
-        file.write('{"text": \n')
-    with pytest.raises(DataError, match="JSON parse error"):
+        file.write('{"text": \n{"n": 3}\n')
+    reason = "texts.jsonl line 101: not JSON (Expecting value at character 10)"
+    with pytest.raises(DataError) as caught:
         prepare(CONFIG, base / "root", base, tokens=0)
+    assert str(caught.value) == (
+        "texts.jsonl: 2 of 102 rows cannot be used, but bad_row_tolerance is 0.01; the first is " + reason + "."
+    )
     assert not list((base / "root" / "data").glob("texts*"))
+
+
+def test_a_bad_row_is_skipped_counted_and_named(base, caplog):
+    rows = (base / "texts.jsonl").read_bytes().splitlines(keepends=True)
+    (base / "texts.jsonl").write_bytes(b"".join([*rows[:41], b'{"text": "\xff"}\n', *rows[41:]]))
+    opened = Store.open(prepare(CONFIG, base / "root", base, tokens=0))
+    reason = "texts.jsonl line 42: not UTF-8 text"
+    assert opened.index["skipped"] == {"rows": 101, "unusable": 1, "first": [reason]}
+    assert caplog.messages == [f"texts.jsonl: skipped 1 of 101 rows: {reason}."]
+    assert sum(split["documents"] for split in opened.index["splits"].values()) == 100
+    strict = dataclasses.replace(CONFIG, bad_row_tolerance=0, tokenizer=str(opened.folder / "tokenizer.json"))
+    with pytest.raises(DataError, match=r"^texts\.jsonl: 1 of 101 rows cannot be used, but bad_row_tolerance is 0; "):
+        prepare(strict, base / "other-root", base, tokens=0)
 
 
 def test_a_broken_stream_resumes_at_its_shard(tmp_path, monkeypatch):

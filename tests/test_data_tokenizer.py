@@ -1,16 +1,19 @@
 """Tokenizers: vocabulary size, special tokens, lossless decoding, and loaded vocabularies."""
 
 import dataclasses
+import json
 import random
 
 import pytest
-from helpers.corpora import write_t5_tokenizer
+from helpers.corpora import TEXTS_CONFIG, numbered_texts, write_jsonl, write_t5_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from march_search.config import DataConfig
 from march_search.data import tokenizer as bpe
 from march_search.data import vocabulary
+from march_search.data.prepare import prepare
+from march_search.data.store import Store
 from march_search.data.tokenizer import trained
 from march_search.errors import ConfigError, DataError
 
@@ -139,7 +142,10 @@ def test_missing_sentinels_are_added_after_the_last_id(tmp_path):
 @pytest.mark.parametrize(
     ("vocab", "words"),
     [
-        ({"a": 0}, "the vocabulary has no end token; add one of: </s>, <|endoftext|>"),
+        (
+            {"a": 0},
+            "the vocabulary has no end token (</s>, <|endoftext|>, <|end_of_text|>, <eos>, [SEP]); set end_token.",
+        ),
         (
             {"</s>": 0, "<extra_id_0>": 1},
             "the ids of <extra_id_0> to <extra_id_99> must be consecutive, ascending or descending",
@@ -155,17 +161,17 @@ def test_an_unusable_vocabulary_is_refused_with_the_reason(vocab, words, tmp_pat
     assert str(caught.value).startswith(f"{tmp_path}/t.json: {words}")
 
 
-@pytest.mark.parametrize(("vocab_size", "fits"), [(511, False), (512, True), (513, False)])
+@pytest.mark.parametrize(("vocab_size", "fits"), [(511, False), (512, True), (640, True), (641, False)])
 def test_vocab_size_must_fit_the_tokenizer(vocab_size, fits, tmp_path):
     TOKENIZER.save(str(tmp_path / "t.json"))
     config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
     if fits:
-        assert vocabulary.check(config, tmp_path) == "vocabulary 512, of which 512 from t.json"
+        assert vocabulary.check(config, tmp_path) == f"vocabulary {vocab_size}, of which 512 from t.json"
         return
     with pytest.raises(DataError) as caught:
         vocabulary.check(config, tmp_path)
     assert str(caught.value) == (
-        f"t.json: the tokenizer has 512 tokens with sentinels, so vocab_size must be from 512 to 512, got "
+        f"t.json: the tokenizer has 512 tokens with sentinels, so vocab_size must be from 512 to 640, got "
         f"{vocab_size}: change it in [data] and in the architectures."
     )
 
@@ -184,3 +190,114 @@ def test_the_tokenizer_may_be_trained_on_another_corpus(tmp_path):
     assert len(list((tmp_path / "root" / "data" / "tokenizers").glob("*.json"))) == 1
     with pytest.raises(ConfigError, match="tokenizer_corpus and split_digits apply only to a trained tokenizer"):
         DataConfig(tokenizer="t.json", split_digits=True)
+
+
+def write_tokenizer(path, vocab: dict[str, int], special: tuple[str, ...] = (), **settings) -> None:
+    """Write a tokenizer.json in which the tokens `special` are special."""
+    from tokenizers import Tokenizer, models
+
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.add_special_tokens(list(special))
+    path.write_text(json.dumps(json.loads(made.to_str()) | settings))
+
+
+def test_ids_with_gaps_are_a_range_by_the_largest_id(tmp_path):
+    write_tokenizer(tmp_path / "t.json", {"<eos>": 0, "a": 1, "b": 3, "c": 210}, ("<eos>",))
+    loaded = bpe.load(tmp_path / "t.json")
+    assert loaded.get_vocab_size() == 104
+    assert bpe.size(loaded) == 311
+    assert [loaded.token_to_id(token) for token in ("<eos>", "a", "b", "c")] == [0, 1, 3, 210]
+    assert bpe.special_of(loaded, "") == (0, 310, -1)
+    assert loaded.encode("abc").ids == [1, 3, 210]
+    assert len({*loaded.get_vocab().values()}) == 104, "no id has two tokens"
+    loaded.save(str(tmp_path / "again.json"))
+    assert bpe.sha256(bpe.load(tmp_path / "again.json")) == bpe.sha256(loaded)
+    with pytest.raises(DataError, match="the tokenizer has 311 tokens with sentinels, so vocab_size must be from 311"):
+        vocabulary.check(DataConfig(tokenizer="t.json", vocab_size=128), tmp_path)
+    assert vocabulary.check(DataConfig(tokenizer="t.json", vocab_size=384), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocab_size", "fits"),
+    [
+        pytest.param(151_665, 151_936, True, id="Qwen2.5"),
+        pytest.param(50_295, 51_200, True, id="phi-2"),
+        pytest.param(100_015, 102_400, True, id="DeepSeek-V2"),
+        pytest.param(128_256, 128_512, True, id="Llama 3"),
+        pytest.param(128_256, 128_256, False, id="Llama 3 without room for the sentinels"),
+        pytest.param(50_295, 64_000, False, id="a quarter too many"),
+    ],
+)
+def test_padded_vocabularies_as_published_fit(tokens, vocab_size, fits, tmp_path):
+    write_tokenizer(tmp_path / "t.json", {"<|endoftext|>": 0} | {f"t{i}": i for i in range(1, tokens)})
+    config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
+    if fits:
+        assert vocabulary.check(config, tmp_path).endswith(f"of which {tokens + 100:,} from t.json")
+    else:
+        with pytest.raises(DataError, match=f"so vocab_size must be from {tokens + 100:,} to "):
+            vocabulary.check(config, tmp_path)
+
+
+def test_the_end_token_is_named_or_found_beside_the_tokenizer(tmp_path):
+    vocab = {"a": 0, "<EOT>": 1, "<stop>": 2}
+    write_tokenizer(tmp_path / "tokenizer.json", vocab, ("<EOT>", "<stop>"))
+    config = DataConfig(tokenizer=".", vocab_size=128)
+
+    def end(config: DataConfig) -> int:
+        vocabulary.check(config, tmp_path)
+        return vocabulary.special(vocabulary.obtain(config, tmp_path, tmp_path), config, tmp_path).eos
+
+    with pytest.raises(DataError, match=r"no end token \(.*\); set end_token\.$"):
+        end(config)
+    assert end(dataclasses.replace(config, end_token="<EOT>")) == 1
+    for token in ("<stop>", {"content": "<stop>", "special": True}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": token}))
+        assert end(config) == 2
+        assert end(dataclasses.replace(config, end_token="<EOT>")) == 1
+    with pytest.raises(DataError) as caught:
+        end(dataclasses.replace(config, end_token="<EOS>"))
+    assert str(caught.value) == (
+        f'{tmp_path}: the vocabulary has no token "<EOS>". Set end_token. Did you mean "<EOT>"?'
+    )
+    with pytest.raises(ConfigError, match="end_token applies only to a loaded tokenizer"):
+        DataConfig(end_token="<EOT>")
+
+
+def test_another_end_token_makes_another_store(tmp_path):
+    write_jsonl(tmp_path / "texts.jsonl", numbered_texts())
+    write_tokenizer(tmp_path / "t.json", {"</s>": 0, "<EOT>": 1, "e": 2}, ("</s>", "<EOT>"))
+    config = dataclasses.replace(TEXTS_CONFIG, tokenizer="t.json", vocab_size=128)
+    named = dataclasses.replace(config, end_token="<EOT>")
+    found = [prepare(c, tmp_path / "root", tmp_path, tokens=0) for c in (config, named)]
+    assert found[0] != found[1]
+    assert [Store.open(folder).special.eos for folder in found] == [0, 1]
+    assert prepare(dataclasses.replace(config, end_token="</s>"), tmp_path / "root", tmp_path, tokens=0) == found[0]
+
+
+DAMAGED = {
+    "a charsmap that panics": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "a prefix that panics": {
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"], "continuing_subword_prefix": "#" * 9}
+    },
+    "an unknown merge": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}},
+    "no model": {"model": None},
+    "a version of the future": {"version": "2.0"},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_tokenizer_is_one_line(damage, tmp_path, capfd):
+    write_tokenizer(tmp_path / "t.json", {"</s>": 0}, ("</s>",), **DAMAGED[damage])
+    with pytest.raises(DataError) as caught:
+        bpe.load(tmp_path / "t.json")
+    assert str(caught.value).startswith(f"{tmp_path}/t.json: not a readable tokenizer (")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 300])
+def test_a_cut_tokenizer_is_one_line(cut, tmp_path):
+    write_tokenizer(tmp_path / "t.json", {"</s>": 0}, ("</s>",))
+    (tmp_path / "t.json").write_bytes((tmp_path / "t.json").read_bytes()[:cut] + b"\xff" * (cut == 40))
+    with pytest.raises(DataError, match=r"not a readable tokenizer \([^\n]*\)\.$"):
+        bpe.load(tmp_path / "t.json")

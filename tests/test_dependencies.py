@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from march_search.config import deepspeed_check
+
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "march_search"
 
@@ -63,7 +65,36 @@ def _step_clips_with_method() -> bool:
     return "self.clip_fp32_gradients()" in inspect.getsource(engine._take_model_step)
 
 
+def _parsed_configuration_has_the_keys() -> bool:
+    """Return whether DeepSpeed's parsed configuration still lists the keys of each block where march_search looks."""
+    parsed = importlib.import_module("deepspeed").DeepSpeedConfig(
+        {"train_micro_batch_size_per_gpu": 1, "comms_logger": {}, "weight_quantization": {}}
+    )
+    known = deepspeed_check._known_keys(parsed)
+    samples = {
+        "activation_checkpointing": "partition_activations",
+        "aio": "block_size",
+        "autotuning": "enabled",
+        "bf16": "enabled",
+        "comms_logger": "prof_all",
+        "compile": "deepcompile",
+        "expert_parallel": "autoep_size",
+        "flops_profiler": "profile_step",
+        "fp16": "loss_scale",
+        "hybrid_engine": "max_out_tokens",
+        "pipeline": "stages",
+        "tensor_parallel": "autotp_size",
+        "tensorboard": "job_name",
+        "timers": "throughput",
+        "weight_quantization": "quantized_initialization",
+        "zero_optimization": "stage3_max_live_parameters",
+    }
+    pinned = known["zero_optimization"]["offload_optimizer"]
+    return "pin_memory" in pinned and all(key in known[block] for block, key in samples.items())
+
+
 PRIVATE = {
+    "optuna: JournalStorage._sync_with_backend": _exists("optuna.storages", "JournalStorage", "_sync_with_backend"),
     "optuna: Study._storage": lambda: isinstance(_study()._storage, optuna.storages.BaseStorage),
     "optuna: Trial._trial_id": lambda: isinstance(_study().ask()._trial_id, int),
     "optuna: FrozenTrial._trial_id": lambda: isinstance(_study().trials[0]._trial_id, int),
@@ -73,12 +104,7 @@ PRIVATE = {
     "deepspeed: engine.clip_fp32_gradients": _step_clips_with_method,
     "deepspeed: engine.skipped_steps": _engine_source("skipped_steps"),
     "deepspeed: runtime.utils.clip_grad_norm_": _exists("deepspeed.runtime.utils", "clip_grad_norm_"),
-    "deepspeed: runtime.zero.config.DeepSpeedZeroConfig": _exists(
-        "deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"
-    ),
-    "deepspeed: utils.zero_to_fp32": _exists(
-        "deepspeed.utils.zero_to_fp32", "get_fp32_state_dict_from_zero_checkpoint"
-    ),
+    "deepspeed: attributes of DeepSpeedConfig": _parsed_configuration_has_the_keys,
     "torch: _softmax_backward_data": _exists("torch", "_softmax_backward_data"),
     "torch: Tensor._base": _exists("torch", "Tensor", "_base"),
     "torch: AdamW.step has a wrapped function": _exists("torch.optim", "AdamW", "step", "__wrapped__"),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "march_search"
 
 FLOORS = [
     {"errors"},
-    {"architecture", "files"},
+    {"architecture", "files", "processes"},
     {"config"},
     {"cost", "data", "model"},
     {"space", "trial"},

@@ -8,7 +8,7 @@ import torch
 
 from march_search import Architecture
 from march_search.model import build
-from march_search.model.huggingface import t5_config, t5_tensors
+from march_search.model.t5_weights import t5_tensors
 
 SHAPE = {"num_layers": 2, "d_model": 48, "num_heads": 3, "d_kv": 8, "d_ff": 64, "vocab_size": 97}
 GENERATOR = torch.Generator().manual_seed(5)
@@ -35,7 +35,7 @@ def test_t5_has_the_same_logits_loss_and_gradients(transformers, feed_forward_pr
     )
     torch.manual_seed(0)
     ours = build(a)
-    config = transformers.T5Config.from_dict(t5_config(a, "float32") | {"use_cache": False})
+    config = transformers.T5Config.from_dict(a.to_huggingface() | {"dtype": "float32", "use_cache": False})
     theirs = transformers.T5ForConditionalGeneration(config).train()
     if not tied:  # transformers 5 always ties the weights of T5; untied models only lack the scaling
         theirs.lm_head = torch.nn.Linear(a.d_model, a.vocab_size, bias=False)

@@ -10,6 +10,7 @@ import numpy as np
 import optuna
 import pytest
 from helpers.command_line import command_in_process, json_of, one_line_error
+from helpers.damage import change_file
 from helpers.reference import march_runs
 from helpers.studies import write_study
 
@@ -148,8 +149,11 @@ def test_a_finished_study_is_replayed_directly_or_as_an_exported_table(
 ) -> None:
     losses = {f"L{n}-D{64 * n}-H2x32-F256-rope-V2048": [4.5 - n / 10, 4.52 - n / 10] for n in (1, 2, 3)}
     folder = write_study(tmp_path, losses, name="three", evaluations=4)
-    shutil.copytree(folder / "trials" / "0000-L1-D64-H2x32-F256-rope-V2048-s0", folder / "trials" / "0006-failed")
-    (folder / "trials" / "0006-failed" / "outcome.json").write_text('{"state": "failed", "reason": "memory"}')
+    failed = folder / "trials" / "0006-L1-D64-H2x32-F256-rope-V2048-s2"
+    shutil.copytree(folder / "trials" / "0000-L1-D64-H2x32-F256-rope-V2048-s0", failed)
+    change_file(failed / "trial.json", seed=2)
+    (failed / "result.json").unlink()
+    (failed / "outcome.json").write_text('{"state": "failed", "reason": "memory"}')
     command, table = command_in_process(capsys), tmp_path / "table.json"
     root = ("--root", str(tmp_path))
     assert command("export", "three", *root, "--format", "curves", "-o", str(table)).returncode == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command_line import one_line_error, run_command
 from helpers.studies import DATA, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -252,3 +253,76 @@ def test_tables_hold_the_summary_and_all_curves(tmp_path: Path, capsys: pytest.C
     ).stdout
     complete = sum(row["state"] == "complete" for row in rows)
     assert f"{complete} of {complete} agree" in printed
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a finished study."""
+    root = tmp_path_factory.mktemp("small")
+    write_study(root, {name: [4.0, 4.1] for name in SHAPES[:2]}, name="small")
+    return root
+
+
+def reported(root: Path, output: Path | str) -> subprocess.CompletedProcess[str]:
+    """Write the report in Markdown to `output`."""
+    return run_command("report", "small", "--root", str(root), "--format", "markdown", "-o", str(output))
+
+
+def test_the_report_writes_through_a_device_a_pipe_and_a_link(small: Path, tmp_path: Path) -> None:
+    assert reported(small, tmp_path / "plain.md").returncode == 0
+    expected = (tmp_path / "plain.md").read_text()
+    assert "small: 4 of 4 trials complete" in expected
+    target, link, dangling, pipe = (tmp_path / name for name in ("target.md", "link.md", "dangling.md", "pipe"))
+    target.write_text("old")
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "new.md")
+    for path, written in ((link, target), (dangling, tmp_path / "new.md")):
+        assert reported(small, path).returncode == 0
+        assert path.is_symlink()
+        assert written.read_text() == expected
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE, text=True) as reader:
+        assert reported(small, pipe).returncode == 0
+        assert reader.communicate(timeout=60)[0] == expected
+    assert pipe.is_fifo()
+
+
+def test_a_full_device_is_an_error_and_stays(small: Path, tmp_path: Path) -> None:
+    for name, code in (("full", 4), ("null", 0)):
+        link = tmp_path / name
+        link.symlink_to(f"/dev/{name}")  # not the device itself, which a test must not risk to replace
+        ended = reported(small, link)
+        assert ended.returncode == code
+        assert link.is_char_device()
+        assert link.is_symlink()
+        assert not code or one_line_error(ended).endswith(f"{link}: cannot be written: No space left on device.\n")
+
+
+def test_standard_output_by_any_name_holds_the_report_alone(small: Path, tmp_path: Path) -> None:
+    expected = reported(small, "-").stdout
+    assert expected.startswith("small: 4 of 4")
+    assert reported(small, "/dev/stdout").stdout == expected
+    command = [sys.executable, "-m", "march_search", "report", "small", "--root", str(small), "--format", "markdown"]
+    with (tmp_path / "out.md").open("wb") as file:
+        assert subprocess.run([*command, "-o", "/dev/stdout"], stdout=file, check=False).returncode == 0
+    assert (tmp_path / "out.md").read_text() == expected
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, reason in ((tmp_path / "folder", "Is a directory"), (tmp_path / "no" / "x.md", "No such file")):
+        ended = reported(small, path)
+        assert ended.returncode == 4
+        assert f"{path}: cannot be written: {reason}" in one_line_error(ended)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_a_link_planted_for_a_file_of_the_program_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "study.json"
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    path.with_name(f".{path.name}.{os.getpid()}").symlink_to(victim)
+    write_json(path, {"a": 1})
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert path.read_text() == '{\n "a": 1\n}\n'

@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 
 from march_search import Architecture
+from march_search.config.counts import DEFAULT_TOLERANCE, parse_count, parse_parameters, parse_tolerance
 from march_search.errors import BudgetError
-from march_search.space.budget import DEFAULT_TOLERANCE, Budget, parse_parameters, parse_tolerance
+from march_search.space.budget import Budget
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,12 @@ from march_search.space.budget import DEFAULT_TOLERANCE, Budget, parse_parameter
         ("t5-base", 222_903_552),
         ("T5-Large", 737_668_096),
         ("60.506624M", 60_506_624),
+        ("220 M", 220_000_000),
+        ("2.2e8", 220_000_000),
+        ("2.2E+8", 220_000_000),
+        ("220000000.0", 220_000_000),
+        ("1,300M", 1_300_000_000),
+        ("1.5T", 1_500_000_000_000),
     ],
 )
 def test_a_budget_is_a_number_with_a_unit_or_a_name(text: str, parameters: int) -> None:
@@ -30,6 +37,34 @@ def test_a_budget_is_a_number_with_a_unit_or_a_name(text: str, parameters: int) 
 def test_an_invalid_budget_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BudgetError, match="220M"):
         parse_parameters(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("0,22B", "use a decimal point, as in 0.22B"),
+        ("0,220B", "use a decimal point, as in 0.220B"),
+        ("1,5 M", "use a decimal point, as in 1.5 M"),
+        ("2,2e8", "use a decimal point, as in 2.2e8"),
+        ("22,29,03,552", "remove the commas"),
+        ("1,", "remove the commas"),
+    ],
+)
+def test_a_comma_stands_only_between_groups_of_three_digits(text: str, instead: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        parse_parameters(text)
+    message = f'invalid parameter budget "{text}": a comma may only stand between groups of three digits, as in '
+    assert str(caught.value) == f"{message}222,903,552; {instead}."
+
+
+@pytest.mark.parametrize(
+    "text", ["2__2M", "2_", "_2", "1e-3", "1e999", "1e3M", "9" * 5000, "1." + "0" * 5000, "0x10", "1M\n2"]
+)
+def test_a_number_of_another_form_is_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(BudgetError, match="invalid horizon") as caught:
+        parse_count(text, "horizon")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 def test_a_misspelt_name_suggests_the_nearest() -> None:

@@ -15,7 +15,9 @@ from march_search import Architecture, SearchSpace, solve
 from march_search.architecture.architecture import CHOICES, DEFAULTS
 from march_search.cost.setup import Setup
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
+from march_search.space.budget import Budget
 from march_search.space.infeasible import solve_or_explain
+from march_search.space.rules import Rule
 from march_search.space.space import AXES
 
 T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
@@ -338,3 +340,84 @@ def test_an_invalid_space_file_names_file_and_key(table: dict, message: str) -> 
 
 def test_axes_are_all_fields_of_an_architecture() -> None:
     assert sorted(AXES) == sorted(DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("num_heads * 9223372036854775807 > 0", "calculates with whole numbers of 2^63 or more: use smaller factors"),
+        ("num_heads * num_heads * 4611686018427387904 > 0", "calculates with whole numbers of 2^63 or more"),
+        ("(num_heads > 0) + 9223372036854775807 > 0", "calculates with whole numbers of 2^63 or more"),
+        ("num_heads - -9223372036854775807 > 0", "calculates with whole numbers of 2^63 or more"),
+        ("num_heads < 99999999999999999999", "calculates with whole numbers of 2^63 or more"),
+        ("'a' * 99999999999 == 'b'", "calculates with a value that is not a number"),
+        ("structure * 99999999999 == 'b'", "calculates with a value that is not a number"),
+        ("-structure == 'b'", "calculates with a value that is not a number"),
+        ("+".join(["num_heads"] * 3000) + " > 0", "has 30,003 characters: use several rules of at most 2,000"),
+        ("not " * 400 + "num_heads > 0", "has too many operators: split it into several rules"),
+        ("-" * 1900 + "num_heads > 0", "the rule"),
+        ("(" * 900 + "num_heads" + ")" * 900 + " > 0", "is not a valid expression"),
+    ],
+    ids=range(12),
+)
+def test_a_rule_without_an_exact_value_is_refused_in_one_line(rule: str, words: str) -> None:
+    space = SearchSpace.load("t5-220m")
+    with pytest.raises(ConfigError) as caught:
+        solve(replace(space, rules=(*space.rules, Rule.parse(rule, DEFAULTS))))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_rule_near_the_limit_of_64_bits_is_exact() -> None:
+    space = SearchSpace.load("t5-220m")
+    rule = Rule.parse("num_heads * 36028797018963968 > 0", DEFAULTS)
+    assert len(solve(replace(space, rules=(*space.rules, rule)))) == len(solve(space))
+
+
+WIDE = {"min": 1, "max": 1000}
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        (dict.fromkeys(("num_layers", "d_model", "num_heads", "d_kv", "d_ff"), WIDE), "too large to search"),
+        ({"num_layers": WIDE, "num_decoder_layers": WIDE}, "num_layers (1,000), num_decoder_layers (1,000)."),
+        (
+            {"num_layers": 1024, "d_model": 2**20, "num_heads": 2**20, "d_kv": 2**20},
+            "has shapes of up to 3.8e+22 parameters, and at most 2.3e+18 can be counted",
+        ),
+    ],
+    ids=["grid", "depths", "parameters"],
+)
+def test_a_space_that_cannot_be_searched_is_refused_at_once(axes: dict[str, object], words: str) -> None:
+    space = SearchSpace.from_table({"budget": {"parameters": "220M"}, "axes": axes})
+    with pytest.raises(ConfigError) as caught:
+        solve(space)
+    assert words in str(caught.value)
+
+
+def test_all_faults_of_a_space_are_told_at_once() -> None:
+    table = {
+        "budget": {"parameters": "0,22B"},
+        "axes": {"d_modle": 64, "d_ff": {"min": 0, "max": 2**30}, "num_heads": [1, "two", [3]], "position": "rope"},
+        "rules": ["d_model", "num_heads > 0", "heads > 0"],
+    }
+    with pytest.raises(ConfigError) as caught:
+        SearchSpace.from_table(table, source="x.toml")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "x.toml: 9 faults:"
+    words = ("d_modle", "min and", "not 1073741824", '"two"', "[3]", '"rope"', '"d_model" is not', "heads", "0,22B")
+    for word in words:
+        assert any(word in line for line in lines[1:]), word
+
+
+def test_a_space_takes_numbers_as_people_write_them() -> None:
+    axes = {"vocab_size": "32K", "d_ff": {"min": 1e3, "max": "2K", "multiple_of": 500}, "num_layers": [2.0]}
+    space = SearchSpace.from_table({"budget": {"parameters": 2.2e8, "tolerance": 0.02}, "axes": axes})
+    assert (space.axes["vocab_size"], space.axes["d_ff"], space.axes["num_layers"]) == (
+        (32000,),
+        (1000, 1500, 2000),
+        (2,),
+    )
+    assert space.budget == Budget.parse("220M", "2%")

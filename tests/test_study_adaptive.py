@@ -229,6 +229,7 @@ def test_the_best_of_a_warm_start_are_tried_first(tmp_path: Path) -> None:
 
 def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> None:
     folder = StudyFolder.of(tmp_path, "old")
+    folder.keep_settings(CONFIG, [])
     name = "L2-D96-H3x32-F256-rope-V2048"
     for number, (rate, value) in enumerate(((1e-3, 5.0), (2e-3, 4.0))):
         trial = folder.trial(number, name, 0, rate)
@@ -251,14 +252,86 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
     [
         ("a,b\n", "must have the columns name and loss"),
         ("name,loss\nL2,4\n", "'L2' is not an architecture name"),
-        ("name,loss\nL2-D96-H3x32-F256,inf\n", "a loss must be a finite number, not inf"),
-        ("name,loss\nL2-D96-H3x32-F256,x\n", "could not convert string to float: 'x'"),
+        (
+            "name,loss\nL2-D96-H3x32-F256,inf\n",
+            r"past\.csv: row 2, column loss: must be a finite number, not \"inf\"\.",
+        ),
+        ("name,loss\n#\nL2-D96-H3x32-F256,x\n", r"row 3, column loss: must be a finite number, not \"x\"\."),
+        ("name,loss\nL2-D96-H3x32-F256,\n", r"row 2, column loss: must be a finite number, not empty\."),
+        ("name,loss\nL2-D96-H3x32-F256,3,14\n", "row 2 has 3 cells, but the first row has 2"),
+        ("name,loss\nL2-D96-H3x32-F256\n", "row 2 has 1 cells, but the first row has 2"),
+        ("name,loss,loss\n", 'separated by commas; its first row is "name,loss,loss"'),
+        ("name;loss\nL2-D96-H3x32-F256;3\n", 'separated by commas; its first row is "name;loss"'),
+        ("", "separated by commas; it is empty"),
+        (
+            "name,loss,tokens\nL2-D96-H3x32-F256,3,\n",
+            "row 2, column tokens: must be a count of at least 0, .* not empty",
+        ),
+        ("name,loss,tokens\nL2-D96-H3x32-F256,3,-1\n", 'row 2, column tokens: must be a count of at least 0, .* "-1"'),
+        (
+            "name,loss,tokens\nL2-D96-H3x32-F256,3,nan\n",
+            'row 2, column tokens: must be a count of at least 0, .* "nan"',
+        ),
+        ("name,loss\nL2-D96-H3x32-F256\0,3\n", "row 2"),
+        (f"name,loss\n{'x' * 200_000},3\n", r"row 2: field larger than field limit"),
         ("name,loss\n", "which holds no complete trial"),
     ],
 )
 def test_a_bad_warm_start_table_is_a_one_line_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_priors(SearchConfig(strategy="tpe", warm_start=(table(tmp_path, text),)), tmp_path)
+
+
+def test_a_csv_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    text = (
+        "\ufeffname, loss , remark, tokens\r\n\r\nL2-D96-H3x32-F256 , 3.5, Fu\xdfnote, 1e6\r\n"
+        'L2-D96-H3x32-F256, 3.25, "a, b", 2 M\r\n,,,\r\n'
+    )
+    (tmp_path / "past.csv").write_bytes(text.encode("utf-8").replace(b"\xc3\x9f", b"\xdf"))  # a Latin-1 letter
+    [prior] = read_priors(SearchConfig(strategy="tpe", warm_start=("past.csv",)), tmp_path)
+    assert (prior.architecture.name, prior.loss) == ("L2-D96-H3x32-F256", 3.25)
+
+
+def test_all_faulty_rows_of_a_warm_start_are_told_at_once(tmp_path: Path) -> None:
+    rows = ["name,loss", "L2-D96-H3x32-F256,3", "L2,nan", *(f"L2-D96-H3x32-F{n},x" for n in range(1, 60))]
+    with pytest.raises(ConfigError) as caught:
+        read_priors(SearchConfig(strategy="tpe", warm_start=(table(tmp_path, "\n".join(rows)),)), tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith("past.csv: 61 faults:")
+    assert lines[1].strip().startswith("row 3, column name: 'L2' is not an architecture name")
+    assert lines[2].strip() == 'row 3, column loss: must be a finite number, not "nan".'
+    assert lines[-1].strip() == "and 41 more."
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "expected a table of keys at the top level"),
+        ({}, "expected a file of learning curves"),
+        ({"runs": [3]}, r"runs\[0\] needs an architecture and evaluations"),
+        ({"runs": [{"architecture": 3, "evaluations": []}]}, r"runs\[0\] needs an architecture and evaluations"),
+        ({"runs": [{"architecture": "L2", "evaluations": [[1, 2]]}]}, r"runs\[0\]: 'L2' is not an architecture name"),
+        (
+            {"runs": [{"architecture": "L2-D96-H3x32-F256", "evaluations": [[1, float("nan")]]}]},
+            "finite number, not nan",
+        ),
+        ({"runs": [{"architecture": "L2-D96-H3x32-F256", "evaluations": [[1, 10**400]]}]}, "finite number, not 1000"),
+        ({"runs": [{"architecture": "L2-D96-H3x32-F256", "evaluations": [[1, "x"]]}]}, 'finite number, not "x"'),
+    ],
+    ids=range(8),
+)
+def test_bad_learning_curves_are_refused_with_their_run(tmp_path: Path, value: object, message: str) -> None:
+    (tmp_path / "past.json").write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match=message):
+        read_priors(SearchConfig(strategy="tpe", warm_start=("past.json",)), tmp_path)
+
+
+def test_a_warm_start_is_read_before_the_space_is_solved(tmp_path: Path) -> None:
+    wide = "num_layers = { min = 1, max = 1024 }\nnum_decoder_layers = { min = 1, max = 1024 }"
+    (tmp_path / "wide.toml").write_text(f'[budget]\nparameters = "220M"\n[axes]\n{wide}\n')
+    config = replace(searching(warm_start=(table(tmp_path, "a,b\n"),)), space="wide.toml", budget=None)
+    with pytest.raises(ConfigError, match="must have the columns name and loss"):
+        candidates.choose(config, tmp_path)
 
 
 @pytest.mark.parametrize(

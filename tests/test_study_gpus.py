@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from march_search.config import DevicesConfig
-from march_search.errors import ConfigError
+from march_search.errors import ConfigError, StorageError
 from march_search.study import gpus, trial_process
 
 UUIDS = ["GPU-a", "GPU-b", "MIG-c/1"]
@@ -65,6 +65,22 @@ def test_each_worker_has_gpus_of_its_own_until_it_dies() -> None:
     kill(first)
     gpus.claim(DevicesConfig(kind="cuda", ranks=3))  # the refused claim holds nothing
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1,2"
+
+
+@pytest.mark.parametrize("planted", ["a symlink", "a folder of another user"])
+def test_locks_are_not_written_where_another_user_planted_the_folder(tmp_path: Path, planted: str) -> None:
+    theirs, folder = tmp_path / "theirs", tmp_path / f"march-search-gpus-{os.getuid()}"
+    theirs.mkdir()
+    if planted == "a symlink":
+        folder.symlink_to(theirs)
+    elif os.getuid():
+        pytest.skip("only root can give a folder to another user")
+    else:
+        theirs.rename(folder)
+        os.chown(folder, 12345, 12345)
+    with pytest.raises(StorageError, match=f"{folder.name}: is not a folder of this user, so its files cannot be"):
+        gpus.claim(DevicesConfig(kind="cuda"))
+    assert list((theirs if theirs.exists() else folder).iterdir()) == []
 
 
 def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study
+from helpers.trials import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -17,7 +18,6 @@ from march_search.study import candidates
 from march_search.study.leases import Lease
 from march_search.study.rungs import in_words, schedule
 from march_search.study.study_folder import StudyFolder
-from march_search.trial import manifest
 
 RUNGS = (1024, 2048, 4096)
 
@@ -144,10 +144,7 @@ def test_the_token_limit_ignores_damaged_checkpoints(tmp_path: Path, damaged: bo
     [architecture] = candidates.choose(config, tmp_path).architectures
     folder = StudyFolder.of(tmp_path, "toy").trial(0, architecture.name, 0)
     for step in (1, 2):
-        tag = folder / "checkpoints" / f"step-{step:09d}"
-        tag.mkdir(parents=True)
-        (tag / "state").write_bytes(b"whole")
-        manifest.write_manifest(tag)
+        tag = write_checkpoint(folder, step)
     if damaged:
         (tag / "state").write_bytes(b"torn")
     ended = run_toy_study(tmp_path, config)
@@ -173,7 +170,9 @@ def test_a_trial_that_hangs_three_times_fails(tmp_path: Path, monkeypatch: pytes
     ended = run_toy_study(tmp_path, replace(TOY_CONFIG, search=SearchConfig(trials=1)))
     assert (ended.failed, ended.left) == (1, 0)
     trial = optuna_study(tmp_path).trials[0]
-    assert trial.user_attrs["reason"].startswith("its worker died or it hung 3 times: see trial.log")
+    assert trial.user_attrs["reason"].startswith(
+        "it hung, or it or its worker was killed, 3 times without progress: see"
+    )
     assert Lease.of(trial).spent == 3 * 3072
 
 

@@ -10,16 +10,19 @@ import local_postgres
 import optuna
 import pytest
 from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
+from helpers.trials import wait_until
 from optuna.trial import TrialState
 
-from march_search.config import PrunerConfig
+from march_search.config import PrunerConfig, SearchConfig
 from march_search.study import candidates, heartbeat
 from march_search.study.job import Job, Signals
-from march_search.study.leases import Lease, Leases
+from march_search.study.leases import MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
 from march_search.study.worker import Worker
+from march_search.trial import outcome
+from march_search.trial.metrics import read_metrics
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "torture_study.py"
 COMPLETE = Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
@@ -71,12 +74,12 @@ def test_two_workers_release_a_dead_workers_trial_only_once(tmp_path: Path) -> N
     lease = dead.take(study.trials[0], 0, 4096)
     assert lease == Lease(attempt=1, worker="dead", until=4096)
     seen = study.trials[0]
-    assert first.give_back(seen, Lease.of(seen), 1024, failed=True)
+    assert first.give_back(seen, Lease.of(seen), 1024, died_at=1024)
     assert study.trials[0].state == TrialState.WAITING
-    assert Lease.of(study.trials[0]) == Lease(attempt=1, retries=1, spent=1024, until=4096)
+    assert Lease.of(study.trials[0]) == Lease(attempt=1, retries=1, reached=1024, spent=1024, until=4096)
     again = first.take(study.trials[0], 1024, 4096)
     # The second read the storage before the first released the trial.
-    assert not second.give_back(seen, Lease.of(seen), 1024, failed=True)
+    assert not second.give_back(seen, Lease.of(seen), 1024, died_at=1024)
     assert not dead.holds(seen, lease)
     assert again is not None
     assert first.holds(study.trials[0], again)
@@ -90,7 +93,7 @@ def test_a_trial_is_released_although_a_releasing_worker_died_halfway(tmp_path: 
     reaper._write(study.trials[0], replace(lease, worker=None, retries=1))  # then it is killed
     seen = study.trials[0]
     assert seen.state == TrialState.RUNNING
-    assert reaper.give_back(seen, Lease.of(seen), 0, failed=True)
+    assert reaper.give_back(seen, Lease.of(seen), 0, died_at=0)
     assert Lease.of(study.trials[0]).retries == 1
     assert study.trials[0].state == TrialState.WAITING
 
@@ -123,9 +126,89 @@ def test_a_trial_that_outlived_three_workers_fails_with_the_reason(tmp_path: Pat
     for _ in range(3):
         lease = dead.take(study.trials[0], 0, 4096)
         assert lease is not None
-        assert dead.give_back(study.trials[0], lease, 0, failed=True)
+        assert dead.give_back(study.trials[0], lease, 0, died_at=0)
     assert run_toy_study(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
-    assert optuna_study(tmp_path).trials[0].user_attrs["reason"].startswith("its worker died or it hung 3 times")
+    assert (
+        optuna_study(tmp_path)
+        .trials[0]
+        .user_attrs["reason"]
+        .startswith("it hung, or it or its worker was killed, 3 times")
+    )
+
+
+def test_only_deaths_without_progress_count(tmp_path: Path) -> None:
+    study, [worker] = leased(tmp_path, "worker")
+    counts = []
+    for died_at in (0, 0, 1024, 512, 1024, 2048, 2047):
+        lease = worker.take(study.trials[0], 0, 4096)
+        assert lease is not None
+        assert worker.give_back(study.trials[0], lease, 0, died_at)
+        counts.append(Lease.of(study.trials[0]).retries)
+    assert counts == [1, 2, 1, 2, 3, 1, 2]
+
+
+def test_a_trial_that_gets_further_before_each_kill_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_DIES", "1")
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=2))
+    assert run_toy_study(tmp_path, config) == Summary(complete=2, pruned=0, failed=0, left=0, signum=0)
+    leases = [Lease.of(trial) for trial in optuna_study(tmp_path).trials]
+    assert [(lease.attempt, lease.retries) for lease in leases] == [(5, 1)] * 2
+
+
+def test_a_study_that_is_killed_more_often_than_trials_are_retried_completes(tmp_path: Path) -> None:
+    config, seen = replace(TOY_CONFIG, search=SearchConfig(trials=1)), 0
+
+    def tokens() -> int:
+        [metrics] = list(tmp_path.glob("toy/trials/*/metrics.jsonl")) or [tmp_path / "none"]
+        return read_metrics(metrics.parent).tokens
+
+    for _ in range(MAX_RETRIES + 1):
+        process = start_toy_study(tmp_path, config, seconds=0.6)
+        assert wait_until(lambda: tokens() > seen, interval=0.005)  # noqa: B023
+        process.kill()
+        process.communicate()
+        seen = tokens()
+        assert seen < 4096
+    assert run_toy_study(tmp_path, config) == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
+    assert Lease.of(optuna_study(tmp_path).trials[0]).attempt == MAX_RETRIES + 2
+
+
+def test_a_trial_killed_because_memory_ran_out_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = tmp_path / "vmstat"
+    counts.write_text("oom_kill 4\n")
+    monkeypatch.setattr(outcome, "_KERNEL_COUNTS", counts)
+    killed = ("sh", "-c", f"echo oom_kill 5 > {counts}; kill -9 $$")
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=1))
+    assert run_toy_study(tmp_path, config, command=killed).failed == 1
+    [trial] = optuna_study(tmp_path).trials
+    assert trial.user_attrs["reason"].startswith("the process was killed by SIGKILL: the machine ran out of memory;")
+    assert Lease.of(trial).attempt == 1
+
+
+def test_dead_workers_leave_neither_locks_nor_records(tmp_path: Path) -> None:
+    config = replace(TOY_CONFIG, devices=replace(TOY_CONFIG.devices, parallel_trials=2))
+    for number in range(2):
+        process = start_toy_study(tmp_path, config, seconds=0.6)
+        assert wait_until(lambda: len(list(tmp_path.glob("toy/workers/*.lock"))) == number + 1)  # noqa: B023
+        assert wait_until(lambda: len(heartbeat.worker_records(optuna_study(tmp_path))) == number + 1)  # noqa: B023
+        process.kill()
+        process.communicate()
+    (tmp_path / "toy/workers/never-wrote-a-record.lock").touch()
+    assert run_toy_study(tmp_path) == COMPLETE
+    assert list((tmp_path / "toy/workers").iterdir()) == []
+    assert heartbeat.worker_records(optuna_study(tmp_path)) == {}
+
+
+def test_a_slow_worker_that_was_cleared_keeps_its_lock_and_writes_its_record_again(tmp_path: Path) -> None:
+    study, _ = leased(tmp_path)
+    slow = heartbeat.Heartbeat(study, tmp_path / "workers", 10, 1)
+    slow.tick()
+    heartbeat.clear(study, tmp_path / "workers", slow.worker)
+    assert heartbeat.worker_records(study) == {}
+    assert [path.stem for path in (tmp_path / "workers").iterdir()] == [slow.worker]
+    slow.tick()
+    assert heartbeat.worker_records(study)[slow.worker].count == 2
+    slow.leave()
 
 
 def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_path: Path) -> None:
@@ -142,7 +225,7 @@ def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_p
     assert active.child is not None
     process = active.child.process
     with other.alone(study.trials[0]):
-        assert other.give_back(study.trials[0], active.lease, 0, failed=True)
+        assert other.give_back(study.trials[0], active.lease, 0, died_at=0)
         assert other.take(study.trials[0], 0, 4096) is not None
     worker._beat()
     assert worker.active_trials == []

@@ -1,13 +1,17 @@
 """Ranks started by other programs: by DeepSpeed's launcher here, and the commands for several hosts and srun."""
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.command_line import command_in_process, one_line_error
 from helpers.trials import (
     MakeTrial,
     alive,
@@ -21,6 +25,8 @@ from helpers.trials import (
 )
 
 from march_search.config import DevicesConfig
+from march_search.config.hostfile import addresses
+from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError, TrialError
 from march_search.training import launch
 
@@ -101,19 +107,114 @@ def test_the_commands_for_several_hosts(tmp_path: Path) -> None:
         "srun --nodes 2 --ntasks 16 --ntasks-per-node 8 --kill-on-bad-exit=1 "
         f"{sys.executable} -m march_search.training {tmp_path}"
     )
-    hosts.write_text("gpu-1 slots=8\n")
-    with pytest.raises(TrialError, match=r"hosts: has 1 hosts, but \[devices\] nodes is 2\.$"):
-        launch.command(devices, tmp_path, 29501, [])
+    hosts.write_text("me@gpu-1 slots=8\nme@gpu-2 slots=8\n")
+    assert "--master_addr gpu-1 " in " ".join(launch.command(devices, tmp_path, 29501, []))
+
+
+HOSTS = DevicesConfig(ranks=4, nodes=2, launcher="deepspeed", hostfile="hosts")
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("n1", "n1"), ("n1,n2", "n1"), ("gpu-[03-05,9]", "gpu-03"), ("a[7,9],b2", "a7")]
+    ("text", "found"),
+    [
+        ("h1 slots=2\nh2 slots=2\n", ["h1", "h2"]),
+        ("# ours\n\n  h1 \t slots=2   # first\r\nh2.a-b.org slots=9 max=9\nh3 slots=2", ["h1", "h2.a-b.org", "h3"]),
+        ("me@10.0.0.1 slots=2\nme@10.0.0.2 slots=2\n", ["10.0.0.1", "10.0.0.2"]),
+        ("fe80::1 slots=2\n::1 slots=2\n", ["fe80::1", "::1"]),
+    ],
+)  # fmt: skip
+def test_host_files_are_read_as_deepspeed_reads_them(text: str, found: list[str], tmp_path: Path) -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    (tmp_path / "hosts").write_text(text, newline="")
+    assert addresses(replace(HOSTS, hostfile=str(tmp_path / "hosts"))) == found
+    assert [host.rpartition("@")[2] for host in fetch_hostfile(str(tmp_path / "hosts"))] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "faults", "refused_by_deepspeed"),
+    [
+        ("h1 lots=8\nh2 slots=2", ['line 1: "h1 lots=8" must be "name slots=8".'], True),
+        ("h1:8\nh2 slots=2", ['line 1: "h1:8" must be "name slots=8".'], True),
+        ("h1:8 slots=8\nh2 slots=2", ['line 1: invalid host "h1:8"; write "name slots=8".'], False),
+        ("h1\nh2 slots=two\nh3 slots=2", ['line 1: "h1" must', 'line 2: "h2 slots=two" must'], True),
+        ("h1 slots=2\nh2 slots=2\nh1 slots=2", ['line 3: "h1" has more than one line.'], True),
+        ("h1 slots=2x\nh2 slots=2", ['line 1: "h1 slots=2x" must'], False),
+        ("\ufeffh1 slots=2\nh2 slots=2", [r'line 1: invalid host "\ufeffh1"'], False),
+        ("me@ slots=2\nh2 slots=2", ['line 1: invalid host "me@"'], False),
+        ("# nothing", ["has 0 hosts, but [devices] nodes is 2."], True),
+        ("h1 slots=8", ["has 1 hosts, but [devices] nodes is 2."], False),
+        ("h1 slots=2\nh2 slots=1\nh3 slots=0", ["h2 has 1 slots, but [devices] ranks (4) and nodes (2) need 2"], False),
+    ],
+)
+def test_host_files_that_deepspeed_or_the_ranks_cannot_use_are_refused(
+    text: str, faults: list[str], refused_by_deepspeed: bool, tmp_path: Path
+) -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    path = tmp_path / "hosts"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        addresses(replace(HOSTS, hostfile=str(path)))
+    for found, expected in zip(caught.value.faults, faults, strict=True):
+        assert found.startswith(f"{path}: {expected}")
+    if refused_by_deepspeed:
+        with pytest.raises(ValueError, match=r"[Hh]ostfile"):
+            fetch_hostfile(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot be read: No such file"), (b"h\xff slots=2", "not UTF-8")]
+)
+def test_a_host_file_that_cannot_be_read_is_named_in_the_dry_run(
+    content: bytes | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "hosts"
+    if content is not None:
+        path.write_bytes(content)
+    study = (shipped_folder("studies") / "cpu-demo.toml").read_text().replace("parallel_trials = 2", "")
+    devices = f'[devices]\nlauncher = "deepspeed"\nhostfile = "{path}"'
+    (tmp_path / "mine.toml").write_text(study.replace("[devices]", devices))
+    ended = command_in_process(capsys)("study", "run", str(tmp_path / "mine.toml"), "--dry-run")
+    assert f"{path}: {reason}" in one_line_error(ended)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu-[03-05,9]", "gpu-03"),
+        ("a[7,9],b2", "a7"),
+        ("n[1-3]-ib", "n1-ib"),
+        ("rack[1-2]-node[03,07-09].hpc,login", "rack1-node03.hpc"),
+        ("r[10-11]c[0-3]b[2]", "r10c0b2"),
+        ("[a,b]-x", "a-x"),
+    ],
 )
 def test_the_variables_of_srun_become_those_of_torch(nodes: str, first: str) -> None:
     slurm = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": nodes}
     assert launch.rank_environment(slurm | {launch.SRUN: "29501"}) == {
         "RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "MASTER_ADDR": first, "MASTER_PORT": "29501",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", ["", ",n1", "n[1-3", "n1]", "n[]", "n[1[2]]"])
+def test_a_node_list_that_slurm_would_not_write_is_a_one_line_error(nodes: str) -> None:
+    with pytest.raises(TrialError, match=r"^SLURM_STEP_NODELIST: invalid node list \".*\"\.$"):
+        launch.first_host(nodes)
+
+
+@pytest.mark.parametrize("nodes", ["m[01,04-05]", "rack[1-2]-node[03,07-09],login", "gpu-[03-05,9]"])
+def test_the_first_host_is_that_of_scontrol(nodes: str, tmp_path: Path) -> None:
+    if shutil.which("scontrol") is None:
+        assert os.environ.get("CI") != "true", "scontrol is missing: install slurm-client"
+        pytest.skip("needs scontrol of Slurm (Debian's package slurm-client)")
+    (tmp_path / "slurm.conf").write_text("ClusterName=test\nSlurmctldHost=localhost\n")
+    environment = os.environ | {"SLURM_CONF": str(tmp_path / "slurm.conf")}
+    command = ["scontrol", "show", "hostnames", nodes]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert launch.first_host(nodes) == shown.splitlines()[0]
 
 
 def test_a_missing_launcher_and_a_taken_port_are_one_line_errors(make_trial: MakeTrial) -> None:
@@ -155,5 +256,5 @@ def test_a_rank_of_an_earlier_launch_exits_at_once(tmp_path: Path) -> None:
 def test_invalid_launch_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         DevicesConfig(**settings)
-    assert str(caught.value).startswith("[devices]: ")
-    assert str(caught.value).endswith(message)
+    assert all(fault.startswith("[devices]: ") for fault in caught.value.faults)
+    assert any(fault.endswith(message) for fault in caught.value.faults)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.trials import (
     DATA,
     TINY,
@@ -29,6 +30,7 @@ from helpers.trials import (
     wait_until,
 )
 
+from march_search.cli import main
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
 from march_search.study import candidates, storage
@@ -37,6 +39,7 @@ from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
 from march_search.study.trial_process import TrialProcess
 from march_search.training import ranks
+from march_search.trial import manifest
 from march_search.trial.outcome import HUNG
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "torture.py"
@@ -63,8 +66,8 @@ def test_random_kills_of_one_of_two_ranks_change_no_bit() -> None:
 
 
 def impatient(folder: Path) -> Path:
-    """Let the trial count as hung after three seconds, and return its folder."""
-    return change_config(folder, "devices", hang_seconds=3)
+    """Let the trial count as hung after eight seconds, longer than a busy machine delays a step; return its folder."""
+    return change_config(folder, "devices", hang_seconds=8)
 
 
 def test_a_hung_trial_resumes_from_its_checkpoint(make_trial: MakeTrial, undisturbed: Path) -> None:
@@ -87,17 +90,22 @@ def test_with_once_a_hung_trial_is_left_to_the_caller(make_trial: MakeTrial, und
     wait_for_step(folder, 14, process)
     os.kill(child_processes(process)[0], signal.SIGSTOP)
     assert process.wait(timeout=120) == HUNG
+    (folder / ".rendezvous.killed").touch()
     assert start_trial(folder, "--once").wait(timeout=120) == 0
+    assert list(folder.glob(".rendezvous.*")) == []
     assert lines(folder, "train") == lines(undisturbed, "train")
     assert result(folder)["loss"] == result(undisturbed)["loss"]
 
 
 @pytest.mark.torture
-def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("signum", "victim"), [("STOP", "rank"), ("KILL", "rank"), ("KILL", "supervisor")])
+def test_a_study_resumes_a_hung_or_killed_trial_and_counts_what_it_repeats(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: str, victim: str
+) -> None:
     recipe = replace(TINY_TRAINING, tokens=400 * 256)
     config = StudyConfig(
         space="cpu-demo", search=SearchConfig(strategy="list", architectures=(TINY,)), data=DATA,
-        training=recipe, devices=DevicesConfig(kind="cpu", threads=1, hang_seconds=3),
+        training=recipe, devices=DevicesConfig(kind="cpu", threads=1, hang_seconds=8),
     )  # fmt: skip
     folder, chosen = StudyFolder.of(tmp_path, "hung"), candidates.choose(config, tmp_path)
     folder.keep_settings(config, chosen.architectures)
@@ -109,7 +117,7 @@ def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, m
         found = read(child)
         if not stopped and any(line["kind"] == "train" and line["step"] >= 110 for line in found):
             stopped.extend(child_processes(child.process))
-            os.kill(stopped[0], signal.SIGSTOP)
+            os.kill(stopped[0] if victim == "rank" else child.process.pid, signal.Signals[f"SIG{signum}"])
         return found
 
     monkeypatch.setattr(TrialProcess, "new_lines", stopping)
@@ -119,6 +127,33 @@ def test_a_study_counts_what_a_hung_trial_repeats(store: Path, tmp_path: Path, m
     lease = Lease.of(trial)
     assert (lease.attempt, lease.retries) == (2, 1)
     assert recipe.tokens < lease.spent < 2 * recipe.tokens
+
+
+@pytest.mark.torture
+def test_a_retried_trial_resumes_from_its_checkpoint_to_the_same_bits(
+    store: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    config = StudyConfig(
+        space="cpu-demo", search=SearchConfig(strategy="list", architectures=(TINY,)), data=DATA,
+        training=TINY_TRAINING, devices=DevicesConfig(kind="cpu", threads=1),
+    )  # fmt: skip
+    folder, chosen = StudyFolder.of(tmp_path, "retried"), candidates.choose(config, tmp_path)
+    folder.keep_settings(config, chosen.architectures)
+    folder.keep_store(store)
+    wanted = candidates.with_seeds(chosen, config)
+    failing = f'unset MARCH_SEARCH_PARENT; {sys.executable} -m march_search.training "$0" --until {30 * 256}; exit 3'
+    assert StudyRun(config, folder, store, wanted, ("sh", "-c", failing)).run().failed == 1
+    [trial] = folder.trials.iterdir()
+    assert [path.name for path in (trial / "checkpoints").iterdir()] == ["step-000000030"]
+    kept = [line for line in (trial / "metrics.jsonl").read_text().splitlines() if '"step": 30,' in line]
+    assert main(["study", "retry", "retried", "--root", str(tmp_path)]) == 0
+    assert main(["study", "resume", "retried", "--root", str(tmp_path)]) == 0
+    assert list(folder.trials.iterdir()) == [trial]
+    assert all(line in (trial / "metrics.jsonl").read_text() for line in kept)  # with its times: not trained again
+    assert lines(trial, "train") == lines(undisturbed, "train")
+    assert result(trial)["loss"] == result(undisturbed)["loss"]
+    assert (trial / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+    assert not (trial / "checkpoints").exists()
 
 
 @pytest.mark.torture
@@ -271,3 +306,82 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_resumes_when_there_is_room
     assert result(elsewhere)["loss"] == result(second)["loss"]
     trials = storage.open_study("full", disk / "full", None, config.pruner, 0).trials
     assert len(trials) == 2
+
+
+class _Planted:
+    """Object whose unpickling writes a file."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.canary,)
+
+
+def planted(folder: Path, canary: Path) -> Path:
+    """Replace the newest checkpoint's model by a pickle that writes `canary`, seal it, and return its file."""
+    tag = sorted((folder / "checkpoints").iterdir())[-1]
+    file = tag / "mp_rank_00_model_states.pt"
+    torch.save({"module": _Planted(canary)}, file)
+    manifest.write_manifest(tag)
+    return file
+
+
+def test_checkpoints_are_private_and_resume(make_trial: MakeTrial, undisturbed: Path) -> None:
+    folder = make_trial("private")
+    (folder / "checkpoints").mkdir(mode=0o777)
+    (folder / "checkpoints").chmod(0o777)
+    assert train(folder, "--until", str(24 * 256)).returncode == 0
+    assert (folder / "checkpoints").stat().st_mode & 0o777 == 0o700
+    for path in (folder / "checkpoints").rglob("*"):  # a default ACL can do this; nobody else can reach the files
+        path.chmod(0o777)
+    assert train(folder).returncode == 0
+    assert result(folder)["loss"] == result(undisturbed)["loss"]
+
+
+@pytest.mark.parametrize("open_path", [".", "step-000000012", "step-000000012/mp_rank_00_model_states.pt"])
+def test_a_checkpoint_that_others_can_write_is_not_loaded(
+    make_trial: MakeTrial, tmp_path: Path, open_path: str
+) -> None:
+    folder = make_trial("open")
+    assert train(folder, "--until", str(12 * 256)).returncode == 0
+    checkpoints = folder / "checkpoints"
+    for path in (checkpoints, *checkpoints.rglob("*")):  # as earlier versions left them
+        path.chmod(0o755)
+    file = planted(folder, tmp_path / "canary")
+    (checkpoints / open_path).chmod(0o775)
+    ended = train(folder)
+    assert ended.returncode == 4
+    assert f"{checkpoints / open_path} can be written by other users, and loading a checkpoint can run" in ended.stderr
+    assert f"If you trust them, run chmod -R go-w {checkpoints}, or delete {checkpoints} to train from" in ended.stderr
+    assert file.exists()
+    assert not (tmp_path / "canary").exists()
+    (checkpoints / open_path).chmod(0o755)
+    train(folder)
+    assert (tmp_path / "canary").exists(), "the pickle runs once it is trusted, so it would have run before"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to another user")
+def test_a_checkpoint_of_another_user_is_not_loaded(make_trial: MakeTrial, tmp_path: Path) -> None:
+    folder = make_trial("foreign", ranks=2)
+    assert train(folder, "--until", str(12 * 256)).returncode == 0
+    file = planted(folder, tmp_path / "canary")
+    os.chown(file, 65534, 65534)
+    ended = run_trial(folder)
+    assert ended.returncode == 4
+    assert f"{file} belongs to another user (number 65534), and loading a checkpoint can run code" in ended.stderr
+    assert json.loads((folder / "failure.json").read_text())["reason"].startswith(f"{file} belongs to another user")
+    assert not (tmp_path / "canary").exists()
+    assert file.exists()
+
+
+def test_a_link_in_a_checkpoint_is_not_followed(make_trial: MakeTrial, tmp_path: Path) -> None:
+    folder = make_trial("linked")
+    assert train(folder, "--until", str(12 * 256)).returncode == 0
+    file = planted(folder, tmp_path / "canary")
+    file.rename(tmp_path / "elsewhere.pt")
+    file.symlink_to(tmp_path / "elsewhere.pt")
+    ended = train(folder)
+    assert ended.returncode == 4
+    assert f"{file} is a link, and loading a checkpoint can run code" in ended.stderr
+    assert not (tmp_path / "canary").exists()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from march_search.analysis.noise import Array
 from march_search.analysis.study_record import TrialRecord
 from march_search.data.store import Store
 from march_search.errors import DataError
+from march_search.trial.result import VALIDATION_SEAL, check_file, validation_file
 
 BLOCK = 8
 """Number of neighbouring examples that count as one document if the documents cannot be read."""
@@ -54,18 +54,21 @@ def example_losses(trials: Sequence[TrialRecord]) -> Array | None:
     """Return (N,) final loss of each validation example, averaged over trials; None if a trial does not have them."""
     losses: list[Array] = []
     for trial in trials:
-        file = trial.folder / "validation" / f"{trial.tokens:015d}.npy"
-        trial_losses = _read(file)
+        trial_losses = _read(trial)
         if trial_losses is None or (losses and len(trial_losses) != len(losses[0])):
             return None
         losses.append(trial_losses)
     return np.mean(losses, axis=0) if losses else None
 
 
-def _read(file: Path) -> Array | None:
-    """Return one array of losses; None if it is missing, damaged or not finite."""
+def _read(trial: TrialRecord) -> Array | None:
+    """Return the final losses of one trial's examples; None if they are missing, damaged or not finite."""
+    file = validation_file(trial.folder, trial.tokens)
     try:
+        check_file(file, trial.result or {}, VALIDATION_SEAL)
         losses = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except (DataError, OSError, ValueError, EOFError):
         return None
-    return losses.astype(np.float64) if losses.ndim == 1 and np.isfinite(losses).all() else None
+    if losses.ndim != 1 or losses.dtype.kind != "f" or not np.isfinite(losses).all():
+        return None
+    return np.asarray(losses, np.float64)

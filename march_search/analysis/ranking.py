@@ -15,7 +15,9 @@ from march_search.analysis.gain import compute_equivalent_gain, end_slope
 from march_search.analysis.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.analysis.pooling import Pooled, pool
 from march_search.analysis.study_record import StudyRecord, TrialRecord
-from march_search.errors import UsageError
+from march_search.architecture.architecture import Architecture
+from march_search.errors import ArchitectureError, UsageError
+from march_search.trial.own_trials import DamagedTrial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,9 @@ def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:
 
 
 def other_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    """Return pruned, failed and unfinished trials, by number, each with its reason."""
-    return [_trial_row(t) | {"rank": None} for t in study.trials if t.state != "complete"]
+    """Return pruned, failed, unfinished and damaged trials, by number, each with its reason."""
+    rows = [_trial_row(t) for t in study.trials if t.state != "complete"] + [_damaged_row(t) for t in study.damaged]
+    return [row | {"rank": None} for row in sorted(rows, key=lambda row: int(row["trial"]))]
 
 
 def find_trial(study: StudyRecord, text: str) -> TrialRecord:
@@ -202,3 +205,14 @@ def _trial_row(trial: TrialRecord) -> dict[str, Any]:
         "state": trial.state,
         "reason": trial.reason,
     }
+
+
+def _damaged_row(trial: DamagedTrial) -> dict[str, Any]:
+    """Return the row of a trial whose settings cannot be read."""
+    try:
+        shape = Architecture.parse(trial.architecture).row()
+    except ArchitectureError:
+        shape = {"name": trial.architecture}
+    unknown = ("loss", "perplexity", "context_gain", "tokens", "tokens_per_second", "learning_rate")
+    known = {"trial": trial.number, "seed": trial.seed, "state": "damaged", "reason": trial.reason}
+    return shape | dict.fromkeys(unknown) | known

@@ -1,18 +1,28 @@
 """Read the trials of a study from their folders, without Optuna or a running process."""
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from march_search.architecture.architecture import Architecture
-from march_search.config import PrunerConfig, TrialConfig
+from march_search.config import PrunerConfig, StudyConfig, TrialConfig
+from march_search.config.changes import differences
 from march_search.config.loader import build
-from march_search.errors import ConfigError, StorageError
-from march_search.files import read_json, read_lines
-from march_search.trial.result import complete_result
+from march_search.errors import DataError, MarchSearchError, StorageError
+from march_search.files import NUMBER, find_table, one_line, read_table
+from march_search.trial.faults import changed_words
+from march_search.trial.metrics import Metrics, read_metrics
+from march_search.trial.outcome import read_outcome
+from march_search.trial.own_trials import DamagedTrial, OwnTrial, find_trials
+from march_search.trial.result import VALIDATION_SEAL, check_file, read_result, validation_file
+from march_search.trial.settings import FREE, changed_settings
 
-State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "paused", "unfinished"]
+State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "paused", "unfinished", "damaged"]
+
+STATES = ("complete", "pruned", "failed", "diverged", "infeasible_memory")
+"""States that outcome.json can have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +40,8 @@ class TrialRecord:
     """Configuration of the trial."""
     seed: int
     state: State
-    """`complete` requires a result whose tokens equal the data budget; a `paused` trial waits on a rung."""
+    """`complete` requires a result whose tokens equal the data budget; a `paused` trial waits on a rung; the files of a
+    `damaged` trial do not show its result."""
     tokens: int
     """Tokens at the last evaluation."""
     loss: float | None
@@ -45,9 +56,11 @@ class TrialRecord:
     """All evaluation lines, in order."""
     result: dict[str, Any] | None
     """Full result of a complete trial."""
+    notes: tuple[str, ...] = ()
+    """One line for each damaged file or line that was left out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """A study, as recorded in its folder."""
 
@@ -58,6 +71,10 @@ class StudyRecord:
     """Losses of n-gram models; keys are `target_` or `text_` followed by `unigram_nats` or `bigram_nats`."""
     trials: tuple[TrialRecord, ...]
     """Trials, by number."""
+    damaged: tuple[DamagedTrial, ...] = ()
+    """Trials of which not even the settings can be read."""
+    notes: tuple[str, ...] = ()
+    """One line for each damaged file or line that was left out, and one for what the study's trials did not write."""
 
     @property
     def decay(self) -> str:
@@ -67,43 +84,94 @@ class StudyRecord:
 
 
 def read_study(folder: Path) -> StudyRecord:
-    """Read a started study from its folder.
+    """Read a started study from its folder. A damaged file costs only its own trial, and is named in the notes.
 
     Raises:
-        StorageError: If the study has no trials.
+        ConfigError: If a setting in study.json is not valid.
+        StorageError: If the study has no trials, or its study.json is damaged.
     """
-    settings = (read_json(folder / "study.json") or {}).get("settings", {})
-    pruner = build(PrunerConfig, settings.get("pruner", {}), str(folder / "study.json"))
-    trials = tuple(_read_trial(p, pruner) for p in sorted(folder.glob("trials/*/trial.json")))
-    if not trials:
-        raise StorageError(f"{folder}: the study has no trials yet; use march-search study run {folder.name}.")
-    reference = read_json(folder / "reference.json") or {}
-    return StudyRecord(folder.resolve().name, settings, reference, trials)
+    path = folder / "study.json"
+    settings = read_table(path, {"settings": dict}, "Restore it from a copy.")["settings"]
+    chosen = {key: value for key, value in settings.items() if key != "architectures"}
+    pruner = build(StudyConfig, {"space": ""} | chosen, str(path)).pruner
+    found = find_trials(folder)
+    trials, copies = _without_copies([_read_trial(trial, pruner) for trial in found.trials])
+    if not trials and not found.damaged:
+        text = f"{folder}: the study has no trials yet; use march-search study run {folder.name}."
+        raise StorageError(" ".join([text, *found.notes]))
+    found.strays += copies
+    reference, notes = _read_reference(folder)
+    notes += [f"trial {trial.number}: {note}" for trial in trials for note in trial.notes]
+    return StudyRecord(
+        name=folder.resolve().name,
+        settings=settings,
+        reference=reference,
+        trials=tuple(trials),
+        damaged=tuple(found.damaged),
+        notes=(*notes, *found.notes),
+    )
 
 
-def _read_trial(path: Path, pruner: PrunerConfig) -> TrialRecord:
+def _without_copies(trials: list[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:
+    """Return the trials without copies under other numbers, and the names of the copies.
+
+    A study never completes two trials with the same architecture, seed and learning rate.
+    """
+    kept: list[TrialRecord] = []
+    copies: list[str] = []
+    complete: dict[tuple[Architecture, int, float], int] = {}
+    for trial in trials:
+        identity = trial.architecture, trial.seed, trial.config.training.learning_rate
+        if trial.state == "complete" and identity in complete:
+            copies.append(f"{trial.folder.name} (the same trial as {complete[identity]})")
+            continue
+        if trial.state == "complete":
+            complete[identity] = trial.number
+        kept.append(trial)
+    return kept, copies
+
+
+def _read_reference(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the losses of n-gram models, empty if they are damaged, and a note on the damage."""
+    names = [f"{kind}_{model}_nats?" for kind in ("target", "text") for model in ("unigram", "bigram")]
+    remedy = "The losses of n-gram models are left out; run the study again to write them."
+    try:
+        reference = find_table(folder / "reference.json", dict.fromkeys(names, NUMBER), remedy) or {}
+    except StorageError as error:
+        return {}, [str(error)]
+    return {key: reference[key] for key in (name.removesuffix("?") for name in names) if key in reference}, []
+
+
+def _read_trial(trial: OwnTrial, pruner: PrunerConfig) -> TrialRecord:
     """Read the folder of one trial; `pruner` is that of its study."""
-    folder = path.parent
-    config = build(TrialConfig, read_json(path) or {}, str(path))
-    number = folder.name.split("-")[0]
-    if not number.isdigit():
-        raise ConfigError(f"{folder}: the name of a trial folder must start with the trial number, as in 0003-NAME.")
-    lines = read_lines(folder / "metrics.jsonl")
-    evaluations = tuple(line for line in lines if line.get("kind") == "evaluation")
-    result, ended = complete_result(folder, config), read_json(folder / "outcome.json") or {}
-    state: State = ended.get("state") or ("complete" if result else "unfinished")
-    if state == "complete" and result is None:
-        state, ended = "failed", {"text": "result.json is missing or does not reach the data budget."}
+    folder, config, metrics = trial.folder, trial.config, read_metrics(trial.folder)
+    notes = [metrics.fault] if metrics.fault else []
+    result, fault = _read_result(folder, config)
+    ended: dict[str, Any] = {}
+    try:
+        ended = read_outcome(folder) or {}
+    except StorageError as error:
+        fault = fault or ("" if result else str(error))
+        notes += [str(error)] if result else []
+    state: State = ended["state"] if ended.get("state") in STATES else "complete" if result else "unfinished"
+    if fault:
+        state, ended = "damaged", {"text": fault}
+    elif state == "complete" and result is None:
+        state, ended = "failed", {"text": "result.json is missing."}
+    evaluations = metrics.of_kind("evaluation")
+    if state == "complete" and result:
+        evaluations, contradictions = _consistent(metrics, result)
+        notes += contradictions + _validation_notes(folder, result)
     last = evaluations[-1] if evaluations else {}
     if state == "unfinished" and _on_rung(int(last.get("tokens", 0)), config, pruner):
         state, ended = "paused", {"text": f"waiting on the rung at {last['tokens']:,} tokens, or just promoted"}
     source = result if state == "complete" and result else last
     loss = source.get("loss")
-    speeds = [line["tokens_per_second"] for line in lines if line.get("kind") == "train"]
+    speeds = [line["tokens_per_second"] for line in metrics.of_kind("train") if line.get("tokens_per_second")]
     return TrialRecord(
         folder=folder,
         store=folder / config.store,
-        number=int(number),
+        number=trial.number,
         architecture=Architecture.parse(config.architecture),
         config=config,
         seed=config.seed,
@@ -115,7 +183,46 @@ def _read_trial(path: Path, pruner: PrunerConfig) -> TrialRecord:
         reason="" if state == "complete" else _reason(state, ended),
         evaluations=evaluations,
         result=result if state == "complete" else None,
+        notes=tuple(notes),
     )
+
+
+def _read_result(folder: Path, config: TrialConfig) -> tuple[dict[str, Any] | None, str]:
+    """Return the result of a trial, and why its files do not show a result; at least one of them is empty."""
+    try:
+        if changes := changed_settings(folder, config):
+            return None, changed_words(folder, changes)
+        result = read_result(folder, config)
+    except MarchSearchError as error:
+        return None, f"{one_line(error)}."
+    if result is None:
+        return None, ""
+    recorded, now = result.get("training", {}), asdict(config.training)
+    shared = {key: value for key, value in json.loads(json.dumps(now)).items() if key in recorded}
+    free = FREE | {"micro_batch_sequences"} | (recorded.keys() - shared.keys())  # it was chosen when the trial started
+    changes = list(differences(recorded, shared, free, "training."))
+    return (None, changed_words(folder, changes)) if changes else (result, "")
+
+
+def _consistent(metrics: Metrics, result: dict[str, Any]) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """Return the evaluations of a complete trial without one that contradicts its sealed result, and a note on it."""
+    evaluations = metrics.of_kind("evaluation")
+    last = evaluations[-1] if evaluations else None
+    if last is None or last["tokens"] != result["tokens"]:
+        return evaluations, [f"{metrics.path}: has no evaluation after {result['tokens']:,} tokens."]
+    if any(last.get(key) != result.get(key) for key in ("loss", "context_gain")):
+        fault = f"the evaluation after {result['tokens']:,} tokens contradicts result.json and was left out"
+        return evaluations[:-1], [f"{metrics.path}: {fault}."]
+    return evaluations, []
+
+
+def _validation_notes(folder: Path, result: dict[str, Any]) -> list[str]:
+    """Return a note if the losses of the validation examples were changed."""
+    try:
+        check_file(validation_file(folder, result["tokens"]), result, VALIDATION_SEAL)
+    except DataError as error:
+        return [f"{error} Data noise is measured without it."]
+    return []
 
 
 def _on_rung(tokens: int, config: TrialConfig, pruner: PrunerConfig) -> bool:

@@ -1,10 +1,12 @@
 """The shape of a transformer: its fields, its name, and its parameter and FLOP counts."""
 
 import operator
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
-from march_search.architecture import flops, naming, parameters
+from march_search.architecture import flops, huggingface, naming, parameters
 from march_search.errors import ArchitectureError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -116,6 +118,26 @@ class Architecture:
     def is_gated(self) -> bool:
         """Whether the feed-forward layer is a gated linear unit."""
         return self.feed_forward_proj.startswith("gated-")
+
+    @classmethod
+    def from_huggingface(cls, config: Mapping[str, Any] | str | Path) -> "Architecture":
+        """Return the architecture of a T5 in Hugging Face transformers.
+
+        Args:
+            config: Content of a config.json, or its path.
+
+        Raises:
+            ArchitectureError: If the file cannot be read or a key cannot be expressed. The message names the key.
+        """
+        return cls(**huggingface.fields_from_config(config))
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """Return the config.json of `T5ForConditionalGeneration`.
+
+        Raises:
+            ArchitectureError: If T5 cannot express the architecture. The message names the field.
+        """
+        return huggingface.config_from_fields(self.name, asdict(self), DEFAULTS)
 
     def row(self) -> dict[str, Any]:
         """Return every field, the name and the parameter count as a flat dict, for tables."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
 from march_search.commands.options import add_format, add_study, natural, positive, refuse_without_effect
+from march_search.errors import UsageError, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 """Examples printed by default."""
+
+MOST_EXAMPLES = 1000
+"""Largest number of examples to print."""
 
 
 def add(verbs: Verbs) -> None:
@@ -30,7 +34,12 @@ def add(verbs: Verbs) -> None:
     preparing.set_defaults(run=run_prepare)
     inspecting = actions.add_parser("inspect", help="print token counts, reference losses and a few examples")
     add_study(inspecting)
-    inspecting.add_argument("--examples", type=natural, metavar="N", help="examples to print (default: 3)")
+    inspecting.add_argument(
+        "--examples",
+        type=natural,
+        metavar="N",
+        help=f"examples to print, up to {MOST_EXAMPLES:,} (default: {EXAMPLES})",
+    )
     add_format(inspecting)
     inspecting.set_defaults(run=run_inspect)
 
@@ -39,12 +48,14 @@ def run_prepare(options: argparse.Namespace) -> int:
     """Prepare the token store of a study; print its path, its counts and how often it is read."""
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.commands.studies import named_study
+    from march_search.data.rows import skipped
     from march_search.files import make_folder
 
     config, base = named_study(options.study, options.root).load()
     repaired = _report_repaired if options.repair else None
     store = prepared_store(config, make_folder(options.root), base, options.workers, repaired)
-    print_counts(options.format, store, [f"{repeats(config, store)}."])
+    notes = [f"{skipped(store.index['skipped'])}."] if "skipped" in store.index else []
+    print_counts(options.format, store, [f"{repeats(config, store)}.", *notes])
     return 0
 
 
@@ -65,6 +76,8 @@ def run_inspect(options: argparse.Namespace) -> int:
 
     if options.format != "table":
         refuse_without_effect(options, ("examples",), "without --format table")
+    if options.examples is not None and options.examples > MOST_EXAMPLES:
+        raise UsageError(f"--examples {options.examples:,}: use at most {MOST_EXAMPLES:,}.")
     study = named_study(options.study, options.root)
     config, base = study.load()
     if study.file is None:
@@ -108,6 +121,7 @@ def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -
     """Print the source, the tokenizer, the data budget and the reference losses."""
     from march_search.commands.output import print_pairs
     from march_search.commands.prepare import repeats
+    from march_search.data.rows import skipped
     from march_search.display.tables import console
 
     source = store.index["source"]
@@ -120,6 +134,8 @@ def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -
         ),
         ("budget", repeats(config, store)),
     ]
+    if "skipped" in store.index:
+        rows.append(("rows", skipped(store.index["skipped"])))
     for key, label in (("target", "targets"), ("text", "text")):
         words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
         rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
@@ -153,9 +169,6 @@ def print_examples(config: "StudyConfig", store: "Store", structure: str, number
 SENTINEL_COLOURS = ("bright_yellow", "bright_cyan", "bright_magenta", "bright_green", "bright_red", "bright_blue")
 """Colours of the sentinels, used cyclically."""
 
-_VISIBLE = {code: chr(0x2400 + code) for code in range(32)} | {0x0A: "↵ ", 0x7F: "␡"}
-"""Replacements that keep control characters in a text from reaching the terminal."""
-
 
 class ExampleText:
     """Converter from token ids to coloured terminal text."""
@@ -174,7 +187,7 @@ class ExampleText:
             if token is not None and not (number is not None and 0 <= number < 100):
                 words.append(token)
                 continue
-            text.append(self._decode(words, skip_special_tokens=False).translate(_VISIBLE))
+            text.append(visible(self._decode(words, skip_special_tokens=False)))
             words = []
             if number is not None:
                 text.append(f"<{number}>", style=f"bold {SENTINEL_COLOURS[number % len(SENTINEL_COLOURS)]}")

@@ -85,21 +85,17 @@ def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
 
 def _print(output_format: str, rows: list[dict[str, Any]], failed: int) -> None:
     """Print one row per check: the result, the finding, and how to fix a problem."""
-    from rich.markup import escape
-
     from march_search.commands.output import print_rows
     from march_search.display.tables import Column, plural
 
     colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
-    coloured = (lambda state: f"[{colours[state]}]{state}[/]") if output_format == "table" else str
     columns = (
         Column(key="check", heading="check", short="check", left=True),
-        Column(key="state", heading="result", short="result", show=coloured, left=True),
+        Column(key="state", heading="result", short="result", left=True, style=colours.__getitem__),
         Column(
             key="text",
             heading="finding",
             short="finding",
-            show=escape if output_format == "table" else str,
             left=True,
             derive=lambda row: ". Fix: ".join(filter(None, (row["text"], row["fix"]))),
         ),

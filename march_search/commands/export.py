@@ -48,50 +48,55 @@ def _export_curves(study: "StudyRecord", output: str | None) -> None:
     """Write the learning curves of the complete trials."""
     from dataclasses import asdict
 
-    from march_search.files import json_text, write_json
+    from march_search.commands.output import print_or_write
+    from march_search.files import json_text
     from march_search.replay.learning_curves import study_curves
 
     value = asdict(study_curves(study))
-    if output:
-        write_json(Path(output), value)
-    else:
-        sys.stdout.write(json_text(value))
+    print_or_write(output or "-", json_text(value))
 
 
 def _export_model(study: "StudyRecord", text: str, output: Path) -> None:
     """Write the model and the tokenizer of one trial into a new folder."""
     from march_search.analysis.ranking import find_trial
     from march_search.files import replacing_folder
-    from march_search.model.huggingface import check_t5, save_t5
+    from march_search.model.t5_weights import save_t5
     from march_search.training import weights
 
     trial = find_trial(study, text)
-    check_t5(trial.architecture)
+    trial.architecture.to_huggingface()  # raises if T5 cannot express it, before anything is read or written
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(output) as partial:
         if partial is None:
             raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
-        save_t5(trial.architecture, tensors, partial)
-        save_tokenizer(trial.store, partial)
+        save_t5(trial.architecture, tensors, partial, save_tokenizer(trial.store, partial))
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
 
 
-def save_tokenizer(store: Path, folder: Path) -> None:
+def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
     """Write the tokenizer of a token store in the format that `AutoTokenizer.from_pretrained` loads.
 
+    Returns:
+        `eos_token_id` and `pad_token_id`. A tokenizer without a padding token is padded with its end token.
+
     Raises:
-        DataError: If the store has no readable tokenizer.
+        DataError: If the store has no readable tokenizer, or it has changed.
     """
     from march_search.data import tokenizer as bpe
-    from march_search.data.tokenizer import SENTINELS
+    from march_search.data.store import Store
 
-    bpe.load(store / "tokenizer.json").save(str(folder / "tokenizer.json"))
+    opened = Store.read(store)
+    opened.check_tokenizer()
+    tokenizer, special = bpe.load(store / "tokenizer.json"), opened.special
+    pad = bpe.padding(tokenizer, special)
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
+        "pad_token": tokenizer.id_to_token(pad),
+        "eos_token": tokenizer.id_to_token(special.eos),
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return {"eos_token_id": special.eos, "pad_token_id": pad}

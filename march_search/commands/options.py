@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.errors import UsageError
+from march_search.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
@@ -85,9 +85,9 @@ def price_setup(options: argparse.Namespace) -> "Setup":
         BudgetError: If the data budget is not a valid count.
         ConfigError: If the sequence length does not allow any example.
     """
+    from march_search.config.counts import parse_count
     from march_search.cost.devices import parse_device
     from march_search.cost.setup import Setup
-    from march_search.space.budget import parse_count
 
     given: dict[str, Any] = {
         "device": parse_device(options.device) if options.device is not None else None,
@@ -116,9 +116,7 @@ def price_notes(setup: "Setup") -> list[str]:
 
 def positive(text: str) -> int:
     """Parse a whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 1')
-    return int(text)
+    return _whole(text, 1)
 
 
 def amount(text: str) -> float:
@@ -134,6 +132,11 @@ def amount(text: str) -> float:
 
 def natural(text: str) -> int:
     """Parse a whole number of at least 0, for argparse."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f'"{text}" must be a whole number of at least 0')
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    """Parse a whole number of at least `least` and below 10^15, for argparse."""
+    if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be a whole number of at least {least}, below 10^15")
     return int(text)

@@ -1,12 +1,17 @@
 """Print the results of a command, in the format that `--format` asks for."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands.options import root_option
 from march_search.display.tables import Column, Row, console, csv_text, markdown_text, print_table
+from march_search.errors import visible
+from march_search.files import write_output
 
 if TYPE_CHECKING:
     from march_search.study.runner import Summary
@@ -40,12 +45,36 @@ def print_rows(
         print_json((head or {}) | {name: list(rows)})
     elif output_format == "csv":
         keys = list(dict.fromkeys(key for row in rows for key in row)) or [column.key for column in columns]
-        sys.stdout.write(csv_text(rows, keys))
+        print_text(csv_text(rows, keys))
     elif output_format == "markdown":
         parts = [title, markdown_text(rows, columns), "\n".join(f"- {note}" for note in notes)]
-        sys.stdout.write("\n\n".join(part.strip() for part in parts if part) + "\n")
+        print_text("\n\n".join(part.strip() for part in parts if part) + "\n")
     else:
         print_table(console(), rows, columns, title, notes, legend)
+
+
+def print_text(text: str) -> None:
+    """Print text that may come from outside to stdout, without control characters other than line breaks and tabs."""
+    sys.stdout.write(visible(text, lines=True))
+
+
+def print_or_write(path: str, text: str) -> bool:
+    """Write a file that the user named with -o, or print it if that is `-` or the standard output by another name.
+
+    Returns:
+        Whether a file was written, so that its path can be printed.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    is_stdout = path == "-"
+    with suppress(OSError, ValueError):  # a file that does not exist yet, or no standard output
+        is_stdout = is_stdout or os.path.samestat(Path(path).stat(), os.fstat(sys.stdout.fileno()))
+    if is_stdout:
+        print_text(text)
+    else:
+        write_output(Path(path), text)
+    return not is_stdout
 
 
 def print_json(value: dict[str, Any], schema_version: int = 1) -> None:
@@ -71,7 +100,7 @@ def report_summary(summary: "Summary", folder: "StudyFolder") -> int:
     counts = f"{summary.complete} complete, {summary.pruned} pruned, {summary.failed} failed, {summary.left} left"
     print(f"{name}: {counts}. Ranking: march-search rank {name}{root}", file=sys.stderr)
     for note in summary.notes:
-        print(f"{name}: {note}", file=sys.stderr)
+        print(visible(f"{name}: {note}"), file=sys.stderr)
     if summary.signum:
         print(f"{name}: interrupted; run the same command again to resume.", file=sys.stderr)
         return 128 + summary.signum

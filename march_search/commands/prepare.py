@@ -10,6 +10,7 @@ from march_search.config import StudyConfig
 
 if TYPE_CHECKING:
     from march_search.data.store import Store
+    from march_search.study.study_folder import StudyFolder
 
 
 def prepared_store(
@@ -37,12 +38,25 @@ def prepared_store(
     return Store.open(path)
 
 
+def verified_store(folder: "StudyFolder") -> Path:
+    """Return the token store of a started study, so that a damaged store is one error and not one failed trial each.
+
+    Raises:
+        DataError: If the store is damaged.
+    """
+    from march_search.data.store import Store
+
+    store = Store.open(folder.store)
+    store.verify()
+    return store.folder
+
+
 def repeats(config: StudyConfig, store: "Store") -> str:
     """Describe how often a trial reads the training text with its data budget."""
-    from march_search.data.batches import Batches
     from march_search.display.tables import si
 
-    times = Batches(store, config.data, 0).epochs(config.training.tokens)
+    length = config.data.sequence_length
+    times = config.training.tokens / (store.num_tokens("train") // length * length)
     text = f"{si(config.training.tokens)} tokens per trial, {si(store.num_tokens('train'))} tokens of training text"
     return f"{text}: " + (f"every trial reads {times:.0%} of it once" if times <= 1 else f"repeated {times:.1f} times")
 
@@ -59,7 +73,9 @@ class _Shown:
         from march_search.display.tables import console
 
         out = console(stderr=True)
-        self._bars = Progress(BarColumn(bar_width=18), TextColumn("{task.description}"), console=out, transient=True)
+        self._bars = Progress(
+            BarColumn(bar_width=18), TextColumn("{task.description}", markup=False), console=out, transient=True
+        )
         self._live, self._began = out.is_terminal, 0.0
         self._last, self._first_tokens = 0.0, 0
         self._task = self._bars.add_task("reading the text; a new tokenizer is trained first", total=None)

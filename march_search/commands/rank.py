@@ -37,8 +37,10 @@ def add(verbs: Verbs) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the ranking."""
     from march_search.analysis.evidence import study_evidence
+    from march_search.commands.output import print_text
     from march_search.commands.studies import named_study
-    from march_search.space.budget import parse_count
+    from march_search.config.counts import parse_count
+    from march_search.errors import visible
 
     study = named_study(options.study, options.root).record()
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
@@ -46,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "table":
         _print_tables(evidence)
     else:
-        sys.stdout.write(evidence_text(evidence, options.format))
+        print_text(evidence_text(evidence, options.format))
+    if options.format == "csv":
+        for note in study.notes:
+            print(f"march-search: {visible(note)}", file=sys.stderr)
     return 0
 
 

@@ -37,8 +37,10 @@ def add(verbs: Verbs) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
+    from march_search.commands.output import print_or_write
     from march_search.commands.rank import evidence_text
     from march_search.commands.studies import named_study
+    from march_search.errors import StorageError
     from march_search.files import write_text
     from march_search.report.page import page
 
@@ -49,12 +51,15 @@ def run(options: argparse.Namespace) -> int:
     cost = _cost(named.folder.path)
     is_page = options.format == "html"
     text = page(evidence, command, cost) if is_page else evidence_text(evidence, options.format)
-    path = Path(options.output) if options.output else named.folder.path / f"report.{_ENDINGS[options.format]}"
-    if options.output == "-":
-        sys.stdout.write(text)
-    else:
-        write_text(path, text)
+    path = named.folder.path / f"report.{_ENDINGS[options.format]}"
+    if options.output is None:
+        try:
+            write_text(path, text)
+        except StorageError as error:
+            raise StorageError(f"{error} Choose another file with -o.") from None
         print(path)
+    elif print_or_write(options.output, text):
+        print(options.output)
     if options.figures:
         _write_figures(evidence, Path(options.figures))
     if options.tables:
@@ -65,12 +70,12 @@ def run(options: argparse.Namespace) -> int:
 def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
     """Return all evidence. The default horizon is omitted if the curves are too short to predict it."""
     from march_search.analysis.evidence import study_evidence
+    from march_search.config.counts import parse_count
     from march_search.errors import UsageError
-    from march_search.space.budget import parse_count
 
     if horizon:
         return study_evidence(study, tokens=parse_count(horizon, "horizon"), with_effects=True)
-    tokens = 10 * max(trial.config.training.tokens for trial in study.trials)
+    tokens = 10 * max((trial.config.training.tokens for trial in study.trials), default=0)
     try:
         return study_evidence(study, tokens=tokens, with_effects=True)
     except UsageError:
@@ -79,10 +84,15 @@ def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
     """Return the planned and the actual cost of the study, or an empty list if it has no plan."""
+    from march_search.errors import StorageError
     from march_search.study import price
     from march_search.study.study_folder import StudyFolder
 
-    plan = price.saved_plan(folder)
+    try:
+        plan = price.saved_plan(folder)
+    except StorageError as error:
+        print(f"{error} The report leaves the cost out.", file=sys.stderr)
+        return []
     return price.comparison_rows(plan, price.actual(folder, StudyFolder(folder).config())) if plan else []
 
 

@@ -37,7 +37,9 @@ SELECTIONS = ("sample", "design", "pareto", "near", "count")
 def add(verbs: Verbs) -> None:
     """Add the command to the parser."""
     solve = verbs.add_parser("solve", help="list every architecture inside a parameter budget")
-    solve.add_argument("--budget", metavar="N", help="parameters: 220M, 1.3B, 222_903_552 or a name such as t5-base")
+    solve.add_argument(
+        "--budget", metavar="N", help="parameters: 220M, 1.3B, 2.2e8, 222_903_552 or a name such as t5-base"
+    )
     solve.add_argument("--space", default="t5", metavar="NAME|FILE", help="shipped space, or a TOML file (default: t5)")
     solve.add_argument(
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
@@ -161,11 +163,11 @@ def _select(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
 
 def _draw(found: "FeasibleSet", path: Path) -> None:
     """Write the figure of the set."""
-    from march_search.files import write_text
+    from march_search.files import write_output
     from march_search.report.page import standalone
     from march_search.report.shapes import shapes
 
-    write_text(path, standalone(shapes(found)))
+    write_output(path, standalone(shapes(found)))
 
 
 def _print(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from march_search.config.deepspeed_config import read_deepspeed_file
 from march_search.config.loader import build, read_file
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
 from march_search.config.study_config import StudyConfig
@@ -56,8 +57,19 @@ class NamedStudy:
         table = read_file(self.file)
         training = table.get("training")
         if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
-            training["deepspeed"] = read_file(self.file.parent / Path(training["deepspeed"]).expanduser())
+            training["deepspeed"] = read_deepspeed_file(self.file.parent / Path(training["deepspeed"]).expanduser())
         return build(StudyConfig, table, str(self.file)), self.file.parent
+
+    def to_continue(self) -> tuple[StudyFolder, StudyConfig]:
+        """Return the folder and the settings of a started study whose trials are about to be continued.
+
+        Raises:
+            UsageError: If the study has not been started.
+            ConfigError: If the settings in a TOML file that was named differ from those that it was started with.
+        """
+        folder, config = self.started()
+        folder.check_settings(config)
+        return folder, config
 
     def started(self) -> tuple[StudyFolder, StudyConfig]:
         """Return the folder and the settings of a started study.

@@ -43,22 +43,13 @@ def run_list(options: argparse.Namespace) -> int:
     from march_search.config.loader import read_file
     from march_search.config.shipped import shipped_folder, shipped_names
     from march_search.display.tables import Column
-    from march_search.files import read_json
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in shipped_names("studies"):
         table = read_file(shipped_folder("studies") / f"{name}.toml")
         rows.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
     for path in sorted(options.root.glob("*/study.json")):
-        record = read_json(path)
-        settings = record.get("settings", {}) if isinstance(record, dict) else {}
-        trials = len(list(path.parent.glob("trials/*/trial.json")))
-        ended = Counter((read_json(file) or {}).get("state", "?") for file in path.parent.glob("trials/*/outcome.json"))
-        states = ", ".join(f"{number} {state}" for state, number in sorted(ended.items()))
-        rows.append({
-            "study": str(path.parent), "trials": trials, "states": states or None,
-            "description": settings.get("description", ""),
-        })  # fmt: skip
+        rows.append({"study": str(path.parent), **_summary(path.parent)})
     columns = (
         Column(key="study", heading="study", short="study", left=True),
         Column(key="trials", heading="trials started", short="trials"),
@@ -69,13 +60,37 @@ def run_list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _summary(folder: Path) -> dict[str, Any]:
+    """Return the number of trials of a started study, their states, and its description or what is damaged in it."""
+    from march_search.errors import StorageError
+    from march_search.study.study_folder import read_record
+    from march_search.trial.outcome import read_outcome
+    from march_search.trial.own_trials import find_trials
+
+    found, ended = find_trials(folder), Counter[str]()
+    for trial in found.trials:
+        try:
+            ended.update(outcome["state"] for outcome in [read_outcome(trial.folder)] if outcome)
+        except StorageError:
+            ended.update(["damaged"])
+    ended.update(["damaged"] * len(found.damaged))
+    states = ", ".join(f"{number} {state}" for state, number in sorted(ended.items()))
+    try:
+        description = str(read_record(folder)["settings"].get("description", ""))
+    except StorageError as error:
+        description = str(error)
+    number = len(found.trials) + len(found.damaged)
+    return {"trials": number, "states": states or None, "description": description}
+
+
 def run_study(options: argparse.Namespace) -> int:
     """Run a study, or print its plan."""
     from march_search.commands.output import print_pairs
     from march_search.commands.studies import named_study
     from march_search.data import corpora, vocabulary
     from march_search.display.tables import console
-    from march_search.errors import MarchSearchError
+    from march_search.errors import ConfigError, MarchSearchError
+    from march_search.files import check_writable
     from march_search.study import candidates, extension, price, rungs
     from march_search.study.plan import plan_rows
 
@@ -90,11 +105,16 @@ def run_study(options: argparse.Namespace) -> int:
     if plan is not None:
         because = f"on {study.name}, which was started with a plan: add --dry-run to print another estimate"
         refuse_without_effect(options, ("device", "rate"), because)
+    if not options.dry_run:
+        check_writable(options.root)
+        check_writable(folder.path)
     try:
+        data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         rows = plan_rows(config, chosen, data_summary, folder.path)
+        if not options.dry_run:
+            _check_start(study, config, options.extend)
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
             if device is None:
@@ -102,6 +122,8 @@ def run_study(options: argparse.Namespace) -> int:
             stages = rungs.rung_tokens(config, candidates.how_many(chosen, config) * len(candidates.rates(config)))
             plan = price.priced_plan(config, chosen, device, options.rate, stages, config.pruner.keep)
         rows += price.price_rows(plan)
+    except ConfigError as error:
+        raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
     out = console(stderr=not options.dry_run)
@@ -115,6 +137,15 @@ def run_study(options: argparse.Namespace) -> int:
     if options.extend:
         extension.adopt(folder, config, chosen, drawn)
     return _train(study, config, base, options.root, chosen, plan)
+
+
+def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
+    """Check, before anything is measured, that a study can be started, or continued with the settings of its file."""
+    from march_search.study import storage
+
+    if study.is_started and not extend:
+        study.folder.check_settings(config)
+    storage.check(config.storage, study.folder.path)
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
@@ -139,7 +170,7 @@ def _train(
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.data.ngrams import reference_nats
     from march_search.display.tables import console
-    from march_search.files import make_folder, read_json, write_json
+    from march_search.files import make_folder, read_json, sealed, write_json
     from march_search.study import gpus, price, study_state
     from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun
@@ -149,12 +180,12 @@ def _train(
     make_folder(root)
     folder.keep_settings(config, chosen.architectures)
     study_state.keep_candidates(folder.path, chosen)
-    write_json(folder.path / "plan.json", plan)
+    write_json(folder.path / "plan.json", sealed(plan))
     store = prepared_store(config, root, base)
     print(repeats(config, store), file=sys.stderr, flush=True)
     folder.keep_store(store.folder)
     write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
-    write_json(folder.path / "reference.json", reference_nats(store, config.data))
+    write_json(folder.path / "reference.json", sealed(reference_nats(store, config.data)))
     summary = StudyRun(config, folder, store.folder, initial_trials(chosen, config)).run()
     actual = price.comparison_rows(plan, price.actual(folder.path, config))
     print_pairs(console(stderr=True), "planned and actual cost", actual)

@@ -4,6 +4,8 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
@@ -42,7 +44,15 @@ def add_actions(actions: Verbs) -> None:
             parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         if name == "race":
             parser.add_argument("--confidence", type=float, default=0.95, help="confidence level (default: 0.95)")
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=partial(_run, run))
+
+
+def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run an action. If the storage fails meanwhile, the error is one line."""
+    from march_search.study import storage
+
+    with storage.guarded():
+        return action(options)
 
 
 def _open(options: argparse.Namespace) -> "tuple[StudyFolder, StudyConfig, optuna.Study]":
@@ -54,6 +64,15 @@ def _open(options: argparse.Namespace) -> "tuple[StudyFolder, StudyConfig, optun
     return folder, config, status.open_started(folder, config)
 
 
+def _open_to_continue(options: argparse.Namespace) -> "tuple[StudyFolder, StudyConfig, optuna.Study]":
+    """Return the same as `_open`, after checking the settings of a TOML file against those of the started study."""
+    from march_search.commands.studies import named_study
+    from march_search.study import status
+
+    folder, config = named_study(options.study, options.root).to_continue()
+    return folder, config, status.open_started(folder, config)
+
+
 def run_status(options: argparse.Namespace) -> int:
     """Print the state of a study, its trials and its workers."""
     from march_search.study import status
@@ -62,6 +81,7 @@ def run_status(options: argparse.Namespace) -> int:
     trials = study.get_trials(deepcopy=False)
     rows, crew = status.trial_rows(folder, config, trials), status.worker_rows(study, folder)
     total, name = status.totals(folder, config, trials, rows), folder.path.name
+    total["remarks"] = status.remarks(folder, rows)
     _print_status(options.format, name, total, rows, crew, status.openers(folder, config))
     return 0
 
@@ -81,6 +101,7 @@ def _print_status(
         f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} currently planned, "
         f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
         + ("" if left is None else f"; {duration(left)} left at the current speed"),
+        *total["remarks"],
     ]
     several_rates = len({row["learning_rate"] for row in rows}) > 1
     columns = (
@@ -113,7 +134,7 @@ def _print_status(
         )
         print_rows(output_format, crew, heads, title="workers")
     for line in openers if output_format == "table" else ():
-        console().print(line, markup=False, soft_wrap=True)
+        console().print(line, soft_wrap=True)
 
 
 def run_show(options: argparse.Namespace) -> int:
@@ -122,12 +143,17 @@ def run_show(options: argparse.Namespace) -> int:
     from march_search.display.tables import Column, console
     from march_search.errors import UsageError
     from march_search.study import status
+    from march_search.study.study_folder import trial_number
+    from march_search.study.trials import newest_attempts
 
     folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
-    if not 0 <= options.trial < len(trials):
-        raise UsageError(f"{folder.path.name} has no trial {options.trial}: use a number from 0 to {len(trials) - 1}.")
-    row = status.trial_rows(folder, config, trials)[options.trial] | status.trial_details(folder, trials[options.trial])
+    by_number = {row["trial"]: row for row in status.trial_rows(folder, config, trials)}
+    newest = {trial_number(trial): trial for trial in newest_attempts(trials)}
+    if options.trial not in by_number:
+        last = max(by_number, default=0)
+        raise UsageError(f"{folder.path.name} has no trial {options.trial}: use a number from 0 to {last}.")
+    row = by_number[options.trial] | status.trial_details(folder, newest[options.trial])
     if options.format == "json":
         print_json({"study": folder.path.name, **row})
         return 0
@@ -135,7 +161,7 @@ def run_show(options: argparse.Namespace) -> int:
     rows = [{"key": key.replace("_", " "), "value": texts[key]} for key, value in row.items() if value is not None]
     if options.format == "table":
         for pair in rows:
-            console().print(f"{pair['key']}: {pair['value']}", markup=False, soft_wrap=True)
+            console().print(f"{pair['key']}: {pair['value']}", soft_wrap=True)
     else:
         columns = (
             Column(key="key", heading="key", short="key", left=True),
@@ -165,13 +191,14 @@ def _resume_command(folder: "StudyFolder") -> str:
 
 def run_resume(options: argparse.Namespace) -> int:
     """Resume a study after a stop or an interruption."""
+    from march_search.commands.prepare import verified_store
     from march_search.study import gpus, heartbeat
     from march_search.study.runner import StudyRun
 
-    folder, config, study = _open(options)
+    folder, config, study = _open_to_continue(options)
     gpus.claim(config.devices)
     study.set_user_attr(heartbeat.STOP, None)
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
+    return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
 
 
 def run_retry(options: argparse.Namespace) -> int:
@@ -179,13 +206,13 @@ def run_retry(options: argparse.Namespace) -> int:
     from march_search.display.tables import plural
     from march_search.files import lock
     from march_search.study import status
-    from march_search.study.trials import repeat_trial
+    from march_search.study.trials import retry_trial
 
-    folder, _, study = _open(options)
+    folder, config, study = _open_to_continue(options)
     with lock(folder.path / "lock"):
         failed = status.failed_trials(study, options.trials)
         for trial in failed:
-            repeat_trial(study, trial, retry_of=trial.number)
+            retry_trial(study, trial, folder.of_trial(trial), config.training.global_batch_tokens)
     message = f"{plural(len(failed), 'trial')} enqueued again. To resume: {_resume_command(folder)}"
     print(f"{folder.path.name}: {message}", file=sys.stderr)
     return 0
@@ -195,13 +222,14 @@ def run_race(options: argparse.Namespace) -> int:
     """Train more seeds of the leaders until the winner is separated from the others."""
     from dataclasses import replace
 
+    from march_search.commands.prepare import verified_store
     from march_search.study import gpus
     from march_search.study.runner import StudyRun
 
-    folder, config, _ = _open(options)
+    folder, config, _ = _open_to_continue(options)
     gpus.claim(config.devices)
     config = replace(config, search=replace(config.search, race=options.confidence))
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
+    return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
 
 
 def run_delete(options: argparse.Namespace) -> int:
@@ -209,19 +237,28 @@ def run_delete(options: argparse.Namespace) -> int:
     import optuna
 
     from march_search.errors import StorageError
-    from march_search.study import status
+    from march_search.files import lock
+    from march_search.study import heartbeat, status
 
     folder, config, study = _open(options)
-    name = folder.path.name
-    if any(row["state"] == "alive" for row in status.worker_rows(study, folder)):
-        root = root_option(folder.path.parent)
-        raise StorageError(f"{name} has running workers: stop them first with march-search study stop {name}{root}.")
+    name, root = folder.path.name, root_option(folder.path.parent)
+    busy = f"{name} has running workers: stop them first with march-search study stop {name}{root}."
+
+    def refuse_if_in_use() -> None:
+        if heartbeat.is_in_use(folder.path) or any(
+            row["state"] == "alive" for row in status.worker_rows(study, folder)
+        ):
+            raise StorageError(busy)
+
+    refuse_if_in_use()
     if not options.yes:
         print(f"delete {folder.path} with {len(study.trials)} trials? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 0
-    if config.storage is not None:
-        optuna.delete_study(study_name=name, storage=study._storage)
-    shutil.rmtree(folder.path)
+    with lock(folder.path / "lock", busy):
+        refuse_if_in_use()
+        if config.storage is not None:
+            optuna.delete_study(study_name=name, storage=study._storage)
+        shutil.rmtree(folder.path)
     print(f"{name}: deleted.", file=sys.stderr)
     return 0

@@ -42,27 +42,28 @@ def add_actions(actions: Verbs) -> None:
 
 def run_worker(options: argparse.Namespace) -> int:
     """Train trials of a study until it ends, or print a Slurm job script."""
+    from march_search.commands.prepare import verified_store
     from march_search.commands.studies import named_study
-    from march_search.study import gpus
+    from march_search.study import gpus, storage
     from march_search.study.runner import StudyRun
 
-    folder, config = named_study(options.study, options.root).started()
+    folder, config = named_study(options.study, options.root).to_continue()
     root = folder.path.parent
     if options.sbatch:
         sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
         return 0
+    storage.check(config.storage, folder.path)
     gpus.claim(config.devices)
-    return report_summary(StudyRun(config, folder, folder.store).run(), folder)
+    return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
 
 
 def run_proxy(options: argparse.Namespace) -> int:
     """Serve a storage until interrupted."""
     from concurrent.futures import ThreadPoolExecutor
-    from urllib.parse import urlsplit
 
     from optuna.storages._grpc.server import make_server
 
-    from march_search.config.study_config import resolve_storage
+    from march_search.config.study_config import parse_storage, resolve_storage
     from march_search.errors import UsageError
     from march_search.study import storage
     from march_search.study.job import Signals
@@ -70,7 +71,7 @@ def run_proxy(options: argparse.Namespace) -> int:
     url = resolve_storage(options.storage) or ""
     if not options.storage.startswith("env:"):
         raise UsageError("storage-proxy reads its URL from an environment variable, to keep it private: use env:NAME.")
-    if not urlsplit(url).scheme.startswith("postgres"):
+    if not parse_storage(url).get_backend_name().startswith("postgres"):
         raise UsageError("storage-proxy serves PostgreSQL only: with a journal or SQLite it would lose records.")
     with storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
         server = make_server(storage.opened(url, Path()), options.host, options.port, pool)

@@ -1,10 +1,10 @@
 """The `[data]` table: corpus, tokenizer, and how training examples are cut from the text."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from march_search.architecture.spans import SpanLengths, span_lengths
-from march_search.config.loader import check_finite
-from march_search.errors import ConfigError
+from march_search.config.loader import not_finite, refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,8 @@ class DataConfig:
 
     corpus: str = "wikipedia-summaries"
     """Text to train on: the name of a corpus in `march_search/data/corpora.py`, a local file, folder or glob of .txt,
-    .jsonl or .parquet files, or `hub:OWNER/NAME` for any dataset on the Hugging Face Hub."""
+    .jsonl, .json (these also with .gz or .zst) or .parquet files, or `hub:OWNER/NAME` for any dataset on the Hugging
+    Face Hub."""
     hub_config: str | None = None
     """Configuration (subset) of a Hub dataset; None for the dataset's default, or that of the known corpus."""
     hub_split: str = "train"
@@ -21,13 +22,20 @@ class DataConfig:
     hub_revision: str | None = None
     """Git revision of a Hub dataset. None uses the newest revision and records it with the token store."""
     text_column: str = "text"
-    """Column that holds the text, in .jsonl and .parquet files and Hub datasets."""
+    """Column that holds the text, in JSON and Parquet files and Hub datasets; `data.text` for the field `text` of the
+    column `data`. Other columns are not read."""
+    bad_row_tolerance: float = 0.01
+    """Fraction of rows that may be unusable, in [0, 1): damaged JSON, no text column, or a value that is not text. Such
+    rows are skipped, counted and named; more of them are an error."""
     vocab_size: int = 32128
     """Vocabulary size, including special tokens; must equal the architectures' `vocab_size`. At least 384 for a trained
-    tokenizer. For a loaded tokenizer, from its size up to the next multiple of 128: T5's has 32,100 tokens and fits
-    32,128."""
+    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5 % more, rounded up
+    to a multiple of 128: T5's has 32,100 tokens and fits 32,128."""
     tokenizer: str | None = None
     """Path of a tokenizer.json or of a folder that holds one; None trains a byte-level BPE tokenizer."""
+    end_token: str | None = None
+    """Token of a loaded tokenizer that ends documents, inputs and targets; None finds a usual one, such as `</s>` or
+    `<|endoftext|>`, or else the `eos_token` in the tokenizer_config.json beside the tokenizer."""
     tokenizer_corpus: str | None = None
     """Corpus on which the tokenizer is trained, in the same form as `corpus`; None uses `corpus`."""
     tokenizer_bytes: int = 50_000_000
@@ -47,30 +55,37 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        check_finite(self, "data")
+        refuse(not_finite(self, "data"))
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
+        if not 0 <= self.bad_row_tolerance < 1:
+            yield f"[data]: bad_row_tolerance must be in [0, 1), not {self.bad_row_tolerance}."
+        if self.end_token and not self.tokenizer:
+            yield "[data]: end_token applies only to a loaded tokenizer: set tokenizer or remove end_token."
         if self.tokenizer_bytes < 1:
-            raise ConfigError("[data]: tokenizer_bytes must be at least 1.")
+            yield "[data]: tokenizer_bytes must be at least 1."
         try:
             lengths = self.lengths
         except ValueError as error:
-            raise ConfigError(f"[data]: {error}.") from None
-        if lengths.spans > 100:
-            raise ConfigError(
-                f"[data]: {self.sequence_length} tokens give {lengths.spans} spans, but there are only 100 "
-                "sentinels: decrease sequence_length or increase mean_span_length."
-            )
+            yield f"[data]: {error}."
+        else:
+            if lengths.spans > 100:
+                yield (
+                    f"[data]: {self.sequence_length} tokens give {lengths.spans} spans, but there are only 100 "
+                    "sentinels: decrease sequence_length or increase mean_span_length."
+                )
         if self.tokenizer and (self.tokenizer_corpus or self.split_digits):
-            raise ConfigError(
+            yield (
                 "[data]: tokenizer_corpus and split_digits apply only to a trained tokenizer: remove them or tokenizer."
             )
         if self.tokenizer is None and self.vocab_size < 384:
-            raise ConfigError(
-                f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
-            )
+            yield f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
         if not 0 < self.validation_fraction < 0.5:
-            raise ConfigError(f"[data]: validation_fraction must be in (0, 0.5), not {self.validation_fraction}.")
+            yield f"[data]: validation_fraction must be in (0, 0.5), not {self.validation_fraction}."
         if self.validation_sequences < 2:
-            raise ConfigError("[data]: validation_sequences must be at least 2.")
+            yield "[data]: validation_sequences must be at least 2."
 
     @property
     def lengths(self) -> SpanLengths:

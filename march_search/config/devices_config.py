@@ -1,12 +1,17 @@
 """The `[devices]` table: the devices that a trial runs on, and how its global batch is split across them."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from march_search.config.data_config import DataConfig
-from march_search.config.loader import check_finite
+from march_search.config.loader import not_finite, refuse
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import ConfigError
+
+MOST_PROCESSES = 100_000
+"""Largest number of ranks, threads or parallel trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,8 @@ class DevicesConfig:
     hosts in `hostfile`. `srun`: by srun, inside a Slurm allocation."""
     hostfile: str | None = None
     """Path of the host file; required by the `deepspeed` launcher, an error with the others. It has one line
-    `name slots=8` per host. Each host must be reachable by ssh without a password."""
+    `name slots=8` per host, with at least `ranks / nodes` slots. Each host must be reachable by ssh without a password;
+    `user@name` logs in as that user."""
     port: int | None = None
     """Port on the first machine at which launched ranks connect; None picks a free port. Unused by `own`."""
     threads: int | None = None
@@ -40,26 +46,27 @@ class DevicesConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
+        refuse([*not_finite(self, "devices"), *self._faults()])
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
         if min(self.ranks, self.parallel_trials, 1 if self.threads is None else self.threads) < 1:
-            raise ConfigError("[devices]: ranks, threads and parallel_trials must be at least 1.")
+            yield "[devices]: ranks, threads and parallel_trials must be at least 1."
+        if max(self.ranks, self.parallel_trials, self.threads or 1) > MOST_PROCESSES:
+            yield f"[devices]: ranks, threads and parallel_trials must be at most {MOST_PROCESSES:,}."
         if self.nodes < 1 or self.ranks % self.nodes:
-            raise ConfigError(f"[devices]: {self.ranks} ranks cannot be divided evenly between {self.nodes} nodes.")
+            yield f"[devices]: {self.ranks} ranks cannot be divided evenly between {self.nodes} nodes."
         if self.launcher == "own" and self.nodes > 1:
-            raise ConfigError(
-                f'[devices]: {self.nodes} nodes need launcher = "deepspeed" and a hostfile, or launcher = "srun".'
-            )
+            yield f'[devices]: {self.nodes} nodes need launcher = "deepspeed" and a hostfile, or launcher = "srun".'
         if (self.launcher == "deepspeed") != (self.hostfile is not None):
-            raise ConfigError('[devices]: launcher = "deepspeed" and hostfile must be set together.')
+            yield '[devices]: launcher = "deepspeed" and hostfile must be set together.'
         if self.launcher != "own" and self.parallel_trials > 1:
-            raise ConfigError(
+            yield (
                 f'[devices]: launcher = "{self.launcher}" gives all devices to one trial: parallel_trials must be 1, '
                 f"not {self.parallel_trials}."
             )
-        check_finite(self, "devices")
         if self.hang_seconds < 0:
-            raise ConfigError(
-                f"[devices]: hang_seconds must not be negative, got {self.hang_seconds}; set 0 to disable."
-            )
+            yield f"[devices]: hang_seconds must not be negative, got {self.hang_seconds}; set 0 to disable."
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,8 @@ class BatchPlan:
         share = sequences // ranks
         micro = training.micro_batch_sequences or share
         if share % micro:
-            fits = [m for m in range(1, share + 1) if share % m == 0]
-            near = min(fits, key=lambda m: abs(m - micro))
+            small = [m for m in range(1, math.isqrt(share) + 1) if share % m == 0]
+            near = min(sorted({*small, *(share // m for m in small)}), key=lambda m: abs(m - micro))
             raise ConfigError(
                 f"[training]: micro_batch_sequences ({micro}) must divide the {share} sequences per rank; the nearest "
                 f"divisor is {near}."

@@ -33,8 +33,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from march_search.architecture.architecture import Architecture
-from march_search.config import TrainingConfig
-from march_search.errors import ConfigError
+from march_search.config.training_config import TrainingConfig
+from march_search.errors import ArchitectureError, ConfigError
 
 FAN_IN = {
     "q": "width",
@@ -73,7 +73,10 @@ def base_shape(training: TrainingConfig) -> Architecture | None:
     """
     if training.learning_rate_scaling == "fixed":
         return None
-    base = Architecture.parse(training.base_shape)
+    try:
+        base = Architecture.parse(training.base_shape)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"[training]: base_shape: {error}") from None
     if base.bottleneck != "none" or base.head_schedule != "constant" or base.num_decoder_layers is not None:
         raise ConfigError(
             "[training]: base_shape must have a single depth, width and number of heads, as in "

@@ -1,13 +1,15 @@
 """The `[search]` and `[pruner]` tables: which architectures are trained, and which trials are stopped early."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from march_search.architecture.architecture import Architecture
 from march_search.config.halving import DEFAULT_KEEP, DEFAULT_RUNGS
-from march_search.config.loader import check_finite
+from march_search.config.loader import not_finite, refuse
 from march_search.config.training_config import TrainingConfig
-from march_search.errors import ConfigError
+from march_search.errors import ArchitectureError
 
 ADAPTIVE = ("tpe", "gp", "cmaes", "random", "qmc")
 """Strategies that use an Optuna sampler to choose the next architecture from the results so far."""
@@ -16,12 +18,17 @@ OBJECTIVES = ("loss", "params", "flops", "memory", "depth", "tokens_per_second")
 """Objectives that a study can optimize."""
 
 
+MOST_TRIALS = 1_000_000
+"""Largest number of trials."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """The `[search]` table: which architectures are trained."""
 
     trials: int = 8
-    """Number of architectures to train, at least 1; `architectures` count towards it. Unused by `all` and `list`."""
+    """Number of architectures to train, from 1 to 1,000,000; `architectures` count towards it. Unused by `all` and
+    `list`."""
     strategy: Literal["design", "sample", "all", "list", "tpe", "gp", "cmaes", "random", "qmc"] = "design"
     """How architectures are chosen. `design`: spread over the feasible set. `sample`: drawn uniformly from it. `all`:
     every member. `list`: only `architectures`. `tpe`, `gp`, `cmaes`, `random`, `qmc`: Optuna's sampler of that name
@@ -42,8 +49,9 @@ class SearchConfig:
     """Objectives of the sampler and of the Pareto set: `loss` first, then any of `params`, `flops`, `memory`, `depth`
     and `tokens_per_second`. Each is minimized, or maximized with the prefix `-`. Pruning uses the loss only."""
     warm_start: tuple[str, ...] = ()
-    """Earlier results to give to Optuna's samplers: folders of past studies, CSV files with the columns `name` and
-    `loss`, or tables of learning curves, such as the shipped `march-2023`. They do not become trials of this study."""
+    """Earlier results to give to Optuna's samplers: folders of past studies, CSV files with the columns `name`, `loss`
+    and optionally `tokens`, or tables of learning curves, such as the shipped `march-2023`. They do not become trials
+    of this study."""
     warm_start_trials: int = 0
     """Number of architectures from `warm_start` to train first: those with the lowest loss that are feasible here.
     Above 0, `warm_start` must be set."""
@@ -65,35 +73,48 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        if len(set(self.learning_rates)) < len(self.learning_rates) or not all(0 < r < 10 for r in self.learning_rates):
-            raise ConfigError("[search]: learning_rates must be distinct numbers in (0, 10).")
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
+        yield from self._trial_faults()
         known = [name.removeprefix("-") for name in self.objectives]
         if self.objectives[:1] != ("loss",) or len(set(known)) < len(known) or not set(known) <= set(OBJECTIVES):
-            raise ConfigError(
+            yield (
                 f'[search]: objectives must start with "loss", then any of {", ".join(OBJECTIVES[1:])}, each once, '
                 f"not {list(self.objectives)}."
             )
         if self.strategy == "cmaes" and len(self.objectives) > 1:
-            raise ConfigError(
-                '[search]: strategy "cmaes" takes one objective: use "tpe" or "gp", or objectives = ["loss"].'
-            )
+            yield '[search]: strategy "cmaes" takes one objective: use "tpe" or "gp", or objectives = ["loss"].'
         if self.warm_start_trials < 0 or (self.warm_start_trials and not self.warm_start):
-            raise ConfigError("[search]: warm_start_trials must not be negative, and needs warm_start to be set.")
+            yield "[search]: warm_start_trials must not be negative, and needs warm_start to be set."
         if self.warm_start and not (self.adaptive or self.warm_start_trials):
-            raise ConfigError(
+            yield (
                 f'[search]: strategy "{self.strategy}" does not use warm_start: use "tpe", or set warm_start_trials to '
                 "train the best of them first."
             )
-        if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError("[search]: trials must be at least 1, and seeds must be distinct numbers, at least one.")
-        if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):
-            raise ConfigError("[search]: seed and seeds must be in [0, 2^32).")
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"[search]: max_tokens must be at least 1, not {self.max_tokens}.")
+            yield f"[search]: max_tokens must be at least 1, not {self.max_tokens}."
         if self.race is not None and not 0.5 < self.race < 1:
-            raise ConfigError(f"[search]: race must be a confidence in (0.5, 1), not {self.race}.")
+            yield f"[search]: race must be a confidence in (0.5, 1), not {self.race}."
         if self.strategy == "list" and not self.architectures:
-            raise ConfigError('[search]: strategy "list" needs architectures = ["L12-D768-…", …].')
+            yield '[search]: strategy "list" needs architectures = ["L12-D768-…", …].'
+
+    def _trial_faults(self) -> Iterator[str]:
+        """Yield one sentence for each refused setting of the trials: their number, seeds, rates and architectures."""
+        if self.trials < 1 or not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield "[search]: trials must be at least 1, and seeds must be distinct numbers, at least one."
+        if self.trials > MOST_TRIALS:
+            yield f"[search]: trials must be at most {MOST_TRIALS:,}, not {self.trials:,}."
+        if not all(0 <= seed < 2**32 for seed in (self.seed, *self.seeds)):
+            yield "[search]: seed and seeds must be in [0, 2^32)."
+        if len(set(self.learning_rates)) < len(self.learning_rates) or not all(0 < r < 10 for r in self.learning_rates):
+            yield "[search]: learning_rates must be distinct numbers in (0, 10)."
+        for name in self.architectures:
+            try:
+                Architecture.parse(name)
+            except ArchitectureError as error:
+                yield f"[search]: architectures: {error}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +141,16 @@ class PrunerConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        check_finite(self, "pruner")
+        refuse([*not_finite(self, "pruner"), *self._faults()])
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
         if self.startup_trials < 0 or self.warmup_tokens < 0 or self.reduction_factor < 2:
-            raise ConfigError(
-                "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
-            )
+            yield "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
         if not 0 < self.keep < 1:
-            raise ConfigError(f"[pruner]: keep must be in (0, 1), not {self.keep}.")
+            yield f"[pruner]: keep must be in (0, 1), not {self.keep}."
         if not self.rungs or min(self.rungs) <= 0:
-            raise ConfigError(f"[pruner]: rungs must be positive numbers, not {list(self.rungs)}.")
+            yield f"[pruner]: rungs must be positive numbers, not {list(self.rungs)}."
 
     def rung_tokens(self, training: TrainingConfig) -> tuple[int, ...]:
         """Return the rungs in tokens: ascending, rounded up to whole steps, the last at the end of the data budget."""

@@ -1,10 +1,13 @@
 """The `[training]` table: the training recipe, and when a trial is evaluated and saved."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from march_search.config.loader import check_finite
-from march_search.errors import ConfigError
+from march_search.config.loader import not_finite, refuse
+
+MOST_STOPS = 100_000
+"""Largest number of evaluations or checkpoints per trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +56,17 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     """Whether to recompute each layer in the backward pass instead of storing its activations."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Additional DeepSpeed settings, such as offloading, as a table or as the path of a JSON file relative to the
-    study's file. `"auto"` keeps the value that follows from the study's settings; a value that contradicts them is an
-    error."""
+    """Additional DeepSpeed settings, such as offloading, as a table or as the path of a JSON or Hjson file relative to
+    the study's file. `"auto"`, like a key that is left out, keeps the value that follows from the study's settings. A
+    value that contradicts them, a key that DeepSpeed does not know and a value that it rejects are errors, which
+    `--dry-run` finds. Trials pass DeepSpeed their own optimizer and schedule: the blocks `optimizer` and `scheduler`
+    may only repeat what the study sets."""
     init: Literal["t5", "normal-0.02"] = "t5"
     """Initialisation recipe. `t5`: T5's, scaled by fan-in. `normal-0.02`: GPT-2's, with standard deviation 0.02.
     `march_search/model/init.py` lists both."""
     evaluations: int = 10
-    """Number of evaluations per trial, evenly spaced, the last at the end of the data budget; at least 1."""
+    """Number of evaluations per trial, evenly spaced, the last at the end of the data budget; from 1 to
+    100,000."""
     evaluate_at: tuple[int, ...] = ()
     """Token counts at which to evaluate, instead of `evaluations`: multiples of `global_batch_tokens` up to `tokens`.
     The end of the data budget is always added."""
@@ -71,42 +77,49 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
-        check_finite(self, "training")
-        if self.tokens < 1 or self.global_batch_tokens < 1:
-            raise ConfigError("[training]: tokens and global_batch_tokens must be at least 1.")
-        if self.tokens % self.global_batch_tokens:
-            near = max(1, round(self.tokens / self.global_batch_tokens)) * self.global_batch_tokens
-            raise ConfigError(
-                f"[training]: tokens ({self.tokens:,}) must be a multiple of global_batch_tokens "
-                f"({self.global_batch_tokens:,}); the nearest is {near:_}."
-            )
+        refuse(not_finite(self, "training"))
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
+        yield from self._token_faults()
         if not (len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)):
-            raise ConfigError(f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}.")
+            yield f"[training]: betas must be two numbers in [0, 1), not {list(self.betas)}."
         if not 0 < self.learning_rate < 10:
-            raise ConfigError(f"[training]: learning_rate must be in (0, 10), not {self.learning_rate}.")
+            yield f"[training]: learning_rate must be in (0, 10), not {self.learning_rate}."
         if self.learning_rate_scaling == "width" and self.init != "t5":
-            raise ConfigError(
+            yield (
                 f'[training]: learning_rate_scaling "width" needs init "t5", which scales matrices by their fan-in, '
                 f'not "{self.init}".'
             )
-        negative = [
-            name
-            for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate")
-            if getattr(self, name) < 0
-        ]
-        if negative or self.epsilon <= 0:
-            raise ConfigError(
-                f"[training]: {(negative or ['epsilon'])[0]} must not be negative (epsilon must be above 0)."
-            )
+        for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate"):
+            if getattr(self, name) < 0:
+                yield f"[training]: {name} must not be negative, got {getattr(self, name)}."
+        if self.epsilon <= 0:
+            yield f"[training]: epsilon must be above 0, not {self.epsilon}."
         if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
-            raise ConfigError("[training]: evaluations and micro_batch_sequences must be at least 1.")
-        if self.warmup_tokens > self.tokens or self.final_learning_rate > 1:
-            raise ConfigError(
-                "[training]: warmup_tokens must not exceed tokens, and final_learning_rate must not exceed 1."
+            yield "[training]: evaluations and micro_batch_sequences must be at least 1."
+        if max(self.evaluations, self.checkpoints) > MOST_STOPS:
+            yield f"[training]: evaluations and checkpoints must be at most {MOST_STOPS:,}."
+        if self.final_learning_rate > 1:
+            yield f"[training]: final_learning_rate must not exceed 1, not {self.final_learning_rate}."
+
+    def _token_faults(self) -> Iterator[str]:
+        """Yield one sentence for each refused number of tokens."""
+        if self.tokens < 1 or self.global_batch_tokens < 1:
+            yield "[training]: tokens and global_batch_tokens must be at least 1."
+            return
+        if self.tokens % self.global_batch_tokens:
+            near = max(1, round(self.tokens / self.global_batch_tokens)) * self.global_batch_tokens
+            yield (
+                f"[training]: tokens ({self.tokens:,}) must be a multiple of global_batch_tokens "
+                f"({self.global_batch_tokens:,}); the nearest is {near:_}."
             )
+        if self.warmup_tokens > self.tokens:
+            yield f"[training]: warmup_tokens must not exceed tokens ({self.tokens:,}), got {self.warmup_tokens:,}."
         for tokens in self.evaluate_at:
             if not 0 < tokens <= self.tokens or tokens % self.global_batch_tokens:
-                raise ConfigError(
+                yield (
                     f"[training]: evaluate_at contains {tokens:,}; each value must be a multiple of "
                     f"global_batch_tokens ({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
                 )

@@ -10,6 +10,7 @@ from typing import Any
 from march_search.config import DataConfig
 from march_search.data import sources
 from march_search.data.hub import Hub
+from march_search.data.rows import RowCount
 from march_search.errors import DataError, nearest
 
 
@@ -90,7 +91,7 @@ def source(config: DataConfig, base: Path) -> sources.Source:
     if local := sources.local(name, config, base):
         return local
     if re.search(r"[/\\*?~]|\.\w+$", name):
-        raise DataError(f'corpus "{name}": no such .txt, .jsonl or .parquet file or folder under {base.resolve()}.')
+        raise DataError(f'corpus "{name}": no such file or folder under {base.resolve()}.')
     raise DataError(f'unknown corpus "{name}". {nearest(name, CORPORA)} Or use a path, or hub:OWNER/NAME.')
 
 
@@ -112,14 +113,17 @@ def _hub(name: str, config: DataConfig, base: Path) -> Hub:
     return Hub(name=name, hub_config=config.hub_config, config=config)
 
 
-def documents(config: DataConfig, base: Path) -> Iterator[str]:
+def documents(config: DataConfig, base: Path, count: RowCount | None = None) -> Iterator[str]:
     """Return an iterator over the documents of `config.corpus`, in a fixed order, without blank documents.
 
+    Rows that cannot be used are skipped and counted in `count`.
+
     Raises:
-        DataError: If the corpus cannot be found or read, or a document is not text.
+        DataError: If the corpus cannot be found or read, or too many rows cannot be used (`bad_row_tolerance`).
     """
-    corpus = source(config, base)
-    return (text for text in corpus.texts() if text and not text.isspace())
+    rows = source(config, base).rows()
+    texts = (count or RowCount()).texts(rows, config.corpus, config.bad_row_tolerance)
+    return (text for text in texts if text and not text.isspace())
 
 
 def pinned(config: DataConfig, base: Path) -> DataConfig:

@@ -1,6 +1,7 @@
-"""Streams of documents from the Hugging Face Hub, and from local files through the same library."""
+"""Streams of documents from the Hugging Face Hub, or from a local folder with the layout of a dataset."""
 
 import contextlib
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DataConfig
+from march_search.data.rows import Unusable, json_line, kind_of, text_in
 from march_search.errors import DataError
 from march_search.files import file_sha256, one_line
 
@@ -25,10 +27,26 @@ class Hub:
     is_local: bool = False
     is_stream: bool = True
 
-    def texts(self) -> Iterator[str]:
+    def rows(self) -> Iterator[str | Unusable]:
         """Stream the text column of every row."""
-        options = {"name": self.hub_config, "split": self.config.hub_split, "revision": self.config.hub_revision}
-        return stream(self.name, self.config, self.name, **options)
+        import datasets
+
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs some of the errors that it raises
+        options = {"name": self.hub_config, "revision": self.config.hub_revision}
+        split, column = self.config.hub_split, self.config.text_column
+        try:
+            files = (datasets.load_dataset_builder(self.name, **options).config.data_files or {}).get(split, [])
+            if files and all(_is_json_lines(file) for file in files):
+                for file in files:
+                    yield from _json_lines(file, column)
+                return
+            dataset = datasets.load_dataset(self.name, split=split, streaming=True, **options)
+            for number, row in enumerate(dataset, 1):
+                yield text_in(row, column, f"{split} row {number:,}")
+        except DataError:
+            raise
+        except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network libraries
+            raise _unreadable(self.name, error, _HUB_WAY_OUT) from None
 
     def identity(self) -> dict[str, Any]:
         """Return name, configuration, split, column and revision; for a local folder, the hash of its files instead."""
@@ -64,23 +82,20 @@ class Hub:
         return f"streamed from the Hub: {self.name} {self.hub_config or ''}".rstrip() + f"{at} (network not used)"
 
 
-def stream(label: str, config: DataConfig, path: str, **options: Any) -> Iterator[str]:
-    """Yield the text column of every row of `datasets.load_dataset(path, **options)`, with null as empty text."""
+def _is_json_lines(file: str) -> bool:
+    """Return whether a data file holds one JSON object per line. A plain .json file may be an array."""
+    name = Path(file)
+    return kind_of(name) == "json" and name.suffix.lower() != ".json"
+
+
+def _json_lines(file: str, column: str) -> Iterator[str | Unusable]:
+    """Stream the lines of a data file as text, because the types of other columns may differ between rows."""
     import datasets
 
-    column = config.text_column
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it also logs some of the errors that it raises
-    try:
-        for row in datasets.load_dataset(path, streaming=True, **options):
-            if column not in row:
-                raise DataError(f'{label}: no column "{column}"; set text_column to one of: {", ".join(row)}.')
-            if not isinstance(row[column], str | None):
-                raise DataError(f'{label}: column "{column}" must contain text, got {type(row[column]).__name__}.')
-            yield row[column] or ""
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network libraries
-        raise _unreadable(label, error, "Check the files." if "data_files" in options else _HUB_WAY_OUT) from None
+    escaped = file if "://" in file else glob.escape(file)
+    lines = datasets.load_dataset("text", data_files=[escaped], split="train", streaming=True, encoding="utf-8-sig")
+    for number, row in enumerate(lines, 1):
+        yield from json_line(row["text"], column, f"{file.rpartition('/')[2]} line {number:,}")
 
 
 def _unreadable(label: str, error: Exception, way_out: str) -> DataError:

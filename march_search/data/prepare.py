@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,17 @@ from typing import Any
 
 from march_search.config import DataConfig
 from march_search.data import corpora, shards, vocabulary
+from march_search.data.rows import skipped
 from march_search.data.store import SCHEMA_VERSION, Store
+from march_search.data.tokenizer import ENDS
 from march_search.data.writer import REPAIR, Progress, Writing, rewrite, write, write_tokenizer
 from march_search.errors import DataError, StorageError
-from march_search.files import discard_folder, file_sha256, lock, read_json, replacing_folder, write_json
+from march_search.files import discard_folder, file_sha256, lock, read_json, replacing_folder, sealed, write_json
+
+IDENTITY_VERSION = 2
+"""Part of the name of a store's folder. It changes only if the same text and settings give other tokens."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def prepare(
@@ -88,10 +96,12 @@ def _job(
 ) -> Writing:
     """Return what to write. The tokenizer is trained first if it does not exist."""
     wanted = tokens if corpora.source(config, base).is_stream else None
+    tokenizer = vocabulary.obtain(config, root, base)
     return Writing(
         config=config,
         base=base,
-        tokenizer=vocabulary.obtain(config, root, base),
+        tokenizer=tokenizer,
+        special=vocabulary.special(tokenizer, config, base),
         wanted=wanted,
         workers=workers,
         progress=progress,
@@ -118,7 +128,12 @@ def _folder(job: Writing, root: Path) -> Path:
     """Return the folder of the store for this text, these settings and this tokenizer."""
     from march_search.data.tokenizer import sha256
 
-    identity = [SCHEMA_VERSION, _settings(job), sha256(job.tokenizer), corpora.source(job.config, job.base).identity()]
+    identity = [
+        IDENTITY_VERSION,
+        _settings(job),
+        sha256(job.tokenizer),
+        corpora.source(job.config, job.base).identity(),
+    ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     slug = re.sub(r"[^a-z0-9]+", "-", job.config.corpus.lower()).strip("-")[-40:].strip("-") or "corpus"
     return root / "data" / f"{slug}-{key[:12]}"
@@ -128,6 +143,9 @@ def _settings(job: Writing) -> dict[str, Any]:
     """Return the settings that determine the tokens of a store; for a stream these include the number of tokens."""
     config = job.config
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("vocab_size", "validation_fraction")}
+    ends = (token for token in ENDS if job.tokenizer.token_to_id(token) is not None)
+    if (end := job.tokenizer.id_to_token(job.special.eos)) != next(ends, None):
+        settings["end_token"] = end
     if job.wanted is not None:
         needed = config.validation_sequences * config.sequence_length
         settings |= {"tokens": job.wanted, "validation_tokens": needed}
@@ -147,7 +165,9 @@ def _fill(folder: Path, job: Writing) -> None:
         raise
     header = {"schema_version": SCHEMA_VERSION, "data": _settings(job), "source": source}
     tokenizer = {"tokenizer_file_sha256": file_sha256(folder / "tokenizer.json")}
-    write_json(folder / "index.json", header | index | tokenizer)
+    write_json(folder / "index.json", sealed(header | index | tokenizer))
+    if "skipped" in index:
+        _LOGGER.warning(f"{pinned.config.corpus}: {skipped(index['skipped'])}.")
     shards.forget_records(folder)
     (folder / "plan.json").unlink()
 
@@ -176,6 +196,8 @@ def _repair(folder: Path, job: Writing) -> list[str]:
         discard_folder(left)
     try:
         store = Store.read(folder)
+        if (store.special, store.index["data"]) != (job.special, _settings(job)):  # in an index without a seal
+            raise DataError(f"{folder}: index.json does not match tokenizer.json.")
     except DataError:
         discard_folder(folder)
         return ["index.json"]

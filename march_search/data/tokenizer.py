@@ -6,17 +6,20 @@ last 100 are the sentinels in T5's order, from `<extra_id_99>` at `vocab_size - 
 so no document can forge a sentinel.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from march_search.errors import DataError
-from march_search.files import one_line
+from march_search.errors import DataError, nearest
+from march_search.files import one_line, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -58,6 +61,9 @@ def trained(vocab_size: int) -> Special:
 ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "[SEP]")
 """Candidates for the end token. The first one in the vocabulary is used."""
 
+PADS = ("<pad>", "<|padding|>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
+"""Candidates for the padding token of an export. The first one in the vocabulary is used."""
+
 
 def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> "Tokenizer":
     """Train a tokenizer of exactly `vocab_size` tokens. The same texts in the same order give the same tokenizer.
@@ -82,7 +88,7 @@ def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> 
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    _add_sentinels(tokenizer)
+    tokenizer = _with_sentinels(tokenizer)
     made = tokenizer.get_vocab_size()
     if made != vocab_size:
         raise DataError(
@@ -111,20 +117,68 @@ def load(path: Path) -> "Tokenizer":
             f".save_pretrained('{folder}')\""
         )
     try:
-        return _plain(Tokenizer.from_str(file.read_text(encoding="utf-8")))
-    except Exception as error:  # tokenizers raises plain Exception
+        text = file.read_text(encoding="utf-8-sig")
+        with _no_stderr():
+            return _plain(Tokenizer.from_str(text))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, and PanicException for an error in Rust
         raise DataError(f"{path}: not a readable tokenizer ({one_line(error)}).") from None
 
 
-def special_of(tokenizer: "Tokenizer", label: str) -> Special:
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Discard what is written to the stderr of the process: Rust prints a stack trace where tokenizers panics."""
+    try:
+        before = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    if sys.stderr:
+        sys.stderr.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
+
+
+def size(tokenizer: "Tokenizer") -> int:
+    """Return the largest id plus 1. Ids may have gaps, so this can exceed the number of entries."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def end_token(path: Path) -> str | None:
+    """Return the `eos_token` in the tokenizer_config.json beside a tokenizer.json; None without one."""
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "tokenizer_config.json")
+    token = config.get("eos_token") if isinstance(config, dict) else None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def special_of(tokenizer: "Tokenizer", label: str, end: str | None = None, fallback: str | None = None) -> Special:
     """Return the ids of the end token and the sentinels.
+
+    Args:
+        tokenizer: A loaded tokenizer.
+        label: Name of the tokenizer in errors.
+        end: End token; None uses the first of `ENDS` in the vocabulary.
+        fallback: Token to use if `end` is None and the vocabulary has none of `ENDS`.
 
     Raises:
         DataError: If there is no end token, or the ids of the sentinels are not consecutive.
     """
-    eos = next((i for token in ENDS if (i := tokenizer.token_to_id(token)) is not None), None)
+    if end is not None and tokenizer.token_to_id(end) is None:
+        known = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        raise DataError(f'{label}: the vocabulary has no token "{end}". Set end_token. {nearest(end, known)}')
+    candidates = [end] if end is not None else [*ENDS, *([fallback] if fallback else [])]
+    eos = next((i for token in candidates if (i := tokenizer.token_to_id(token)) is not None), None)
     if eos is None:
-        raise DataError(f"{label}: the vocabulary has no end token; add one of: {', '.join(ENDS)}.")
+        raise DataError(f"{label}: the vocabulary has no end token ({', '.join(ENDS)}); set end_token.")
     ids = [tokenizer.token_to_id(f"<extra_id_{i}>") for i in range(SENTINELS)]
     first = ids[0]
     for step in (-1, 1):
@@ -133,21 +187,36 @@ def special_of(tokenizer: "Tokenizer", label: str) -> Special:
     raise DataError(f"{label}: the ids of <extra_id_0> to <extra_id_99> must be consecutive, ascending or descending.")
 
 
+def padding(tokenizer: "Tokenizer", special: Special) -> int:
+    """Return the id of the padding token: the first of `PADS` in the vocabulary, else the end token."""
+    return next((i for token in PADS if (i := tokenizer.token_to_id(token)) is not None), special.eos)
+
+
 def sha256(tokenizer: "Tokenizer") -> str:
     """Return the SHA-256 of the tokenizer's JSON, with sorted keys and without white space, in hexadecimal."""
     text = json.dumps(json.loads(tokenizer.to_str()), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _add_sentinels(tokenizer: "Tokenizer") -> None:
-    """Append the sentinels in T5's order."""
-    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(SENTINELS))])
+def _with_sentinels(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Return the tokenizer with sentinels after its largest id, in T5's order."""
+    from tokenizers import Tokenizer
+
+    names = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
+    first = size(tokenizer)
+    if first != tokenizer.get_vocab_size():
+        # The ids have gaps. New tokens would get the ids of others, so their ids are put into the model's vocabulary.
+        content = json.loads(tokenizer.to_str())
+        content["model"]["vocab"] |= {name: first + i for i, name in enumerate(names)}
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_special_tokens(names)
+    return tokenizer
 
 
 def _plain(tokenizer: "Tokenizer") -> "Tokenizer":
     """Add missing sentinels, disable truncation and padding, and encode spelled-out special tokens as text."""
     if tokenizer.token_to_id("<extra_id_0>") is None:
-        _add_sentinels(tokenizer)
+        tokenizer = _with_sentinels(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +11,19 @@ from typing import TYPE_CHECKING
 from march_search.config import DataConfig
 from march_search.data import corpora
 from march_search.errors import DataError
-from march_search.files import lock, write_json
+from march_search.files import lock, read_text, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from march_search.data.tokenizer import Special
+
+
+PADDING = 0.05
+"""Fraction by which the vocabulary of a model may exceed that of its tokenizer: phi-2 has 50,295 of 51,200 tokens."""
 
 PAD_TO = 128
-"""The vocabulary of a model may exceed that of its tokenizer, up to the next multiple of this number."""
+"""The largest vocabulary of a model is rounded up to a multiple of this number."""
 
 
 def obtain(config: DataConfig, root: Path, base: Path) -> "Tokenizer":
@@ -36,8 +42,12 @@ def obtain(config: DataConfig, root: Path, base: Path) -> "Tokenizer":
         if not file.is_file():
             read = corpora.pinned(_trained_on(config), base)
             trained = bpe.train(texts(read, base), config.vocab_size, config.split_digits)
+            write_text(_hash_file(file), bpe.sha256(trained))
             write_json(file, json.loads(trained.to_str()))
-        return bpe.load(file)
+        loaded = bpe.load(file)
+    if _hash_file(file).is_file() and read_text(_hash_file(file)) != bpe.sha256(loaded):  # older files have no hash
+        raise DataError(f"{file} has changed since it was written; delete it to train it again.")
+    return loaded
 
 
 def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
@@ -46,14 +56,31 @@ def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
 
     path = base / Path(name).expanduser()
     loaded = bpe.load(path)
-    bpe.special_of(loaded, str(path))
-    _check_size(loaded.get_vocab_size(), config)
+    bpe.special_of(loaded, str(path), config.end_token, bpe.end_token(path))
+    _check_size(bpe.size(loaded), config)
     return loaded
+
+
+def special(tokenizer: "Tokenizer", config: DataConfig, base: Path) -> "Special":
+    """Return the special ids of the tokenizer that `obtain` returned.
+
+    Raises:
+        DataError: If the tokenizer has no end token.
+    """
+    from march_search.data import tokenizer as bpe
+
+    fallback = bpe.end_token(base / Path(config.tokenizer).expanduser()) if config.tokenizer else None
+    return bpe.special_of(tokenizer, config.tokenizer or "the tokenizer", config.end_token, fallback)
 
 
 def trained_file(config: DataConfig, root: Path, base: Path) -> Path:
     """Return the file of a trained tokenizer."""
     return root / "data" / "tokenizers" / f"{_key(config, base)}.json"
+
+
+def _hash_file(file: Path) -> Path:
+    """Return the file that holds the hash of a trained tokenizer."""
+    return file.with_suffix(".sha256")
 
 
 def check(config: DataConfig, base: Path) -> str:
@@ -64,7 +91,9 @@ def check(config: DataConfig, base: Path) -> str:
     """
     description = f"vocabulary {config.vocab_size:,}"
     if config.tokenizer is not None:
-        size = _loaded(config.tokenizer, config, base).get_vocab_size()
+        from march_search.data import tokenizer as bpe
+
+        size = bpe.size(_loaded(config.tokenizer, config, base))
         return f"{description}, of which {size:,} from {config.tokenizer}"
     if config.tokenizer_corpus is not None:
         description += f", tokenizer trained on {corpora.check(_trained_on(config), base)}"
@@ -104,8 +133,8 @@ def _key(config: DataConfig, base: Path) -> str:
 
 
 def _check_size(size: int, config: DataConfig) -> None:
-    """Check that `vocab_size` is at least `size` and at most `size` rounded up to a multiple of `PAD_TO`."""
-    most = -(-size // PAD_TO) * PAD_TO
+    """Check that `vocab_size` is at least `size`, and not more than the padding that is usual."""
+    most = math.ceil(size * (1 + PADDING) / PAD_TO) * PAD_TO
     if not size <= config.vocab_size <= most:
         raise DataError(
             f"{config.tokenizer}: the tokenizer has {size:,} tokens with sentinels, so vocab_size must be from "

@@ -16,7 +16,9 @@ from march_search.config import DataConfig
 from march_search.data import shards
 from march_search.data import tokenizer as bpe
 from march_search.data.corpora import documents
+from march_search.data.rows import RowCount
 from march_search.data.shards import SPLITS, Shard
+from march_search.data.store import token_type
 from march_search.data.tokenise import Document, Encoder, default_workers, tokenise
 from march_search.errors import DataError
 from march_search.files import write_json
@@ -36,6 +38,8 @@ class Writing:
     base: Path
     """Folder against which relative paths of local corpora are resolved."""
     tokenizer: Any
+    special: bpe.Special
+    """Ids of the end token and the sentinels."""
     wanted: int | None
     """Number of training tokens after which writing stops; None reads the whole text."""
     workers: int | None = None
@@ -45,13 +49,12 @@ class Writing:
     @property
     def encoder(self) -> Encoder:
         """Encoder of the documents."""
-        dtype = np.dtype("<u2" if self.config.vocab_size <= 1 << 16 else "<u4")
-        special = bpe.special_of(self.tokenizer, "the tokenizer")
-        return Encoder(self.tokenizer, special, dtype, self.config.validation_fraction)
+        dtype = np.dtype(token_type(self.config.vocab_size))
+        return Encoder(self.tokenizer, self.special, dtype, self.config.validation_fraction)
 
-    def documents(self, first: int) -> Generator[Document, None, None]:
-        """Yield the tokenised documents from number `first` on."""
-        texts = itertools.islice(documents(self.config, self.base), first, None)
+    def documents(self, first: int, count: RowCount | None = None) -> Generator[Document, None, None]:
+        """Yield the tokenised documents from number `first` on; `count` counts the rows, from the first on."""
+        texts = itertools.islice(documents(self.config, self.base, count), first, None)
         return tokenise(texts, self.encoder, self.workers or default_workers())
 
 
@@ -59,18 +62,18 @@ def write(folder: Path, job: Writing) -> dict[str, Any]:
     """Write tokenizer.json and the missing shards to `folder`; return the part of the index that they determine."""
     write_tokenizer(folder, job)
     done = shards.whole(folder)
-    totals = _Told(job, done)
-    with closing(_until_enough(job, done)) as remaining:
+    totals, count = _Told(job, done), RowCount()
+    with closing(_until_enough(job, done, count)) as remaining:
         for first in remaining:
             done.append(shards.write(folder, len(done), itertools.chain([first], remaining), totals.add))
     return {
         "dtype": job.encoder.dtype.str,
         "tokenizer_sha256": bpe.sha256(job.tokenizer),
-        "special": job.encoder.special._asdict(),
+        "special": job.special._asdict(),
         "splits": {split: _total(done, split) for split in SPLITS},
         "shards": done,
         "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "numpy")},
-    }
+    } | ({"skipped": count.record()} if count.unusable else {})
 
 
 class _Told:
@@ -90,13 +93,13 @@ class _Told:
         self._calls += 1
 
 
-def _until_enough(job: Writing, done: list[Shard]) -> Generator[Document, None, None]:
+def _until_enough(job: Writing, done: list[Shard], count: RowCount) -> Generator[Document, None, None]:
     """Yield the documents after the finished shards, until there are as many tokens as wanted."""
     needed = job.config.validation_sequences * job.config.sequence_length
     train, validation = (sum(shard[split]["tokens"] for shard in done) for split in SPLITS)
     if job.wanted is not None and train >= job.wanted and validation >= needed:
         return
-    with closing(job.documents(sum(map(shards.documents, done)))) as remaining:
+    with closing(job.documents(sum(map(shards.documents, done)), count)) as remaining:
         for document in remaining:
             yield document
             if document.is_validation:

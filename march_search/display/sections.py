@@ -30,9 +30,9 @@ class Section:
 
 def sections(evidence: Evidence) -> list[Section]:
     """Return the tables of a study, in order; the ranking is the first."""
-    ranking, trials = evidence.ranking, evidence.study.trials
-    done = sum(trial.state == "complete" for trial in trials)
-    title = f"{evidence.study.name}: {done} of {len(trials)} trials complete, ranked by validation loss"
+    ranking, study = evidence.ranking, evidence.study
+    done, started = sum(trial.state == "complete" for trial in study.trials), len(study.trials) + len(study.damaged)
+    title = f"{study.name}: {done} of {started} trials complete, ranked by validation loss"
     if ranking.rows:
         title += f" after {si(ranking.rows[0]['tokens'])} tokens"
     columns, warnings = architectures.rank_columns(ranking), regime_sentences(evidence)

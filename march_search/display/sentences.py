@@ -14,7 +14,7 @@ from march_search.display.tables import si
 
 def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
-    is_text = study.trials[0].architecture.structure == "decoder-only"
+    is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
     lines = ["loss: nats per token of text. Decoder-only models have no separate input, so there is no context gain."]
     if not is_text:
         lines = [
@@ -166,4 +166,4 @@ def notes(evidence: Evidence) -> list[str]:
     study, ranking = evidence.study, evidence.ranking
     tolerance = ranking.seeds.deviation if ranking.seeds else 0.0
     optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
-    return [*loss_notes(study), *noise_notes(ranking), *filter(None, optional)]
+    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *filter(None, optional)]

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from march_search.errors import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 Row = Mapping[str, Any]
@@ -39,24 +42,43 @@ class Column:
     """Whether the architecture's name contains the value; the column is omitted if the table does not fit otherwise."""
     derive: Callable[[Row], Any] | None = None
     """Function that derives the value from the whole row; None takes `row[key]`."""
+    style: Callable[[Any], str] | None = None
+    """Function that returns the colour of a value on a terminal; None prints it uncoloured."""
 
     def value(self, row: Row) -> Any:
         """Return the value of the cell; None if it is missing."""
         return row.get(self.key) if self.derive is None else self.derive(row)
 
     def text(self, row: Row) -> str:
-        """Return the text of the cell, or a dash if the value is missing."""
+        """Return the text of the cell, without control characters, or a dash if the value is missing."""
         value = self.value(row)
-        return "–" if value is None else self.show(value)
+        return "–" if value is None else visible(self.show(value))
+
+    def cell(self, row: Row) -> "Text":
+        """Return the cell as it is printed to a terminal."""
+        from rich.text import Text
+
+        value = self.value(row)
+        return Text(self.text(row), style="" if self.style is None or value is None else self.style(value))
 
 
 def console(stderr: bool = False) -> "Console":
-    """Return a console for stdout or stderr: the terminal's width and colours, or plain text 200 wide if piped."""
+    """Return a console for stdout or stderr: the terminal's width and colours, or plain text 200 wide if piped.
+
+    What it prints may come from outside: brackets are not markup, and control characters do not reach the terminal.
+    """
     from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        """Console to which every string is text."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text, lines=True), **options)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(file=stream, width=width, highlight=False)
+    return PlainConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def print_table(
@@ -93,12 +115,12 @@ def print_table(
         table = _table(rows, [column for column in columns if not column.in_name], wide=False)
     notes = [*layout_notes, *notes]
     if title:
-        out.print(title, style="bold", markup=False)
+        out.print(title, style="bold")
     out.print(table)
     for warning in warnings:
-        out.print(warning, style="yellow", markup=False)
+        out.print(warning, style="yellow")
     for note in notes:
-        out.print(note, style="dim", markup=False)
+        out.print(note, style="dim")
     if notes or warnings:
         out.print()
 
@@ -121,7 +143,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table
         heading, side = column.heading if wide else column.short, "left" if column.left else "right"
         table.add_column(heading, justify=side, overflow="fold", no_wrap=not column.left)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*(column.text(row) for column in shown))
+        table.add_row(*(column.cell(row) for column in shown))
     return table
 
 
@@ -153,7 +175,7 @@ def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
 def markdown_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """Return the rows as a Markdown table with long headings."""
     lines = [_markdown_line(c.heading for c in columns), _markdown_line("---" if c.left else "---:" for c in columns)]
-    lines += [_markdown_line(c.text(row).replace("|", "\\|").replace("\n", " ") for c in columns) for row in rows]
+    lines += [_markdown_line(c.text(row).replace("|", "\\|") for c in columns) for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -21,8 +21,9 @@ from march_search.display.tables import plural
 from march_search.doctor.bench import NEW_ENVIRONMENT, Bench, Finding
 from march_search.doctor.probe import DATA
 from march_search.errors import TrialError
-from march_search.files import read_json, read_lines, write_json
+from march_search.files import read_json, write_json
 from march_search.study.trial_process import TRAINING, TrialProcess
+from march_search.trial.metrics import read_metrics
 
 WRITTEN_BYTES = 64 * 2**20
 """Bytes written to measure the speed of a disk."""
@@ -216,7 +217,7 @@ def _timed(bench: Bench, folder: Path) -> dict[str, Any]:
 
     result = bench.run(TRAINING, folder, "result.json", watch)
     seen.append(time.monotonic() - began)  # for a trial that ended between two polls
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
+    lines = read_metrics(folder).of_kind("train")
     seconds = [RECIPE.global_batch_tokens / line["tokens_per_second"] for line in lines[1:]]
     return {
         "first_step_seconds": round(seen[0], 3),

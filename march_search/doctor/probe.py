@@ -15,7 +15,7 @@ from typing import Any
 from march_search.config import DataConfig
 from march_search.doctor.bench import in_words
 from march_search.files import write_json
-from march_search.training import ranks
+from march_search.processes import die_with_parent
 
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=8)
 """Data settings of the tiny trial."""
@@ -23,7 +23,7 @@ DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, v
 
 def main(arguments: list[str]) -> int:
     """Run the work and return the exit code."""
-    ranks.die_with_parent()
+    die_with_parent()
     work, folder = arguments[0], Path(arguments[1])
     kind, *options = work.split("-")
     try:

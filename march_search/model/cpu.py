@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EPSILON = 1e-6
-"""Added to the mean square in RMSNorm, as in T5."""
+from march_search.architecture.huggingface import EPSILON
 
 BLOCK_SCORES = 2**21
 """Number of attention scores computed at once: a few megabytes, which fit in the cache."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from march_search.architecture.huggingface import EPSILON
 from march_search.model import cpu
 from march_search.model.init import Kinds
 
@@ -39,7 +40,7 @@ class RMSNorm(nn.Module):
         """Return `x_BLW` normalised, in the same dtype."""
         if x_BLW.device.type == "cpu":
             return cast(Tensor, cpu.rms_norm(x_BLW, self.weight))
-        return F.rms_norm(x_BLW, self.weight.shape, self.weight, cpu.EPSILON)
+        return F.rms_norm(x_BLW, self.weight.shape, self.weight, EPSILON)
 
 
 class FeedForward(nn.Module):

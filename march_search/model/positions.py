@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from march_search.architecture.huggingface import MAX_DISTANCE
 from march_search.architecture.parameters import RELATIVE_BUCKETS
-
-MAX_DISTANCE = 128
-"""Distance from which all positions share the last bucket (Raffel et al. 2020, section 2.1)."""
 
 ROTARY_BASE = 10000.0
 """Base of the rotary frequencies (Su et al. 2021, section 3.2.2)."""

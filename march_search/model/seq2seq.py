@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.errors import ArchitectureError
 from march_search.model.init import Kinds, initialise, recipe_of
 from march_search.model.loss import mean_loss, token_losses
 from march_search.model.stack import Stack
-
-START_TOKEN = 0
-"""First token of each decoder input, which is T5's padding token."""
 
 
 class Seq2Seq(nn.Module):

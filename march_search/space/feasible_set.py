@@ -19,7 +19,7 @@ from march_search.cost.setup import Setup
 from march_search.errors import ConfigError, EmptySetError, UsageError
 from march_search.space.budget import Budget
 from march_search.space.design import spread_members
-from march_search.space.grid import DEPTHS, OTHERS, Combination, Family, Intervals, Ints, Mesh
+from march_search.space.grid import DEPTHS, OTHERS, Combination, Family, Intervals, Ints, Mesh, check_size
 from march_search.space.members import Members
 from march_search.space.pareto import front
 from march_search.space.space import SearchSpace
@@ -135,7 +135,7 @@ def solve(space: SearchSpace) -> "FeasibleSet":
     """Return all architectures in `space` that meet its budget and rules.
 
     Raises:
-        ConfigError: If the space has no budget or a rule cannot be evaluated.
+        ConfigError: If the space has no budget, is too large to search, or has a rule that cannot be evaluated.
     """
     if space.budget is None:
         raise ConfigError(f'the space "{space.name}" has no budget: call space.with_budget("220M").')
@@ -143,7 +143,12 @@ def solve(space: SearchSpace) -> "FeasibleSet":
 
 
 def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "FeasibleSet":
-    """Return all architectures in `space` with `low` to `high` parameters by `budget.count`, both ends included."""
+    """Return all architectures in `space` with `low` to `high` parameters by `budget.count`, both ends included.
+
+    Raises:
+        ConfigError: If the space is too large to search, or a rule cannot be evaluated.
+    """
+    check_size(space)
     low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
     meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
     combinations: list[Combination] = []

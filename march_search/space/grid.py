@@ -6,6 +6,7 @@ arrays that is searched at once. The other axes are looped over: a `Family` fixe
 `Combination` fixes the depths as well.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.architecture import parameters
+from march_search.errors import ConfigError
 from march_search.space.budget import Budget
 from march_search.space.space import AXES, SearchSpace
 
@@ -27,6 +29,56 @@ DEPTHS = ("num_layers", "num_decoder_layers")
 
 OTHERS = tuple(axis for axis in AXES if axis not in (*MESH, *DEPTHS, "d_ff"))
 """Axes that are looped over outside, one family per combination of values."""
+
+
+MOST_WORK = 2**28
+"""Largest number of mesh points to search, over all combinations; about a minute and 8 GB without any rule."""
+
+LEAST_WORK = 2**11
+"""Mesh points that a combination counts as at least, because each takes some time."""
+
+MOST_SPLIT = 2**25
+"""Largest number of architectures of one depth for which rules about `d_ff` are checked; about 2 GB."""
+
+MOST_PARAMETERS = 2**61
+"""Bound below which parameter counts are calculated, because they must fit into 64 bits."""
+
+
+def check_size(space: SearchSpace) -> None:
+    """Check that a space can be searched in memory and that its parameter counts fit into 64 bits.
+
+    Raises:
+        ConfigError: If not. The message names the widest axes.
+    """
+    sizes = {axis: len(space.axes[axis]) for axis in AXES if axis != "d_ff"}
+    mesh = math.prod(sizes[axis] for axis in MESH)
+    combinations = math.prod(sizes.values()) // mesh
+    work = combinations * max(mesh, LEAST_WORK)
+    if work > MOST_WORK:
+        widest = sorted((axis for axis in sizes if sizes[axis] > 1), key=lambda axis: -sizes[axis])[:3]
+        raise ConfigError(
+            f"the space {space.name} is too large to search: it takes the time of {work:.2g} grid points, not counting "
+            f"d_ff, and the limit is {MOST_WORK:.2g}. Use fewer values of "
+            f"{', '.join(f'{axis} ({sizes[axis]:,})' for axis in widest)}."
+        )
+    largest = _bound(space)
+    if largest >= MOST_PARAMETERS:
+        raise ConfigError(
+            f"the space {space.name} has shapes of up to {largest:.1e} parameters, and at most "
+            f"{MOST_PARAMETERS:.1e} can be counted: lower the largest d_model, num_heads, d_kv or d_ff."
+        )
+
+
+def _bound(space: SearchSpace) -> int:
+    """Return an upper bound of the parameters of all architectures on the axes, as an integer of any size."""
+    axes = ("d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "max_length", "num_layers")
+    width, heads, d_kv, d_ff, vocab_size, max_length, depth = (max(space.axes[axis]) for axis in axes)
+    depth += max(other or depth for other in space.axes["num_decoder_layers"])
+    inner = 2 * heads * d_kv  # a head schedule has up to twice the heads or the width in some layers
+    attention = 8 * width * inner + ("layer" in space.axes["cross_attention"]) * 2 * inner**2 + 32 * inner
+    return int(
+        depth * (attention + 3 * width * d_ff + 2 * width**2 + 4 * width) + width * (2 * vocab_size + max_length)
+    )
 
 
 class Intervals(NamedTuple):
@@ -189,6 +241,11 @@ class Combination:
         """Return `intervals` split into the intervals where the rules about `d_ff` hold."""
         if not len(intervals.mesh) or not any("d_ff" in rule.names for rule in self.family.rules):
             return intervals
+        if int(intervals.length.sum()) > MOST_SPLIT:
+            raise ConfigError(
+                f"the rules about d_ff have to be checked for {int(intervals.length.sum()):.2g} architectures of one "
+                f"depth, and the limit is {MOST_SPLIT:.2g}: lower the tolerance, or use fewer values of d_ff."
+            )
         owner = np.repeat(np.arange(len(intervals.mesh)), intervals.length)
         index = np.arange(len(owner)) - (np.cumsum(intervals.length) - intervals.length - intervals.first)[owner]
         shape = self.shape(intervals.mesh[owner])

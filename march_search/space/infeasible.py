@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from march_search.architecture.architecture import Architecture
-from march_search.errors import EmptySetError
+from march_search.errors import ConfigError, EmptySetError
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve, solve_band
 from march_search.space.space import SearchSpace
@@ -86,7 +86,10 @@ def _wider_ranges(space: SearchSpace) -> list[str]:
             ("up to", range(values[-1] + step, 2 * values[-1] + 1, step)[:_FURTHER]),
             ("down to", range(values[0] - step, values[0] // 2, -step)[:_FURTHER]),
         ):
-            found = solve(replace(space, axes=space.axes | {axis: tuple(sorted(further))})) if further else ()
+            try:
+                found = solve(replace(space, axes=space.axes | {axis: tuple(sorted(further))})) if further else ()
+            except ConfigError:  # too large to search, so not worth suggesting
+                continue
             if isinstance(found, FeasibleSet) and len(found):
                 reached = found.members().axis(axis)
                 ranges.append(f"{axis} {direction} {reached.min() if direction == 'up to' else reached.max():,}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from march_search.errors import ConfigError, nearest
+from march_search.errors import ConfigError, nearest, shown
 
 _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -29,6 +29,13 @@ _COMPARE: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 }
 
 
+LONGEST = 2000
+"""Largest number of characters of a rule."""
+
+MOST_NODES = 500
+"""Largest number of operators, fields and values of a rule; each level of them takes a call."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """A condition on the fields of an architecture: arithmetic, comparisons (also chained), `and`, `or`, `not`."""
@@ -47,25 +54,32 @@ class Rule:
         Raises:
             ConfigError: If the text is not a condition, or contains an unknown field or unsupported syntax.
         """
+        if len(text) > LONGEST:
+            raise ConfigError(
+                f"the rule {shown(text)} has {len(text):,} characters: use several rules of at most {LONGEST:,}."
+            )
         try:
             tree = ast.parse(text.strip(), mode="eval").body
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ConfigError(
-                f'the rule "{text}" is not a valid expression: use one such as "num_heads * d_kv == d_model".'
+                f'the rule {shown(text)} is not a valid expression: use one such as "num_heads * d_kv == d_model".'
             ) from None
+        if sum(1 for _ in ast.walk(tree)) > MOST_NODES:
+            raise ConfigError(f"the rule {shown(text)} has too many operators: split it into several rules.")
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         for name in sorted(names - set(known)):
-            raise ConfigError(f'the rule "{text}" has the unknown field "{name}". {nearest(name, known)}')
+            raise ConfigError(f'the rule {shown(text)} has the unknown field "{name}". {nearest(name, known)}')
         for node in ast.walk(tree):
             if not _allowed(node):
                 raise ConfigError(
-                    f'the rule "{text}" may use only numbers, text, fields, + - * / // %, comparisons, and, or, not.'
+                    f"the rule {shown(text)} may use only numbers, text, fields, + - * / // %, comparisons, and, or, "
+                    "not."
                 )
         if not isinstance(tree, ast.Compare | ast.BoolOp) and not (
             isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.Not)
         ):
             raise ConfigError(
-                f'the rule "{text}" is not a condition: compare two sides, as in "num_heads * d_kv == d_model".'
+                f'the rule {shown(text)} is not a condition: compare two sides, as in "num_heads * d_kv == d_model".'
             )
         return cls(text, tree, frozenset(names))
 
@@ -75,13 +89,17 @@ class Rule:
         A comparison with the result of a division by zero is false.
 
         Raises:
-            ConfigError: If the rule uses text as a number.
+            ConfigError: If the rule uses text as a number, or whole numbers that do not fit into 64 bits.
         """
         try:
             with np.errstate(all="ignore"):
                 return _evaluate(self.tree, values)
-        except (TypeError, OverflowError):
-            raise ConfigError(f'the rule "{self.text}" calculates with a value that is not a number.') from None
+        except TypeError:
+            raise ConfigError(f"the rule {shown(self.text)} calculates with a value that is not a number.") from None
+        except OverflowError:
+            raise ConfigError(
+                f"the rule {shown(self.text)} calculates with whole numbers of 2^63 or more: use smaller factors."
+            ) from None
 
 
 def _allowed(node: ast.AST) -> bool:
@@ -104,6 +122,23 @@ def _numpy(value: Any) -> Any:
     return np.float64(value) if isinstance(value, float) else value
 
 
+def _number(value: Any) -> Any:
+    """Return a number or an array of numbers; raise a TypeError for text, which Python would repeat or join."""
+    if isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _check_fits(operation: ast.operator, left: Any, right: Any) -> None:
+    """Raise an OverflowError if a result may not fit into 64 bits: NumPy wraps round without a warning."""
+    if isinstance(operation, ast.Mult | ast.Add | ast.Sub):
+        sides = [np.asarray(side) for side in (left, right)]
+        if all(side.dtype.kind in "bi" and side.size for side in sides):
+            a, b = (max(abs(int(side.min())), abs(int(side.max()))) for side in sides)
+            if (a * b if isinstance(operation, ast.Mult) else a + b) >= 2**63:
+                raise OverflowError
+
+
 def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
     """Return the value of a checked expression."""
     match node:
@@ -113,9 +148,10 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return _numpy(values[node.id])
         case ast.UnaryOp():
             inner = _evaluate(node.operand, values)
-            return np.logical_not(inner) if isinstance(node.op, ast.Not) else -inner
+            return np.logical_not(inner) if isinstance(node.op, ast.Not) else -_number(inner)
         case ast.BinOp():
-            left, right = _evaluate(node.left, values), _evaluate(node.right, values)
+            left, right = (_number(_evaluate(side, values)) for side in (node.left, node.right))
+            _check_fits(node.op, left, right)
             if isinstance(node.op, ast.Div | ast.FloorDiv | ast.Mod) and not np.all(right):
                 right = np.where(right == 0, np.nan, right)
             return _BINARY[type(node.op)](left, right)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import CHOICES, DEFAULTS, Architecture
-from march_search.config.loader import build, read_file
+from march_search.config.counts import DEFAULT_TOLERANCE
+from march_search.config.loader import NumberText, as_count, gather, read_file
 from march_search.config.shipped import shipped_path
-from march_search.errors import ConfigError, nearest
-from march_search.space.budget import DEFAULT_TOLERANCE, Budget, Count
+from march_search.errors import BudgetError, ConfigError, nearest, shown
+from march_search.space.budget import Budget, Count
 from march_search.space.rules import Rule
 
 AXES = (
@@ -56,7 +57,8 @@ class SearchSpace:
         """Return the shipped space with this name, or the space in a file.
 
         Raises:
-            ConfigError: If the space does not exist, or has an unknown key, a wrong type or an invalid rule.
+            ConfigError: If the space does not exist, or has unknown keys, wrong types, an invalid rule or budget. The
+                error lists all faults.
         """
         path = shipped_path("spaces", str(name))
         return cls.from_table(read_file(path), path.stem, str(path))
@@ -64,19 +66,28 @@ class SearchSpace:
     @classmethod
     def from_table(cls, table: dict[str, Any], name: str = "space", source: str = "space") -> "SearchSpace":
         """Return the space in a parsed TOML table; error messages start with `source`."""
-        parsed = build(_SpaceFile, table, source)
+        faults: list[str] = []
+        parsed = gather(_SpaceFile, table, faults)
+        if parsed is None:
+            raise ConfigError.of_file(source, faults)
         axes = {axis: (DEFAULTS[axis],) for axis in AXES}
-        for axis, values in parsed.axes.items():
+        for axis, given in parsed.axes.items():
             if axis not in axes:
-                raise ConfigError(f'{source}: unknown axis "{axis}". {nearest(axis, AXES)}')
-            axes[axis] = _values(axis, values, source)
+                faults.append(f"unknown axis {shown(axis)}. {nearest(axis, AXES)}")
+            axes[axis] = _values(axis, given, faults) if axis in axes else ()
+        rules, budget, limit = [], None, parsed.budget
+        for text in parsed.rules:
+            try:
+                rules.append(Rule.parse(text, DEFAULTS))
+            except ConfigError as error:
+                faults += error.faults
         try:
-            rules = tuple(Rule.parse(text, DEFAULTS) for text in parsed.rules)
-            limit = parsed.budget
             budget = Budget.parse(limit.parameters, limit.tolerance, limit.count) if limit else None
-        except ValueError as error:
-            raise type(error)(f"{source}: {error}") from None
-        return cls(name=name, budget=budget, axes=axes, rules=rules, description=parsed.description)
+        except BudgetError as error:
+            faults.append(str(error))
+        if faults:
+            raise ConfigError.of_file(source, faults)
+        return cls(name=name, budget=budget, axes=axes, rules=tuple(rules), description=parsed.description)
 
     def with_budget(
         self, parameters: str | None = None, tolerance: str | None = None, count: Count | None = None
@@ -138,8 +149,8 @@ _LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "share_layers": 1024
 class _BudgetTable:
     """The `[budget]` table of a space file."""
 
-    parameters: str
-    tolerance: str = DEFAULT_TOLERANCE
+    parameters: NumberText
+    tolerance: NumberText = DEFAULT_TOLERANCE
     count: Count = "total"
 
 
@@ -162,39 +173,46 @@ class _Range:
     multiple_of: int = 1
 
 
-def _values(axis: str, given: Any, source: str) -> tuple[Any, ...]:
-    """Return the values of one axis from a scalar, a list or a range table."""
+def _values(axis: str, given: Any, faults: list[str]) -> tuple[Any, ...]:
+    """Return the values of one axis from a scalar, a list or a range table; append to `faults` what is refused."""
+    before, key = len(faults), f'"axes.{axis}"'
     if isinstance(given, dict):
-        limits = build(_Range, given, source, f"axes.{axis}.")
+        limits = gather(_Range, given, faults, f"axes.{axis}.")
+        if limits is None:
+            return ()
         step = limits.multiple_of
         if step < 1 or limits.min < 1:
-            raise ConfigError(f'{source}: "axes.{axis}": min and multiple_of must be at least 1.')
-        _check_value(axis, limits.max, source)
+            faults.append(f"{key}: min and multiple_of must be at least 1.")
+        _value(axis, limits.max, faults)
+        if len(faults) > before:
+            return ()
         values: tuple[Any, ...] = tuple(range(-(-limits.min // step) * step, limits.max + 1, step))
     else:
-        values = tuple(given) if isinstance(given, list) else (given,)
+        values = tuple(_value(axis, value, faults) for value in (given if isinstance(given, list) else [given]))
+    if len(faults) > before:
+        return ()
     if not values:
-        raise ConfigError(f'{source}: "axes.{axis}" has no values: list at least one, or widen the range.')
-    for value in values:
-        _check_value(axis, value, source)
+        faults.append(f"{key} has no values: list at least one, or widen the range.")
     if len(set(values)) < len(values):
-        raise ConfigError(f'{source}: "axes.{axis}" has duplicate values: list each value once.')
+        faults.append(f"{key} has duplicate values: list each value once.")
     return tuple(sorted(values)) if all(type(v) is int for v in values) else values
 
 
-def _check_value(axis: str, value: Any, source: str) -> None:
-    """Check that `value` is valid for the field of `Architecture`; raise ConfigError if not."""
+def _value(axis: str, value: Any, faults: list[str]) -> Any:
+    """Return a value of an axis, with counts such as `"32K"` as ints; append to `faults` if it is refused."""
+    key = f'"axes.{axis}"'
     if axis in CHOICES:
         known = CHOICES[axis]
         if not any(value == k and type(value) is type(k) for k in known):
             words = [str(k).lower() if isinstance(k, bool) else k for k in known]
-            raise ConfigError(f'{source}: "axes.{axis}" cannot be {value!r}. {nearest(str(value), words)}')
+            faults.append(f"{key} cannot be {shown(value)}. {nearest(str(value)[:60], words)}")
     elif axis == "length_reduction":
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1 / 1024 <= value <= 1:
-            raise ConfigError(f'{source}: "axes.{axis}" must be numbers in [1/1024, 1], not {value!r}.')
-    elif axis == "share_layers" and value == "all":
-        return
-    elif type(value) is not int or not 1 <= value <= _LARGEST.get(axis, 2**20):
-        raise ConfigError(
-            f'{source}: "axes.{axis}" must be whole numbers from 1 to {_LARGEST.get(axis, 2**20):,}, not {value!r}.'
-        )
+            faults.append(f"{key} must be numbers in [1/1024, 1], not {shown(value)}.")
+    elif not (axis == "share_layers" and value == "all"):
+        most = _LARGEST.get(axis, 2**20)
+        number = as_count(value)
+        if number is None or not 1 <= number <= most:
+            faults.append(f"{key} must be whole numbers from 1 to {most:,}, not {shown(value)}.")
+        return number
+    return value

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.config.deepspeed_config import ds_config
+from march_search.config.deepspeed_check import check_deepspeed
+from march_search.config.hostfile import addresses
+from march_search.config.loader import refuse
 from march_search.config.scaling import base_shape
 from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
@@ -65,9 +67,12 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
     Raises:
         EmptySetError: If no architecture is feasible.
         ArchitectureError: If a listed name is not a valid architecture.
-        ConfigError: If fewer architectures are feasible than requested, or one does not fit the data.
+        ConfigError: If DeepSpeed's settings or the host file are invalid, if fewer architectures are feasible than
+            requested, or if one does not fit the data.
     """
+    _check_settings(config)
     search = config.search
+    priors = read_priors(search, folder)
     found = solve_or_explain(load_space(config, folder))
     listed = [Architecture.parse(name) for name in search.architectures]
     if search.strategy == "list" or search.adaptive:
@@ -78,7 +83,6 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
         picked = list(found.sample(min(search.trials, len(found)), search.seed))
     else:
         picked = list(found.design(min(search.trials, len(found)), search.spread, search.seed))
-    priors = read_priors(search, folder)
     best = best_members(priors, found, search.warm_start_trials)
     chosen = list(dict.fromkeys(listed + best + picked))
     if search.strategy in ("sample", "design"):
@@ -88,8 +92,6 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
                 f"[search]: trials = {search.trials}, but only {len(chosen)} architectures are feasible; lower trials, "
                 "or widen the space."
             )
-    ds_config(config.training, config.batch)
-    base_shape(config.training)
     for architecture in chosen:
         _check_fit(architecture, config)
     if search.adaptive:
@@ -100,6 +102,21 @@ def choose(config: StudyConfig, folder: Path) -> Candidates:
             "separate study for each."
         )
     return Candidates(found, tuple(chosen), priors)
+
+
+def _check_settings(config: StudyConfig) -> None:
+    """Check what every trial would check when it starts, before solving takes time; raise one ConfigError for all."""
+    faults: list[str] = []
+    for check in (
+        lambda: check_deepspeed(config.training, config.batch, config.search.learning_rates),
+        lambda: base_shape(config.training),
+        lambda: addresses(config.devices),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            faults += error.faults
+    refuse(faults)
 
 
 def _check_all_fit(found: FeasibleSet, config: StudyConfig) -> None:

@@ -9,10 +9,9 @@ from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.config.loader import build
 from march_search.errors import ConfigError
-from march_search.files import read_json, write_json
 from march_search.study.candidates import Candidates, rates
-from march_search.study.study_folder import StudyFolder
-from march_search.study.study_state import budget_of, candidates_table, space_table
+from march_search.study.study_folder import StudyFolder, find_record, read_record, write_record
+from march_search.study.study_state import budget_of, candidates_table, intelligible, space_table
 
 GROWING = (
     "trials",
@@ -36,15 +35,18 @@ def extended_candidates(folder: Path, config: StudyConfig, chosen: Candidates, e
         ConfigError: If the space changed without `extend`, the extension removes something, or there is no started
             study to extend.
     """
-    record = read_json(folder / "study.json")
-    if not isinstance(record, dict) or "store" not in record:
+    record = find_record(folder)
+    if record is None or "store" not in record:
         if extend:
             raise ConfigError(
                 f"{folder.name} has not been started, so there is nothing to extend; run it without --extend."
             )
         return chosen
-    _check_space(folder.name, record.get("space"), space_table(chosen.found), extend)
-    old, drawn = record["settings"]["architectures"], [a.name for a in chosen.architectures]
+    drawn = [a.name for a in chosen.architectures]
+    with intelligible(folder):
+        old = [Architecture.parse(name).name for name in record["settings"]["architectures"]]
+        changes = _differences(record["space"], space_table(chosen.found)) if "space" in record else ([], [])
+    _check_space(folder.name, *changes, extend)
     if not extend and record.get("drawn") == drawn:
         return _with(chosen, old)
     if not extend and config.search.trials > (trials := _config(record).search.trials):
@@ -66,7 +68,7 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     Raises:
         ConfigError: If a setting changed that an extension may not change; nothing is written.
     """
-    record = read_json(folder.path / "study.json")
+    record = read_record(folder.path)
     was, new = _config(record), json.loads(json.dumps(asdict(config.search)))
     search = replace(config.search, **{key: getattr(was.search, key) for key in GROWING})
     unchanged = replace(config, search=search, space=was.space, budget=was.budget, tolerance=was.tolerance)
@@ -75,7 +77,7 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     settings["search"] = settings["search"] | {key: new[key] for key in GROWING}
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
     more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
-    write_json(folder.path / "study.json", record | candidates_table(chosen) | more)
+    write_record(folder.path, record | candidates_table(chosen) | more)
 
 
 def _with(chosen: Candidates, names: list[str]) -> Candidates:
@@ -83,9 +85,8 @@ def _with(chosen: Candidates, names: list[str]) -> Candidates:
     return replace(chosen, architectures=tuple(map(Architecture.parse, names)))
 
 
-def _check_space(name: str, old: dict[str, Any] | None, new: dict[str, Any], extend: bool) -> None:
+def _check_space(name: str, lost: list[str], gained: list[str], extend: bool) -> None:
     """Check that a space lost nothing, and gained nothing without `extend`; raise ConfigError otherwise."""
-    lost, gained = _differences(old, new) if old else ([], [])
     if lost:
         raise ConfigError(
             f"the space of {name} is narrower than when the study started: {'; '.join(lost)}. Restore it, or rename "

@@ -2,15 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
-from march_search.files import make_folder, try_lock
+from march_search.files import private_folder, try_lock
+from march_search.processes import run_python
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 """Device files of the NVIDIA, AMD and WSL drivers; without any of them, the machine has no GPU."""
@@ -41,7 +40,7 @@ def claim(devices: DevicesConfig) -> None:
         return
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     names = visible or [str(number) for number in range(len(uuids))]
-    folder = make_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
+    folder = private_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
     mine: dict[str, IO[str]] = {}
     for name, uuid in zip(names, uuids, strict=False):
         if len(mine) < wanted and (held := try_lock(folder / f"{uuid.replace('/', '_')}.lock")):
@@ -63,5 +62,5 @@ def _found() -> list[str]:
         "import json, torch; of = torch.cuda.get_device_properties;"
         "print(json.dumps([str(getattr(of(n), 'uuid', n)) for n in range(torch.cuda.device_count())]))"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return list(json.loads(process.stdout)) if process.returncode == 0 else []
+    printed = run_python(code)
+    return [] if printed is None else list(json.loads(printed))

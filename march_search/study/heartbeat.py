@@ -9,6 +9,7 @@ import os
 import platform
 import time
 import uuid
+from collections.abc import Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import optuna
 
-from march_search.files import make_folder
+from march_search.files import make_folder, try_lock
 
 PREFIX = "worker:"
 """Prefix of the study's user attributes that hold worker records."""
@@ -57,8 +58,9 @@ class Heartbeat:
         self.record = WorkerRecord(host=platform.node(), boot=boot(), pid=os.getpid(), interval=interval, slots=slots)
         self.worker = f"{platform.node()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._path = make_folder(folder) / f"{self.worker}.lock"
-        self._held = self._path.open("w")
-        fcntl.flock(self._held, fcntl.LOCK_EX)
+        while (held := try_lock(self._path)) is None or not self._path.exists():  # it was cleared before it was locked
+            pass
+        self._held = held
 
     def due(self) -> bool:
         """Return whether the next heartbeat is due."""
@@ -123,9 +125,54 @@ class Liveness:
 
 
 def worker_records(study: optuna.Study) -> dict[str, WorkerRecord]:
-    """Return the records of all workers that the study has had, by name."""
-    attrs = study.user_attrs
-    return {key.removeprefix(PREFIX): WorkerRecord(**value) for key, value in attrs.items() if key.startswith(PREFIX)}
+    """Return the records of the workers of a study by name, without those that were cleared."""
+    attrs = {key.removeprefix(PREFIX): value for key, value in study.user_attrs.items() if key.startswith(PREFIX)}
+    return {name: WorkerRecord(**value) for name, value in attrs.items() if value is not None}
+
+
+def clear(study: optuna.Study, folder: Path, worker: str) -> None:
+    """Clear the record of a worker that left or died, and delete its lock file if no process holds it.
+
+    Optuna cannot delete an attribute of a study, so its value becomes None. A worker that was only slow writes its
+    record again with its next heartbeat.
+    """
+    study.set_user_attr(PREFIX + worker, None)
+    _delete_free(folder / f"{worker}.lock")
+
+
+def _delete_free(path: Path) -> None:
+    """Delete a lock file unless a process holds its lock."""
+    if path.exists() and (held := try_lock(path)):
+        with held:
+            path.unlink(missing_ok=True)
+
+
+def clear_dead(study: optuna.Study, folder: Path, needed: Set[str | None]) -> None:
+    """Clear the workers that left, or died on this machine, and lock files without a record, except those in `needed`.
+
+    Args:
+        study: The study.
+        folder: Folder of the workers' lock files.
+        needed: Workers that hold a trial according to the storage.
+    """
+    liveness, records = Liveness(folder, 0), worker_records(study)
+    for name in sorted(records.keys() - needed):
+        if records[name].ended or liveness.gone(name, records[name]):
+            clear(study, folder, name)
+    for path in folder.glob("*.lock"):
+        if path.stem not in {*records, *needed}:
+            _delete_free(path)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process holds the lock of a worker or of a trial of the study in `folder`."""
+    paths = (*folder.glob("workers/*.lock"), *folder.glob("trials/*/.fence"), *folder.glob("trials/*/lock"))
+    for path in paths:
+        held = try_lock(path)
+        if held is None:
+            return True
+        held.close()
+    return False
 
 
 def boot() -> str:

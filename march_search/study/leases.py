@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from march_search.files import lock
 
 MAX_RETRIES = 2
-"""Number of times a trial resumes after its worker died or it hung; after that, it fails."""
+"""Number of times in a row that a trial resumes although it made no progress before it died; after that, it fails."""
 
 LOCKS = 16
 """Number of lock files for a study's trials, so that workers on different trials rarely wait for each other."""
@@ -36,7 +36,9 @@ class Lease:
     worker: str | None = None
     """Worker that holds the trial; None if it is free."""
     retries: int = 0
-    """Number of times its worker died or it hung."""
+    """Number of deaths since it last made progress: its worker died, its process was killed, or it hung."""
+    reached: int = 0
+    """Most tokens that it had reached at any of its deaths."""
     spent: int = 0
     """Tokens trained under earlier leases, including repeated ones."""
     start: int = 0
@@ -102,18 +104,28 @@ class Leases:
         now = self._look(trial)
         return now.state == TrialState.RUNNING and Lease.of(now) == lease
 
-    def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, failed: bool = False) -> bool:
+    def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, died_at: int | None = None) -> bool:
         """Set a trial to waiting; return False if its lease changed. The caller must hold the trial's lock.
 
-        `failed` means that its worker died or that it hung, and counts as one of `MAX_RETRIES` retries.
+        A death counts as one of `MAX_RETRIES` retries. If the trial got further than at all earlier deaths, the count
+        starts again.
 
         The lease is written before the state. If the worker dies in between, the trial has no owner and is given back
         again without a retry being counted.
+
+        Args:
+            trial: The trial, as it was read when `lease` was.
+            lease: The lease that ends.
+            spent: Tokens trained under this lease.
+            died_at: Tokens that the trial had reached when it or its worker died; None if neither did.
         """
         if not self.holds(trial, lease):
             return False
-        counted = int(failed and lease.worker is not None)
-        self._write(trial, replace(lease, worker=None, retries=lease.retries + counted, spent=lease.spent + spent))
+        free = replace(lease, worker=None, spent=lease.spent + spent)
+        if died_at is not None and lease.worker is not None:
+            again = 0 if died_at > lease.reached else lease.retries
+            free = replace(free, retries=again + 1, reached=max(died_at, lease.reached))
+        self._write(trial, free)
         self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return True
 

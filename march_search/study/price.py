@@ -1,13 +1,12 @@
 """Predict what a study will use and measure what it used: tokens, FLOPs, device-hours, money, disk, memory."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
+from types import NoneType
 from typing import Any
 
 from march_search.architecture.architecture import Architecture
@@ -18,9 +17,21 @@ from march_search.cost.devices import Device, parse_device, this_cpu
 from march_search.cost.memory import USABLE, largest_micro_batch, memory
 from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
 from march_search.display.tables import count, duration, si, size
-from march_search.errors import ConfigError, UsageError
-from march_search.files import read_json, read_lines
+from march_search.errors import ConfigError, StorageError, UsageError
+from march_search.files import MAYBE_NUMBER, NUMBER, Kinds, find_table, table_fault
+from march_search.processes import run_python
 from march_search.study.candidates import Candidates, how_many, rates
+from march_search.trial.metrics import read_metrics
+from march_search.trial.outcome import read_outcome
+from march_search.trial.own_trials import find_trials
+
+_PLAN: dict[str, Kinds] = {
+    "trials": int, "tokens?": NUMBER, "flops?": NUMBER, "device_hours?": MAYBE_NUMBER, "rate?": MAYBE_NUMBER,
+    "money?": MAYBE_NUMBER, "device?": (str, NoneType), "basis?": (str, NoneType), "stages?": list,
+    "memory?": (dict, NoneType), "disk_bytes?": dict,
+}  # fmt: skip
+_STAGE: dict[str, Kinds] = {"tokens": NUMBER, "trials": int}
+_MEMORY: dict[str, Kinds] = {"architecture": str, "bytes": NUMBER, "device_bytes": NUMBER, "micro_batch": int}
 
 SAMPLE = 64
 """Number of members sampled to represent those that a sampler will choose."""
@@ -76,9 +87,22 @@ def priced_plan(
 
 
 def saved_plan(folder: Path) -> dict[str, Any] | None:
-    """Return the plan that the study in `folder` was launched with; None before the launch."""
-    plan = read_json(folder / "plan.json")
-    return plan if isinstance(plan, dict) else None
+    """Return the plan that the study in `folder` was launched with; None before the launch.
+
+    Raises:
+        StorageError: If plan.json is damaged.
+    """
+    path, remedy = folder / "plan.json", "Delete it to plan again."
+    plan = find_table(path, _PLAN, remedy)
+    if plan is None:
+        return None
+    parts = [(plan.get("memory") or None, _MEMORY), *((stage, _STAGE) for stage in plan.get("stages", []))]
+    faults = [table_fault(part, expected) for part, expected in parts if isinstance(part, dict)]
+    faults += ["must have tables as stages" for part, _ in parts if not isinstance(part, dict | None)]
+    faults += [table_fault({"size": size}, {"size": NUMBER}) for size in plan.get("disk_bytes", {}).values()]
+    if fault := next(filter(None, faults), ""):
+        raise StorageError(f"{path}: is damaged: it {fault}. {remedy}")
+    return dict.fromkeys(key.removesuffix("?") for key in _PLAN) | {"stages": [], "disk_bytes": {}} | plan
 
 
 def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ...]:
@@ -136,9 +160,8 @@ def cpu() -> Device | None:
     A separate process measures it, so that torch is not loaded here.
     """
     code = "import dataclasses, json; from march_search.cost.devices import this_cpu; "
-    code += "print(json.dumps(dataclasses.asdict(this_cpu())))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return Device(**json.loads(result.stdout)) if result.returncode == 0 else None
+    printed = run_python(code + "print(json.dumps(dataclasses.asdict(this_cpu())))")
+    return None if printed is None else Device(**json.loads(printed))
 
 
 def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = False) -> Device | None:
@@ -162,17 +185,15 @@ def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = Fal
 def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
     """Return what the study in `folder` has used so far: the keys of `priced_plan` that its files can show."""
     tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
-    for path in sorted(folder.glob("trials/*/trial.json")):
-        trial = read_json(path) or {}
+    for trial in find_trials(folder).trials:
         trials += 1
-        if "taken_from" in (read_json(path.with_name("outcome.json")) or {}):
+        if _was_taken(trial.folder):
             continue  # trained by another study
-        lines = [line for line in read_lines(path.parent / "metrics.jsonl") if "tokens" in line]
-        trained = max((line["tokens"] for line in lines), default=0)
-        a = Architecture.parse(trial["architecture"])
-        tokens += trained
-        flops += trained * float(speed.flops_per_token(a, study_setup(config)))
-        seconds += _seconds(lines)
+        metrics = read_metrics(trial.folder)
+        a = Architecture.parse(trial.config.architecture)
+        tokens += metrics.tokens
+        flops += metrics.tokens * float(speed.flops_per_token(a, study_setup(config)))
+        seconds += _seconds(metrics.lines)
     kind, together = config.devices.kind, config.devices.parallel_trials
     devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
     files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
@@ -185,11 +206,19 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
     }
 
 
+def _was_taken(folder: Path) -> bool:
+    """Return whether a trial was taken over from another study; False if its outcome.json is damaged."""
+    try:
+        return "taken_from" in (read_outcome(folder) or {})
+    except StorageError:
+        return False
+
+
 def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a plan's device-hours, memory and disk as (label, value) pairs."""
     rows = []
     if plan["device_hours"] is not None:
-        money = "" if plan["money"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
+        money = "" if plan["money"] is None or plan["rate"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
         whole = "" if len(plan["stages"]) > 1 else " if no trial stops early"
         hours = f"{plan['device_hours']:,.3g} on {plan['device']}{money}{whole}"
         rows.append(("device-hours", f"{hours}; {plan['basis']}"))
@@ -210,10 +239,10 @@ def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[st
         ("tokens", plan["tokens"], took["tokens"], si),
         ("FLOPs", plan["flops"], took["flops"], si),
         ("device time", plan["device_hours"], took["device_hours"], lambda hours: duration(hours * 3600)),
-        ("disk", sum(plan["disk_bytes"].values()), took["disk_bytes"], size),
+        ("disk", sum(plan["disk_bytes"].values()) or None, took["disk_bytes"], size),
     ]
     return [
-        (label, f"{show(used)}, {'not planned' if goal is None else f'{used / goal:.0%} of the {show(goal)} planned'}")
+        (label, f"{show(used)}, {'not planned' if not goal else f'{used / goal:.0%} of the {show(goal)} planned'}")
         for label, goal, used, show in pairs
     ]
 
@@ -265,4 +294,4 @@ def _seconds(lines: Sequence[dict[str, Any]]) -> float:
     train = [line for line in lines if line.get("kind") == "train" and line.get("tokens_per_second")]
     before = [0, *(line["tokens"] for line in train)]
     trained = sum((line["tokens"] - b) / line["tokens_per_second"] for line, b in zip(train, before, strict=False))
-    return float(trained + sum(line.get("seconds", 0.0) for line in lines if line.get("kind") == "evaluation"))
+    return float(trained + sum(line.get("seconds") or 0.0 for line in lines if line.get("kind") == "evaluation"))

@@ -8,6 +8,8 @@ from optuna.trial import FrozenTrial
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from march_search.display.tables import WIDE, common_tail, console, duration, si
+from march_search.errors import visible
+from march_search.study.study_folder import trial_number
 from march_search.trial.metrics import MetricsTail
 
 
@@ -22,9 +24,9 @@ class StudyProgress:
         self._tasks: dict[int, TaskID] = {}
         self._last: dict[int, dict[str, Any]] = {}
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             *([BarColumn(bar_width=18)] if self._wide else []),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self._out,
             transient=True,
         )
@@ -44,12 +46,12 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         """Print a line that stays on the screen."""
-        self._out.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._out.print(visible(text), soft_wrap=True)
 
     def started(self, number: int, name: str, resumed: bool) -> None:
         """Show that a trial starts or resumes."""
         self._last[number] = {}
-        label = f"{number} {name.removesuffix(self._tail)}"
+        label = visible(f"{number} {name.removesuffix(self._tail)}")
         if self._live:
             self._tasks[number] = self._bars.add_task(label, total=self._tokens, text="starting")
         else:
@@ -64,15 +66,16 @@ class StudyProgress:
         """Show the trials of other workers, read from their folders, if stderr is a terminal."""
         if not self._live:
             return
-        for number in set(self._tails) - {trial.number for trial, _ in running}:
+        for number in set(self._tails) - {trial_number(trial) for trial, _ in running}:
             del self._tails[number]
             self.paused(number)
         for trial, folder in running:
-            if trial.number not in self._tails:
-                self._tails[trial.number] = MetricsTail(folder)
-                self.started(trial.number, trial.user_attrs["architecture"], resumed=True)
-            for line in self._tails[trial.number].new_lines():
-                self.line(trial.number, line)
+            number = trial_number(trial)
+            if number not in self._tails:
+                self._tails[number] = MetricsTail(folder)
+                self.started(number, trial.user_attrs["architecture"], resumed=True)
+            for line in self._tails[number].new_lines():
+                self.line(number, line)
 
     def line(self, number: int, line: dict[str, Any]) -> None:
         """Show a metric line of a running trial."""

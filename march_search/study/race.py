@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from march_search.analysis.further_seeds import next_seeds
 from march_search.analysis.pooling import best_rates
-from march_search.study.trials import repeat_trial, trial_identity
+from march_search.study.trials import newest_attempts, repeat_trial, trial_identity
 
 
 def race_losses(trials: Iterable[FrozenTrial], own_rate: float) -> dict[str, list[float]]:
@@ -32,7 +32,8 @@ def _best_rate_trials(trials: Iterable[FrozenTrial], own_rate: float) -> dict[st
 def add_seeds(study: optuna.Study, confidence: float, own_rate: float) -> bool:
     """Enqueue one more seed per architecture still in the race; return whether any was added. Needs the study lock."""
     trials = study.get_trials(deepcopy=False)
-    failed = {t.user_attrs["architecture"] for t in trials if t.state == TrialState.FAIL and "race" in t.user_attrs}
+    ended = [t for t in newest_attempts(trials) if t.state == TrialState.FAIL and "race" in t.user_attrs]
+    failed = {t.user_attrs["architecture"] for t in ended}
     names = [name for name in next_seeds(race_losses(trials, own_rate), confidence) if name not in failed]
     for name in names:
         complete = _best_rate_trials(trials, own_rate)[name][0]

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import TrialConfig
-from march_search.config.loader import build
 from march_search.errors import MarchSearchError
-from march_search.files import read_json
-from march_search.trial.result import complete_result
+from march_search.trial.metrics import read_metrics
+from march_search.trial.own_trials import foreign, study_id
+from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, check_file, read_result, validation_file
+from march_search.trial.settings import changed_settings, read_settings
 
-OWN = ("trial.json", "outcome.json", "result.json", "checkpoints", "lock", ".fence")
+WEIGHTS = "weights.safetensors"
+"""Name of the file with a complete trial's weights."""
+
+OWN = ("trial.json", "started.json", "outcome.json", "result.json", "checkpoints", "lock", ".fence")
 """Files that are not copied with the rest; result.json is copied last."""
 
 
@@ -23,18 +27,35 @@ def same_trial(root: Path, config: TrialConfig) -> Path | None:
     """
     for path in sorted(root.glob(f"*/trials/*-{config.architecture}-s{config.seed}*/trial.json")):
         try:
-            other = build(TrialConfig, read_json(path), str(path))
+            other = read_settings(path.parent)
+            if _what_decides(other) == _what_decides(config) and _is_intact(path.parent, other, config):
+                return path.parent
         except MarchSearchError:
-            continue  # a damaged or foreign file
-        has_weights = (path.parent / "weights.safetensors").is_file() or not config.training.keep_weights
-        if has_weights and _what_decides(other) == _what_decides(config) and complete_result(path.parent, other):
-            return path.parent
+            continue  # a damaged file
     return None
+
+
+def _is_intact(folder: Path, other: TrialConfig, config: TrialConfig) -> bool:
+    """Return whether the trial `other` in `folder` is complete, its study's own, and has all files that `config` needs.
+
+    Raises:
+        MarchSearchError: If a file is damaged.
+    """
+    if foreign(folder, other, study_id(folder.parent.parent)) or changed_settings(folder, other):
+        return False
+    result = read_result(folder, other)
+    if result is None or read_metrics(folder).damaged:
+        return False
+    check_file(validation_file(folder, result["tokens"]), result, VALIDATION_SEAL)
+    if not config.training.keep_weights:
+        return True
+    check_file(folder / WEIGHTS, result, WEIGHTS_SEAL)
+    return (folder / WEIGHTS).is_file()
 
 
 def take_over(source: Path, folder: Path, weights: bool) -> None:
     """Copy a complete trial's files into `folder`, result.json last; `weights` includes its weights."""
-    left_out = shutil.ignore_patterns(*OWN, *(() if weights else ("weights.safetensors",)))
+    left_out = shutil.ignore_patterns(*OWN, *(() if weights else (WEIGHTS,)))
     shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
     shutil.copyfile(source / "result.json", folder / "result.json")
 
@@ -43,6 +64,7 @@ def _what_decides(config: TrialConfig) -> dict[str, Any]:
     """Return the settings of a trial that affect its result."""
     settings = asdict(config)
     settings["store"] = Path(config.store).name
+    del settings["study"], settings["number"]
     del settings["training"]["keep_weights"]
     settings["devices"] = {key: settings["devices"][key] for key in ("kind", "ranks", "nodes", "threads")}
     return settings

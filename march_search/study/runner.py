@@ -9,16 +9,18 @@ from optuna.trial import TrialState
 
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
-from march_search.files import lock
+from march_search.files import discard_folder, lock
 from march_search.study import heartbeat, race, storage, study_state
 from march_search.study.adaptive import NextTrial, next_trial
 from march_search.study.job import Job, Signals
+from march_search.study.leases import Lease
 from march_search.study.progress import StudyProgress
 from march_search.study.study_folder import StudyFolder
 from march_search.study.survey import committed
 from march_search.study.trial_process import TRAINING
-from march_search.study.trials import WantedTrial, distributions, enqueue
+from march_search.study.trials import WantedTrial, distributions, enqueue, newest_attempts
 from march_search.study.worker import Worker
+from march_search.trial.manifest import keep_newest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class StudyRun:
             )
             with StudyProgress(names, self.config.training.tokens) as progress, Signals() as signals:
                 Worker(job, progress, signals).run()
+            self._clean_up(study)
             return self._summary(study, signals.signum)
 
     def _opened(self) -> optuna.Study:
@@ -97,10 +100,24 @@ class StudyRun:
                 enqueue(study, self.wanted, ranges, self.config.training.learning_rate)
         return study
 
+    def _clean_up(self, study: optuna.Study) -> None:
+        """Delete the checkpoints that no trial resumes from, and clear the workers that left or died."""
+        with lock(self.folder.path / "lock"):
+            trials = study.get_trials(deepcopy=False)
+            newest = {self.folder.of_trial(trial): trial for trial in newest_attempts(trials)}
+            for folder in {self.folder.of_trial(trial) for trial in trials}:
+                state = newest[folder].state if folder in newest else None
+                if state == TrialState.FAIL:
+                    keep_newest(folder)
+                elif state is None or state.is_finished():
+                    discard_folder(folder / "checkpoints")
+            needed = {Lease.of(trial).worker for trial in trials if trial.state == TrialState.RUNNING}
+            heartbeat.clear_dead(study, self.folder.path / "workers", needed)
+
     def _summary(self, study: optuna.Study, signum: int) -> Summary:
-        """Return the number of trials by state, with notes on the token limit and the race."""
+        """Return the number of trials by the state of their newest attempt, with notes on the token limit and race."""
         trials, search = study.get_trials(deepcopy=False), self.config.search
-        states = [t.state for t in trials]
+        states = [t.state for t in newest_attempts(trials)]
         complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         left = len(states) - complete - pruned - failed
         notes = [race.race_verdict(trials, search.race, self.config.training.learning_rate)] if search.race else []

@@ -2,7 +2,8 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -10,13 +11,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
-from march_search.errors import ConfigError, StorageError
-from march_search.files import read_json, read_lines
+from march_search.errors import ConfigError, MarchSearchError, StorageError
 from march_search.study import heartbeat, price, rungs, storage
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
-from march_search.study.study_folder import StudyFolder
+from march_search.study.study_folder import StudyFolder, trial_number
 from march_search.study.survey import committed
+from march_search.study.trials import newest_attempts
+from march_search.trial.faults import trial_faults
+from march_search.trial.metrics import read_metrics
+from march_search.trial.outcome import read_outcome
+from march_search.trial.own_trials import find_trials
+from march_search.trial.result import read_result
+from march_search.trial.settings import read_settings
 
 Row = dict[str, Any]
 
@@ -31,48 +38,58 @@ def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
     missing = StorageError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
         raise missing
-    opened, pruner = storage.opened(config.storage, folder.path), storage.make_pruner(config.pruner)
-    try:
-        with storage.guarded():
-            return optuna.load_study(study_name=name, storage=opened, pruner=pruner)
-    except KeyError:
-        raise missing from None
+    study = storage.load_study(name, folder.path, config.storage, config.pruner)
+    if study is None:
+        raise missing
+    return study
 
 
 def trial_state(trial: FrozenTrial) -> str:
-    """Return a trial's state: `paused` if it waits at a rung, `waiting` if it has not started or was interrupted."""
+    """Return a trial's state: `paused` if it waits after an evaluation, `waiting` if it has not started."""
     if trial.state == TrialState.WAITING:
-        return "paused" if trial.intermediate_values and Lease.of(trial).worker is None else "waiting"
+        return "paused" if trial.intermediate_values and Lease.of(trial).attempt else "waiting"
     return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
 
 
 def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
-    """Return one row per trial: state, tokens, loss, worker."""
+    """Return one row per trial: state, tokens, loss, worker; of a retried trial, the newest attempt."""
     plan = rungs.study_schedule(trials, config, planned_trials(folder, config))
     rows = []
-    for trial in trials:
+    for trial in newest_attempts(trials):
         attrs, lease = trial.user_attrs, Lease.of(trial)
-        lines = [
-            line for line in read_lines(folder.of_trial(trial) / "metrics.jsonl") if isinstance(line.get("tokens"), int)
-        ]
-        speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
-        losses = [line["loss"] for line in lines if line.get("kind") == "evaluation"]
+        metrics = read_metrics(folder.of_trial(trial))
+        speeds = [line["tokens_per_second"] for line in metrics.lines if line.get("tokens_per_second")]
+        losses = [line["loss"] for line in metrics.of_kind("evaluation")]
         rows.append({
-            "trial": trial.number, "name": attrs["architecture"], "seed": attrs["seed"],
+            "trial": trial_number(trial), "name": attrs["architecture"], "seed": attrs["seed"],
             "learning_rate": attrs.get("learning_rate", config.training.learning_rate), "state": trial_state(trial),
-            "tokens": max((line["tokens"] for line in lines), default=0),
+            "tokens": metrics.tokens,
             "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
             "worker": lease.worker if trial.state == TrialState.RUNNING else None,
             "retries": lease.retries, "spent_tokens": lease.spent, "reason": attrs.get("reason"),
+            "damage": trial_faults(folder.of_trial(trial)),
         })  # fmt: skip
     return rows
 
 
 def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
     """Return the planned number of trials of a study with a sampler; 0 for any other study."""
-    plan = price.saved_plan(folder.path) if config.search.adaptive else None
+    try:
+        plan = price.saved_plan(folder.path) if config.search.adaptive else None
+    except StorageError:  # `remarks` reports it
+        plan = None
     return int(plan["trials"]) if plan else 0
+
+
+def remarks(folder: StudyFolder, rows: Sequence[Row]) -> list[str]:
+    """Return one line for each damaged file of a study, and one for what its trials did not write."""
+    lines = [f"trial {row['trial']}: {fault}" for row in rows for fault in row["damage"]]
+    try:
+        price.saved_plan(folder.path)
+    except StorageError as error:
+        lines.append(str(error))
+    return lines + find_trials(folder.path).notes
 
 
 def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
@@ -97,7 +114,8 @@ def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTria
     planned_later = planned_trials(folder, config)
     to_come = rungs.to_come(trials, planned_later)
     first = rungs.rung_tokens(config, planned_later // len(config.search.seeds))[0]
-    planned = sum(_planned(config, trial, row) for trial, row in zip(trials, rows, strict=True)) + to_come * first
+    newest = newest_attempts(trials)
+    planned = sum(_planned(config, trial, row) for trial, row in zip(newest, rows, strict=True)) + to_come * first
     done = sum(row["tokens"] for row in rows)
     speed = sum(row["tokens_per_second"] or 0 for row in rows)
     return {
@@ -107,7 +125,7 @@ def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTria
         "tokens_planned": planned,
         "tokens_spent": committed(list(trials)),
         "max_tokens": config.search.max_tokens,
-        "tokens_without_pruning": config.training.tokens * (len(trials) + to_come),
+        "tokens_without_pruning": config.training.tokens * (len(newest) + to_come),
         "seconds_left": round((planned - done) / speed) if speed and planned > done else None,
     }
 
@@ -121,20 +139,19 @@ def _planned(config: StudyConfig, trial: FrozenTrial, row: Row) -> int:
 
 def openers(folder: StudyFolder, config: StudyConfig) -> list[str]:
     """Return the commands that open the study in other tools, without its password."""
-    url = config.storage or str(folder.path / JOURNAL)
-    where = f'"${url.removeprefix("env:")}"' if url.startswith("env:") else public_storage(url)
+    url = public_storage(config.storage) or str(folder.path / JOURNAL)
+    where = f'"${url.removeprefix("env:")}"' if url.startswith("env:") else url
     return [f"optuna-dashboard {where}", f"tensorboard --logdir {folder.trials}"]
 
 
 def failed_trials(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTrial]:
-    """Return the failed trials that have not been retried: those of `numbers`, or all.
+    """Return the trials whose newest attempt failed: those of `numbers`, or all.
 
     Raises:
         ConfigError: If one of `numbers` did not fail or was retried already.
     """
-    trials = study.get_trials(deepcopy=False)
-    repeated = {trial.user_attrs.get("retry_of") for trial in trials}
-    found = {t.number: t for t in trials if t.state == TrialState.FAIL and t.number not in repeated}
+    trials = newest_attempts(study.get_trials(deepcopy=False))
+    found = {trial_number(trial): trial for trial in trials if trial.state == TrialState.FAIL}
     for number in numbers:
         if number not in found:
             raise ConfigError(
@@ -142,6 +159,14 @@ def failed_trials(study: optuna.Study, numbers: Sequence[int]) -> list[FrozenTri
                 f"failed trials: {sorted(found)}."
             )
     return [found[number] for number in numbers or sorted(found)]
+
+
+def _if_intact(read: Callable[[Path], Row | None], path: Path) -> Row | None:
+    """Return what `read` returns; None if the file is damaged, which the row's `damage` reports."""
+    try:
+        return read(path)
+    except MarchSearchError:
+        return None
 
 
 def trial_details(folder: StudyFolder, trial: FrozenTrial) -> Row:
@@ -152,6 +177,6 @@ def trial_details(folder: StudyFolder, trial: FrozenTrial) -> Row:
         "evaluations": {str(k): v for k, v in sorted(trial.intermediate_values.items())},
         "params": trial.params,
         "lease": trial.user_attrs.get("lease"),
-        "outcome": read_json(path / "outcome.json"),
-        "result": read_json(path / "result.json"),
+        "outcome": _if_intact(read_outcome, path),
+        "result": _if_intact(lambda path: read_result(path, read_settings(path)), path),
     }

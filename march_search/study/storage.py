@@ -1,21 +1,24 @@
 """Open the Optuna study of a folder: a journal file by default, or SQLite, PostgreSQL or a gRPC proxy by URL."""
 
+import os
 import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import BaseStorage
 
 from march_search.config import PrunerConfig
-from march_search.config.study_config import resolve_storage
-from march_search.errors import StorageError
+from march_search.config.study_config import parse_storage, public_storage, resolve_storage
+from march_search.errors import MarchSearchError, StorageError
 from march_search.files import lock
-from march_search.study.journal import JOURNAL, open_journal
+from march_search.study.journal import JOURNAL, RESTORE, open_journal
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _SCHEMA_LOCK = 0x6D617263
 """Key of the PostgreSQL advisory lock that is held while tables are created."""
@@ -25,19 +28,37 @@ def open_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig, s
     """Open the Optuna study `name`; create it if it does not exist.
 
     Raises:
-        StorageError: If the storage cannot be opened; the message does not contain the password of the URL.
-        ConfigError: If the URL refers to an environment variable that is not set.
+        StorageError: If the storage cannot be opened or read; the message does not contain the password of the URL.
+        ConfigError: If the URL is not valid or refers to an environment variable that is not set.
     """
-    storage = opened(url, folder)
-    with guarded():
-        return optuna.create_study(
+    with _named_errors(url, folder):
+        study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=open_storage(resolve_storage(url), folder),
             direction="minimize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(seed=seed),
             pruner=make_pruner(pruner),
         )
+        study.get_trials(deepcopy=False)  # reads every record once, so that damage is found here
+        return study
+
+
+def load_study(name: str, folder: Path, url: str | None, pruner: PrunerConfig) -> optuna.Study | None:
+    """Return the Optuna study `name`, or None if the storage does not contain it.
+
+    Raises:
+        StorageError: If the storage cannot be opened or read; the message does not contain the password of the URL.
+        ConfigError: If the URL is not valid or refers to an environment variable that is not set.
+    """
+    storage = opened(url, folder)
+    with _named_errors(url, folder):
+        try:
+            study = optuna.load_study(study_name=name, storage=storage, pruner=make_pruner(pruner))
+        except KeyError:
+            return None
+        study.get_trials(deepcopy=False)  # reads every record once, so that damage is found here
+        return study
 
 
 def opened(url: str | None, folder: Path) -> BaseStorage:
@@ -45,44 +66,97 @@ def opened(url: str | None, folder: Path) -> BaseStorage:
 
     Raises:
         StorageError: If it cannot be opened; the message does not contain the password of the URL.
-        ConfigError: If the URL refers to an environment variable that is not set.
+        ConfigError: If the URL is not valid or refers to an environment variable that is not set.
+    """
+    with _named_errors(url, folder):
+        return open_storage(resolve_storage(url), folder)
+
+
+@contextmanager
+def _named_errors(url: str | None, folder: Path) -> Iterator[None]:
+    """Convert errors while the storage is opened or read into one line: which storage, what is wrong, what to do.
+
+    Raises:
+        StorageError: If the storage cannot be opened or read.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = resolve_storage(url)
     try:
-        return open_storage(url, folder)
-    except StorageError:
+        yield
+    except MarchSearchError:
         raise
     except Exception as error:
-        where = f"the {urlsplit(url).scheme} storage" if url else str(folder / JOURNAL)
-        hint = ": pip install 'march-search[postgres]'." if isinstance(error, ImportError) else None
-        raise StorageError(
-            f"{where} cannot be opened ({type(error).__name__})" + (hint or ": check that it exists and is writable.")
-        ) from None
+        raise StorageError(_fault(_cause(error), url, folder)) from None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the database that Optuna and SQLAlchemy report."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
+        error = error.__cause__
+    return getattr(error, "orig", None) or error
+
+
+_DAMAGE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+"""Names of SQLite's errors for a damaged file."""
+
+_NO_ACCESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")
+"""Names of SQLite's errors for a file that does not exist or cannot be written."""
+
+
+def _fault(cause: BaseException, url: str | None, folder: Path) -> str:
+    """Describe why the storage cannot be opened or read, and what to do."""
+    parsed = None if url is None else parse_storage(url)
+    where = str(folder / JOURNAL) if parsed is None else str(public_storage(url))
+    if parsed is not None and parsed.get_backend_name() == "sqlite":
+        where = str(parsed.database)
+    reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+    for secret in () if parsed is None else (parsed.password, *parsed.query.values()):
+        if secret and str(secret) not in where:
+            reason = reason.replace(str(secret), "***")
+    name = getattr(cause, "sqlite_errorname", "")
+    if isinstance(cause, ImportError):
+        return f"{where} cannot be opened: {reason}: pip install 'march-search[postgres]'."
+    if name.startswith(_NO_ACCESS) or isinstance(cause, OSError):
+        return f"{where} cannot be opened: {reason}: check that it exists and is writable."
+    if name.startswith(_DAMAGE) or isinstance(cause, ValueError | TypeError | LookupError | AssertionError):
+        return f"{where} is damaged: {reason}. {RESTORE}"
+    if "password" in reason:
+        reason += ". The study folder does not keep it: name the study's TOML file, or set PGPASSWORD"
+    return f"{where} cannot be opened: {reason}."
+
+
+def check(url: str | None, folder: Path) -> None:
+    """Check that the storage opens; a journal that does not exist yet is not created.
+
+    Raises:
+        StorageError: If it cannot be opened.
+        ConfigError: If the URL refers to an environment variable that is not set.
+    """
+    if url is not None or (folder / JOURNAL).exists():
+        opened(url, folder)
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """Open the storage at `url`, or the journal in `folder` if it is None; safe to call concurrently."""
     if url is None:
         return open_journal((folder / JOURNAL).resolve())
-    scheme = urlsplit(url).scheme
-    if scheme == "grpc":
-        return _proxy(url)
-    if scheme in ("postgres", "postgresql"):
-        url = "postgresql+psycopg" + url.removeprefix(scheme)
-    with _schema_lock(url):
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=_engine(url))
+    parsed = parse_storage(url)
+    if parsed.drivername == "grpc":
+        return _proxy(parsed)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    is_file = parsed.get_backend_name() == "sqlite"
+    with _schema_lock(parsed):
+        template = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        storage = optuna.storages.RDBStorage(template, engine_kwargs=_SQLITE if is_file else {"pool_pre_ping": True})
     weakref.finalize(storage, storage.engine.dispose)  # close its connections
-    if scheme.startswith("sqlite"):
+    if is_file and os.access(str(parsed.database), os.W_OK):
         _begin_immediately(storage)
     return optuna.storages.get_storage(storage)
 
 
-def _engine(url: str) -> dict[str, Any]:
-    """Return SQLAlchemy's settings: SQLite waits a minute for its lock, PostgreSQL reopens closed connections."""
-    if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": 60, "isolation_level": None}}
-    return {"pool_pre_ping": True}
+_SQLITE = {"connect_args": {"timeout": 60, "isolation_level": None}}
+"""SQLAlchemy's settings for SQLite: it waits a minute for its lock."""
 
 
 def _begin_immediately(storage: optuna.storages.RDBStorage) -> None:
@@ -97,14 +171,13 @@ def _begin_immediately(storage: optuna.storages.RDBStorage) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _proxy(url: str) -> BaseStorage:
+def _proxy(url: "URL") -> BaseStorage:
     """Connect to the storage behind a gRPC proxy.
 
     Raises:
         StorageError: If no proxy answers.
     """
-    parts = urlsplit(url)
-    host, port = parts.hostname or "localhost", parts.port or 13000
+    host, port = url.host or "localhost", url.port or 13000
     with warnings.catch_warnings():  # the user chose this experimental storage by its URL
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
@@ -118,14 +191,17 @@ def _proxy(url: str) -> BaseStorage:
 
 
 @contextmanager
-def _schema_lock(url: str) -> Iterator[None]:
+def _schema_lock(url: "URL") -> Iterator[None]:
     """Let one process at a time create tables, because Optuna fails if two create them at once."""
     import sqlalchemy
 
-    if url.startswith("sqlite"):
-        path = sqlalchemy.make_url(url).database
+    if url.get_backend_name() == "sqlite":
+        path = url.database
         if not path or path == ":memory:":
             raise StorageError("an SQLite storage must be a file: use sqlite:////absolute/path.db.")
+        if Path(path).exists() and not os.access(path, os.W_OK):  # the tables exist, and this user only reads them
+            yield
+            return
         with lock(Path(f"{path}.lock")):
             yield
         return
@@ -149,8 +225,10 @@ def guarded() -> Iterator[None]:
         root = type(error).__module__.split(".")[0]
         if not (isinstance(error, optuna.exceptions.StorageInternalError) or root in ("sqlalchemy", "grpc", "psycopg")):
             raise
+        cause = _cause(error)
+        reason = " ".join(str(cause.details() if hasattr(cause, "details") else cause).split()).rstrip(".")
         raise StorageError(
-            f"the storage stopped working ({type(error).__name__}): run the same command to resume once it is back."
+            f"the storage stopped working: {reason}: run the same command to resume once it is back."
         ) from None
 
 

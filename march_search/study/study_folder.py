@@ -4,17 +4,19 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
+from march_search.config.changes import differences, filled, in_words
 from march_search.config.loader import build
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.files import lock, make_folder, read_json, write_json
+from march_search.files import find_table, lock, make_folder, read_table, sealed, write_json
+from march_search.trial.own_trials import trial_name
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -51,13 +53,12 @@ class StudyFolder:
 
     def trial(self, number: int, architecture: str, seed: int, learning_rate: float | None = None) -> Path:
         """Return the folder of one trial; `learning_rate` is None for the study's own."""
-        rate = "" if learning_rate is None else f"-lr{learning_rate:g}"
-        return self.trials / f"{number:04d}-{architecture}-s{seed}{rate}"
+        return self.trials / trial_name(number, architecture, seed, learning_rate)
 
     def of_trial(self, trial: "FrozenTrial") -> Path:
         """Return the folder of one of the study's Optuna trials."""
         attrs = trial.user_attrs
-        return self.trial(trial.number, attrs["architecture"], attrs["seed"], attrs.get("learning_rate"))
+        return self.trial(trial_number(trial), attrs["architecture"], attrs["seed"], attrs.get("learning_rate"))
 
     def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
         """Write the study's settings and architectures; once its token store exists, check that they are unchanged.
@@ -65,33 +66,46 @@ class StudyFolder:
         A password in the storage URL is not written.
 
         Raises:
-            ConfigError: If they changed; the message names the first key that differs.
+            ConfigError: If they changed; the message names the keys that differ.
             StorageError: If the folder cannot be written or study.json is damaged.
         """
         make_folder(self.trials)
-        settings = json.loads(json.dumps(asdict(config))) | {"architectures": [a.name for a in architectures]}
+        settings = _as_json(config) | {"architectures": [a.name for a in architectures]}
         settings["storage"] = public_storage(config.storage)
         with lock(self.path / "lock"):  # otherwise two concurrent starts would each create an id
-            path = self.path / "study.json"
-            record = read_json(path)
-            if record is None and not path.exists():
-                write_json(path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
-            elif not isinstance(record, dict):
-                raise StorageError(f"{path} is damaged; restore it, or delete {self.path} to start over.")
+            record = find_record(self.path)
+            if record is None:
+                write_record(self.path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
             elif "store" not in record:  # the first start failed before any trial: settings fixed
-                write_json(path, record | {"settings": settings})
-            elif changed := _difference(_filled(record.get("settings", {}), _DEFAULTS), settings):
-                raise ConfigError(
-                    f"{self.path.name} was started with different settings: {changed}. Rename the study's file to "
-                    "start a new study, or use another --root."
-                )
-            elif record["settings"] != settings:
-                write_json(path, record | {"settings": settings})
+                write_record(self.path, record | {"settings": settings})
+            else:
+                self._refuse_changes(record, settings)
+                if record["settings"] != settings:
+                    write_record(self.path, record | {"settings": settings})
+
+    def check_settings(self, config: StudyConfig) -> None:
+        """Check that a started study has the settings `config`; its architectures are not compared.
+
+        Raises:
+            ConfigError: If they differ; the message names the keys.
+            StorageError: If study.json is missing or damaged.
+        """
+        record = read_record(self.path)
+        if "store" in record:
+            self._refuse_changes(record, _as_json(config) | {"architectures": record["settings"].get("architectures")})
+
+    def _refuse_changes(self, record: Mapping[str, Any], settings: dict[str, Any]) -> None:
+        """Raise a ConfigError if `settings` differ from those that the study in `record` was started with."""
+        if changes := list(differences(filled(record["settings"], _DEFAULTS), settings, _FREE)):
+            raise ConfigError(
+                f"{self.path.name} was started with different settings: {in_words(changes)}. Restore them, rename the "
+                "study's file to start a new study, or use another --root."
+            )
 
     @property
     def id(self) -> str:
         """Unique ID that links this folder to its study in a shared storage."""
-        return str(read_json(self.path / "study.json")["id"])
+        return str(read_record(self.path)["id"])
 
     def config(self) -> StudyConfig:
         """Return the settings with which the study was started.
@@ -99,10 +113,12 @@ class StudyFolder:
         Raises:
             StorageError: If the study has not been started or study.json is damaged.
         """
-        record = read_json(self.path / "study.json")
-        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        record = find_record(self.path)
+        if record is None:
             raise StorageError(f"{self.path}: no study found; start one with march-search study run.")
         table = {key: value for key, value in record["settings"].items() if key != "architectures"}
+        if isinstance(table.get("storage"), str):  # earlier versions dropped two slashes of sqlite:////absolute.db
+            table["storage"] = re.sub("^sqlite:(?=/(?!/)|//[^/])", "sqlite://", table["storage"])
         return build(StudyConfig, table, str(self.path / "study.json"))
 
     @property
@@ -112,8 +128,8 @@ class StudyFolder:
         Raises:
             StorageError: If it has not been prepared yet.
         """
-        record = read_json(self.path / "study.json")
-        if not isinstance(record, dict) or "store_path" not in record:
+        record = find_record(self.path)
+        if record is None or "store_path" not in record:
             raise StorageError(f"{self.path}: the study's token store is not prepared yet; run march-search study run.")
         return self.path / str(record["store_path"])
 
@@ -124,13 +140,12 @@ class StudyFolder:
             DataError: If the text has changed since the study started.
         """
         with lock(self.path / "lock"):
-            path = self.path / "study.json"
-            record = read_json(path)
+            record = read_record(self.path)
             where = os.path.relpath(store.resolve(), self.path.resolve())
             if "store" not in record:
-                write_json(path, record | {"store": store.name, "store_path": where})
+                write_record(self.path, record | {"store": store.name, "store_path": where})
             elif record["store"] == store.name and record.get("store_path") != where:
-                write_json(path, record | {"store_path": where})
+                write_record(self.path, record | {"store_path": where})
             elif record["store"] != store.name:
                 raise DataError(
                     f"the text has changed since {self.path.name} started ({record['store']} then, {store.name} now); "
@@ -151,41 +166,64 @@ class StudyFolder:
             data=config.data,
             training=training,
             devices=config.devices,
+            study=self.id,
+            number=int(folder.name.partition("-")[0]),
         )
         write_json(folder / "trial.json", asdict(trial))
         return trial
 
 
+FIRST_ATTEMPT = "first_attempt"
+"""User attribute of a retry: number of the trial whose folder it continues in."""
+
+
+def trial_number(trial: "FrozenTrial") -> int:
+    """Return the number by which users know a trial: Optuna's, and for a retry that of the first attempt."""
+    return int(trial.user_attrs.get(FIRST_ATTEMPT, trial.number))
+
+
 _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
 
-_FREE = (
+_FREE = frozenset({
     "description", "question", "answer", "storage", "heartbeat_seconds", "max_tokens", "race", "reuse_trials",
     "keep_weights", "hang_seconds", "parallel_trials",
-)  # fmt: skip
+})  # fmt: skip
 """Settings that may change after a study has started."""
 
+_REMEDY = "Restore it from a copy, or delete the study's folder to start over."
 
-def _filled(old: Any, defaults: Any) -> Any:
-    """Return `old` with defaults for all settings that did not exist when it was written."""
-    if not isinstance(old, dict) or not isinstance(defaults, dict):
-        return old
-    return json.loads(json.dumps(defaults)) | {key: _filled(value, defaults.get(key)) for key, value in old.items()}
+_RECORD = {"id?": str, "settings": dict, "store?": str, "store_path?": str, "space?": dict, "priors?": list}
 
 
-def _difference(old: Any, new: Any, where: str = "") -> str:
-    """Describe the first key whose value differs between two settings; return an empty string if none does."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            ignored = key in _FREE
-            difference = "" if ignored else _difference(old.get(key), new.get(key), f"{where}{key}.")
-            if difference:
-                return difference
-        return ""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        changed = (
-            _difference(o, n, f"{where.rstrip('.')}[{i}].") for i, (o, n) in enumerate(zip(old, new, strict=True))
-        )
-        return next(filter(None, changed), "")
-    if isinstance(old, list) and isinstance(new, list):
-        return f"{where.rstrip('.')} had {len(old)} entries and now has {len(new)}"
-    return "" if old == new else f"{where.rstrip('.')} was {old!r} and is now {new!r}"
+def read_record(study: Path) -> dict[str, Any]:
+    """Return the content of study.json in the folder `study`, without its seal.
+
+    Raises:
+        StorageError: If it is missing or damaged.
+    """
+    record = read_table(study / "study.json", _RECORD, _REMEDY)
+    return {key: value for key, value in record.items() if key != "sha256"}
+
+
+def find_record(study: Path) -> dict[str, Any] | None:
+    """Return the content of study.json as `read_record` does; None if there is no such file.
+
+    Raises:
+        StorageError: If it is damaged.
+    """
+    return None if find_table(study / "study.json") is None else read_record(study)
+
+
+def write_record(study: Path, record: Mapping[str, Any]) -> None:
+    """Write study.json in the folder `study` with its seal, atomically.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    write_json(study / "study.json", sealed(record))
+
+
+def _as_json(config: StudyConfig) -> dict[str, Any]:
+    """Return settings as JSON values."""
+    table: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return table

@@ -1,43 +1,62 @@
 """Store a study's candidates in study.json, for workers that have neither the study's file nor its space."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
-from march_search.errors import StorageError
-from march_search.files import lock, read_json, write_json
+from march_search.errors import MarchSearchError, StorageError
+from march_search.files import lock, one_line
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve
 from march_search.space.rules import Rule
 from march_search.space.space import SearchSpace
 from march_search.study.candidates import Candidates
+from march_search.study.study_folder import find_record, read_record, write_record
 from march_search.study.warm_start import Prior
 
 
 def keep_candidates(folder: Path, chosen: Candidates) -> None:
     """Write the space and warm-start results of a study to study.json, unless the study has already started."""
     with lock(folder / "lock"):
-        record = read_json(folder / "study.json")
+        record = read_record(folder)
         if "space" not in record or "store" not in record:
-            write_json(folder / "study.json", record | candidates_table(chosen))
+            write_record(folder, record | candidates_table(chosen))
 
 
 def restored_candidates(folder: Path) -> Candidates:
     """Return the candidates with which the study in `folder` was started or last extended.
 
     Raises:
-        StorageError: If study.json has no space.
+        StorageError: If study.json is damaged or has no space.
     """
-    record = read_json(folder / "study.json")
-    if not isinstance(record, dict) or "space" not in record:
+    record = find_record(folder)
+    if record is None or "space" not in record:
         raise StorageError(f"{folder}: study.json has no space; start the study once with march-search study run.")
-    space = record["space"]
-    axes = {axis: tuple(values) for axis, values in space["axes"].items()}
-    rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
-    found = solve(SearchSpace(name=folder.name, budget=budget_of(space["budget"]), axes=axes, rules=rules))
-    priors = tuple(Prior(Architecture.parse(name), loss, source) for name, loss, source in record["priors"])
-    return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
+    with intelligible(folder):
+        space = record["space"]
+        axes = {axis: tuple(values) for axis, values in space["axes"].items()}
+        rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
+        found = solve(SearchSpace(name=folder.name, budget=budget_of(space["budget"]), axes=axes, rules=rules))
+        priors = tuple(Prior(Architecture.parse(name), float(loss), source) for name, loss, source in record["priors"])
+        return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
+
+
+@contextmanager
+def intelligible(folder: Path) -> Iterator[None]:
+    """Turn errors about values in study.json, which an old file without a seal may have, into one line.
+
+    Raises:
+        StorageError: If the block finds a missing key or a value of another type.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        fault = one_line(error) if isinstance(error, MarchSearchError) else f"{type(error).__name__}: {one_line(error)}"
+        remedy = "Restore it from a copy, or delete the study's folder to start over."
+        raise StorageError(f"{folder / 'study.json'}: is damaged: {fault}. {remedy}") from None
 
 
 def candidates_table(chosen: Candidates) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from march_search.files import write_json
 from march_search.study import heartbeat, rungs
 from march_search.study.leases import MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.race import add_seeds
-from march_search.study.trial_process import unseen_cost
+from march_search.study.study_folder import trial_number
+from march_search.study.trial_process import reached, unseen_cost
 from march_search.study.trials import enqueue, tell_optuna
 from march_search.trial.manifest import resume_point
-from march_search.trial.outcome import TrialOutcome, pruned_outcome
+from march_search.trial.outcome import TrialOutcome, pruned_outcome, write_outcome
 
 if TYPE_CHECKING:
     from march_search.study.job import Job
@@ -40,6 +40,7 @@ class Survey:
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
         records = heartbeat.worker_records(self._job.study) if running else {}
+        self._clear_workers(running, records)
         dead = [t for t in running if t.number not in own_trials and self._dead(t, records)]
         if dead:
             self._give_back(dead)
@@ -88,15 +89,24 @@ class Survey:
         lease = Lease.of(trial)
         return self._witness.silent((trial.number, lease.attempt), records, lease.worker)
 
+    def _clear_workers(self, running: list[FrozenTrial], records: dict[str, heartbeat.WorkerRecord]) -> None:
+        """Remove the records of dead workers, except of those whose trials are still to be released."""
+        needed = {self._leases.worker, *(Lease.of(trial).worker for trial in running)}
+        for name in sorted(records.keys() - needed):
+            if self._witness.silent(name, records, name):
+                heartbeat.clear(self._job.study, self._job.folder.path / "workers", name)
+
     def _give_back(self, dead: list[FrozenTrial]) -> None:
         """Make trials of dead workers wait again, each once."""
         for trial in dead:
             lease = Lease.of(trial)
             cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
+            died_at = reached(self.path(trial), self._batch)
             with self._leases.alone(trial):
-                given = self._leases.give_back(trial, lease, cost, failed=True)
+                given = self._leases.give_back(trial, lease, cost, died_at)
             if given and lease.worker:
-                self._progress.say(f"trial {trial.number}: worker {lease.worker} died; its trial will be resumed")
+                text = f"worker {lease.worker} died; its trial will be resumed"
+                self._progress.say(f"trial {trial_number(trial)}: {text}")
 
     def _stop(self, trials: list[FrozenTrial], stopped: Mapping[int, int]) -> None:
         """Close trials that were not promoted from their rung."""
@@ -109,16 +119,19 @@ class Survey:
             with self._leases.alone(trial):
                 if not self._leases.waits(trial):
                     continue
-                write_json(folder / "outcome.json", outcome)
+                write_outcome(folder, outcome)
                 tell_optuna(self._leases.storage, trial, outcome)
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            self._progress.ended(trial.number, trial.user_attrs["architecture"], "pruned", outcome["text"])
+            self._progress.ended(trial_number(trial), trial.user_attrs["architecture"], "pruned", outcome["text"])
 
     def exhausted(self, lease: Lease) -> TrialOutcome | None:
-        """Return the outcome of a trial whose workers died, or that hung, too often; None for any other."""
+        """Return the outcome of a trial that died too often without progress; None for any other."""
         if lease.retries <= MAX_RETRIES:
             return None
-        text = f"its worker died or it hung {lease.retries} times: see trial.log, then run march-search study retry."
+        text = (
+            f"it hung, or it or its worker was killed, {lease.retries} times without progress: see trial.log, then run "
+            "march-search study retry."
+        )
         return {"state": "failed", "tokens": None, "loss": None, "text": text}
 
     def affordable(self, tokens: int, trials: list[FrozenTrial] | None = None) -> bool:

@@ -15,17 +15,17 @@ from optuna.trial import FrozenTrial
 
 from march_search.config import DevicesConfig, StudyConfig
 from march_search.errors import StorageError
-from march_search.files import read_json, read_lines, try_lock
+from march_search.files import read_json, try_lock
+from march_search.processes import PARENT
 from march_search.study.leases import Lease
+from march_search.study.study_folder import trial_number
 from march_search.trial import outcome
-from march_search.trial.metrics import MetricsTail
-from march_search.trial.outcome import FAILURES, kill_reason, memory_kills
+from march_search.trial.manifest import resume_point
+from march_search.trial.metrics import MetricsTail, read_metrics
+from march_search.trial.outcome import FAILURES, KILLED, kill_reason, memory_kills, ran_out_of_memory
 
 TRAINING = (sys.executable, "-m", "march_search.training", "--once")
 """Command that trains the trial in the folder appended to it. The worker decides whether to restart it."""
-
-PARENT = "MARCH_SEARCH_PARENT"
-"""Environment variable with the process ID of the worker; the trial ends when that process dies."""
 
 STOP_SECONDS = 330
 """Seconds that a trial may take to save before it is killed. Large models take minutes to write."""
@@ -97,6 +97,11 @@ class TrialProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether its process or one of its ranks was killed, but not because memory ran out."""
+        return self.process.returncode in KILLED and not ran_out_of_memory(self._kills)
+
     def failure(self) -> tuple[str, str]:
         """Return the failure state, one of `outcome.FAILURES`, and a one-line reason."""
         report = read_json(self.folder / "failure.json")
@@ -151,6 +156,11 @@ class ActiveTrial:
         self.last = self.lease.start
 
     @property
+    def number(self) -> int:
+        """Number by which users know the trial."""
+        return trial_number(self.trial)
+
+    @property
     def spent(self) -> int:
         """Number of tokens trained under this lease."""
         return self.last - self.lease.start
@@ -201,5 +211,9 @@ class ActiveTrial:
 
 def unseen_cost(folder: Path, lease: Lease, batch: int) -> int:
     """Return the most tokens that a dead worker's lease can have cost: those in its metrics, plus one step."""
-    reached = max((line["tokens"] for line in read_lines(folder / "metrics.jsonl") if "tokens" in line), default=0)
-    return max(0, min(reached + batch, lease.until) - lease.start)
+    return max(0, min(read_metrics(folder).tokens + batch, lease.until) - lease.start)
+
+
+def reached(folder: Path, batch: int) -> int:
+    """Return the tokens of the last step in a trial's metrics or of its newest checkpoint, whichever is later."""
+    return max(read_metrics(folder).tokens, resume_point(folder, batch))

@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,8 +15,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from march_search.architecture.architecture import CHOICES, Architecture
 from march_search.errors import StorageError
 from march_search.sampler.dimensions import SHAPE_AXES
+from march_search.study.study_folder import FIRST_ATTEMPT, trial_number
 from march_search.study.trial_process import TrialProcess
-from march_search.trial.outcome import TrialOutcome
+from march_search.trial import manifest
+from march_search.trial.outcome import TrialOutcome, read_outcome
 
 WantedTrial = tuple[Architecture, int] | tuple[Architecture, int, float]
 """Architecture, training seed, and optionally a learning rate; the default is the study's own."""
@@ -64,13 +67,55 @@ def add_trial(
 
 def repeat_trial(study: optuna.Study, trial: FrozenTrial, **attrs: Any) -> None:
     """Add a trial of the same architecture as `trial`; the user attributes `attrs` replace those of `trial`."""
-    names = ("architecture", "seed", "num_params", "learning_rate")
+    _repeat(study, trial, ("architecture", "seed", "num_params", "learning_rate"), attrs, {})
+
+
+def retry_trial(study: optuna.Study, trial: FrozenTrial, folder: Path, batch: int) -> None:
+    """Add a trial that continues a failed one in its folder, from its newest intact checkpoint.
+
+    Optuna never reopens a finished trial. The caller must hold the study's lock.
+
+    Args:
+        study: The study.
+        trial: The failed trial.
+        folder: Its folder.
+        batch: Tokens per step.
+    """
+    manifest.keep_newest(folder)
+    try:
+        ended = read_outcome(folder)
+    except StorageError:  # damaged; the retry writes another
+        ended = None
+    out_of_memory = ended is not None and ended["state"] == "infeasible_memory"
+    for name in (*(["micro_batch.json"] if out_of_memory else []), "failure.json", "outcome.json"):
+        (folder / name).unlink(missing_ok=True)
+    start = manifest.resume_point(folder, batch)
+    known = {tokens: loss for tokens, loss in trial.intermediate_values.items() if tokens <= start}
+    attrs = {"retry_of": trial.number, FIRST_ATTEMPT: trial_number(trial)}
+    _repeat(study, trial, ("architecture", "seed", "num_params", "learning_rate", "race"), attrs, known)
+
+
+def _repeat(
+    study: optuna.Study, trial: FrozenTrial, names: Sequence[str], attrs: dict[str, Any], known: dict[int, float]
+) -> None:
+    """Add a trial with the user attributes `names` of another and `attrs`; `known` holds its losses by tokens."""
     copied = {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     study.add_trial(
         create_trial(
-            state=TrialState.WAITING, params=trial.params, distributions=trial.distributions, user_attrs=copied | attrs
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=copied | attrs,
+            intermediate_values=known,
         )
     )
+
+
+def newest_attempts(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that were not retried, by the number of their first attempt."""
+    trials = list(trials)
+    retried = {trial.user_attrs.get("retry_of") for trial in trials}
+    return sorted((trial for trial in trials if trial.number not in retried), key=trial_number)
 
 
 def trial_identity(trial: FrozenTrial, own_rate: float) -> tuple[str, int, float]:

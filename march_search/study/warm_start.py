@@ -9,12 +9,14 @@ from statistics import fmean
 
 from march_search.analysis.pooling import best_rates
 from march_search.architecture.architecture import Architecture
-from march_search.config import SearchConfig, TrialConfig
-from march_search.config.loader import build
+from march_search.config import SearchConfig
+from march_search.config.counts import parse_count
+from march_search.config.loader import read_file
 from march_search.config.shipped import shipped_folder
-from march_search.errors import ConfigError, nearest
-from march_search.files import read_json
+from march_search.errors import ArchitectureError, ConfigError, nearest, shown
+from march_search.files import one_line
 from march_search.space.feasible_set import FeasibleSet
+from march_search.trial.own_trials import find_trials
 from march_search.trial.result import complete_result
 
 
@@ -67,11 +69,10 @@ def _read(source: str, folder: Path) -> list[Prior]:
 def _of_study(folder: Path) -> dict[str, float]:
     """Return the mean loss of every architecture with a complete trial, at its best learning rate."""
     losses: dict[tuple[str, float], list[float]] = {}
-    for path in sorted(folder.glob("trials/*/trial.json")):
-        config = build(TrialConfig, read_json(path) or {}, str(path))
-        result = complete_result(path.parent, config)
+    for trial in find_trials(folder).trials:
+        result = complete_result(trial.folder, trial.config)
         if result is not None:
-            losses.setdefault((result["architecture"], config.training.learning_rate), []).append(result["loss"])
+            losses.setdefault((result["architecture"], trial.config.training.learning_rate), []).append(result["loss"])
     return {name: fmean(losses[name, rate]) for name, rate in best_rates(losses).items()}
 
 
@@ -79,35 +80,101 @@ def _of_curves(path: Path) -> dict[str, float]:
     """Return the final loss of every architecture in a file of learning curves; the lowest of several runs.
 
     Raises:
-        ConfigError: If the file does not contain learning curves.
+        ConfigError: If the file does not contain learning curves, or a run has no name or no finite last loss.
     """
-    try:
-        runs = [
-            (Architecture.parse(run["architecture"]).name, float(run["evaluations"][-1][1]))
-            for run in read_json(path)["runs"]
-        ]
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise ConfigError(f"{path}: expected a file of learning curves (march-search replay --help).") from None
-    return dict(sorted(runs, key=lambda run: -run[1]))
+    runs = read_file(path).get("runs")
+    if not isinstance(runs, list):
+        raise ConfigError(f"{path}: expected a file of learning curves (march-search replay --help).")
+    losses, faults = [], list[str]()
+    for number, run in enumerate(runs):
+        try:
+            name, loss = Architecture.parse(run["architecture"]).name, run["evaluations"][-1][1]
+            if isinstance(loss, bool) or not isinstance(loss, int | float) or not abs(loss) < 1e300:
+                raise ArchitectureError(f"the last loss must be a finite number, not {shown(loss)}.")
+            losses.append((name, float(loss)))
+        except ArchitectureError as error:
+            faults.append(f"runs[{number}]: {error}")
+        except (KeyError, TypeError, AttributeError, IndexError):
+            faults.append(f"runs[{number}] needs an architecture and evaluations, a list of [tokens, loss].")
+    if faults:
+        raise ConfigError.of_file(str(path), faults)
+    return dict(sorted(losses, key=lambda run: -run[1]))
+
+
+COLUMNS = ("name", "loss", "tokens")
+"""Columns of a CSV file that are read; the last may be missing."""
 
 
 def _of_table(path: Path) -> dict[str, float]:
     """Return the loss of every architecture in a CSV file at its largest token count; skip lines that start with #.
 
+    The three columns hold ASCII only, so the encoding of any others does not matter.
+
     Raises:
-        ConfigError: If a column is missing or a line is invalid.
+        ConfigError: If a column is missing or a cell is invalid. The message names the row and the column.
     """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] != "#"]
-    table = csv.DictReader(lines)
-    if not {"name", "loss"} <= set(table.fieldnames or ()):
-        raise ConfigError(f"{path}: must have the columns name and loss, and optionally tokens.")
-    most: dict[str, tuple[float, float]] = {}
-    for row in table:
-        try:
-            name, tokens, loss = Architecture.parse(row["name"]).name, float(row.get("tokens") or 0), float(row["loss"])
-        except ValueError as error:
-            raise ConfigError(f"{path}: {row['name']}: {error}") from None
-        if not math.isfinite(loss):
-            raise ConfigError(f"{path}: {row['name']}: a loss must be a finite number, not {loss}.")
-        most[name] = max(most.get(name, (-1.0, 0.0)), (tokens, loss))
+    try:
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from None
+    lines = ["" if line.startswith("#") else line for line in text.splitlines()]
+    table = csv.reader(lines, skipinitialspace=True)
+    header, faults, most = list[str](), list[str](), dict[str, tuple[float, float]]()
+    try:
+        for cells in table:
+            row = [cell.strip() for cell in cells]
+            if not any(row):
+                continue
+            if not header:
+                header = _header(path, row)
+                continue
+            before = len(faults)
+            name, loss, tokens = _cells(row, header, f"row {table.line_num}", faults)
+            if len(faults) == before:
+                most[name] = max(most.get(name, (-1.0, 0.0)), (tokens, loss))
+    except csv.Error as error:
+        faults.append(f"row {table.line_num}: {one_line(error)}.")
+    if faults:
+        raise ConfigError.of_file(str(path), faults)
+    _header(path, header)
     return {name: loss for name, (_, loss) in most.items()}
+
+
+def _header(path: Path, header: list[str]) -> list[str]:
+    """Return the names of the columns; raise a ConfigError if one that is needed is missing, or is there twice."""
+    if any(header.count(column) != 1 for column in COLUMNS[:2]) or header.count(COLUMNS[2]) > 1:
+        has = f"its first row is {shown(','.join(header))}" if header else "it is empty"
+        raise ConfigError(
+            f"{path}: must have the columns name and loss, and optionally tokens, separated by commas; {has}."
+        )
+    return header
+
+
+def _cells(row: list[str], header: list[str], where: str, faults: list[str]) -> tuple[str, float, float]:
+    """Return the name, loss and tokens of a row; append to `faults` what is wrong with it."""
+    if len(row) != len(header):
+        faults.append(f"{where} has {len(row)} cells, but the first row has {len(header)}.")
+        return "", 0.0, 0.0
+    cells, name, numbers = dict(zip(header, row, strict=True)), "", {"loss": 0.0, "tokens": 0.0}
+    try:
+        name = Architecture.parse(cells["name"]).name
+    except ArchitectureError as error:
+        faults.append(f"{where}, column name: {error}")
+    for column in numbers.keys() & cells.keys():
+        try:
+            numbers[column] = _number(cells[column], column)
+        except (ValueError, OverflowError):
+            rule = "a finite number" if column == "loss" else "a count of at least 0, such as 1e9 or 1B"
+            cell = shown(cells[column]) if cells[column] else "empty"
+            faults.append(f"{where}, column {column}: must be {rule}, not {cell}.")
+    return name, numbers["loss"], numbers["tokens"]
+
+
+def _number(text: str, column: str) -> float:
+    """Return the number in a cell; raise a ValueError if it is none, or not finite, or a negative token count."""
+    if column == "tokens" and text[-1:].isalpha() and text.isascii() and text[:1].isdigit():
+        return float(parse_count(text, column))
+    value = float(text)
+    if not math.isfinite(value) or (column == "tokens" and value < 0):
+        raise ValueError
+    return value

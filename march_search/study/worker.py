@@ -9,16 +9,27 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
 from march_search.config import TrialConfig
-from march_search.files import read_json, read_lines, write_json
+from march_search.errors import StorageError
+from march_search.files import set_aside
 from march_search.study import reuse, trials
 from march_search.study.heartbeat import STOP, Heartbeat, Liveness
 from march_search.study.job import Job, Signals
 from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.survey import Survey
-from march_search.study.trial_process import ActiveTrial
-from march_search.trial.manifest import drop_damaged, resume_point
-from march_search.trial.outcome import HUNG, SMALLER, TrialOutcome, completed_outcome, pruned_outcome
+from march_search.study.trial_process import ActiveTrial, reached
+from march_search.trial.manifest import drop_damaged, keep_newest, resume_point
+from march_search.trial.metrics import read_metrics
+from march_search.trial.outcome import (
+    HUNG,
+    OUTCOME,
+    SMALLER,
+    TrialOutcome,
+    completed_outcome,
+    pruned_outcome,
+    read_outcome,
+    write_outcome,
+)
 
 POLL_SECONDS = 0.1
 """Seconds between two checks of the trials that run here."""
@@ -160,13 +171,22 @@ class Worker:
             )  # fmt: skip
             if self.job.config.search.reuse_trials:
                 taken = self._take_over(active, trial)
-        outcome = taken or read_json(active.folder / "outcome.json") or completed_outcome(active.folder)
+        outcome = taken or self._known_outcome(active) or completed_outcome(active.folder)
         outcome = outcome or self.survey.exhausted(active.lease)
         if outcome is not None:
             self._finish(active, outcome)
             return False
-        self.progress.started(active.trial.number, attrs["architecture"], resumed)
+        self.progress.started(active.number, attrs["architecture"], resumed)
         return True
+
+    def _known_outcome(self, active: ActiveTrial) -> TrialOutcome | None:
+        """Return the outcome that an earlier worker wrote before it died; a damaged file is set aside."""
+        try:
+            return read_outcome(active.folder)
+        except StorageError as error:
+            kept = set_aside(active.folder / OUTCOME)
+            self.progress.say(f"trial {active.number}: {error} It is now {kept.name}, and the trial is resumed.")
+            return None
 
     def _take_over(self, active: ActiveTrial, trial: TrialConfig) -> TrialOutcome | None:
         """Copy a trial that another study completed and return its outcome; None if there is no identical trial."""
@@ -174,8 +194,8 @@ class Worker:
         if source is None:
             return None
         reuse.take_over(source, active.folder, trial.training.keep_weights)
-        for line in read_lines(active.folder / "metrics.jsonl"):
-            if line["kind"] == "evaluation" and line["tokens"] < trial.training.tokens:
+        for line in read_metrics(active.folder).of_kind("evaluation"):
+            if line["tokens"] < trial.training.tokens:
                 self._report(active, line["tokens"], line["loss"])
         outcome, study = completed_outcome(active.folder) or {}, source.parent.parent.name
         return outcome | {"taken_from": f"{study}/{source.name}", "text": f"{outcome['text']}; taken from {study}"}
@@ -200,20 +220,22 @@ class Worker:
         child.kill()
         outcome = completed_outcome(active.folder) or outcome  # a result takes precedence over the pruner
         paused = child.process.returncode == 0 and self.job.config.training.tokens > active.lease.until <= active.last
-        hung = child.process.returncode == HUNG
-        again = hung or child.process.returncode == SMALLER
-        if outcome is None and not paused and not again and not self.signals.signum:
+        hung, stopping = child.process.returncode == HUNG, bool(self.signals.signum)
+        died = hung or (child.was_killed and not stopping)  # a second Ctrl-C kills, too
+        again = died or child.process.returncode == SMALLER
+        if outcome is None and not paused and not again and not stopping:
             outcome = trials.failed_outcome(child)
         if again and outcome is None:
-            cause = "no progress for too long" if hung else "out of memory, its micro batch was reduced"
-            self.progress.say(f"trial {active.trial.number}: {cause}; it will be resumed (see trial.log)")
-        return self._give_back(active, hung) if outcome is None else self._finish(active, outcome)
+            cause = "its process was killed" if died else "out of memory, its micro batch was reduced"
+            cause = "no progress for too long" if hung else cause
+            self.progress.say(f"trial {active.number}: {cause}; it will be resumed (see trial.log)")
+        return self._give_back(active, died) if outcome is None else self._finish(active, outcome)
 
     def _read(self, active: ActiveTrial, stopped: bool) -> TrialOutcome | None:
         """Show new metric lines and report evaluations; return the outcome if Optuna's pruner stops the trial."""
         for line in active.lines(stopped):
             if active.count(line):
-                self.progress.line(active.trial.number, line)
+                self.progress.line(active.number, line)
             tokens = line["tokens"]
             if line["kind"] != "evaluation" or tokens >= self.job.config.training.tokens:
                 continue
@@ -235,27 +257,28 @@ class Worker:
             return False
         return Trial(self.job.study, active.trial._trial_id).should_prune()
 
-    def _give_back(self, active: ActiveTrial, failed: bool = False) -> bool:
-        """Release a trial so that it waits: paused at a rung, interrupted, or to be resumed because it `failed`."""
+    def _give_back(self, active: ActiveTrial, died: bool = False) -> bool:
+        """Release a trial so that it waits: paused at a rung, interrupted, or to be resumed because it `died`."""
+        died_at = reached(active.folder, self.job.config.training.global_batch_tokens) if died else None
         with self.leases.alone(active.trial):
-            self.leases.give_back(active.trial, active.lease, active.spent, failed)
-        self.progress.paused(active.trial.number)
+            self.leases.give_back(active.trial, active.lease, active.spent, died_at)
+        self.progress.paused(active.number)
         self._look = 0.0
         return True
 
     def _finish(self, active: ActiveTrial, outcome: TrialOutcome) -> bool:
         """Write a trial's outcome and report it to Optuna, if this worker still holds the trial."""
+        if outcome["state"] == "failed" and self.leases.holds(active.trial, active.lease):
+            keep_newest(active.folder)
         with self.leases.alone(active.trial):
             if not self.leases.holds(active.trial, active.lease):
                 return self._lose(active)
-            write_json(active.folder / "outcome.json", outcome)
+            write_outcome(active.folder, outcome)
             self.leases.close(active.trial, active.lease, active.spent)
             trials.tell_optuna(self.leases.storage, active.trial, outcome)
         if outcome["state"] != "failed":
             shutil.rmtree(active.folder / "checkpoints", ignore_errors=True)
-        self.progress.ended(
-            active.trial.number, active.trial.user_attrs["architecture"], outcome["state"], outcome["text"]
-        )
+        self.progress.ended(active.number, active.trial.user_attrs["architecture"], outcome["state"], outcome["text"])
         if not self._todo:  # else the trials of the last read are still recent
             self._look = 0.0
         return True
@@ -263,8 +286,8 @@ class Worker:
     def _lose(self, active: ActiveTrial) -> bool:
         """Drop a trial that this worker lost, and kill its process."""
         self._kill(active)
-        self.progress.say(f"trial {active.trial.number}: this worker sent no heartbeat for too long and lost the trial")
-        self.progress.paused(active.trial.number)
+        self.progress.say(f"trial {active.number}: this worker sent no heartbeat for too long and lost the trial")
+        self.progress.paused(active.number)
         return True
 
     def _kill(self, active: ActiveTrial) -> None:

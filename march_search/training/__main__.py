@@ -8,6 +8,7 @@ Exit codes:
     1: the trial failed; failure.json contains the reason. Also 4 for a storage error and 5 for a data error.
     2: trial.json or TOKENS is invalid.
     75, 76: with --once only, the trial ran out of memory or hung, and should be started again.
+    137: a rank was killed; the same command resumes the trial.
     130, 143: the trial was interrupted after a checkpoint; the same command resumes it.
 
 After running out of memory, the trial restarts from its last checkpoint with half the micro batch, up to six times. A
@@ -25,11 +26,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from march_search.config import TrainingConfig, TrialConfig
-from march_search.config.loader import build, read_file
-from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError
-from march_search.files import DISK_TROUBLE, lock, read_json, write_json
+from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError, visible
+from march_search.files import DISK_TROUBLE, lock, read_json, set_aside, write_json
+from march_search.processes import die_with_parent
 from march_search.training import launch, ranks, supervisor
-from march_search.trial import outcome, result
+from march_search.trial import outcome, result, settings
 
 _LOGGER = logging.getLogger("march_search.training")  # `__name__` is "__main__" when it runs
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
     folder, until, once = parsed
     _log_to_stderr()
     launch.adopt_slurm_rank()
-    ranks.die_with_parent()  # before importing torch, which takes seconds
+    die_with_parent()  # before importing torch, which takes seconds
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet, so exit without a traceback
     if "RANK" in os.environ:
         ranks.start_heartbeat()
@@ -96,7 +97,7 @@ def _guarded(folder: Path, until: int | None, once: bool) -> int:
     except ranks.InterruptedTrialError as stop:
         return stop.exit_code
     except MarchSearchError as error:
-        return _failed(folder, str(error), error.exit_code, getattr(error, "state", "failed"))
+        return _failed(folder, " ".join(str(error).split()), error.exit_code, getattr(error, "state", "failed"))
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             where = error.filename or folder
@@ -112,22 +113,35 @@ def _guarded(folder: Path, until: int | None, once: bool) -> int:
 
 def _run(folder: Path, until: int | None, once: bool) -> int:
     """Run one rank in this process, or supervise one process per rank."""
-    config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
+    config = settings.read_settings(folder)
     try:
         _ = config.batch
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
+    settings.check_unchanged(folder, config)
     last = _last_step(config.training, until)
     if result.complete_result(folder, config) is not None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left over if the trial was killed before
         print(f"{folder}: the trial is already complete.", file=sys.stderr)
         return 0
+    if os.environ.get("RANK", "0") == "0":
+        settings.keep_started(folder, config)
     if "RANK" in os.environ:
         return _train(folder, config, last)
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it to end, or stop it first."):
         (folder / "failure.json").unlink(missing_ok=True)
+        _set_aside_result(folder, config)
         more = [] if until is None else ["--until", str(until)]
         return supervisor.supervise(folder, config.devices, more, once)
+
+
+def _set_aside_result(folder: Path, config: TrialConfig) -> None:
+    """Rename a damaged result.json, before a new one is written."""
+    try:
+        result.read_result(folder, config)
+    except StorageError as error:
+        kept = set_aside(folder / result.RESULT)
+        _LOGGER.warning(f"{error} It is now {kept.name}, and the trial trains again.")
 
 
 def _last_step(training: TrainingConfig, until: int | None) -> int:
@@ -159,11 +173,14 @@ def _should_restart(folder: Path) -> bool:
     failure = read_json(folder / "failure.json")
     if not isinstance(failure, dict) or failure.get("state") != OUT_OF_MEMORY:
         return False
-    config = build(TrialConfig, read_file(folder / "trial.json"), str(folder / "trial.json"))
-    if micro_batch.halve_micro_batch(folder, config):
-        _LOGGER.warning("out of memory: restarting with half the micro batch.")
-        return True
-    times = micro_batch.halvings(folder)
+    try:
+        if micro_batch.halve_micro_batch(folder, settings.read_settings(folder)):
+            _LOGGER.warning("out of memory: restarting with half the micro batch.")
+            return True
+        times = micro_batch.halvings(folder)
+    except MarchSearchError as error:
+        _failed(folder, str(error), error.exit_code)
+        return False
     write_json(folder / "failure.json", failure | {"state": "infeasible_memory", "halvings": times})
     return False
 
@@ -171,6 +188,7 @@ def _should_restart(folder: Path) -> bool:
 def _failed(folder: Path, reason: str, code: int, state: str = "failed") -> int:
     """Report the reason on stderr and in failure.json, or in failure.rankN.json if this process is a rank."""
     name = f"failure.rank{os.environ['RANK']}.json" if "RANK" in os.environ else "failure.json"
+    reason = visible(reason)
     _LOGGER.warning(reason)
     try:
         write_json(folder / name, {"state": state, "reason": reason, "exit_code": code})

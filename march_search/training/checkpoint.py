@@ -1,12 +1,16 @@
 """Save and load DeepSpeed checkpoints, each sealed by a manifest of file hashes; keep the last two.
 
 DeepSpeed writes checkpoints in place and pickles them. The manifest is written last, so a folder that has no manifest,
-or does not match it, is never read.
+or does not match it, is never read. Unpickling can run any code, so their folder is private, and a checkpoint is loaded
+only if no other user could have written it.
 """
 
 import contextlib
 import os
 import shutil
+import stat
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import torch.distributed as dist
 
 from march_search.errors import StorageError
 from march_search.training import ranks
-from march_search.training.engine import RankInfo
+from march_search.training.engine import RankInfo, from_first
 from march_search.trial import manifest
 
 KEEP = 2
@@ -31,6 +35,8 @@ def save(engine: Any, folder: Path, state: dict[str, Any], rank_info: RankInfo) 
     """
     tag = f"step-{state['step']:09d}"
     if rank_info.is_first:
+        with contextlib.suppress(OSError):  # not all file systems have permissions; `load` judges what there is
+            folder.chmod(0o700)
         shutil.rmtree(folder / tag, ignore_errors=True)
     dist.barrier()
     try:
@@ -56,19 +62,24 @@ def load(engine: Any, folder: Path, rank_info: RankInfo) -> tuple[int, float]:
 
     Returns:
         The checkpoint's step and training seconds, or zeros if there is no checkpoint.
+
+    Raises:
+        StorageError: If another user wrote the checkpoint or could have.
     """
-    chosen: list[str | None] = [None]
+    chosen = -1
     if rank_info.is_first and folder.is_dir():
         whole = [tag for tag in _tags(folder) if _is_whole(tag)]
-        chosen[0] = whole[-1].name if whole else None
+        chosen = _step(whole[-1]) if whole else -1
         for tag in _tags(folder):
             if tag not in whole:
                 shutil.rmtree(tag, ignore_errors=True)
-    dist.broadcast_object_list(chosen, src=0)
+    chosen = from_first(chosen, rank_info)
     ranks.beat(ranks.STARTING)
-    if chosen[0] is None:
+    if chosen < 0:
         return 0, 0.0
-    _, state = engine.load_checkpoint(str(folder), tag=chosen[0])
+    name = f"step-{chosen:09d}"
+    with _trusted(folder, name) as held:
+        _, state = engine.load_checkpoint(str(held), tag=name)
     return int(state["step"]), float(state["seconds"])
 
 
@@ -82,12 +93,68 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _trusted(folder: Path, tag: str) -> Iterator[Path]:
+    """Check that no other user could have written the checkpoint `tag`, and yield a path to `folder`, held open.
+
+    Nobody can put another folder in its place between the check and the end of the block.
+
+    Raises:
+        StorageError: If another user wrote a file, or may write to the folder.
+    """
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        owners, is_private = {os.geteuid(), _new_owner(held)}, not os.fstat(held).st_mode & 0o077
+        for name in (".", *_inside(held, tag)):
+            status = os.stat(name, dir_fd=held, follow_symlinks=False)
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                what, remedy = "is a link", "Replace it by the file"
+            elif status.st_uid not in owners:
+                what, remedy = f"belongs to another user (number {status.st_uid})", "Resume as that user"
+            elif status.st_mode & 0o022 and not is_private:
+                what, remedy = "can be written by other users", f"If you trust them, run chmod -R go-w {folder}"
+            else:
+                continue
+            raise StorageError(
+                f"{folder / name} {what}, and loading a checkpoint can run code from it. {remedy}, or delete {folder} "
+                "to train from the start."
+            )
+        yield Path(f"/proc/self/fd/{held}") if sys.platform == "linux" else folder
+    finally:
+        os.close(held)
+
+
+def _inside(held: int, tag: str) -> Iterator[str]:
+    """Yield the folder `tag` of an open folder and everything in it, as paths from there."""
+    yield tag
+    for top, folders, files, _ in os.fwalk(tag, dir_fd=held):
+        yield from (os.path.join(top, name) for name in (*folders, *files))  # noqa: PTH118
+
+
+def _new_owner(held: int) -> int:
+    """Return the owner of a new file in an open folder: this user, or whom a network drive replaces all users by."""
+    name = f".owner.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600, dir_fd=held)
+        try:
+            return os.fstat(file).st_uid
+        finally:
+            os.close(file)
+            os.unlink(name, dir_fd=held)
+    return os.geteuid()
+
+
 def _give_back(tag: Path) -> None:
     """Delete an unfinished checkpoint. Truncating first frees the space even while torch holds the files open."""
     for path in manifest.checkpoint_files(tag):
         with contextlib.suppress(OSError):
             os.truncate(path, 0)
     shutil.rmtree(tag, ignore_errors=True)
+
+
+def _step(tag: Path) -> int:
+    """Return the step of an intact checkpoint."""
+    return int(tag.name.removeprefix("step-"))
 
 
 def _tags(folder: Path) -> list[Path]:

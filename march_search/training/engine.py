@@ -102,6 +102,13 @@ def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
         os.environ.setdefault(name, value)  # DeepSpeed requires them, but uses the existing group
 
 
+def from_first(number: int, rank_info: RankInfo) -> int:
+    """Return the number that rank 0 passes. All ranks must call it together; nothing is pickled."""
+    shared = torch.tensor([number], dtype=torch.int64, device=rank_info.device)
+    dist.broadcast(shared, src=0)
+    return int(shared[0])
+
+
 def quiet_deepspeed(device: torch.device) -> None:
     """On a CPU, mark DeepSpeed's compiled operations as unavailable; DeepSpeed would otherwise try to compile one.
 

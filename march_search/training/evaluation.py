@@ -1,6 +1,7 @@
 """Compute the loss on the fixed validation set, and how much it depends on the encoder's input."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from march_search.data.batches import Batches
-from march_search.files import make_folder
+from march_search.files import file_sha256, make_folder
 from march_search.training import ranks
 from march_search.training.engine import RankInfo
 
@@ -47,13 +48,21 @@ class Evaluation:
             {} if self.swapped_N is None else {"context_gain": float(self.swapped_N.mean()) - loss}
         )
 
-    def keep(self, file: Path) -> None:
-        """Write the losses to `file` atomically, as a float32 NumPy array with the same examples in every trial."""
+    def keep(self, file: Path) -> str:
+        """Write the losses to `file`, as a float32 NumPy array with the same examples in every trial.
+
+        Returns:
+            The SHA-256 of the file, which is replaced atomically.
+        """
         make_folder(file.parent)
         temporary = file.with_suffix(".new")
         with temporary.open("wb") as out:
             np.save(out, self.losses_N.to(torch.float32).numpy())
+            out.flush()
+            os.fsync(out.fileno())
+        seal = file_sha256(temporary)
         temporary.replace(file)
+        return seal
 
 
 def evaluate(engine: Any, examples: Validation, batch_size: int, rank_info: RankInfo) -> Evaluation:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import DevicesConfig
-from march_search.errors import ConfigError, TrialError
-from march_search.files import read_json, write_json
+from march_search.config.hostfile import addresses
+from march_search.errors import ConfigError, StorageError, TrialError, shown
+from march_search.files import find_table, write_json
 
 NAME = "launch.json"
 """File with the port where the ranks meet, the command that started them, and the signal to stop, if any."""
@@ -30,7 +31,11 @@ SRUN = "MARCH_SEARCH_SRUN"
 
 
 def command(devices: DevicesConfig, folder: Path, port: int, arguments: Sequence[str]) -> list[str]:
-    """Return the command that starts `ranks / nodes` ranks on each host, in the order of the hosts."""
+    """Return the command that starts `ranks / nodes` ranks on each host, in the order of the hosts.
+
+    Raises:
+        ConfigError: If DeepSpeed's launcher is used and the host file is invalid or has too few hosts or slots.
+    """
     share, rank = str(devices.ranks // devices.nodes), ["march_search.training", str(folder.resolve()), *arguments]
     if devices.launcher == "srun":
         sizes = ["--nodes", str(devices.nodes), "--ntasks", str(devices.ranks), "--ntasks-per-node", share]
@@ -38,7 +43,7 @@ def command(devices: DevicesConfig, folder: Path, port: int, arguments: Sequence
     hostfile = Path(devices.hostfile or "").resolve()
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--no_ssh_check"),
-        *("--num_nodes", str(devices.nodes), "--num_gpus", share, "--master_addr", _hosts(hostfile, devices)[0]),
+        *("--num_nodes", str(devices.nodes), "--num_gpus", share, "--master_addr", addresses(devices)[0]),
         *("--master_port", str(port), "--no_local_rank", "--module", *rank),
     ]
 
@@ -57,15 +62,27 @@ def adopt_slurm_rank() -> None:
 
 def rank_environment(slurm: Mapping[str, str]) -> dict[str, str]:
     """Return RANK and related variables from Slurm's. The ranks meet on the first host of the job step."""
-    first = re.match(r"([^,\[]*)(?:\[(\d+))?", slurm["SLURM_STEP_NODELIST"])  # "n1,n2", "n[03-05,9]"
-    assert first is not None
     return {
         "RANK": slurm["SLURM_PROCID"],
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
         "WORLD_SIZE": slurm["SLURM_NTASKS"],
-        "MASTER_ADDR": first[1] + (first[2] or ""),
+        "MASTER_ADDR": first_host(slurm["SLURM_STEP_NODELIST"]),
         "MASTER_PORT": slurm[SRUN],
     }
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of a Slurm node list, as `scontrol show hostnames` expands it.
+
+    The first host of `rack[1-2]-n[03-05,9],login` is `rack1-n03`.
+
+    Raises:
+        TrialError: If the brackets are not balanced.
+    """
+    element = re.match(r"(?:[^][,\s]|\[[^][]+\])+(?=,|$)", nodes)
+    if element is None:
+        raise TrialError(f"SLURM_STEP_NODELIST: invalid node list {shown(nodes)}.")
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", element[0])
 
 
 def choose_port(wanted: int | None) -> int:
@@ -93,7 +110,10 @@ class StopOrders:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._looked = folder, 0.0
-        self._id = self._read().get("id")
+        orders = self._read()
+        if orders is None:
+            raise TrialError(f"{folder / NAME}: is damaged. Delete it, and start the trial again.")
+        self._id = orders.get("id")
 
     def signum(self) -> int:
         """Return the signal to obey, or 0: the one in launch.json, or SIGTERM if its writer on this machine has died.
@@ -104,15 +124,20 @@ class StopOrders:
             return 0
         self._looked = time.monotonic()
         orders = self._read()
+        if orders is None:  # its writer replaces the whole file when it has a new order
+            return 0
         if orders.get("id") != self._id:
             os._exit(128 + signal.SIGTERM)
         gone = orders.get("host") == socket.gethostname() and not _is_held(self._folder / "lock")
         return int(orders.get("stop", 0)) or (signal.SIGTERM if gone else 0)
 
-    def _read(self) -> dict[str, Any]:
-        """Return the content of launch.json."""
-        orders = read_json(self._folder / NAME)
-        return orders if isinstance(orders, dict) else {}
+    def _read(self) -> dict[str, Any] | None:
+        """Return the content of launch.json; empty if it is missing, None if it is damaged."""
+        try:
+            orders = find_table(self._folder / NAME, {"id?": str, "host?": str, "stop?": int}) or {}
+        except StorageError:
+            return None
+        return orders if orders.get("stop", 0) in (0, signal.SIGINT, signal.SIGTERM) else None
 
 
 def _is_held(path: Path) -> bool:
@@ -121,19 +146,3 @@ def _is_held(path: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     return True
-
-
-def _hosts(hostfile: Path, devices: DevicesConfig) -> list[str]:
-    """Return the hosts in a hostfile, which has one line per host: `name slots=8`.
-
-    Raises:
-        TrialError: If the file cannot be read or has too few hosts.
-    """
-    try:
-        lines = [line.split("#")[0].split() for line in hostfile.read_text().splitlines()]
-    except OSError as error:
-        raise TrialError(f"{hostfile}: cannot be read: {error.strerror}.") from None
-    hosts = [words[0] for words in lines if words]
-    if len(hosts) < devices.nodes:
-        raise TrialError(f"{hostfile}: has {len(hosts)} hosts, but [devices] nodes is {devices.nodes}.")
-    return hosts

@@ -12,18 +12,20 @@ import torch.distributed as dist
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
+from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.deepspeed_config import ds_config
 from march_search.config.scaling import base_shape
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.errors import ConfigError, DivergedError, TrialError
-from march_search.files import make_folder, read_lines, write_json
+from march_search.files import file_sha256, make_folder, write_json
 from march_search.model import build
 from march_search.model.layers import FeedForward
 from march_search.training import checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
 from march_search.training.engine import (
     RankInfo,
     describe_machine,
+    from_first,
     join_ranks,
     keep_gradient_norm,
     leave,
@@ -34,7 +36,8 @@ from march_search.training.metrics_file import MetricsFile
 from march_search.training.optimizer import AdamW, parameter_groups, schedule
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.timing import Phases, Utilisation
-from march_search.trial.result import seal_result
+from march_search.trial.metrics import read_metrics
+from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, seal_result, validation_file
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
 """Inputs and targets. Inputs are None for a decoder-only model."""
@@ -58,6 +61,8 @@ class _Trial:
     phases: Phases
     utilisation: Utilisation
     metrics: MetricsFile | None = None
+    losses_sha256: str = ""
+    """SHA-256 of the file with the losses of the last evaluation; empty on other ranks than the first."""
     step: int = 0
     seconds: float = 0.0
     """Time spent in training steps, without evaluations, over all processes of the trial so far."""
@@ -88,10 +93,12 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
             f"the architecture has a vocabulary of {architecture.vocab_size:,}, but the token store has "
             f"{store.vocab_size:,}."
         )
+    store.verify(lambda: ranks.beat(ranks.STARTING))
+    batches = Batches(store, config.data, config.seed, architecture.structure)
     rank_info = join_ranks(config.devices)
+    check_deepspeed(config.training, config.batch)
     config = micro_batch.fit_micro_batch(folder, config, rank_info)
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
-    batches = Batches(store, config.data, config.seed, architecture.structure)
     validation = evaluation.Validation.of(batches)
     engine = _engine(folder, config, architecture, rank_info)
     trial = _Trial(
@@ -173,10 +180,8 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
 
 def _is_evaluated(trial: _Trial) -> bool:
     """Return whether the trial has been evaluated at the current step; all ranks get the same answer."""
-    lines = read_lines(trial.folder / "metrics.jsonl") if trial.rank_info.is_first else []
-    evaluated = [any(line["kind"] == "evaluation" and line["step"] == trial.step for line in lines)]
-    dist.broadcast_object_list(evaluated, src=0)
-    return evaluated[0]
+    lines = read_metrics(trial.folder).of_kind("evaluation") if trial.rank_info.is_first else ()
+    return bool(from_first(any(line.get("step") == trial.step for line in lines), trial.rank_info))
 
 
 def _micro_batches(trial: _Trial) -> Iterator[Batch]:
@@ -251,7 +256,7 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
         )
     if trial.metrics:
         tokens = trial.step * training.global_batch_tokens
-        evaluated.keep(trial.folder / "validation" / f"{tokens:015d}.npy")
+        trial.losses_sha256 = evaluated.keep(validation_file(trial.folder, tokens))
         seconds = round(time.perf_counter() - began, 3)
         trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, **memory, seconds=seconds)
         trial.metrics.sync()
@@ -293,6 +298,9 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
     if training.keep_weights:
         weights.save(trial.engine, trial.folder, rank_info)
     if rank_info.is_first:
+        seals = {VALIDATION_SEAL: trial.losses_sha256}
+        if training.keep_weights:
+            seals[WEIGHTS_SEAL] = file_sha256(trial.folder / weights.NAME)
         write_json(
             trial.folder / "result.json",
             seal_result(
@@ -313,6 +321,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     "flops_per_token": trial.utilisation.flops_per_token,
                     "peak_flops": trial.utilisation.peak_flops,
                     **memory,
+                    **seals,
                     "micro_batch_halvings": micro_batch.halvings(trial.folder),
                     "training": asdict(training),
                     **describe_machine(rank_info),

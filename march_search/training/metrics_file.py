@@ -4,7 +4,7 @@ A resumed trial drops the lines of the steps that it will repeat. `tensorboard -
 trial as a run.
 """
 
-import json
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -15,11 +15,13 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from march_search.files import read_lines
+from march_search.trial.metrics import SEAL, damaged_lines, has_seal, parsed_lines, sealed_line
+
+_LOGGER = logging.getLogger(__name__)
 
 CLOCKS = frozenset(
     {"seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes"}
-    | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds"}
+    | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds", SEAL}
 )
 """Metrics that vary between runs and machines. All others are the same in a resumed trial."""
 
@@ -28,11 +30,22 @@ class MetricsFile:
     """Metrics files of one trial, open for appending."""
 
     def __init__(self, path: Path, keep_steps: int) -> None:
-        """Open `path` and keep only the lines up to `keep_steps`, the step of the checkpoint to resume from."""
-        kept = [line for line in read_lines(path) if line.get("step", 0) <= keep_steps] if keep_steps else []
+        """Open `path` and keep only the lines up to `keep_steps`, the step of the checkpoint to resume from.
+
+        Damaged lines among them are kept as they are. If no line has a seal, all intact ones get one.
+        """
+        texts, lines = _kept_lines(path, keep_steps)
+        kept = [line for line in lines if line is not None]
+        if damaged := tuple(number for number, line in enumerate(lines, 1) if line is None):
+            _LOGGER.warning(f"{path}: {damaged_lines(damaged)} kept as found.")
+        if not any(map(has_seal, texts)):
+            texts = [
+                text if line is None else sealed_line(line).encode().rstrip(b"\n")
+                for text, line in zip(texts, lines, strict=True)
+            ]
         temporary = path.with_suffix(".new")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(map(_json_line, kept))
+        with temporary.open("wb") as file:
+            file.writelines(text + b"\n" for text in texts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -42,7 +55,7 @@ class MetricsFile:
     def append(self, kind: str, **values: Any) -> None:
         """Append one line."""
         line = {"kind": kind} | values
-        self._file.write(_json_line(line))
+        self._file.write(sealed_line(line))
         self._events.append(line)
 
     def sync(self) -> None:
@@ -51,10 +64,21 @@ class MetricsFile:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._events.close()
 
-def _json_line(value: dict[str, Any]) -> str:
-    """Format one line of JSON."""
-    return json.dumps(value, allow_nan=False) + "\n"
+
+def _kept_lines(path: Path, keep_steps: int) -> tuple[list[bytes], list[dict[str, Any] | None]]:
+    """Return the lines before the first one beyond `keep_steps`, as they are and parsed (None if damaged)."""
+    if not keep_steps or not path.is_file():
+        return [], []
+    texts = path.read_bytes().split(b"\n")[:-1]
+    lines = parsed_lines(texts)
+    beyond = (at for at, line in enumerate(lines) if line is not None and line.get("step", 0) > keep_steps)
+    end = next(beyond, len(lines))
+    return texts[:end], lines[:end]
 
 
 EVENT_FILE = "events.out.tfevents.0.march-search"
@@ -80,7 +104,7 @@ class EventFile:
         """Append one metrics line."""
         shown = {name: line[name] for name in EVENT_VALUES if line.get(name) is not None}
         values = [Summary.Value(tag=f"{line['kind']}/{name}", simple_value=value) for name, value in shown.items()]
-        self._write(Event(wall_time=time.time(), step=line["step"], summary=Summary(value=values)))
+        self._write(Event(wall_time=time.time(), step=line.get("step", 0), summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Flush the lines written so far, so that TensorBoard can read them."""

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import DevicesConfig, TrialConfig
 from march_search.cost.devices import Device
 from march_search.cost.memory import largest_micro_batch
 from march_search.cost.setup import study_setup
-from march_search.files import read_json, write_json
-from march_search.training.engine import RankInfo
+from march_search.errors import ConfigError
+from march_search.files import find_table, sealed, write_json
+from march_search.training.engine import RankInfo, from_first
 
 HALVINGS = 6
 """Number of times the micro batch is halved before the trial counts as infeasible."""
@@ -24,15 +24,15 @@ def fit_micro_batch(folder: Path, config: TrialConfig, rank_info: RankInfo) -> T
 
     The prediction is saved, so that a resumed trial sums in the same order. All ranks must call it together.
     """
-    chosen = [0]
+    chosen = 0
     if rank_info.is_first:
         saved, share = _load(folder), config.batch.share
         if saved is None and config.training.micro_batch_sequences is None:
             saved = _predicted(config, rank_info), 0
             _save(folder, *saved)
-        chosen[0] = _divisor(share, saved[0]) if saved else config.batch.micro_batch
-    dist.broadcast_object_list(chosen, src=0)
-    return replace(config, training=replace(config.training, micro_batch_sequences=chosen[0]))
+        chosen = _divisor(share, saved[0]) if saved else config.batch.micro_batch
+    micro = from_first(chosen, rank_info)
+    return replace(config, training=replace(config.training, micro_batch_sequences=micro))
 
 
 def halve_micro_batch(folder: Path, config: TrialConfig) -> bool:
@@ -62,14 +62,27 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _load(folder: Path) -> tuple[int, int] | None:
-    """Return the micro batch and halvings that an earlier start saved, or None."""
-    saved = read_json(folder / "micro_batch.json")
-    return (int(saved["micro_batch"]), int(saved["halvings"])) if isinstance(saved, dict) else None
+    """Return the micro batch and halvings that an earlier start saved, or None.
+
+    Raises:
+        ConfigError: If micro_batch.json is damaged.
+    """
+    path, remedy = folder / "micro_batch.json", "Delete it to choose the micro batch again."
+    saved = find_table(path, {"micro_batch": int, "halvings": int}, remedy, ConfigError)
+    if saved is None:
+        return None
+    micro_batch, halvings = saved["micro_batch"], saved["halvings"]
+    if micro_batch < 1 or not 0 <= halvings <= HALVINGS:
+        raise ConfigError(
+            f"{path}: is damaged: micro_batch must be at least 1 and halvings 0 to {HALVINGS}, not {micro_batch} and "
+            f"{halvings}. {remedy}"
+        )
+    return micro_batch, halvings
 
 
 def _save(folder: Path, micro_batch: int, halvings: int) -> None:
     """Save the micro batch and halvings for the next start."""
-    write_json(folder / "micro_batch.json", {"micro_batch": micro_batch, "halvings": halvings})
+    write_json(folder / "micro_batch.json", sealed({"micro_batch": micro_batch, "halvings": halvings}))
 
 
 def _divisor(share: int, most: int) -> int:

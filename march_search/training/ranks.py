@@ -1,11 +1,9 @@
-"""Let a rank be supervised: exit with its parent, stop on a signal, and send heartbeats."""
+"""Let a rank be supervised: stop on a signal, and send heartbeats."""
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
@@ -26,20 +24,6 @@ class InterruptedTrialError(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(f"signal {signum}")
         self.exit_code = 128 + signum
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when the parent given by MARCH_SEARCH_PARENT dies for any reason.
-
-    A rank started by another launcher dies with that launcher. A trial started by hand outlives its shell. On systems
-    other than Linux, this does nothing.
-    """
-    parent = os.environ.get("MARCH_SEARCH_PARENT")
-    if not (parent or "RANK" in os.environ) or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if parent and os.getppid() != int(parent):  # the parent died before the prctl call
-        os._exit(1)
 
 
 def start_heartbeat() -> None:

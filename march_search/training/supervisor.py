@@ -21,6 +21,7 @@ from typing import Any
 from march_search.config import DevicesConfig
 from march_search.errors import StorageError, TrialError
 from march_search.files import read_json, write_json
+from march_search.processes import PARENT
 from march_search.training import launch, ranks
 from march_search.trial.outcome import HUNG, kill_reason, memory_kills
 
@@ -84,8 +85,8 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], on
     the last checkpoint once; with `once`, the function returns `HUNG` instead.
 
     Raises:
-        ConfigError: If the port for launched ranks is not available.
-        TrialError: If the launcher is not installed, or its hostfile has too few hosts.
+        ConfigError: If the port for launched ranks is not available, or the host file is invalid.
+        TrialError: If the launcher is not installed.
     """
     trial = _Trial(folder=folder, devices=devices, arguments=arguments)
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -102,8 +103,9 @@ def supervise(folder: Path, devices: DevicesConfig, arguments: Sequence[str], on
 def _attempt(trial: _Trial) -> int:
     """Start all ranks and wait until they exit."""
     meeting = trial.folder / f".rendezvous.{uuid.uuid4().hex}"
-    for old in trial.folder.glob("failure*.json"):
-        old.unlink()
+    for pattern in ("failure*.json", ".rendezvous.*"):  # left by an attempt that was killed
+        for old in trial.folder.glob(pattern):
+            old.unlink()
     trial.processes.clear()
     trial.hung = ""
     reading, writing = os.pipe()
@@ -156,7 +158,7 @@ def _start(trial: _Trial, rank: int, meeting: Path, pulse: int) -> "subprocess.P
         "WORLD_SIZE": trial.devices.ranks,
         "LOCAL_WORLD_SIZE": trial.devices.ranks,
         "MARCH_SEARCH_MEETING": meeting,
-        "MARCH_SEARCH_PARENT": os.getpid(),
+        PARENT: os.getpid(),
         ranks.PULSE: pulse,
     }
     environment = os.environ | {name: str(value) for name, value in variables.items()}

@@ -1,5 +1,6 @@
 """Time the phases of a step, and measure the share of the device's matrix-product peak that a trial reaches."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ import torch
 from march_search.architecture.flops import flops_per_token
 from march_search.config import TrialConfig
 from march_search.cost.devices import products_per_second
-from march_search.files import read_json, write_json
+from march_search.errors import StorageError
+from march_search.files import find_table, sealed, write_json
 from march_search.training.engine import RankInfo, device_name
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class Phases:
@@ -66,13 +70,22 @@ def measure_utilisation(folder: Path, config: TrialConfig, architecture: object,
     """Return the utilisation. The peak is measured once per device, thread count and precision (device_peak.json)."""
     precision, path = config.training.precision, folder / "device_peak.json"
     key = f"{device_name(rank_info.device)}, {torch.get_num_threads()} threads, {precision}"
-    known = read_json(path)
-    known = known if isinstance(known, dict) else {}
+    known = _known_peaks(path)
     if key not in known:
         known[key] = max(
             products_per_second(precision, rank_info.device.type, PEAK_MATRIX_SIZES[rank_info.device.type])
         )
-        write_json(path, known)
+        write_json(path, sealed(known))
     data = config.data
     cost = flops_per_token(architecture, data.sequence_length, data.noise_density, data.mean_span_length)
     return Utilisation(float(cost), known[key] * rank_info.world_size)
+
+
+def _known_peaks(path: Path) -> dict[str, float]:
+    """Return the peaks measured so far; without those that are not positive numbers, and none from a damaged file."""
+    try:
+        table = find_table(path, remedy="The peak is measured again.") or {}
+    except StorageError as error:
+        _LOGGER.warning(str(error))
+        return {}
+    return {key: value for key, value in table.items() if type(value) in (int, float) and value > 0}

@@ -30,7 +30,7 @@ def is_intact(tag: Path, beat: Callable[[], None] = lambda: None) -> bool:
     """Return whether the checkpoint holds exactly the files of its manifest, unchanged."""
     try:
         return (tag / MANIFEST).read_bytes() == json_text(_manifest(tag, beat)).encode()
-    except OSError:
+    except (OSError, ValueError):  # a folder whose name has no step is not a checkpoint
         return False
 
 
@@ -51,6 +51,20 @@ def resume_point(folder: Path, batch: int) -> int:
     """Return the token count of the newest complete checkpoint; 0 without one."""
     steps = (path.parent.name.removeprefix("step-") for path in folder.glob(f"checkpoints/step-*/{MANIFEST}"))
     return max((int(step) for step in steps if step.isdigit()), default=0) * batch
+
+
+def keep_newest(folder: Path) -> None:
+    """Delete all checkpoints of a trial except the newest undamaged one, from which a retry resumes.
+
+    Call it only while no process trains in the folder. It reads whole checkpoints if there are several.
+    """
+    tags = sorted(folder.glob("checkpoints/step-*"), reverse=True)
+    if len(tags) < 2 and all((tag / MANIFEST).is_file() for tag in tags):
+        return
+    kept = next((tag for tag in tags if is_intact(tag)), None)
+    for tag in tags:
+        if tag != kept:
+            shutil.rmtree(tag, ignore_errors=True)
 
 
 def drop_damaged(folder: Path) -> None:

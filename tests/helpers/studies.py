@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from march_search.config import DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
-from march_search.files import write_json
-from march_search.trial.result import seal_result
+from march_search.files import file_sha256, write_json
+from march_search.trial.result import VALIDATION_SEAL, seal_result, validation_file
 
 DATA = DataConfig(vocab_size=2048, sequence_length=64)
 SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
@@ -56,8 +56,11 @@ def write_study(
                 _write_trial(at, architecture, seed, loss + 0.1 * bool(index), training, gain, evaluations)
                 if examples:
                     own_N = loss + hard_N + np.repeat(rng.normal(0, 0.02, examples // 8), 8)
-                    (at / "validation").mkdir()
-                    np.save(at / "validation" / f"{training.tokens:015d}.npy", own_N.astype(np.float32))
+                    file = validation_file(at, training.tokens)
+                    file.parent.mkdir()
+                    np.save(file, own_N.astype(np.float32))
+                    result = json.loads((at / "result.json").read_text())
+                    write_json(at / "result.json", seal_result(result | {VALIDATION_SEAL: file_sha256(file)}))
                 number += 1
     return folder
 

@@ -17,6 +17,8 @@ import optuna
 
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.config.loader import build
+from march_search.data.store import SCHEMA_VERSION
+from march_search.files import file_sha256, sealed, write_json
 from march_search.study import candidates, storage, study_state, worker
 from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
@@ -39,10 +41,23 @@ def run_toy_study(
     folder = StudyFolder.of(root, name)
     chosen = candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)
-    folder.keep_store(root / "store")
+    folder.keep_store(empty_store(root / "store"))
     study_state.keep_candidates(folder.path, chosen)
     with mock.patch.object(worker, "POLL_SECONDS", 0.01):
         return StudyRun(config, folder, root / "store", candidates.initial_trials(chosen, config), command).run()
+
+
+def empty_store(folder: Path) -> Path:
+    """Write an intact token store without tokens, if it does not exist, and return its folder."""
+    if not (folder / "index.json").exists():
+        folder.mkdir(exist_ok=True)
+        (folder / "tokenizer.json").write_text("{}")
+        index = {"schema_version": SCHEMA_VERSION, "dtype": "<u2", "shards": []}
+        write_json(
+            folder / "index.json",
+            sealed(index | {"tokenizer_file_sha256": file_sha256(folder / "tokenizer.json")}),
+        )
+    return folder
 
 
 def start_toy_study(

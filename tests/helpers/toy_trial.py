@@ -3,8 +3,8 @@
 It needs only the standard library, so that it starts in milliseconds. The loss falls from 8 to a number that depends
 on the shape alone: the wider, the lower. Environment variables make it misbehave. TOY_SECONDS is how long an evaluation
 takes. TOY_FAIL, TOY_KILL and TOY_SILENT name the architecture that fails, is killed, or exits with code 0 and no
-result. TOY_HANGS is how often each trial hangs at three quarters. A trial paused at TOKENS resumes there; a killed one
-starts again.
+result. With TOY_DIES, every trial is killed once at each evaluation. TOY_HANGS is how often each trial hangs at three
+quarters. A trial paused at TOKENS resumes there; a killed one starts again.
 """
 
 import ctypes
@@ -43,7 +43,9 @@ with (folder / "metrics.jsonl").open("a" if done else "w", buffering=1) as metri
         if 4 * seen == 3 * tokens and times < int(os.environ.get("TOY_HANGS", "0")):
             hung.write_text("x" * (times + 1))
             sys.exit(HUNG)
-        if name == os.environ.get("TOY_KILL"):
+        died = folder / f"toy_died_{seen}"
+        if name == os.environ.get("TOY_KILL") or ("TOY_DIES" in os.environ and not died.is_file()):
+            died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 if until < tokens:
     pause.write_text(str(max(done, until)))

@@ -19,6 +19,7 @@ from march_search.config.loader import build
 from march_search.training import timing
 from march_search.training.__main__ import main as training_main
 from march_search.training.metrics_file import CLOCKS
+from march_search.trial.manifest import write_manifest
 
 MakeTrial = Callable[..., Path]
 Ended = subprocess.CompletedProcess[str]
@@ -146,6 +147,15 @@ def stop_at_step(folder: Path, step: int, signum: int = signal.SIGKILL) -> int:
     wait_for_step(folder, step, process)
     process.send_signal(signum)
     return process.wait(timeout=60)
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    """Write an intact checkpoint with made-up content in a trial's folder, and return its own folder."""
+    tag = folder / "checkpoints" / f"step-{step:09d}"
+    tag.mkdir(parents=True)
+    (tag / "state").write_bytes(b"whole")
+    write_manifest(tag)
+    return tag
 
 
 def child_processes(process: "subprocess.Popen[bytes]") -> list[int]:

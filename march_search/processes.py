@@ -1,0 +1,36 @@
+"""Child processes that die with their parent."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+PARENT = "MARCH_SEARCH_PARENT"
+"""Environment variable with the process ID of the parent with which a child dies."""
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the parent given by `PARENT` dies for any reason.
+
+    A rank started by another launcher dies with that launcher. A trial started by hand outlives its shell. On systems
+    other than Linux, this does nothing.
+    """
+    parent = os.environ.get(PARENT)
+    if not (parent or "RANK" in os.environ) or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent and os.getppid() != int(parent):  # the parent died before the prctl call
+        os._exit(1)
+
+
+def run_python(code: str) -> str | None:
+    """Run Python code in a child process that dies with this one; return what it prints, or None if it fails."""
+    child = subprocess.run(
+        [sys.executable, "-c", f"from march_search.processes import die_with_parent; die_with_parent()\n{code}"],
+        env=os.environ | {PARENT: str(os.getpid())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return child.stdout if child.returncode == 0 else None
