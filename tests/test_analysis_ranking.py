@@ -18,7 +18,7 @@ from march_search.analysis.pooling import pool
 from march_search.analysis.ranking import find_trial, rank, ranked_rows
 from march_search.analysis.study_record import read_study
 from march_search.cli import main
-from march_search.files import sealed, write_json
+from march_search.files.json_tables import sealed, write_json
 
 THREE_SEEDS = dict(
     zip(SHAPES, ([4.100, 4.106, 4.098], [4.104, 4.11, 4.107], [4.15, 4.14, 4.147], [4.152, 4.148, 4.155]), strict=True)

@@ -22,7 +22,7 @@ from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.data.tokenizer import load
 from march_search.errors import StorageError
-from march_search.files import save_tensors
+from march_search.files.atomic import save_tensors
 from march_search.model import build
 from march_search.training import weights
 

@@ -18,7 +18,7 @@ from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
 from march_search.data.tokenizer import trained
 from march_search.errors import DataError
-from march_search.files import file_sha256
+from march_search.files.atomic import file_sha256
 
 CONFIG = DataConfig(vocab_size=1000, sequence_length=16, noise_density=0.25, mean_span_length=1, validation_sequences=4)
 N = 10

@@ -25,7 +25,7 @@ from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.data.tokenizer import EOS, trained
 from march_search.errors import DataError, StorageError
-from march_search.files import write_json
+from march_search.files.json_tables import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 

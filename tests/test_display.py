@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from march_search.config import SearchConfig
 from march_search.display.tables import Column, console, print_table
 from march_search.errors import visible
-from march_search.files import write_json
+from march_search.files.json_tables import write_json
 
 GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"
 HOSTILE = f"{GLOO} [bold red]red[/] :warning: \x1b[31mred\x1b]0;title\x07\x9b2J\r\b\u202e\nforged line"

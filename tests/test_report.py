@@ -22,7 +22,7 @@ from march_search.analysis.evidence import study_evidence
 from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import TrainingConfig, TrialConfig
-from march_search.files import write_json
+from march_search.files.json_tables import write_json
 from march_search.report.figures import figures
 from march_search.report.page import figure_files, page, png
 from march_search.report.svg import scale, spread_apart

@@ -12,7 +12,7 @@ from helpers.trials import DATA, TINY, TINY_TRAINING, MakeTrial, result, run_tri
 
 from march_search.config import TrialConfig
 from march_search.errors import ConfigError, DataError, StorageError, TrialError
-from march_search.files import read_table, sealed, write_json
+from march_search.files.json_tables import read_table, sealed, write_json
 from march_search.training import launch, micro_batch, weights
 from march_search.training.metrics_file import MetricsFile
 from march_search.training.timing import _known_peaks

@@ -11,7 +11,8 @@ from march_search.config import PrunerConfig, StudyConfig, TrialConfig
 from march_search.config.changes import differences
 from march_search.config.loader import build
 from march_search.errors import DataError, MarchSearchError, StorageError
-from march_search.files import NUMBER, find_table, one_line, read_table
+from march_search.files.atomic import one_line
+from march_search.files.json_tables import NUMBER, find_table, read_table
 from march_search.trial.faults import changed_words
 from march_search.trial.metrics import Metrics, read_metrics
 from march_search.trial.outcome import read_outcome

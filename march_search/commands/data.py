@@ -49,7 +49,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.commands.studies import named_study
     from march_search.data.rows import skipped
-    from march_search.files import make_folder
+    from march_search.files.atomic import make_folder
 
     config, base = named_study(options.study, options.root).load()
     repaired = _report_repaired if options.repair else None

@@ -49,7 +49,7 @@ def _export_curves(study: "StudyRecord", output: str | None) -> None:
     from dataclasses import asdict
 
     from march_search.commands.output import print_or_write
-    from march_search.files import json_text
+    from march_search.files.json_tables import json_text
     from march_search.replay.learning_curves import study_curves
 
     value = asdict(study_curves(study))
@@ -59,7 +59,7 @@ def _export_curves(study: "StudyRecord", output: str | None) -> None:
 def _export_model(study: "StudyRecord", text: str, output: Path) -> None:
     """Write the model and the tokenizer of one trial into a new folder."""
     from march_search.analysis.ranking import find_trial
-    from march_search.files import replacing_folder
+    from march_search.files.atomic import replacing_folder
     from march_search.model.t5_weights import save_t5
     from march_search.training import weights
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import root_option
 from march_search.display.tables import Column, Row, console, csv_text, markdown_text, print_table
 from march_search.errors import visible
-from march_search.files import write_output
+from march_search.files.atomic import write_output
 
 if TYPE_CHECKING:
     from march_search.study.runner import Summary

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from march_search.commands.rank import evidence_text
     from march_search.commands.studies import named_study
     from march_search.errors import StorageError
-    from march_search.files import write_text
+    from march_search.files.atomic import write_text
     from march_search.report.page import page
 
     named = named_study(options.study, options.root)
@@ -98,7 +98,7 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
 
 def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:
     """Write the summary and the learning curves of a study, small enough to keep in a repository."""
-    from march_search.files import make_folder, write_text
+    from march_search.files.atomic import make_folder, write_text
     from march_search.report.record import record_csv, record_text
 
     make_folder(folder)
@@ -109,7 +109,7 @@ def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[t
 
 def _write_figures(evidence: "Evidence", folder: Path) -> None:
     """Write every figure as SVG and, if resvg-py is installed, as PNG."""
-    from march_search.files import make_folder, write_text
+    from march_search.files.atomic import make_folder, write_text
     from march_search.report.page import figure_files, png
 
     make_folder(folder)

@@ -163,7 +163,7 @@ def _select(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
 
 def _draw(found: "FeasibleSet", path: Path) -> None:
     """Write the figure of the set."""
-    from march_search.files import write_output
+    from march_search.files.atomic import write_output
     from march_search.report.page import standalone
     from march_search.report.shapes import shapes
 

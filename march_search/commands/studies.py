@@ -9,7 +9,7 @@ from march_search.config.loader import build, read_file
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
 from march_search.config.study_config import StudyConfig
 from march_search.errors import UsageError, nearest
-from march_search.files import read_json
+from march_search.files.json_tables import read_json
 from march_search.study.study_folder import StudyFolder
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.data import corpora, vocabulary
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
-    from march_search.files import check_writable
+    from march_search.files.atomic import check_writable
     from march_search.study import candidates, extension, price, rungs
     from march_search.study.plan import plan_rows
 
@@ -170,7 +170,8 @@ def _train(
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.data.ngrams import reference_nats
     from march_search.display.tables import console
-    from march_search.files import make_folder, read_json, sealed, write_json
+    from march_search.files.atomic import make_folder
+    from march_search.files.json_tables import read_json, sealed, write_json
     from march_search.study import gpus, price, study_state
     from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun

@@ -204,7 +204,7 @@ def run_resume(options: argparse.Namespace) -> int:
 def run_retry(options: argparse.Namespace) -> int:
     """Enqueue failed trials again, to be trained by a worker."""
     from march_search.display.tables import plural
-    from march_search.files import lock
+    from march_search.files.atomic import lock
     from march_search.study import status
     from march_search.study.trials import retry_trial
 
@@ -237,7 +237,7 @@ def run_delete(options: argparse.Namespace) -> int:
     import optuna
 
     from march_search.errors import StorageError
-    from march_search.files import lock
+    from march_search.files.atomic import lock
     from march_search.study import heartbeat, status
 
     folder, config, study = _open(options)

@@ -10,7 +10,7 @@ from march_search.config import BatchPlan, TrainingConfig
 from march_search.config.deepspeed_config import CLIENT_BLOCKS, Owned, ds_config, own_names, owned_keys
 from march_search.config.loader import refuse
 from march_search.errors import nearest, shown
-from march_search.files import one_line
+from march_search.files.atomic import one_line
 
 KNOWN = frozenset(
     {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 
 from march_search.config.counts import LIMIT, parse_count
 from march_search.errors import BudgetError, ConfigError, MarchSearchError, nearest, shown
-from march_search.files import one_line
+from march_search.files.atomic import one_line
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import Any
 from march_search.config import DataConfig
 from march_search.data.rows import Unusable, json_line, kind_of, text_in
 from march_search.errors import DataError
-from march_search.files import file_sha256, one_line
+from march_search.files.atomic import file_sha256, one_line
 
 _HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
 

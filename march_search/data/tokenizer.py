@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.errors import DataError, nearest
-from march_search.files import one_line, read_json
+from march_search.files.atomic import one_line
+from march_search.files.json_tables import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from march_search.config import DataConfig
 from march_search.data import corpora
 from march_search.errors import DataError
-from march_search.files import lock, read_text, write_json, write_text
+from march_search.files.atomic import lock, read_text, write_text
+from march_search.files.json_tables import write_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -21,7 +21,7 @@ from march_search.data.shards import SPLITS, Shard
 from march_search.data.store import token_type
 from march_search.data.tokenise import Document, Encoder, default_workers, tokenise
 from march_search.errors import DataError
-from march_search.files import write_json
+from march_search.files.json_tables import write_json
 
 Progress = Callable[[int, int, int | None], None]
 """Called with the training tokens and text bytes written so far, and the tokens wanted (None for the whole text)."""

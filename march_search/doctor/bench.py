@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from march_search.config import DevicesConfig
 from march_search.errors import MarchSearchError, TrialError
-from march_search.files import read_json
+from march_search.files.json_tables import read_json
 from march_search.study.trial_process import TrialProcess
 
 

@@ -21,7 +21,7 @@ from march_search.display.tables import plural
 from march_search.doctor.bench import NEW_ENVIRONMENT, Bench, Finding
 from march_search.doctor.probe import DATA
 from march_search.errors import TrialError
-from march_search.files import read_json, write_json
+from march_search.files.json_tables import read_json, write_json
 from march_search.study.trial_process import TRAINING, TrialProcess
 from march_search.trial.metrics import read_metrics
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from march_search.config import DataConfig
 from march_search.doctor.bench import in_words
-from march_search.files import write_json
+from march_search.files.json_tables import write_json
 from march_search.processes import die_with_parent
 
 DATA = DataConfig(vocab_size=400, sequence_length=32, validation_fraction=0.2, validation_sequences=8)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from march_search.architecture.architecture import Architecture
-from march_search.files import save_tensors
+from march_search.files.atomic import save_tensors
 
 
 def t5_tensors(a: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import IO
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
-from march_search.files import private_folder, try_lock
+from march_search.files.atomic import private_folder, try_lock
 from march_search.processes import run_python
 
 _DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 
-from march_search.files import make_folder, try_lock
+from march_search.files.atomic import make_folder, try_lock
 
 PREFIX = "worker:"
 """Prefix of the study's user attributes that hold worker records."""

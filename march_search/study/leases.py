@@ -15,7 +15,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from march_search.files import lock
+from march_search.files.atomic import lock
 
 MAX_RETRIES = 2
 """Number of times in a row that a trial resumes although it made no progress before it died; after that, it fails."""

@@ -18,7 +18,7 @@ from march_search.cost.memory import USABLE, largest_micro_batch, memory
 from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
 from march_search.display.tables import count, duration, si, size
 from march_search.errors import ConfigError, StorageError, UsageError
-from march_search.files import MAYBE_NUMBER, NUMBER, Kinds, find_table, table_fault
+from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table, table_fault
 from march_search.processes import run_python
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.trial.metrics import read_metrics

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
-from march_search.files import discard_folder, lock
+from march_search.files.atomic import discard_folder, lock
 from march_search.study import heartbeat, race, storage, study_state
 from march_search.study.adaptive import NextTrial, next_trial
 from march_search.study.job import Job, Signals

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 from march_search.config import PrunerConfig
 from march_search.config.study_config import parse_storage, public_storage, resolve_storage
 from march_search.errors import MarchSearchError, StorageError
-from march_search.files import lock
+from march_search.files.atomic import lock
 from march_search.study.journal import JOURNAL, RESTORE, open_journal
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from march_search.config.changes import differences, filled, in_words
 from march_search.config.loader import build
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.files import find_table, lock, make_folder, read_table, sealed, write_json
+from march_search.files.atomic import lock, make_folder
+from march_search.files.json_tables import find_table, read_table, sealed, write_json
 from march_search.trial.own_trials import trial_name
 
 if TYPE_CHECKING:

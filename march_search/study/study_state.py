@@ -8,7 +8,7 @@ from typing import Any
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.errors import MarchSearchError, StorageError
-from march_search.files import lock, one_line
+from march_search.files.atomic import lock, one_line
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve
 from march_search.space.rules import Rule

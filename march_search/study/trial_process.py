@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 
 from march_search.config import DevicesConfig, StudyConfig
 from march_search.errors import StorageError
-from march_search.files import read_json, try_lock
+from march_search.files.atomic import try_lock
+from march_search.files.json_tables import read_json
 from march_search.processes import PARENT
 from march_search.study.leases import Lease
 from march_search.study.study_folder import trial_number

@@ -14,7 +14,7 @@ from march_search.config.counts import parse_count
 from march_search.config.loader import read_file
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ArchitectureError, ConfigError, nearest, shown
-from march_search.files import one_line
+from march_search.files.atomic import one_line
 from march_search.space.feasible_set import FeasibleSet
 from march_search.trial.own_trials import find_trials
 from march_search.trial.result import complete_result

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, Trial
 
 from march_search.config import TrialConfig
 from march_search.errors import StorageError
-from march_search.files import set_aside
+from march_search.files.json_tables import set_aside
 from march_search.study import reuse, trials
 from march_search.study.heartbeat import STOP, Heartbeat, Liveness
 from march_search.study.job import Job, Signals

@@ -27,7 +27,8 @@ from pathlib import Path
 
 from march_search.config import TrainingConfig, TrialConfig
 from march_search.errors import ConfigError, MarchSearchError, StorageError, UsageError, visible
-from march_search.files import DISK_TROUBLE, lock, read_json, set_aside, write_json
+from march_search.files.atomic import DISK_TROUBLE, lock
+from march_search.files.json_tables import read_json, set_aside, write_json
 from march_search.processes import die_with_parent
 from march_search.training import launch, ranks, supervisor
 from march_search.trial import outcome, result, settings

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from march_search.data.batches import Batches
-from march_search.files import file_sha256, make_folder
+from march_search.files.atomic import file_sha256, make_folder
 from march_search.training import ranks
 from march_search.training.engine import RankInfo
 

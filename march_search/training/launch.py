@@ -18,7 +18,7 @@ from typing import Any
 from march_search.config import DevicesConfig
 from march_search.config.hostfile import addresses
 from march_search.errors import ConfigError, StorageError, TrialError, shown
-from march_search.files import find_table, write_json
+from march_search.files.json_tables import find_table, write_json
 
 NAME = "launch.json"
 """File with the port where the ranks meet, the command that started them, and the signal to stop, if any."""

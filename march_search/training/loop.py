@@ -18,7 +18,8 @@ from march_search.config.scaling import base_shape
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.errors import ConfigError, DivergedError, TrialError
-from march_search.files import file_sha256, make_folder, write_json
+from march_search.files.atomic import file_sha256, make_folder
+from march_search.files.json_tables import write_json
 from march_search.model import build
 from march_search.model.layers import FeedForward
 from march_search.training import checkpoint, evaluation, launch, micro_batch, ranks, timing, weights

@@ -12,7 +12,7 @@ from march_search.cost.devices import Device
 from march_search.cost.memory import largest_micro_batch
 from march_search.cost.setup import study_setup
 from march_search.errors import ConfigError
-from march_search.files import find_table, sealed, write_json
+from march_search.files.json_tables import find_table, sealed, write_json
 from march_search.training.engine import RankInfo, from_first
 
 HALVINGS = 6

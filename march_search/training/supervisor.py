@@ -20,7 +20,7 @@ from typing import Any
 
 from march_search.config import DevicesConfig
 from march_search.errors import StorageError, TrialError
-from march_search.files import read_json, write_json
+from march_search.files.json_tables import read_json, write_json
 from march_search.processes import PARENT
 from march_search.training import launch, ranks
 from march_search.trial.outcome import HUNG, kill_reason, memory_kills

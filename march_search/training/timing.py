@@ -13,7 +13,7 @@ from march_search.architecture.flops import flops_per_token
 from march_search.config import TrialConfig
 from march_search.cost.devices import products_per_second
 from march_search.errors import StorageError
-from march_search.files import find_table, sealed, write_json
+from march_search.files.json_tables import find_table, sealed, write_json
 from march_search.training.engine import RankInfo, device_name
 
 _LOGGER = logging.getLogger(__name__)

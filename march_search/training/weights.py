@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from march_search.errors import StorageError
-from march_search.files import find_table, save_tensors
+from march_search.files.atomic import save_tensors
+from march_search.files.json_tables import find_table
 from march_search.training.engine import RankInfo
 from march_search.trial.result import RESULT, WEIGHTS_SEAL, check_file
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from march_search.config.changes import in_words
 from march_search.errors import MarchSearchError
-from march_search.files import one_line
+from march_search.files.atomic import one_line
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import read_outcome
 from march_search.trial.result import read_result

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from march_search.files import json_text, write_json
+from march_search.files.json_tables import json_text, write_json
 
 MANIFEST = "manifest.json"
 """Name of the manifest in a checkpoint's folder."""

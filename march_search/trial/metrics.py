@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from march_search.files import parse_json
+from march_search.files.json_tables import parse_json
 
 METRICS = "metrics.jsonl"
 """Name of the file in a trial's folder."""

@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any
 
 from march_search.errors import MarchSearchError
-from march_search.files import MAYBE_NUMBER, Kinds, find_table, sealed, write_json
+from march_search.files.json_tables import MAYBE_NUMBER, Kinds, find_table, sealed, write_json
 from march_search.trial.result import complete_result
 from march_search.trial.settings import read_settings
 

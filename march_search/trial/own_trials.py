@@ -7,7 +7,8 @@ from pathlib import Path
 
 from march_search.config import TrialConfig
 from march_search.errors import MarchSearchError, StorageError
-from march_search.files import one_line, read_json
+from march_search.files.atomic import one_line
+from march_search.files.json_tables import read_json
 from march_search.trial.settings import SETTINGS, read_settings
 
 _NAME = re.compile(r"(\d{4,})-(L\d.*)-s(\d+)(?:-lr([0-9.e+-]+))?", re.ASCII)

@@ -10,7 +10,8 @@ from typing import Any
 from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.errors import DataError, StorageError
-from march_search.files import MAYBE_NUMBER, NUMBER, Kinds, file_sha256, find_table, sealed
+from march_search.files.atomic import file_sha256
+from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table, sealed
 
 RESULT = "result.json"
 """Name of the file in a trial's folder."""

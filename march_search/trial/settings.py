@@ -10,7 +10,7 @@ from march_search.config import TrialConfig
 from march_search.config.changes import differences, filled, in_words
 from march_search.config.loader import build, read_file
 from march_search.errors import ConfigError
-from march_search.files import find_table, sealed, write_json
+from march_search.files.json_tables import find_table, sealed, write_json
 
 SETTINGS, STARTED = "trial.json", "started.json"
 """Names of the files in a trial's folder."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from march_search.config import DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
-from march_search.files import file_sha256, write_json
+from march_search.files.atomic import file_sha256
+from march_search.files.json_tables import write_json
 from march_search.trial.result import VALIDATION_SEAL, seal_result, validation_file
 
 DATA = DataConfig(vocab_size=2048, sequence_length=64)

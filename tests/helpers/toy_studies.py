@@ -18,7 +18,8 @@ import optuna
 from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.config.loader import build
 from march_search.data.store import SCHEMA_VERSION
-from march_search.files import file_sha256, sealed, write_json
+from march_search.files.atomic import file_sha256
+from march_search.files.json_tables import sealed, write_json
 from march_search.study import candidates, storage, study_state, worker
 from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
