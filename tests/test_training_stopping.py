@@ -136,7 +136,7 @@ def test_a_trial_with_a_damaged_checkpoint_resumes_from_the_one_before(
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.torture)])
 def test_a_stop_within_a_step_drops_only_that_step(make_trial: MakeTrial, ranks: int) -> None:
     step = 256 * ranks * 6  # long enough to be stopped within
-    batch = {"tokens": 2 * step, "global_batch_tokens": step, "micro_batch_sequences": 1}
+    batch = {"tokens": 6 * step, "global_batch_tokens": step, "micro_batch_sequences": 1}
     recipe = batch | {"zero_stage": 2, "precision": "bf16", "evaluations": 1, "checkpoints": 0}
     untouched, stopped = (make_trial(name, ranks=ranks, **recipe) for name in ("untouched", "stopped"))
     assert train(untouched).returncode == 0
@@ -145,8 +145,10 @@ def test_a_stop_within_a_step_drops_only_that_step(make_trial: MakeTrial, ranks:
     wait_for_step(stopped, 1, process)
     process.terminate()
     assert process.wait(timeout=60) == 143
-    assert [line["step"] for line in lines(stopped, "train")] == [1]
-    assert [path.name for path in (stopped / "checkpoints").glob("step-*")] == ["step-000000001"]
+    done = [line["step"] for line in lines(stopped, "train")]
+    assert done == list(range(1, len(done) + 1))
+    assert len(done) < 6
+    assert [path.name for path in (stopped / "checkpoints").glob("step-*")] == [f"step-{len(done):09d}"]
     assert train(stopped).returncode == 0
     for kind in ("train", "evaluation"):
         assert lines(stopped, kind) == lines(untouched, kind)

@@ -125,11 +125,12 @@ def _run(folder: Path, until: int | None, once: bool) -> int:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left over if the trial was killed before
         print(f"{folder}: the trial is already complete.", file=sys.stderr)
         return 0
-    if os.environ.get("RANK", "0") == "0":
-        settings.keep_started(folder, config)
     if "RANK" in os.environ:
+        if os.environ["RANK"] == "0":  # ranks that were started by hand have no supervisor
+            settings.keep_started(folder, config)
         return _train(folder, config, last)
     with lock(folder / "lock", f"{folder} is being trained by another process: wait for it to end, or stop it first."):
+        settings.keep_started(folder, config)
         (folder / "failure.json").unlink(missing_ok=True)
         _set_aside_result(folder, config)
         more = [] if until is None else ["--until", str(until)]
