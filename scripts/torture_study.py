@@ -184,7 +184,8 @@ def _print_faults(folder: StudyFolder, trials: list[FrozenTrial], expected: int)
         path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
         runs = (path / "runs.log").read_text().splitlines() if (path / "runs.log").exists() else []
         outcome = json.loads((path / "outcome.json").read_text())
-        complete, died = trial.state == TrialState.COMPLETE, trial.user_attrs["lease"]["retries"] > 2
+        complete, lease = trial.state == TrialState.COMPLETE, trial.user_attrs["lease"]
+        died = lease["retries"] > 2 or lease["orphaned"] > 10
         if not trial.state.is_finished() or (trial.state == TrialState.FAIL and not died):
             faults.append(f"trial {trial.number} is {trial.state.name}")
         if "concurrent" in runs or runs.count("result") > 1 or (complete and "result" not in runs):

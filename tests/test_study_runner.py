@@ -52,7 +52,7 @@ def test_running_a_finished_study_again_changes_nothing(tmp_path: Path) -> None:
     ("misbehaviour", "reason"),
     [
         ("TOY_FAIL", "TOY_FAIL names this architecture."),
-        ("TOY_KILL", "or it or its worker was killed, 3 times without progress: see trial.log, then run march-search"),
+        ("TOY_KILL", "it hung or was killed 3 times without progress: see trial.log, then run march-search"),
         ("TOY_SILENT", "exited with code 0 and no result"),
     ],
 )

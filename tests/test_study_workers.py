@@ -16,7 +16,8 @@ from optuna.trial import TrialState
 from march_search.config import PrunerConfig, SearchConfig
 from march_search.study import candidates, heartbeat
 from march_search.study.job import Job, Signals
-from march_search.study.leases import MAX_RETRIES, Lease, Leases
+from march_search.study.journal import JOURNAL
+from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
@@ -121,19 +122,39 @@ def test_silence_is_measured_by_the_observers_clock(tmp_path: Path, monkeypatch:
     assert liveness.silent(0, {"w": replace(record, ended=True)}, "w")
 
 
-def test_a_trial_that_outlived_three_workers_fails_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("times", "orphaned", "reason"),
+    [
+        (MAX_RETRIES + 1, False, "it hung or was killed 3 times without progress: see trial.log"),
+        (MAX_ORPHANED + 1, True, "its worker died 11 times without progress: see trial.log"),
+    ],
+)
+def test_a_trial_that_died_too_often_fails_with_the_reason(
+    tmp_path: Path, times: int, orphaned: bool, reason: str
+) -> None:
     study, [dead] = leased(tmp_path, "dead")
-    for _ in range(3):
+    for _ in range(times):
         lease = dead.take(study.trials[0], 0, 4096)
         assert lease is not None
-        assert dead.give_back(study.trials[0], lease, 0, died_at=0)
+        assert dead.give_back(study.trials[0], lease, 0, died_at=0, orphaned=orphaned)
     assert run_toy_study(tmp_path) == Summary(complete=5, pruned=0, failed=1, left=0, signum=0)
-    assert (
-        optuna_study(tmp_path)
-        .trials[0]
-        .user_attrs["reason"]
-        .startswith("it hung, or it or its worker was killed, 3 times")
-    )
+    assert optuna_study(tmp_path).trials[0].user_attrs["reason"].startswith(reason)
+
+
+def test_a_study_whose_runs_are_killed_before_any_progress_completes(tmp_path: Path) -> None:
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=1))
+
+    def attempts() -> int:
+        trials = optuna_study(tmp_path).trials if (tmp_path / "toy" / JOURNAL).exists() else []
+        return Lease.of(trials[0]).attempt if trials else 0
+
+    for attempt in range(1, MAX_RETRIES + 3):
+        process = start_toy_study(tmp_path, config, seconds=1.5)
+        assert wait_until(lambda: attempts() == attempt)  # noqa: B023
+        process.kill()
+        process.communicate()
+    assert run_toy_study(tmp_path, config) == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
+    assert Lease.of(optuna_study(tmp_path).trials[0]).orphaned == MAX_RETRIES + 2
 
 
 def test_only_deaths_without_progress_count(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from march_search.files.atomic import lock
 MAX_RETRIES = 2
 """Number of times in a row that a trial resumes although it made no progress before it died; after that, it fails."""
 
+MAX_ORPHANED = 10
+"""The same for the death of its worker: that of a machine which is taken away again and again says little about the
+trial, but a trial that kills its machine must not do so for ever."""
+
 LOCKS = 16
 """Number of lock files for a study's trials, so that workers on different trials rarely wait for each other."""
 
@@ -36,7 +40,9 @@ class Lease:
     worker: str | None = None
     """Worker that holds the trial; None if it is free."""
     retries: int = 0
-    """Number of deaths since it last made progress: its worker died, its process was killed, or it hung."""
+    """Number of deaths since it last made progress: its process was killed, or it hung."""
+    orphaned: int = 0
+    """Number of times that its worker died since it last made progress."""
     reached: int = 0
     """Most tokens that it had reached at any of its deaths."""
     spent: int = 0
@@ -104,11 +110,13 @@ class Leases:
         now = self._look(trial)
         return now.state == TrialState.RUNNING and Lease.of(now) == lease
 
-    def give_back(self, trial: FrozenTrial, lease: Lease, spent: int, died_at: int | None = None) -> bool:
+    def give_back(
+        self, trial: FrozenTrial, lease: Lease, spent: int, died_at: int | None = None, orphaned: bool = False
+    ) -> bool:
         """Set a trial to waiting; return False if its lease changed. The caller must hold the trial's lock.
 
-        A death counts as one of `MAX_RETRIES` retries. If the trial got further than at all earlier deaths, the count
-        starts again.
+        A death counts as one of `MAX_RETRIES` retries, or of `MAX_ORPHANED` if it was the worker's. If the trial got
+        further than at all earlier deaths, both counts start again.
 
         The lease is written before the state. If the worker dies in between, the trial has no owner and is given back
         again without a retry being counted.
@@ -118,13 +126,15 @@ class Leases:
             lease: The lease that ends.
             spent: Tokens trained under this lease.
             died_at: Tokens that the trial had reached when it or its worker died; None if neither did.
+            orphaned: Whether the worker died.
         """
         if not self.holds(trial, lease):
             return False
         free = replace(lease, worker=None, spent=lease.spent + spent)
         if died_at is not None and lease.worker is not None:
-            again = 0 if died_at > lease.reached else lease.retries
-            free = replace(free, retries=again + 1, reached=max(died_at, lease.reached))
+            if died_at > lease.reached:
+                free = replace(free, retries=0, orphaned=0, reached=died_at)
+            free = replace(free, orphaned=free.orphaned + orphaned, retries=free.retries + (not orphaned))
         self._write(trial, free)
         self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.study import heartbeat, rungs
-from march_search.study.leases import MAX_RETRIES, Lease, Leases
+from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.race import add_seeds
 from march_search.study.study_folder import trial_number
@@ -103,7 +103,7 @@ class Survey:
             cost = unseen_cost(self.path(trial), lease, self._batch) if lease.worker else 0
             died_at = reached(self.path(trial), self._batch)
             with self._leases.alone(trial):
-                given = self._leases.give_back(trial, lease, cost, died_at)
+                given = self._leases.give_back(trial, lease, cost, died_at, orphaned=True)
             if given and lease.worker:
                 text = f"worker {lease.worker} died; its trial will be resumed"
                 self._progress.say(f"trial {trial_number(trial)}: {text}")
@@ -126,12 +126,12 @@ class Survey:
 
     def exhausted(self, lease: Lease) -> TrialOutcome | None:
         """Return the outcome of a trial that died too often without progress; None for any other."""
-        if lease.retries <= MAX_RETRIES:
+        if lease.retries <= MAX_RETRIES and lease.orphaned <= MAX_ORPHANED:
             return None
-        text = (
-            f"it hung, or it or its worker was killed, {lease.retries} times without progress: see trial.log, then run "
-            "march-search study retry."
-        )
+        fault = f"it hung or was killed {lease.retries} times"
+        if lease.retries <= MAX_RETRIES:
+            fault = f"its worker died {lease.orphaned} times"
+        text = f"{fault} without progress: see trial.log, then run march-search study retry."
         return {"state": "failed", "tokens": None, "loss": None, "text": text}
 
     def affordable(self, tokens: int, trials: list[FrozenTrial] | None = None) -> bool:
