@@ -128,6 +128,17 @@ def test_a_report_of_a_damaged_study_is_written(root: Path, command: Command) ->
         assert f"{name}: " in page
 
 
+@pytest.mark.parametrize("pattern", FILES)
+def test_a_report_is_written_or_refused_in_one_line_whatever_is_damaged(
+    root: Path, command: Command, pattern: str
+) -> None:
+    path = file_of(root, pattern)
+    for content in HOSTILE.values():
+        path.write_text(content)
+        ended = command("report", "toy", "--root", str(root), "-o", "-")
+        assert ended.returncode == 0 or one_line_error(ended), content[:40]
+
+
 def flipped(root: Path, key: str, pattern: str, line: int | None = None) -> Path:
     """Change a number in a file of trial 1, and return the file."""
     path = file_of(root, pattern)

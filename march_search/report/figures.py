@@ -66,14 +66,14 @@ def ranking(evidence: Evidence) -> Figure | None:
 
 def curves(evidence: Evidence) -> Figure | None:
     """Draw validation loss over tokens: the leaders in colour, all others in grey, and the n-gram reference losses."""
-    leaders = evidence.ranking.pooled[:SERIES]
-    known = {trial.number for pooled in leaders for trial in pooled.trials}
+    leaders = [(number, pooled) for number, pooled in enumerate(evidence.ranking.pooled[:SERIES]) if pooled.curve]
+    known = {trial.number for _, pooled in leaders for trial in pooled.trials}
     others = [t for t in evidence.study.trials if t.number not in known and len(t.evaluations) > 1]
-    lines = [pooled.curve for pooled in leaders if len(pooled.curve) > 1]
+    lines = [pooled.curve for _, pooled in leaders if len(pooled.curve) > 1]
     if not lines and not others:
         return None
     short = names(evidence)
-    room = 14 + 8 * max((len(short[p.architecture.name]) for p in leaders), default=0)
+    room = 14 + 8 * max((len(short[p.architecture.name]) for _, p in leaders), default=0)
     figure = Figure("Validation loss over tokens", 420)
     right, bottom = WIDTH - min(room, 330), 372
     points = [point for line in lines for point in line] + [p for t in others for p in _curve(t)]
@@ -91,8 +91,8 @@ def curves(evidence: Evidence) -> Figure | None:
     for trial in others:
         tooltip = f"{short[trial.architecture.name]}: {trial.state}"
         figure.path([(x(t), y(v)) for t, v in _curve(trial)], "rest curve", tooltip)
-    heights = spread_apart([y(p.curve[-1][1]) for p in leaders], 15, TOP, bottom)
-    for number, (pooled, height) in enumerate(zip(leaders, heights, strict=True)):
+    heights = spread_apart([y(p.curve[-1][1]) for _, p in leaders], 15, TOP, bottom)
+    for (number, pooled), height in zip(leaders, heights, strict=True):
         name, (tokens, loss) = short[pooled.architecture.name], pooled.curve[-1]
         if len(pooled.curve) > 1:
             figure.path([(x(t), y(v)) for t, v in pooled.curve], f"s{number} curve", f"{name}: {loss:.4f}")
