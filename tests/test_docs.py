@@ -215,10 +215,11 @@ def test_a_python_block_runs_and_its_results_are_true(
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        run_block(block.text, str(block))
+        checked = run_block(block.text, str(block))
     finally:
         if verbosity is not None:
             optuna.logging.set_verbosity(verbosity)
+    assert checked == sum(map(is_value, commented_results(block.text).values())), "a result that nothing compares"
 
 
 def test_a_wrong_result_in_a_comment_is_noticed() -> None:
