@@ -58,9 +58,9 @@ INVALID = [
     (["explain", "T5"], 2, "is not an architecture name"),
     (["explain"], 2, "the following arguments are required: NAME"),
     (["slove"], 2, "invalid choice: 'slove'"),
-    (["rank", "nothing"], 2, 'there is no study "nothing": neither a shipped one nor one started in '),
-    (["study", "run", "cpu-dmo"], 2, 'there is no study "cpu-dmo"'),
-    (["study", "run", "cpu-dmo"], 2, 'Did you mean "cpu-demo"? march-search study list prints all of them.'),
+    (["rank", "nothing"], 2, 'unknown study "nothing": it is neither shipped nor started in '),
+    (["study", "run", "cpu-dmo"], 2, 'unknown study "cpu-dmo"'),
+    (["study", "run", "cpu-dmo"], 2, 'Did you mean "cpu-demo"? To see all studies, run march-search study list.'),
     (["study", "run", "missing.toml"], 2, "missing.toml: file not found"),
 ]
 
@@ -85,7 +85,7 @@ def test_trials_may_follow_options(arguments: list[str], tmp_path: Path, capsys:
     for position in (study, len(arguments)):
         words = [*arguments[:position], "--root", str(tmp_path), *arguments[position:]]
         ended = command_in_process(capsys)(*words)
-        assert 'there is no study "STUDY"' in one_line_error(ended)  # not: unrecognized arguments
+        assert 'unknown study "STUDY"' in one_line_error(ended)  # not: unrecognized arguments
 
 
 def test_solve_imports_neither_torch_nor_optuna_nor_scipy() -> None:

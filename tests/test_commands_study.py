@@ -57,7 +57,7 @@ def test_status_show_and_list_agree_in_tables_and_json(
     assert json.loads(capsys.readouterr().out)["studies"][-1]["states"] == "5 complete, 1 failed"
     assert main(["study", "status", "tow", *here]) == 2
     error = capsys.readouterr().err
-    assert error.startswith('march-search: there is no study "tow": neither a shipped one nor one started in ')
+    assert error.startswith('march-search: unknown study "tow": it is neither shipped nor started in ')
     assert 'Did you mean "toy"?' in error
 
 

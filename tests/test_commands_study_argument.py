@@ -109,9 +109,16 @@ def test_a_study_that_has_not_been_started_is_refused_with_the_command_to_start_
     assert one_line_error(ended).endswith(expected)
 
 
+def test_a_name_that_resembles_no_study_is_refused_without_a_list_of_all(tmp_path: Path, command: Command) -> None:
+    expected = f'unknown study "qqqqqqqq": it is neither shipped nor started in {tmp_path}. To see all studies, run '
+    ended = command("rank", "qqqqqqqq", "--root", str(tmp_path))
+    assert ended.returncode == 2
+    assert one_line_error(ended).endswith(f"{expected}march-search study list.\n")
+
+
 def test_an_unknown_name_suggests_shipped_and_started_studies(tmp_path: Path) -> None:
     write_study(tmp_path, LOSSES, name="my-study")
-    with pytest.raises(UsageError, match=r'there is no study "my-studdy".*Did you mean "my-study"\?'):
+    with pytest.raises(UsageError, match=r'unknown study "my-studdy".*Did you mean "my-study"\?'):
         named_study("my-studdy", tmp_path)
     with pytest.raises(UsageError, match=r'Did you mean "cpu/glu"\?'):
         named_study("cpu/gluu", tmp_path)

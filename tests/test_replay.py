@@ -133,7 +133,7 @@ def test_the_default_strategy_holds_with_a_family_left_out(family: str) -> None:
     assert len(rest.runs) < 25
     row = replay(rest, parse("rungs"), 4, Replay(orders=100, seed=1, noise=0.005, evaluation_noise=0.005))
     assert row["found"] >= 99
-    assert row["spent_max"] < 1 / len(rest.runs) + 0.05  # the one full run, and 5 % for all the others
+    assert row["spent_max"] < 1 / len(rest.runs) + 0.05  # the one full run, and 5% for all the others
 
 
 def test_tpe_trains_every_run_once_in_its_own_order() -> None:
@@ -188,7 +188,7 @@ def test_the_printed_table_fits_the_terminal(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["march-2032"], 'there is no study "march-2032"'),
+        (["march-2032"], 'unknown study "march-2032"'),
         (["march-2032"], "Shipped tables of curves: march-2023."),
         (["march-2032.json"], 'no table of recorded curves of that name is shipped. Did you mean "march-2023"?'),
         (["march-2023", "--strategy", "halvin"], 'unknown strategy "halvin". Did you mean "halving"?'),

@@ -17,7 +17,7 @@ MOST = 1000
 def further_seeds(
     difference: float, deviation: float, counts: tuple[int, int], degrees: float, data_variance: float = 0.0
 ) -> int | None:
-    """Return the fewest further seeds per architecture with which a t-test at 5 % detects `difference` with `POWER`.
+    """Return the fewest further seeds per architecture with which a t-test at 5% detects `difference` with `POWER`.
 
     The test is two-sided and covers this pair only; its power follows the noncentral t distribution (Cohen 1988). The
     result is 0 if the present seeds suffice. It is None if more than `MOST` are needed, or if no number of seeds

@@ -1,5 +1,6 @@
 """The study that a STUDY argument names, for every command: its TOML file, its folder and its settings."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,9 +124,10 @@ def named_study(text: str, root: Path) -> NamedStudy:
     if (root / text / "study.json").is_file() or _shipped_file(text):
         return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)
     known = [*shipped, *(found.parent.name for found in root.glob("*/study.json"))]
+    hint = f"{nearest(text, known)} " if difflib.get_close_matches(text, known, n=1) else ""
     raise UsageError(
-        f'there is no study "{text}": neither a shipped one nor one started in {root}. {nearest(text, known)} '
-        "march-search study list prints all of them."
+        f'unknown study "{text}": it is neither shipped nor started in {root}. {hint}'
+        "To see all studies, run march-search study list."
     )
 
 

@@ -16,7 +16,7 @@ NAMED = {
 """Exact parameter counts of public checkpoints (Raffel et al. 2020, and T5 1.1 by the same authors)."""
 
 DEFAULT_TOLERANCE = "1.5%"
-"""Default tolerance: T5-base (+1.32 %) meets 220M, and T5-large (-0.32 %) meets 740M."""
+"""Default tolerance: T5-base (+1.32%) meets 220M, and T5-large (-0.32%) meets 740M."""
 
 LIMIT = 10**15
 """Bound above every count."""
@@ -87,7 +87,7 @@ def parse_tolerance(text: str) -> Fraction:
     """Parse a tolerance: `1.5%`, `±1%` or a fraction such as `0.015`.
 
     Raises:
-        BudgetError: If the text has another form or is not below 100 %.
+        BudgetError: If the text has another form or is not below 100%.
     """
     match = _TOLERANCE.fullmatch(text.strip())
     value = Fraction(match[1]) / (100 if match[2] else 1) if match else Fraction(1)

@@ -29,7 +29,7 @@ class DataConfig:
     rows are skipped, counted and named; more of them are an error."""
     vocab_size: int = 32128
     """Vocabulary size, including special tokens; must equal the architectures' `vocab_size`. At least 384 for a trained
-    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5 % more, rounded up
+    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5% more, rounded up
     to a multiple of 128: T5's has 32,100 tokens and fits 32,128."""
     tokenizer: str | None = None
     """Path of a tokenizer.json or of a folder that holds one; None trains a byte-level BPE tokenizer."""

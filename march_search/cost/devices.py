@@ -84,7 +84,7 @@ GPUS = (
 CPU_UTILISATION = 0.8
 """Fraction of a CPU's peak that matrix products reach. It was fitted together with `CPU_LAYER_SECONDS` on steps of
 eight shapes with 1M to 8M parameters, on two cores with 201 GFLOP/s in fp32. The median error on shapes left out of the
-fit is 11 % in fp32 and 14 % in bf16 (`benchmarks/cpu_pricing.py`)."""
+fit is 11% in fp32 and 14% in bf16 (`benchmarks/cpu_pricing.py`)."""
 
 CPU_LAYER_SECONDS = 3.7e-6 * 201e9
 """`Device.layer_seconds` times the fp32 peak: elementwise operations are assumed to scale with matrix products."""

@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> Any:
-        """Sum of all parts. Leave 10 % free for the CUDA context, fragmentation and kernel workspaces."""
+        """Sum of all parts. Leave 10% free for the CUDA context, fragmentation and kernel workspaces."""
         return sum(self)
 
 

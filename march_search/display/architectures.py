@@ -149,7 +149,7 @@ HORIZON_COLUMNS = (
     Column(key="rank_now", heading="rank now", short="now"),
     Column(key="loss_now", heading="loss now", short="loss now", show="{:.4f}".format),
     Column(key="predicted_loss", heading="predicted", short="then", show="{:.3f}".format),
-    Column(key="predicted_low", heading="95 % from", short="from", show="{:.3f}".format),
+    Column(key="predicted_low", heading="95% from", short="from", show="{:.3f}".format),
     Column(key="predicted_high", heading="to", short="to", show="{:.3f}".format),
     Column(key="probability_best", heading="P(best)", short="best", show=chance),
 )
@@ -157,7 +157,7 @@ HORIZON_COLUMNS = (
 EFFECT_COLUMNS = (
     Column(key="axis", heading="dimension", short="dimension", left=True),
     Column(key="nats", heading="nats per doubling", short="nats", show="{:+.4f}".format),
-    Column(key="low", heading="95 % from", short="from", show="{:+.4f}".format),
+    Column(key="low", heading="95% from", short="from", show="{:+.4f}".format),
     Column(key="high", heading="to", short="to", show="{:+.4f}".format),
     Column(key="separable", heading="separable", short="separable", left=True),
     Column(key="importance", heading="importance", short="imp.", show="{:.0%}".format),
@@ -167,7 +167,7 @@ FINDING_COLUMNS = (
     Column(key="statement", heading="statement", short="statement", left=True),
     Column(key="verdict", heading="answer", short="answer", left=True),
     Column(key="difference", heading="nats", short="nats", show="{:+.4f}".format),
-    Column(key="low", heading="95 % from", short="from", show="{:+.4f}".format),
+    Column(key="low", heading="95% from", short="from", show="{:+.4f}".format),
     Column(key="high", heading="to", short="to", show="{:+.4f}".format),
     Column(key="pairs", heading="pairs", short="pairs", derive=lambda row: f"{row['agreeing']}/{row['pairs']}"),
     Column(key="confounds", heading="also differs", short="also differs", show=", ".join, left=True),

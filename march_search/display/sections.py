@@ -171,7 +171,7 @@ def _findings_section(found: Sequence[Answer]) -> Section:
     ]
     untested = len(found) - len(rows)
     lines = (
-        "nats: mean difference in loss over the pairs that the statement compares, with its 95 % interval from both "
+        "nats: mean difference in loss over the pairs that the statement compares, with its 95% interval from both "
         "noises; negative is better.",
         "pairs: number of pairs that agree. also differs: other dimensions that differ in at least half of the pairs.",
         f"{untested} of {plural(len(found), 'statement')} from the 2023 study have no pairs to compare here.",

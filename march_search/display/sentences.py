@@ -44,12 +44,12 @@ def noise_notes(ranking: Ranking) -> list[str]:
         )
     if ranking.comparison:
         lines.append(
-            "ties: architectures that share a letter are not separated (both noises, all pairs at 5 % by Holm's "
+            "ties: architectures that share a letter are not separated (both noises, all pairs at 5% by Holm's "
             "method). best: probability of being the best."
         )
     if ranking.seeds:
         lines.append(
-            "+seeds: further seeds of both that would separate an architecture from the next (5 %, 80 % power, that "
+            "+seeds: further seeds of both that would separate an architecture from the next (5%, 80% power, that "
             f"pair only); >{MOST}: more, or impossible with so few documents."
         )
     return lines
@@ -67,7 +67,7 @@ def _training_noise(seeds: SeedNoise | None) -> str:
             else ""
         )
         return (
-            f"Training noise: ± is the 95 % interval of the mean over seeds (t, {_freedom(seeds)}, "
+            f"Training noise: ± is the 95% interval of the mean over seeds (t, {_freedom(seeds)}, "
             f"standard deviation {seeds.deviation:.4f} nats, {seeds.source}).{unequal}"
         )
     return (
@@ -158,7 +158,7 @@ def _budget(found: Regime, decay: str) -> str:
     low, middle, high = found.tokens_to_leave
     upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times the tokens trained"
     rough = f"; a rough estimate, because the learning rate decays ({decay})" if decay else ""
-    return f"The leader should leave this regime after about {si(middle)} tokens (95 %: {si(low)} to {upper}){rough}."
+    return f"The leader should leave this regime after about {si(middle)} tokens (95%: {si(low)} to {upper}){rough}."
 
 
 def notes(evidence: Evidence) -> list[str]:
