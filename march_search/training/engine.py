@@ -115,6 +115,12 @@ def from_first(number: int, rank_info: RankInfo) -> int:
     return int(shared[0])
 
 
+def use_deterministic_operations() -> None:
+    """Make torch use operations whose results do not vary from run to run, or raise where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for deterministic products
+    torch.use_deterministic_algorithms(True)
+
+
 def quiet_deepspeed(device: torch.device) -> None:
     """On a CPU, mark DeepSpeed's compiled operations as unavailable; DeepSpeed would otherwise try to compile one.
 

@@ -34,6 +34,7 @@ from march_search.training.engine import (
     leave,
     memory_of_all,
     quiet_deepspeed,
+    use_deterministic_operations,
 )
 from march_search.training.metrics_file import MetricsFile
 from march_search.training.optimizer import AdamW, parameter_groups, schedule
@@ -99,6 +100,8 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     store.verify(lambda: ranks.beat(ranks.STARTING))
     batches = Batches(store, config.data, config.seed, architecture.structure)
     rank_info = join_ranks(config.devices)
+    if config.training.deterministic:
+        use_deterministic_operations()
     check_deepspeed(config.training, config.batch)
     config = micro_batch.fit_micro_batch(folder, config, rank_info)
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
