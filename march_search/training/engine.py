@@ -144,7 +144,8 @@ def keep_gradient_norm(engine: Any) -> None:
 
     def look(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        engine._global_grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        engine._global_grad_norm = torch.linalg.vector_norm(torch.stack(norms))
 
     if not engine.zero_optimization_stage():
         if engine.gradient_clipping():
