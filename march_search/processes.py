@@ -24,8 +24,12 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def run_python(code: str) -> str | None:
-    """Run Python code in a child process that dies with this one; return what it prints, or None if it fails."""
+def run_python(code: str) -> tuple[str | None, str]:
+    """Run Python code in a child process that dies with this one.
+
+    Returns:
+        What it printed, or None if it failed; and the last line of its error output, which may be empty.
+    """
     child = subprocess.run(
         [sys.executable, "-c", f"from march_search.processes import die_with_parent; die_with_parent()\n{code}"],
         env=os.environ | {PARENT: str(os.getpid())},
@@ -33,4 +37,5 @@ def run_python(code: str) -> str | None:
         text=True,
         check=False,
     )
-    return child.stdout if child.returncode == 0 else None
+    errors = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+    return (child.stdout, "") if child.returncode == 0 else (None, errors[-1].strip())

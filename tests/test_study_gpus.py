@@ -17,7 +17,7 @@ WORKER = f"""
 import os, sys
 from march_search.config import DevicesConfig
 from march_search.study import gpus
-gpus._found = lambda: {UUIDS!r}
+gpus._found = lambda: ({UUIDS!r}, "")
 gpus.claim(DevicesConfig(kind="cuda", ranks=int(sys.argv[1])))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 sys.stdin.read()
@@ -27,7 +27,7 @@ sys.stdin.read()
 @pytest.fixture(autouse=True)
 def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A machine with three free GPUs."""
-    monkeypatch.setattr(gpus, "_found", lambda: UUIDS)
+    monkeypatch.setattr(gpus, "_found", lambda: (UUIDS, ""))
     monkeypatch.setattr(gpus.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -91,6 +91,37 @@ def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.Monke
     gpus.claim(DevicesConfig(kind="cuda"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     kill(first)
+
+
+def test_mig_instances_of_one_gpu_are_claimed_by_their_own_uuids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_found", lambda: (["GPU-parent"], ""))  # some drivers report the GPU, not the instance
+    for name in ("MIG-1", "MIG-2"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+        gpus.claim(DevicesConfig(kind="cuda"))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == name
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    with pytest.raises(ConfigError, match="only 0 of the 1 here are free"):
+        gpus.claim(DevicesConfig(kind="cuda"))
+
+
+def test_the_reason_why_torch_finds_no_gpu_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    uuids, reason = gpus._found()
+    if uuids:
+        pytest.skip("this machine has a GPU")
+    assert reason  # such as: Torch not compiled with CUDA enabled
+    with pytest.raises(ConfigError) as refused:
+        gpus.claim(DevicesConfig(kind="cuda"))
+    assert f"torch finds 0 here ({reason}); run it on another machine" in str(refused.value)
+
+
+def test_the_reason_why_torch_cannot_be_loaded_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    (tmp_path / "torch.py").write_text('raise ImportError("libcudart.so.13: cannot open shared object file")\n')
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    with pytest.raises(ConfigError, match=r"torch finds 0 here \(ImportError: libcudart.so.13: cannot open"):
+        gpus.claim(DevicesConfig(kind="cuda"))
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,13 @@ def test_accumulating_micro_batches_gives_the_same_loss(make_trial: MakeTrial, u
     assert result(small)["loss"] == pytest.approx(result(undisturbed)["loss"], abs=1e-4)
 
 
+def test_deterministic_operations_give_the_same_bits_on_a_cpu(make_trial: MakeTrial, undisturbed: Path) -> None:
+    folder = make_trial("deterministic", deterministic=True)
+    assert train(folder).returncode == 0
+    assert result(folder)["loss"] == result(undisturbed)["loss"]
+    assert result(folder)["training"]["deterministic"] is True
+
+
 def test_bf16_trains_to_nearly_the_same_loss(make_trial: MakeTrial, undisturbed: Path) -> None:
     bf16 = make_trial("bf16", precision="bf16")
     ended = train(bf16)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.trials import MakeTrial, result, train, trial_config
 
+from march_search.training import micro_batch
 from march_search.trial import outcome
 
 BROAD = "L2-D64-H4x16-F256-geglu-rope-V400"
@@ -92,3 +93,18 @@ def test_the_cause_of_a_kill_is_read_from_the_kernels_counter(tmp_path: Path, mo
     assert "another process sent it" in outcome.kill_reason(before)
     counts.write_text("nr_free_pages 5\noom_kill 4\n")
     assert "the machine ran out of memory; decrease micro_batch_sequences" in outcome.kill_reason(before)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA driver error: cudaErrorMemoryAllocation", True),
+        ("NCCL Error 1: unhandled cuda error", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_out_of_memory_is_known_by_the_words_of_every_library(words: str, is_memory: bool) -> None:
+    assert micro_batch.is_out_of_memory(RuntimeError(words)) is is_memory

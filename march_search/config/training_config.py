@@ -50,6 +50,10 @@ class TrainingConfig:
     """Global gradient norm to which gradients are clipped; 0 disables clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32."""
+    deterministic: bool = False
+    """Whether to use only operations whose results do not vary from run to run. On a CPU, all are. On a GPU, some
+    backward passes sum in a varying order, so a trial that is repeated or resumed agrees in its data and settings, but
+    not to the last bit, unless this is set. It makes them slower; by how much has not been measured."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage, which determines what is partitioned across devices: 0 nothing, 1 the optimizer state, 2
     also gradients, 3 also weights. bf16 uses at least stage 1."""

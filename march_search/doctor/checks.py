@@ -94,9 +94,10 @@ def root(folder: Path) -> Finding:
     return Finding("ok", found, values=values)
 
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
-"""Largest allowed relative difference of a loss. Measured on a CPU: 4e-8 in fp32; in bf16, 3e-4 at ZeRO 1, where
-DeepSpeed rounds the summed gradients to bf16, and 0 at ZeRO 2 and 3. Without clipping, 1e-2 in both precisions."""
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-4}
+"""Largest allowed relative difference of a loss. Measured on a CPU: 4e-8 in fp32 and 0 in bf16, at ZeRO 1, 2 and 3. On
+a GPU, kernels that sum in a varying order may round a bf16 weight differently. Without clipping, the losses differ by
+1e-2 in both precisions; with gradients that are reduced in bf16, by 3e-4."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 

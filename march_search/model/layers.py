@@ -22,6 +22,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Activation functions by name. GELU is the tanh approximation, as in T5 v1.1 (`gelu_new`)."""
 
+HAS_FUSED_RMS_NORM = hasattr(torch.ops.aten, "_fused_rms_norm")
+"""Whether torch has a fused RMSNorm; versions before 2.9 would store its intermediate values in fp32."""
+
 
 class RMSNorm(nn.Module):
     """Root mean square normalisation with a weight and no bias (Zhang and Sennrich 2019), computed in fp32."""
@@ -38,7 +41,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BLW: Tensor) -> Tensor:
         """Return `x_BLW` normalised, in the same dtype."""
-        if x_BLW.device.type == "cpu":
+        if x_BLW.device.type == "cpu" or not HAS_FUSED_RMS_NORM:
             return cast(Tensor, cpu.rms_norm(x_BLW, self.weight))
         return F.rms_norm(x_BLW, self.weight.shape, self.weight, EPSILON)
 

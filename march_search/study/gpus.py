@@ -22,7 +22,8 @@ def claim(devices: DevicesConfig) -> None:
     """Reserve GPUs for this process's trials until the process ends, and hide all other GPUs from them.
 
     Every GPU has a lock file, named by its UUID, in a folder of this user on this machine. Parallel workers therefore
-    use different GPUs, even in different studies. Ranks that a launcher starts use all GPUs of their machines.
+    use different GPUs, even in different studies. Ranks that a launcher starts use all GPUs of their machines. CUDA
+    shows a process one MIG instance at most: give each worker its own with CUDA_VISIBLE_DEVICES=MIG-UUID.
 
     Raises:
         ConfigError: If too few GPUs are free, or if `kind` is "cuda" and too few exist.
@@ -30,11 +31,11 @@ def claim(devices: DevicesConfig) -> None:
     wanted = devices.ranks // devices.nodes * devices.parallel_trials
     if devices.kind == "cpu" or (devices.kind == "auto" and not any(path.exists() for path in _DRIVERS)):
         return
-    uuids = _found()
+    uuids, reason = _found()
     if len(uuids) < wanted and devices.kind == "cuda":
         raise ConfigError(
-            f"[devices]: the study needs {wanted} GPUs, but torch finds {len(uuids)} here; run it on another machine, "
-            'lower ranks, or set kind = "cpu". Use --dry-run to plan it without GPUs.'
+            f"[devices]: the study needs {wanted} GPUs, but torch finds {len(uuids)} here{reason and f' ({reason})'}; "
+            'run it on another machine, lower ranks, or set kind = "cpu". Use --dry-run to plan it without GPUs.'
         )
     if len(uuids) < wanted or devices.launcher != "own":
         return
@@ -43,7 +44,8 @@ def claim(devices: DevicesConfig) -> None:
     folder = private_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
     mine: dict[str, IO[str]] = {}
     for name, uuid in zip(names, uuids, strict=False):
-        if len(mine) < wanted and (held := try_lock(folder / f"{uuid.replace('/', '_')}.lock")):
+        key = name if name.startswith(("GPU-", "MIG-")) else f"GPU-{uuid.removeprefix('GPU-')}"
+        if len(mine) < wanted and (held := try_lock(folder / f"{key.replace('/', '_')}.lock")):
             mine[name] = held
     if len(mine) < wanted:
         for held in mine.values():
@@ -56,11 +58,23 @@ def claim(devices: DevicesConfig) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
 
 
-def _found() -> list[str]:
-    """Return the UUIDs of the GPUs that torch can use, in its order; empty if torch cannot be loaded."""
-    code = (
-        "import json, torch; of = torch.cuda.get_device_properties;"
-        "print(json.dumps([str(getattr(of(n), 'uuid', n)) for n in range(torch.cuda.device_count())]))"
-    )
-    printed = run_python(code)
-    return [] if printed is None else list(json.loads(printed))
+_LIST_GPUS = """
+import json, torch
+uuids, reason = [], ""
+try:
+    torch.cuda.init()
+    of = torch.cuda.get_device_properties
+    uuids = [str(getattr(of(n), "uuid", n)) for n in range(torch.cuda.device_count())]
+except (RuntimeError, AssertionError) as error:
+    reason = str(error).strip().splitlines()[0]
+print(json.dumps([uuids, reason]))
+"""
+
+
+def _found() -> tuple[list[str], str]:
+    """Return the UUIDs of the GPUs that torch can use, in its order, and why there are none: torch's first line."""
+    printed, fault = run_python(_LIST_GPUS)
+    if printed is None:
+        return [], fault
+    uuids, reason = json.loads(printed)
+    return list(uuids), str(reason)

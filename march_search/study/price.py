@@ -160,7 +160,7 @@ def cpu() -> Device | None:
     A separate process measures it, so that torch is not loaded here.
     """
     code = "import dataclasses, json; from march_search.cost.devices import this_cpu; "
-    printed = run_python(code + "print(json.dumps(dataclasses.asdict(this_cpu())))")
+    printed, _ = run_python(code + "print(json.dumps(dataclasses.asdict(this_cpu())))")
     return None if printed is None else Device(**json.loads(printed))
 
 

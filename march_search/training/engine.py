@@ -60,7 +60,7 @@ def join_ranks(config: DevicesConfig) -> RankInfo:
     torch.set_num_threads(config.threads or max(1, cores // (local_size * config.parallel_trials)))
     device = _device(config, local_rank)
     waits = timedelta(seconds=config.hang_seconds if ranks.PULSE in os.environ else 0)
-    _join(rank, world_size, "nccl" if device.type == "cuda" else "gloo", GROUP_TIMEOUT + waits)
+    _join(rank, world_size, device, GROUP_TIMEOUT + waits, config.nodes == 1)
     return RankInfo(rank, world_size, device)
 
 
@@ -77,8 +77,11 @@ def _device(config: DevicesConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
-    """Join the process group."""
+def _join(rank: int, world_size: int, device: torch.device, timeout: timedelta, is_one_node: bool) -> None:
+    """Join the process group. Ranks on one machine connect over the loopback interface only."""
+    backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    if is_one_node:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", _LOOPBACK)
     variables = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": int(os.environ.get("LOCAL_RANK", "0"))}
     os.environ.update({name: str(value) for name, value in variables.items()})
     meeting = os.environ.get("MARCH_SEARCH_MEETING")
@@ -89,15 +92,18 @@ def _join(rank: int, world_size: int, backend: str, timeout: timedelta) -> None:
             rank=0,
             world_size=1,
             timeout=timeout,
+            device_id=device_id,
         )
     elif meeting:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
         store = dist.FileStore(meeting, world_size)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=device_id
+        )
     else:
         if os.environ.get("MASTER_ADDR", "").startswith(("127.", "localhost")):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", _LOOPBACK)
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         os.environ.setdefault(name, value)  # DeepSpeed requires them, but uses the existing group
 
@@ -107,6 +113,12 @@ def from_first(number: int, rank_info: RankInfo) -> int:
     shared = torch.tensor([number], dtype=torch.int64, device=rank_info.device)
     dist.broadcast(shared, src=0)
     return int(shared[0])
+
+
+def use_deterministic_operations() -> None:
+    """Make torch use operations whose results do not vary from run to run, or raise where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for deterministic products
+    torch.use_deterministic_algorithms(True)
 
 
 def quiet_deepspeed(device: torch.device) -> None:
@@ -132,7 +144,8 @@ def keep_gradient_norm(engine: Any) -> None:
 
     def look(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        engine._global_grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        engine._global_grad_norm = torch.linalg.vector_norm(torch.stack(norms))
 
     if not engine.zero_optimization_stage():
         if engine.gradient_clipping():
@@ -142,13 +155,19 @@ def keep_gradient_norm(engine: Any) -> None:
 
 
 def memory_of_all(rank_info: RankInfo) -> dict[str, int]:
-    """Return the peak device and host memory of any rank, in bytes. All ranks must call it together."""
-    host = _peak_host_bytes()
-    device = int(torch.cuda.max_memory_allocated(rank_info.device)) if rank_info.device.type == "cuda" else host
-    peak = torch.tensor([device, host], dtype=torch.int64, device=rank_info.device)
+    """Return the peak device and host memory of any rank, in bytes. All ranks must call it together.
+
+    On a GPU, the memory that torch reserved is returned too, which fragmentation makes larger than the allocated one.
+    """
+    host, is_gpu = _peak_host_bytes(), rank_info.device.type == "cuda"
+    peaks = {"peak_memory_bytes": host, "peak_host_memory_bytes": host}
+    if is_gpu:
+        peaks["peak_memory_bytes"] = int(torch.cuda.max_memory_allocated(rank_info.device))
+        peaks["peak_reserved_memory_bytes"] = int(torch.cuda.max_memory_reserved(rank_info.device))
+    largest = torch.tensor(list(peaks.values()), dtype=torch.int64, device=rank_info.device)
     if rank_info.world_size > 1:
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
-    return {"peak_memory_bytes": int(peak[0]), "peak_host_memory_bytes": int(peak[1])}
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return dict(zip(peaks, largest.tolist(), strict=True))
 
 
 def _peak_host_bytes() -> int:

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
@@ -32,6 +34,7 @@ from march_search.training.engine import (
     leave,
     memory_of_all,
     quiet_deepspeed,
+    use_deterministic_operations,
 )
 from march_search.training.metrics_file import MetricsFile
 from march_search.training.optimizer import AdamW, parameter_groups, schedule
@@ -70,7 +73,7 @@ class _Trial:
     saved: int = 0
     """Step of the newest checkpoint."""
     micro_seconds: float = 0.0
-    """Duration of the last micro batch; 0 before the first."""
+    """Mean duration of a micro batch in the last step; 0 before the first."""
     look_every: int = 1
     """Number of micro batches between two checks for a stop signal."""
 
@@ -97,6 +100,8 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     store.verify(lambda: ranks.beat(ranks.STARTING))
     batches = Batches(store, config.data, config.seed, architecture.structure)
     rank_info = join_ranks(config.devices)
+    if config.training.deterministic:
+        use_deterministic_operations()
     check_deepspeed(config.training, config.batch)
     config = micro_batch.fit_micro_batch(folder, config, rank_info)
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
@@ -193,7 +198,13 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
         first = step * plan.sequences + rank * share
         for micro in range(plan.accumulation):
             inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
-            yield None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets)
+            yield None if inputs is None else _host_tensor(inputs, trial), _host_tensor(targets, trial)
+
+
+def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor:
+    """Return an array as a tensor, in pinned memory if it will be copied to a GPU: such a copy does not block."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if trial.rank_info.device.type == "cuda" else tensor
 
 
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
@@ -207,15 +218,14 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         inputs, targets = next(micro_batches)
         waited += time.perf_counter() - asked
         trial.phases.mark()
-        inputs = None if inputs is None else inputs.to(trial.rank_info.device)
-        loss = engine(inputs, targets.to(trial.rank_info.device))
+        inputs = None if inputs is None else inputs.to(trial.rank_info.device, non_blocking=True)
+        loss = engine(inputs, targets.to(trial.rank_info.device, non_blocking=True))
         trial.phases.mark("forward_seconds")
         engine.backward(loss)
         trial.phases.mark("backward_seconds")
         engine.step()
         trial.phases.mark("step_seconds")
         losses.append(loss.detach().float())
-        trial.micro_seconds = time.perf_counter() - asked
         ranks.beat()
     mean = torch.stack(losses).mean()
     if trial.rank_info.world_size > 1:
@@ -223,6 +233,7 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         mean /= trial.rank_info.world_size
     value, norm = float(mean), engine.get_global_grad_norm()
     seconds = time.perf_counter() - began
+    trial.micro_seconds = seconds / plan.accumulation  # of a whole step, because a GPU runs behind the loop above
     trial.step += 1
     trial.seconds += seconds
     norm = None if norm is None else float(norm)

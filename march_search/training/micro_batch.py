@@ -18,6 +18,16 @@ from march_search.training.engine import RankInfo, from_first
 HALVINGS = 6
 """Number of times the micro batch is halved before the trial counts as infeasible."""
 
+OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudaerrormemoryallocation",
+)
+"""Lower-case parts of the messages with which libraries report that memory ran out. NCCL's "unhandled cuda error" may
+have other causes."""
+
 
 def fit_micro_batch(folder: Path, config: TrialConfig, rank_info: RankInfo) -> TrialConfig:
     """Return `config` with this trial's micro batch: as configured, or predicted at the first start, or since halved.
@@ -54,10 +64,10 @@ def halvings(folder: Path) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch or Python failed to allocate memory."""
+    """Return whether Python, torch, CUDA, cuBLAS or cuDNN failed to allocate memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
+        isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
     )
 
 
