@@ -11,6 +11,7 @@ first rung, where a decision is the most likely to be wrong. The figures depend 
 
 import argparse
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +126,17 @@ def tried(rule: Rule, pools: Sequence[Curves]) -> Row:
     return Row(np.array(regrets), float(np.mean(spent)))
 
 
+def missed(rule: Rule, drawn: Sequence[Draw]) -> str:
+    """Return the best runs of the pools in which a rule selects another run, with the number of these pools."""
+    names: Counter[str] = Counter()
+    for each in drawn:
+        choice = replay_rungs(each.curves, each.order, 1, rule.halving).choice
+        best = int(np.argmin(each.curves.final))
+        if each.curves.final[choice] > each.curves.final[best]:
+            names[each.pool.runs[best].name] += 1
+    return ", ".join(f"{name} {number}" for name, number in names.most_common(4))
+
+
 def averaged(curves: Curves, number: int) -> Curves:
     """Return the curves with each loss replaced by the mean of up to `number` evaluations that end there."""
     losses = (
@@ -221,6 +233,11 @@ def print_tables(replays: int, seed: int) -> None:
         heading(f"{replays} pools of {size} of the 25 runs")
         for rule in compared:
             print(f"| {rule.words} | {tried(rule, drawn)} |", flush=True)
+
+    print("\nMost frequent best runs of the pools of 12 and of 18 in which a rule selects another run:\n")
+    for size in (12, 18):
+        for rule in (RULES[0], best):
+            print(f"- {size}, {rule.words}: {missed(rule, draws(table, size, replays, seed + 1))}", flush=True)
 
     heading("pools of 12 runs, one family left out")
     for family in families:

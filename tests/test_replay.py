@@ -14,6 +14,8 @@ from helpers.command_line import command_in_process, json_of, one_line_error
 from helpers.damage import change_file
 from helpers.reference import march_runs
 from helpers.studies import write_study
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from march_search import Architecture
 from march_search.cli import main
@@ -110,6 +112,22 @@ def test_the_share_that_is_promoted_follows_from_the_rungs(
 def test_asynchronous_promotion_on_four_curves_by_hand(order: list[int], workers: int, expected: Replayed) -> None:
     rule = Asha((0.02, 0.06, 0.2, 1.0), reduction_factor=2)
     assert replay_asha(QUIET, order, workers, rule) == expected
+
+
+@given(st.integers(2, 12), st.integers(1, 5), st.integers(2, 4), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_asynchronous_promotion_always_ends_with_a_complete_run(
+    runs: int, workers: int, reduction_factor: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tokens = (TOKENS,) * runs
+    losses = tuple(tuple(rng.normal(size=4).tolist()) for _ in range(runs))
+    seen = Curves(tokens=tokens, losses=losses, rates=(1.0,) * runs, final=tuple(curve[-1] for curve in losses))
+    done = replay_asha(seen, range(runs), workers, Asha((0.02, 0.06, 0.2, 1.0), reduction_factor))
+    assert done.tokens == done.busy
+    assert done.busy / workers <= done.makespan <= done.busy
+    assert 20 * runs + 980 <= done.tokens <= 1000 * runs
+    assert replay_asha(seen, range(runs), workers, Asha((1.0,), reduction_factor)).tokens == 1000 * runs
 
 
 def test_asynchronous_promotion_resumes_what_a_stopping_rule_would_have_lost() -> None:
