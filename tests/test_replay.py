@@ -93,6 +93,8 @@ def test_the_share_that_is_promoted_follows_from_the_rungs(
     for rung, (number, following) in enumerate(itertools.pairwise(numbers)):
         losses = {n: float(n) for n in range(number)}
         assert rule.promoted(losses, rung) == tuple(range(following))
+        last = {number - 1} - {*range(following)}
+        assert rule.promoted(losses, rung, always={number - 1, "failed"}) == (*range(following), *last)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The default pruning rule: synchronous successive halving on rungs."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -68,14 +68,22 @@ class Halving:
         share = self.fractions[rung] / self.fractions[rung + 1] if self.keep is None else self.keep
         return min(number, max(self.finalists, math.ceil(number * share - 1e-9)))
 
-    def promoted(self, losses: Mapping[Key, float | None], rung: int) -> tuple[Key, ...]:
-        """Return the candidates of a rung, counted from 0, that are promoted, lowest loss first.
+    def promoted(
+        self, losses: Mapping[Key, float | None], rung: int, *, always: Collection[Key] = ()
+    ) -> tuple[Key, ...]:
+        """Return the candidates of a rung that are promoted, lowest loss first.
 
         A loss that is None or not finite marks a failed candidate. Failed candidates count towards the size of the rung
         but are never promoted; the next best take their places. Equal losses keep the order of the mapping.
+
+        Args:
+            losses: Loss of each candidate on the rung.
+            rung: Number of the rung, from 0.
+            always: Candidates that are promoted in addition to the best unless they failed.
         """
         finite = {key: loss for key, loss in losses.items() if loss is not None and math.isfinite(loss)}
-        return tuple(sorted(finite, key=lambda key: finite[key])[: self.count(len(losses), rung)])
+        count, order = self.count(len(losses), rung), sorted(finite, key=lambda key: finite[key])
+        return tuple(key for index, key in enumerate(order) if index < count or key in always)
 
     def survivors(self, candidates: int) -> tuple[int, ...]:
         """Return how many of the candidates reach each rung if none fails."""
