@@ -81,7 +81,7 @@ def test_the_new_folder_name_precedes_the_old_one(tmp_path: Path) -> None:
         ("pareto", "STUDY", "--by", "loss,flops", "--format", "csv"),
         ("report", "STUDY", "--format", "csv", "-o", "-"),
         ("export", "STUDY", "--format", "curves"),
-        ("replay", "STUDY", "--orders", "1", "--strategy", "rungs", "--format", "csv"),
+        ("replay", "STUDY", "--replays", "1", "--strategy", "rungs", "--format", "csv"),
     ],
     ids=lambda arguments: arguments[0],
 )

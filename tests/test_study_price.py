@@ -51,8 +51,9 @@ def test_learning_rates_multiply_the_price_and_ranks_do_not() -> None:
 
 def test_the_price_counts_only_trials_promoted_from_each_rung() -> None:
     assert price.survivors(24, [20, 60, 200, 1000], 1 / 3) == [(20, 24), (40, 8), (140, 3), (800, 1)]
+    assert price.survivors(24, [20, 100, 200, 1000], None) == [(20, 24), (80, 5), (100, 3), (800, 1)]
     config = replace(TOY_CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)))
-    plan = planned(config, rungs=(1024, 2048, 4096))
+    plan = planned(config, rungs=(1024, 2048, 4096), keep=1 / 3)
     assert plan["stages"] == [
         {"tokens": 1024, "trials": 48}, {"tokens": 2048, "trials": 16}, {"tokens": 4096, "trials": 6},
     ]  # fmt: skip

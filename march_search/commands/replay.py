@@ -10,8 +10,9 @@ from march_search.commands.options import add_format, add_root
 from march_search.errors import UsageError
 
 if TYPE_CHECKING:
+    from march_search.display.tables import Row
     from march_search.replay.learning_curves import LearningCurves
-    from march_search.replay.strategies import Replay
+    from march_search.replay.pools import Replay
 
 
 def add(verbs: Verbs) -> None:
@@ -22,9 +23,18 @@ def add(verbs: Verbs) -> None:
         "--strategy",
         action="append",
         metavar="NAME[:KEY=NUMBER,..]",
-        help="exhaustive, median, percentile, halving, hyperband, rungs or all (default); repeatable",
+        help="exhaustive, median, percentile, halving, hyperband, rungs, asha or all (default); repeatable",
     )
-    replay.add_argument("--orders", type=int, default=100, metavar="N", help="random orders of the runs (default: 100)")
+    replay.add_argument(
+        "--pool", type=int, metavar="N", help="draw N of the runs at random for every replay (default: all runs)"
+    )
+    replay.add_argument(
+        "--replays",
+        type=int,
+        default=100,
+        metavar="N",
+        help="replays, each with its own pool, noise and order (default: 100)",
+    )
     replay.add_argument("--workers", default="1", metavar="N,..", help="parallel trials (default: 1)")
     replay.add_argument(
         "--noise", type=float, default=0.0, metavar="NATS", help="deviation of the normal shift of a curve"
@@ -36,7 +46,7 @@ def add(verbs: Verbs) -> None:
         "--proposals", choices=("random", "tpe"), default="random", help="how the next run is chosen (default: random)"
     )
     replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna steps per evaluation (default: 1)")
-    replay.add_argument("--seed", type=int, default=0, help="seed of the orders and the noise (default: 0)")
+    replay.add_argument("--seed", type=int, default=0, help="seed of pools, noise and orders (default: 0)")
     add_format(replay)
     add_root(replay)
     replay.set_defaults(run=run)
@@ -47,10 +57,13 @@ def run(options: argparse.Namespace) -> int:
     how, workers = _settings(options)
     import optuna
 
-    from march_search.replay.strategies import NAMES, parse, replay
+    from march_search.replay.pools import replay
+    from march_search.replay.strategies import NAMES, parse
 
     optuna.logging.set_verbosity(logging.ERROR)
     curves = _curves(options)
+    if how.pool is not None and not 2 <= how.pool <= len(curves.runs):
+        raise UsageError(f"--pool must be from 2 to {len(curves.runs)}, the number of runs, not {how.pool}.")
     texts = [t for given in options.strategy or ["all"] for t in (NAMES if given == "all" else (given,))]
     strategies = [parse(text) for text in texts]
     rows = [replay(curves, strategy, many, how) for many in workers for strategy in strategies]
@@ -88,7 +101,7 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
     words = options.workers.split(",")
     if not all(word.strip().isascii() and word.strip().isdigit() and 1 <= int(word) <= 10_000 for word in words):
         raise UsageError(f'--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "{options.workers}".')
-    for name in ("orders", "step"):
+    for name in ("replays", "step"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} must be at least 1, not {getattr(options, name)}.")
     for name in ("noise", "evaluation_noise"):
@@ -96,11 +109,12 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
             raise UsageError(f"--{name.replace('_', '-')} must be 0 or more, not {getattr(options, name)}.")
     if options.seed < 0:
         raise UsageError(f"--seed must be 0 or more, not {options.seed}.")
-    from march_search.replay.strategies import Replay
+    from march_search.replay.pools import Replay
 
     tpe = options.proposals == "tpe"
     how = Replay(
-        orders=options.orders,
+        replays=options.replays,
+        pool=options.pool,
         seed=options.seed,
         noise=options.noise,
         evaluation_noise=options.evaluation_noise,
@@ -108,6 +122,11 @@ def _settings(options: argparse.Namespace) -> tuple["Replay", list[int]]:
         step=options.step,
     )
     return how, [int(word) for word in words]
+
+
+def _found(row: "Row") -> str:
+    """Return the share of replays that found the best, with its interval."""
+    return f"{row['found']:.0%} ({100 * row['found_low']:.0f}-{100 * row['found_high']:.0f})"
 
 
 def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dict[str, Any]], how: "Replay") -> None:
@@ -118,28 +137,40 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
     columns = (
         tables.Column(key="strategy", heading="strategy", short="strategy", left=True),
         tables.Column(key="workers", heading="workers", short="W"),
+        tables.Column(key="replays", heading="replays", short="n"),
         tables.Column(key="spent", heading="tokens spent", short="spent", show="{:.1%}".format),
         tables.Column(key="spent_max", heading="at most", short="max", show="{:.1%}".format),
-        tables.Column(key="found", heading="best found", short="found"),
-        tables.Column(key="as_exhaustive", heading="as exhaustive", short="same"),
+        tables.Column(key="found", heading="best found", short="found", derive=_found),
+        tables.Column(key="as_exhaustive", heading="as exhaustive", short="same", show="{:.0%}".format),
         tables.Column(key="regret", heading="mean regret", short="regret", show="{:.4f}".format),
-        tables.Column(key="regret_max", heading="worst regret", short="worst", show="{:.4f}".format),
+        tables.Column(key="regret_max", heading="worst regret", short="worst", show="{:.4f}".format, wide_only=True),
         tables.Column(key="time", heading="time", short="time", show="{:.0%}".format),
         tables.Column(key="idle", heading="idle", short="idle", show="{:.0%}".format),
     )
-    noise = f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
-    title = f"{options.curves}: {len(curves.runs)} runs in {tables.plural(how.orders, 'random order')}"
+    pools, runs = how.pools(curves), tables.plural(len(curves.runs), "run")
+    title = f"{options.curves}: "
+    if how.pool in (None, len(curves.runs)):
+        title += runs if pools == 1 else f"{runs}, {pools} draws of the noise"
+    else:
+        title += f"{tables.plural(pools, 'random pool')} of {how.pool} of {runs}"
+    if how.noise or how.evaluation_noise:
+        title += f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
     notes = [
         f"tokens spent: relative to training every run to the end. Regret: in {curves.unit}, by the recorded losses.",
-        "best found: orders that found the lowest recorded loss. as exhaustive: orders that chose as exhaustive does.",
+        "best found: replays that found the lowest recorded loss, with the 95% interval of this share. as exhaustive: "
+        "replays that chose as exhaustive does.",
         "time: relative to training every run with the same number of workers. idle: share of the workers' time.",
-        "Optuna's pruners start the next trial at once; a rung waits until all of its candidates reach it.",
+        "Optuna's pruners and asha use free workers at once; a rung waits until all of its candidates reach it.",
+        "exhaustive and rungs ignore the order of the runs: all orders of a pool are one observation, replayed once.",
     ]
+    if pools == 1 and how.replays > 1:
+        notes.append(
+            "The other strategies are replayed in several orders of one pool; --pool or noise draws new pools."
+        )
     if how.tpe:
         notes.append("TPE chose the next run, except with rungs, which start every run.")
-    title += noise if how.noise or how.evaluation_noise else ""
-    legend = "W: workers, max: most tokens spent, same: as exhaustive"
+    legend = "W: workers, n: replays, max: most tokens spent, same: as exhaustive"
     head = {"table": options.curves, "source": curves.source, "unit": curves.unit, "runs": len(curves.runs)}
-    head |= {name: getattr(how, name) for name in ("orders", "seed", "noise", "evaluation_noise", "step")}
+    head |= {name: getattr(how, name) for name in ("pool", "replays", "seed", "noise", "evaluation_noise", "step")}
     head |= {"proposals": options.proposals}
     print_rows(options.format, rows, columns, title=title, notes=notes, legend=legend, head=head, name="strategies")

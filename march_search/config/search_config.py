@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from march_search.architecture.architecture import Architecture
-from march_search.config.halving import DEFAULT_KEEP, DEFAULT_RUNGS
+from march_search.config.halving import DEFAULT_RUNGS
 from march_search.config.loader import not_finite, refuse
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import ArchitectureError
@@ -122,16 +122,18 @@ class PrunerConfig:
     """The `[pruner]` table: when a trial is stopped early."""
 
     kind: Literal["rungs", "median", "halving", "hyperband", "none"] = "rungs"
-    """How trials are pruned. `rungs`: all candidates train to the first rung, the best `keep` of them are promoted to
-    the next, and so on; with several seeds, their mean loss decides. With fewer than four candidates, all train
-    to the end. `median`: a trial is stopped if its loss is above
+    """How trials are pruned. `rungs`: all candidates train to the first rung, the best of them are promoted to the
+    next, and so on; with several seeds, their mean loss decides. With fewer than four candidates, all train to the
+    end. `median`: a trial is stopped if its loss is above
     the median of earlier trials at the same number of tokens. `halving` and `hyperband`: Optuna's asynchronous pruners.
     `none`: every trial trains to the end."""
     rungs: tuple[float, ...] = DEFAULT_RUNGS
     """Points at which `rungs` compares candidates: values up to 1 are fractions of the data budget, larger ones are
     token counts. Rounded up to whole steps; the end of the data budget is always added."""
-    keep: float = DEFAULT_KEEP
-    """`rungs`: fraction of a rung's candidates that is promoted, in (0, 1); the number is rounded up."""
+    keep: float | None = None
+    """`rungs`: fraction of a rung's candidates that is promoted, in (0, 1); the number is rounded up. None promotes the
+    ratio of the rung's tokens to the next rung's, for example a fifth from 2% to 10%, so that all rungs cost about the
+    same."""
     startup_trials: int = 4
     """`median`: number of trials that must finish before any trial is stopped."""
     warmup_tokens: int = 0
@@ -147,7 +149,7 @@ class PrunerConfig:
         """Yield one sentence for each setting or pair of settings that is refused."""
         if self.startup_trials < 0 or self.warmup_tokens < 0 or self.reduction_factor < 2:
             yield "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
-        if not 0 < self.keep < 1:
+        if self.keep is not None and not 0 < self.keep < 1:
             yield f"[pruner]: keep must be in (0, 1), not {self.keep}."
         if not self.rungs or min(self.rungs) <= 0:
             yield f"[pruner]: rungs must be positive numbers, not {list(self.rungs)}."

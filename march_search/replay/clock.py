@@ -1,7 +1,7 @@
 """Replays Optuna's pruners on recorded curves, through ask and tell, with several workers on a simulated clock."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import optuna
 from optuna.pruners import BasePruner
@@ -70,11 +70,17 @@ def replay_optuna(
             continue
         heapq.heappush(free, now)
         ended.append(now)
-    return _summary(curves, reached, max(ended))
+    return summary(curves, reached, max(ended))
 
 
-def _summary(curves: Curves, reached: dict[int, int], makespan: float) -> Replayed:
-    """Summarise a replay; the choice is the run trained furthest, with the lowest loss among equals."""
+def summary(curves: Curves, reached: Mapping[int, int], makespan: float) -> Replayed:
+    """Summarise a replay; the choice is the run trained furthest, with the lowest loss among equals.
+
+    Args:
+        curves: curves from which the runs read.
+        reached: number of evaluations that each run reached, at least 1.
+        makespan: time at which the last worker ended.
+    """
     shares = {run: curves.tokens[run][n - 1] / curves.tokens[run][-1] for run, n in reached.items()}
     best = min(reached, key=lambda run: (-shares[run], curves.losses[run][reached[run] - 1]))
     spent = {run: curves.tokens[run][n - 1] for run, n in reached.items()}

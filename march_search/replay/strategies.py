@@ -1,4 +1,4 @@
-"""Parse search strategies by name and replay each of them over many random orders."""
+"""Search strategies by name, and the replay of rungs."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.pruners import BasePruner
 
 from march_search.config.halving import Halving
 from march_search.errors import UsageError, nearest
-from march_search.replay.clock import in_order, replay_optuna
-from march_search.replay.learning_curves import Curves, LearningCurves, Replayed, curves, schedule
-from march_search.replay.proposals import TpeProposals
+from march_search.replay.asha import Asha
+from march_search.replay.learning_curves import Curves, Replayed, schedule
 
 
 def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Halving) -> Replayed:
@@ -27,7 +25,7 @@ def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Halv
     losses: dict[int, float] = {}
     for number, fraction in enumerate(rungs.fractions):
         if number:
-            going = rungs.promoted(losses)
+            going = rungs.promoted(losses, number - 1)
         losses, times = {}, []
         for run in going:
             evaluation = curves.at(run, fraction)
@@ -51,7 +49,10 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
 }
 """Optuna's pruners with Optuna's defaults; `percentile` has no default and is set to 25."""
 
-NAMES = (*PRUNERS, "rungs")
+RULES: dict[str, Callable[..., Halving | Asha]] = {"rungs": Halving, "asha": Asha}
+"""Rules that resume what they promote."""
+
+NAMES = (*PRUNERS, *RULES)
 
 
 @dataclass(frozen=True)
@@ -60,26 +61,13 @@ class Strategy:
 
     text: str
     """The strategy as the user wrote it, for example `halving:reduction_factor=3`."""
-    make: Callable[[], BasePruner] | Halving
-    """Function that creates the pruner of one study, or the rungs."""
+    make: Callable[[], BasePruner] | Halving | Asha
+    """Function that creates the pruner of one study, or the rule."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Replay:
-    """Settings of a replay."""
-
-    orders: int = 100
-    """Number of random orders of the runs."""
-    seed: int = 0
-    """Seed of the orders and of the noise."""
-    noise: float = 0.0
-    """Standard deviation of one shift per curve; models the effect of another seed."""
-    evaluation_noise: float = 0.0
-    """Standard deviation of an independent shift per evaluation."""
-    tpe: bool = False
-    """Whether TPE chooses the next run; otherwise the order is random."""
-    step: int = 1
-    """Optuna steps between two evaluations."""
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the choice depends on the order of the runs and on the number of workers."""
+        return not isinstance(self.make, Halving) and self.text != "exhaustive"
 
 
 def parse(text: str) -> Strategy:
@@ -92,7 +80,7 @@ def parse(text: str) -> Strategy:
     if name not in NAMES:
         raise UsageError(f'unknown strategy "{name}". {nearest(name, NAMES)}')
     options = dict(_option(text, part) for part in rest.split(",") if part)
-    maker: Callable[..., Any] = PRUNERS.get(name, Halving)
+    maker: Callable[..., Any] = PRUNERS.get(name) or RULES[name]
     known = list(inspect.signature(maker).parameters)
     if unknown := [key for key in options if key not in known]:
         raise UsageError(f'{name} has no option "{unknown[0]}". {nearest(unknown[0], known) if known else ""}'.rstrip())
@@ -105,7 +93,7 @@ def parse(text: str) -> Strategy:
         ) from None
     except ValueError as error:
         raise UsageError(f"{text}: {str(error).rstrip('.')}.") from None
-    return Strategy(text, made if isinstance(made, Halving) else make)
+    return Strategy(text, made if isinstance(made, Halving | Asha) else make)
 
 
 def _option(text: str, part: str) -> tuple[str, Any]:
@@ -118,48 +106,3 @@ def _option(text: str, part: str) -> tuple[str, Any]:
     if "/" in value or key == "fractions":
         return key, tuple(numbers)
     return key, int(numbers[0]) if numbers[0].is_integer() else numbers[0]
-
-
-def replay(table: LearningCurves, strategy: Strategy, workers: int, how: Replay) -> dict[str, Any]:
-    """Replay one strategy over `how.orders` random orders and return a row of results.
-
-    The nth order and its noise are the same for every strategy and number of workers. Regret is the recorded last loss
-    of the selected run minus the lowest recorded last loss, both without noise. `as_exhaustive` counts the orders in
-    which the strategy selects the run with the lowest last loss including noise, as training every run to its end
-    would.
-    """
-    spent, regret, same, time, idle = [], [], 0, [], []
-    for number in range(how.orders):
-        rng = np.random.default_rng([how.seed, number])
-        order = [int(run) for run in rng.permutation(len(table.runs))]
-        seen = curves(table, rng, how.noise, how.evaluation_noise)
-        done = _once(table, strategy, workers, how, seen, order, number)
-        spent.append(done.tokens / seen.total())
-        regret.append(seen.final[done.choice] - min(seen.final))
-        same += seen.losses[done.choice][-1] == min(losses[-1] for losses in seen.losses)
-        whole = schedule([seen.tokens[run][-1] * seen.rates[run] for run in order], workers)
-        time.append(done.makespan / whole)
-        idle.append(1 - done.busy / (workers * done.makespan))
-    return {
-        "strategy": strategy.text,
-        "workers": workers,
-        "orders": how.orders,
-        "spent": float(np.mean(spent)),
-        "spent_max": max(spent),
-        "regret": float(np.mean(regret)),
-        "regret_max": max(regret),
-        "found": sum(value == 0 for value in regret),
-        "as_exhaustive": int(same),
-        "time": float(np.mean(time)),
-        "idle": max(0.0, float(np.mean(idle))),
-    }
-
-
-def _once(
-    table: LearningCurves, strategy: Strategy, workers: int, how: Replay, seen: Curves, order: list[int], number: int
-) -> Replayed:
-    """Replay the strategy on one order."""
-    if isinstance(strategy.make, Halving):
-        return replay_rungs(seen, order, workers, strategy.make)
-    proposals = TpeProposals(table, how.seed + number) if how.tpe else in_order
-    return replay_optuna(seen, order, workers, strategy.make(), proposals, f"order-{number}", how.step)

@@ -43,7 +43,7 @@ def priced_plan(
     device: Device | None = None,
     rate: float | None = None,
     rungs: Sequence[int] = (),
-    keep: float = 1 / 3,
+    keep: float | None = None,
 ) -> dict[str, Any]:
     """Return the predicted cost of a study; its device-hours include evaluations. Unknown values are None.
 
@@ -56,7 +56,7 @@ def priced_plan(
         device: Devices of one trial, all ranks together.
         rate: Price per device-hour, in any currency.
         rungs: Token counts at which the best candidates are promoted, ascending; the last is the end.
-        keep: Share of a rung's candidates that is promoted.
+        keep: Share of a rung's candidates that is promoted; None for the ratio of the rung to the next.
     """
     shapes = stand_ins(config, chosen)
     setup, number, seeds = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config), config.search.seeds
@@ -112,9 +112,9 @@ def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ..
     return tuple(chosen.found.sample(min(SAMPLE, len(chosen.found)), config.search.seed))
 
 
-def survivors(number: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
+def survivors(number: int, rungs: Sequence[int], keep: float | None) -> list[tuple[int, int]]:
     """Return (tokens since the previous rung, number of candidates that train them) for each rung."""
-    numbers = Halving(keep=keep).survivors(number, len(rungs))
+    numbers = Halving.at(rungs, keep).survivors(number)
     return [(rung - before, number) for before, rung, number in zip([0, *rungs], rungs, numbers, strict=False)]
 
 

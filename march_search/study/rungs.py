@@ -63,23 +63,26 @@ def study_schedule(trials: Sequence[FrozenTrial], config: StudyConfig, total: in
     return schedule(trials, tokens, config.pruner.keep, not to_come(trials, total))
 
 
-def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, is_complete: bool = True) -> Schedule:
+def schedule(
+    trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float | None, is_complete: bool = True
+) -> Schedule:
     """Return which trials may run, up to which token count, and which are stopped.
 
     Args:
         trials: All trials of the study.
         rungs: Token counts, ascending; the last is the end.
-        keep: Share of a rung's candidates that is promoted.
+        keep: Share of a rung's candidates that is promoted; None for the ratio of the rung to the next.
         is_complete: Whether all candidates are known; before that, the first rung is not decided.
     """
     regular = [t for t in trials if not is_independent(t)]
     members, targets, stopped = {candidate(t) for t in regular}, dict.fromkeys((t.number for t in trials), rungs[0]), {}
-    for rung, following in pairwise(rungs):
+    rule = Halving.at(rungs, keep)
+    for number, (rung, following) in enumerate(pairwise(rungs)):
         on_rung = [t for t in regular if candidate(t) in members]
         if not is_complete or not all(_arrived(t, rung) for t in on_rung):
             break
         losses = _losses(on_rung, rung)
-        chosen = set(Halving(keep=keep).promoted(losses))
+        chosen = set(rule.promoted(losses, number))
         worst = max((loss for key, loss in losses.items() if key in chosen and loss is not None), default=0.0)
         for trial in trials:
             reached = trial.intermediate_values.get(rung)
@@ -129,7 +132,7 @@ def in_words(config: StudyConfig, candidates: int) -> str:
     if candidates < FEWEST:
         return f"none: rungs need at least {FEWEST} candidates, got {candidates}; all train to the end"
     tokens = config.pruner.rung_tokens(config.training)
-    numbers = Halving(keep=config.pruner.keep).survivors(candidates, len(tokens))
+    numbers = Halving.at(tokens, config.pruner.keep).survivors(candidates)
     parts = [f"{number} to {si(rung)}" for number, rung in zip(numbers, tokens, strict=True)]
     seeds = ", decided by the mean loss over seeds" if len(config.search.seeds) > 1 else ""
     return f"rungs: {', '.join(parts)} tokens{seeds}"
