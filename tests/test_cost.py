@@ -1,10 +1,13 @@
 """Predicted time and memory, compared with recorded runs, DeepSpeed and autograd."""
 
 import os
+import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +19,26 @@ from march_search import Architecture, SearchSpace, solve
 from march_search.architecture.spans import span_lengths
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.devices import BASIS, DATA_SHEETS, FITTED, GPUS, STUDY_LAYER_SECONDS, parse_device
-from march_search.cost.memory import activation_bytes, memory, memory_bytes
+from march_search.cost.memory import (
+    BLOCK_LOGITS,
+    CHUNK_LOGITS,
+    activation_bytes,
+    memory,
+    memory_bytes,
+    transient_bytes,
+)
 from march_search.cost.setup import STUDY_DEVICES, Setup
 from march_search.cost.speed import (
     Seconds,
     attention_flops,
     flops_per_token,
     hours,
+    scores_per_token,
     seconds_per_token,
     tokens_per_second,
 )
 from march_search.errors import ConfigError, UsageError
-from march_search.model import build
+from march_search.model import build, loss
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import pricing
@@ -110,7 +121,7 @@ def test_a_causal_mask_halves_the_operations_of_fused_self_attention() -> None:
 def test_each_zero_stage_partitions_what_it_should() -> None:
     def parts(stage: int, count: int, precision: str = "bf16") -> list[float]:
         setup = Setup(device=replace(GPUS[0], count=count), zero_stage=stage, precision=precision)
-        weights, gradients, optimizer, _ = memory(T5_BASE, setup)
+        weights, gradients, optimizer, *_ = memory(T5_BASE, setup)
         bucket = 50_000_000 * setup.scalar_bytes if setup.stage else 0
         return [x / T5_BASE.num_params for x in (weights, gradients - bucket, optimizer)]
 
@@ -142,7 +153,67 @@ def test_a_rank_of_deepspeed_uses_the_predicted_memory(precision: str, stage: in
     setup = Setup(device=replace(GPUS[0], count=ranks), precision=precision, zero_stage=stage, micro_batch=1)
     parts = memory(a, setup)
     bucket = BUCKET_ELEMENTS * setup.scalar_bytes if stage else 0
-    assert live == [pytest.approx(parts.total - parts.activations - bucket, rel=0.06)]
+    assert live == [pytest.approx(parts.total - parts.activations - parts.transients - bucket, rel=0.06)]
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the largest number of bytes that tensors on the CPU take while `work` runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [50, 1000])
+@pytest.mark.parametrize("fields", [{}, {"vocab_size": 512}, {"structure": "decoder-only", "num_decoder_layers": None}])
+def test_the_peak_of_a_step_is_predicted(
+    fields: dict, rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = replace(SMALL, position="rotary", **fields)
+    chunk, block = {"cpu": rows * a.vocab_size, "other": 0}, {"cpu": 2 * a.vocab_size, "other": 0}
+    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    for module in ("model.loss", "cost.memory"):
+        monkeypatch.setattr(f"march_search.{module}.CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(f"march_search.{module}.BLOCK_LOGITS", block)
+    setup = Setup(device=replace(GPUS[0], keeps_scores=True), precision=precision, micro_batch=4)
+    model = build(a).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    inputs, targets = batch_of(a, setup)
+    peak = peak_bytes(lambda: model(inputs, targets))
+    scores = scores_per_token(a, setup) * setup.sequence_length * setup.scalar_bytes * setup.micro_batch
+    assert activation_bytes(a, setup) - scores + transient_bytes(a, setup) == pytest.approx(peak, rel=0.06)
+
+
+def test_the_loss_holds_as_many_logits_as_the_prediction_assumes() -> None:
+    assert (loss.CHUNK_LOGITS, loss.BLOCK_LOGITS) == (CHUNK_LOGITS, BLOCK_LOGITS)
+
+
+def test_a_trained_bias_adds_the_gradient_of_every_example_and_head() -> None:
+    shape = (2, 12, 128, 64)
+    q, k, v, y = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for _ in range(4))
+    bias = torch.empty(1, 12, 128, 128, dtype=torch.bfloat16, device="meta").expand(2, -1, -1, -1)
+    sums = torch.empty(2, 12, 128, device="meta")
+    seed = torch.empty((), dtype=torch.long, device="meta")
+    backward = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+    *_, grad_bias = backward(y, q, k, v, bias, y, sums, seed, seed, 0.0, [True] * 4)
+    assert (grad_bias.shape, grad_bias.dtype) == ((2, 12, 128, 128), torch.bfloat16)
+    many = Architecture(structure="decoder-only", num_heads=64, d_kv=8, d_model=512, vocab_size=512)
+    setup = Setup(micro_batch=16)
+    assert (
+        transient_bytes(many, setup)
+        == 16 * 64 * 512 * 512 * 2
+        > transient_bytes(replace(many, position="rotary"), setup)
+    )
+    assert transient_bytes(T5_BASE, setup) == transient_bytes(replace(T5_BASE, position="rotary"), setup)
+
+
+def batch_of(a: Architecture, setup: Setup) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return the input tokens and target tokens of one micro batch."""
+    lengths, batch = span_lengths(setup.sequence_length), setup.micro_batch
+    decoder_only = a.structure == "decoder-only"
+    inputs = None if decoder_only else torch.zeros(batch, lengths.input, dtype=torch.long)
+    return inputs, torch.zeros(batch, setup.sequence_length if decoder_only else lengths.target, dtype=torch.long)
 
 
 def saved_bytes(a: Architecture, setup: Setup) -> int:
@@ -158,10 +229,7 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
             saved[storage.data_ptr()] = storage
         return x
 
-    lengths, batch = span_lengths(setup.sequence_length), setup.micro_batch
-    decoder_only = a.structure == "decoder-only"
-    inputs = None if decoder_only else torch.zeros(batch, lengths.input, dtype=torch.long)
-    targets = torch.zeros(batch, setup.sequence_length if decoder_only else lengths.target, dtype=torch.long)
+    inputs, targets = batch_of(a, setup)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         loss = model(inputs, targets)
     assert loss.requires_grad
@@ -260,6 +328,16 @@ def test_every_gpu_has_plausible_figures_and_a_faster_one_is_faster() -> None:
         assert "not been timed on a GPU" in gpu.basis
     assert speeds["A10G"] < speeds["A6000"] < speeds["A100-40GB"] < speeds["A100"] < speeds["H100-PCIe"]
     assert speeds["H100-PCIe"] < speeds["H100"] < speeds["H200"] < speeds["B200"]
+
+
+def test_the_guide_lists_every_gpu_with_its_figures() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "solve.md").read_text()
+    lines = [re.split(r"\s*\|\s*", line) for line in guide.splitlines() if line.startswith("| `")]
+    found = {line[1].split("`")[1]: [float(re.sub(r"[^\d.]", "", cell)) for cell in line[2:5]] for line in lines}
+    assert found == {
+        name: [memory / 1e9, pytest.approx(peak / 1e12, abs=0.5), pytest.approx(bandwidth / 1e12, abs=0.005001)]
+        for name, (memory, peak, _, bandwidth) in DATA_SHEETS.items()
+    }
 
 
 @pytest.mark.parametrize(
