@@ -63,12 +63,13 @@ def test_options_of_the_checks_have_no_effect_on_a_study(tmp_path: Path) -> None
     assert ended.stderr == "march-search: --only has no effect with --study, which runs no checks.\n"
 
 
-def test_a_study_on_several_machines_cannot_be_rehearsed(tmp_path: Path) -> None:
-    devices = 'kind = "cuda"\nranks = 2\nnodes = 2\nlauncher = "srun"'
-    (tmp_path / "small.toml").write_text(STUDY.replace('kind = "cpu"', devices))
+def test_a_study_that_needs_a_gpu_is_refused_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "small.toml").write_text(STUDY.replace('kind = "cpu"', 'kind = "cuda"\nranks = 2'))
     ended = doctor(tmp_path)
-    assert ended.returncode == 2
-    assert "the study's trials need 2 machines; only trials on one can be rehearsed." in ended.stderr
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith('march-search: [devices] kind is "cuda", but torch finds no GPU here; see ')
+    assert ended.stderr.count("\n") == 1
 
 
 def test_the_step_of_the_optimizer_counts_once_per_batch_of_the_study() -> None:

@@ -27,16 +27,13 @@ STEPS, WARM_UP = 6, 2
 STEP_SECONDS = 1.5
 """Planned duration of a step, which sets its number of sequences."""
 
-SHAPES = 3
-"""Number of shapes that are trained: the fastest, the median and the slowest by prediction."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
     """What the steps of the chosen shapes showed."""
 
     device: Device
-    """The devices that the trial used, with predicted speeds."""
+    """The devices that each rehearsed trial used, with predicted speeds."""
     rows: tuple[dict[str, Any], ...]
     """One row per shape: name, and measured and predicted tokens per second and memory."""
     factor: float
@@ -48,45 +45,47 @@ class Rehearsal:
 
 
 def rehearse(bench: Bench, config: StudyConfig, chosen: Candidates) -> Rehearsal:
-    """Train the chosen shapes of the study, one after the other, with all devices of one trial on this machine.
+    """Train the chosen shapes of the study, one after the other, on the devices of one trial.
 
-    Settings are the study's, except for the text, which is made up, and the batch, whose steps take a second or two.
-    The time of the optimizer's step is scaled to the study's batch.
+    If a trial needs more GPUs than this machine has, it runs on these, and speeds are assumed to add up. Settings are
+    the study's, except for the text, which is made up, and the batch, whose steps take a second or two. The time of the
+    optimizer's step is scaled to the study's batch.
 
     Raises:
-        UsageError: If the trials of the study need several machines.
+        UsageError: If the study needs GPUs and there are none.
         TrialError: If a trial failed or exceeded the time limit of `bench`.
     """
-    if config.devices.nodes > 1:
-        raise UsageError(
-            f"the study's trials need {config.devices.nodes} machines; only trials on one can be rehearsed."
-        )
     device = _device(bench, config)
     setup = study_setup(config, device)
     shapes = stand_ins(config, chosen)
     times = {a: float(1 / speed.tokens_per_second(a, setup)) for a in shapes}
     rows = tuple(_trained(bench, config, a, device, 1 / times[a]) for a in spread(sorted(times, key=times.__getitem__)))
     factor = math.exp(statistics.fmean(math.log(row["predicted"] / row["tokens_per_second"]) for row in rows))
-    trial_hours = factor * statistics.fmean(times.values()) * config.training.tokens / 3600
+    ranks = config.devices.ranks if device.name != "cpu" else 1
+    device_seconds = factor * statistics.fmean(times.values()) * device.count * config.training.tokens
     trials = how_many(chosen, config) * len(rates(config)) * len(config.search.seeds)
     return Rehearsal(
         device=device,
         rows=rows,
         factor=factor,
-        trial_hours=trial_hours,
-        device_hours=trial_hours * trials * device.count,
+        trial_hours=device_seconds / ranks / 3600,
+        device_hours=device_seconds * trials / 3600,
     )
 
 
 def spread(ordered: Sequence[Architecture]) -> list[Architecture]:
     """Return the first, the middle and the last of these architectures, or all if there are fewer."""
     last = len(ordered) - 1
-    return [ordered[index] for index in sorted({0, last // 2, last})][:SHAPES]
+    return [ordered[index] for index in sorted({0, last // 2, last})]
 
 
 def _device(bench: Bench, config: StudyConfig) -> Device:
     """Return the devices of a trial on this machine, as the cost model knows them; an unknown GPU counts as an A100."""
     gpus = [] if config.devices.kind == "cpu" else bench.work("devices")["gpus"]
+    if not gpus and config.devices.kind == "cuda":
+        raise UsageError(
+            '[devices] kind is "cuda", but torch finds no GPU here; see march-search doctor --only devices.'
+        )
     if not gpus:
         here = cpu()
         if here is None:
@@ -95,16 +94,17 @@ def _device(bench: Bench, config: StudyConfig) -> Device:
     try:
         device = parse_device(gpus[0]["name"])
     except UsageError:
-        device = replace(parse_device("A100"), name=gpus[0]["name"])
-    return replace(device, count=config.devices.ranks, memory_bytes=gpus[0]["memory_bytes"])
+        device = replace(parse_device("A100"), name=f"{gpus[0]['name']} (predicted as A100)")
+    return replace(device, count=min(config.devices.ranks, len(gpus)), memory_bytes=gpus[0]["memory_bytes"])
 
 
 def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device, predicted: float) -> dict[str, Any]:
     """Train a few steps of one shape and return its row."""
     length, share = config.data.sequence_length, config.batch.share
-    most = max(1, round(predicted * STEP_SECONDS / length / config.devices.ranks))
+    ranks = config.devices.ranks if device.name == "cpu" else device.count
+    most = max(1, round(predicted * STEP_SECONDS / length / ranks))
     sequences = next(number for number in range(min(share, most), 0, -1) if share % number == 0)
-    tokens = sequences * config.devices.ranks * length
+    tokens = sequences * ranks * length
     micro = config.training.micro_batch_sequences
     training = replace(
         config.training,
@@ -122,7 +122,7 @@ def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device,
         store=str(store(bench, config.data)),
         data=replace(config.data, validation_sequences=2),
         training=training,
-        devices=DevicesConfig(kind=config.devices.kind, ranks=config.devices.ranks, threads=config.devices.threads),
+        devices=DevicesConfig(kind=config.devices.kind, ranks=ranks, threads=config.devices.threads),
     )
     folder = bench.folder / f"rehearsal-{a.name}"
     folder.mkdir()
