@@ -126,7 +126,7 @@ def predicted(row: Row, logarithms: Sequence[float]) -> float:
     parts = Seconds(
         unit.products / reached,
         unit.attention / (reached * attention),
-        unit.memory * passes * (compiled if row.is_compiled else 1.0),
+        unit.traffic * passes * (compiled if row.is_compiled else 1.0),
         unit.scores * score_bytes,
         unit.layers * layer_seconds * row.is_march,
         0.0 if row.is_march else unit.launches,

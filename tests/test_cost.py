@@ -99,10 +99,10 @@ def test_what_a_part_of_the_time_depends_on() -> None:
     rotary = replace(T5_BASE, position="rotary")
     assert parts(rotary).scores == 0 < parts(T5_BASE).scores
     assert parts(T5_BASE, sequence_length=1024).scores == pytest.approx(2 * parts(T5_BASE).scores, rel=0.02)
-    assert parts(rotary, compiled=True).memory == pytest.approx(FITTED.compiled * parts(rotary).memory)
-    assert parts(rotary, precision="fp32").memory == pytest.approx(2 * parts(rotary).memory)
+    assert parts(rotary, compiled=True).traffic == pytest.approx(FITTED.compiled * parts(rotary).traffic)
+    assert parts(rotary, precision="fp32").traffic == pytest.approx(2 * parts(rotary).traffic)
     assert parts(rotary, "A100-40GB").products == parts(rotary).products
-    assert parts(rotary, "A100-40GB").memory / parts(rotary).memory == pytest.approx(2.039 / 1.555)
+    assert parts(rotary, "A100-40GB").traffic / parts(rotary).traffic == pytest.approx(2.039 / 1.555)
     assert parts(rotary, "H100").products < parts(rotary).products < 3.17 * parts(rotary, "H100").products
     wide = replace(rotary, feed_forward_proj="gated-gelu")
     assert parts(wide).products > parts(rotary).products

@@ -116,8 +116,8 @@ class Seconds(NamedTuple):
     """Matrix products, without those of attention scores."""
     attention: Any
     """Products of queries, keys and values."""
-    memory: Any
-    """Reading and writing between operations."""
+    traffic: Any
+    """Reading and writing memory between operations."""
     scores: Any
     """Reading and writing attention scores that leave the kernel."""
     layers: Any
@@ -128,7 +128,7 @@ class Seconds(NamedTuple):
     @property
     def total(self) -> Any:
         """Seconds per token: about the longer of launches and everything else, and more where both are alike."""
-        work = self.products + self.attention + self.memory + self.scores + self.layers
+        work = self.products + self.attention + self.traffic + self.scores + self.layers
         return np.hypot(work, self.launches)
 
 
@@ -144,7 +144,7 @@ def seconds_per_token(a: Any, setup: Setup) -> Seconds:
     return Seconds(
         products=products / (device.utilisation * peak),
         attention=attention_flops(a, setup, is_fused) / ((device.attention_utilisation or device.utilisation) * peak),
-        memory=moved / device.bandwidth if device.bandwidth else 0.0,
+        traffic=moved / device.bandwidth if device.bandwidth else 0.0,
         scores=scores * device.score_seconds,
         layers=layers * device.layer_seconds,
         launches=layers * device.launch_seconds / (setup.micro_batch * setup.sequence_length),
