@@ -16,6 +16,7 @@ from march_search.commands.options import (
 
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
+    from march_search.cost.speed import Seconds
 
 
 def add(verbs: Verbs) -> None:
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from march_search.architecture.architecture import Architecture
     from march_search.commands.output import print_rows
     from march_search.cost.memory import memory
-    from march_search.cost.speed import flops_per_token
+    from march_search.cost.speed import flops_per_token, seconds_per_token
     from march_search.display import architectures, tables
 
     if options.device is None:
@@ -58,14 +59,18 @@ def run(options: argparse.Namespace) -> int:
     head: dict[str, Any] = {"name": a.name, "num_params": a.num_params, "flops_per_token": flops}
     if options.device is not None:
         parts = {kind: round(size) for kind, size in memory(a, setup)._asdict().items()}
+        seconds = seconds_per_token(a, setup)
         head |= {"setup": setup_table(setup), "memory": parts, **architectures.price(a, setup)}
+        head |= {"seconds_per_token": {part: float(time) for part, time in seconds._asdict().items()}}
     print_rows(options.format, rows, columns, title=a.name, notes=notes, head=head, name="groups")
     if options.device is not None and options.format in ("table", "markdown"):
-        _print_price(options.format, parts, architectures.price(a, setup), setup)
+        _print_price(options.format, parts, architectures.price(a, setup), setup, seconds)
     return 0
 
 
-def _print_price(output_format: str, parts: dict[str, int], price: dict[str, float], setup: "Setup") -> None:
+def _print_price(
+    output_format: str, parts: dict[str, int], price: dict[str, float], setup: "Setup", seconds: "Seconds"
+) -> None:
     """Print the memory by kind, and the speed and training time in the notes."""
     from march_search.commands.output import print_rows
     from march_search.display import tables
@@ -77,7 +82,9 @@ def _print_price(output_format: str, parts: dict[str, int], price: dict[str, flo
     )
     speed = f"{tables.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
     total = f"{tables.size(price['memory_bytes'])} in total, excluding the device context; {speed}"
-    print_rows(output_format, rows, columns, notes=[total, *price_notes(setup)])
+    shares = {part: time / sum(seconds) for part, time in seconds._asdict().items()}
+    spent = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
+    print_rows(output_format, rows, columns, notes=[total, f"of the time: {spent}.", *price_notes(setup)])
 
 
 def setup_table(setup: "Setup") -> dict[str, Any]:
