@@ -37,7 +37,7 @@ def noise_notes(ranking: Ranking) -> list[str]:
     if ranking.documents is None:
         lines.append("Data noise: not measured, because losses per validation example are missing.")
     else:
-        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.rows)
+        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.first_rows)
         lines.append(
             f"Data noise: losses are paired on the same {ranking.documents.kind}; the standard deviation of a "
             f"difference to the best is at most {widest:.4f} nats."

@@ -40,7 +40,7 @@ def names(evidence: Evidence) -> dict[str, str]:
 
 def ranking(evidence: Evidence) -> Figure | None:
     """Draw the loss of each architecture: one dot per seed, the mean, and its interval."""
-    rows = evidence.ranking.rows[:SHOWN]
+    rows = evidence.ranking.first_rows[:SHOWN]
     if not rows:
         return None
     short, step = names(evidence), 26
@@ -49,7 +49,9 @@ def ranking(evidence: Evidence) -> Figure | None:
     figure = Figure("Validation loss of each architecture, with one dot per seed", bottom + 44)
     ends = [row[k] for row in rows for k in ("interval_low", "interval_high") if row[k] is not None]
     x = scale([*ends, *(loss for row in rows for loss in row["losses"])], label + 24, WIDTH - 16)
-    figure.x_axis(x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(evidence.ranking.rows)}", _three)
+    figure.x_axis(
+        x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(evidence.ranking.first_rows)}", _three
+    )
     for index, row in enumerate(rows):
         y = TOP - 12 + step * (index + 0.5)
         css = f"s{index}" if index < SERIES else "rest"
@@ -103,7 +105,7 @@ def curves(evidence: Evidence) -> Figure | None:
 
 def against(evidence: Evidence, axis: str, name: str) -> Figure | None:
     """Draw the loss against one dimension, with one point per architecture."""
-    rows = [row for row in evidence.ranking.rows if row.get(axis)]
+    rows = [row for row in evidence.ranking.first_rows if row.get(axis)]
     if len({row[axis] for row in rows}) < 2:
         return None
     figure = Figure(f"Validation loss against {name}", 330)
@@ -125,7 +127,7 @@ def against(evidence: Evidence, axis: str, name: str) -> Figure | None:
 def heat_map(evidence: Evidence) -> Figure | None:
     """Draw the lowest loss for each depth and width."""
     cells: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in evidence.ranking.rows:
+    for row in evidence.ranking.first_rows:
         cells.setdefault((row["num_layers"], row["d_model"]), row)
     depths, widths = sorted({d for d, _ in cells}), sorted({w for _, w in cells})
     if len(depths) < 2 or len(widths) < 2 or len(depths) * len(widths) > 240:
@@ -135,8 +137,8 @@ def heat_map(evidence: Evidence) -> Figure | None:
     figure = Figure("Lowest validation loss for each depth and width", TOP + high * len(depths) + 44)
     short = names(evidence)
     low, span = (
-        evidence.ranking.rows[0]["loss"],
-        max(evidence.ranking.rows[-1]["loss"] - evidence.ranking.rows[0]["loss"], 1e-9),
+        evidence.ranking.first_rows[0]["loss"],
+        max(evidence.ranking.first_rows[-1]["loss"] - evidence.ranking.first_rows[0]["loss"], 1e-9),
     )
     figure.text(0, TOP - 12, "layers", "axis")
     for (depth, width), row in cells.items():
@@ -158,7 +160,7 @@ def heat_map(evidence: Evidence) -> Figure | None:
 
 def front(evidence: Evidence) -> Figure | None:
     """Draw the loss against speed, with a line through the Pareto front."""
-    rows = [row for row in evidence.ranking.rows if row["tokens_per_second"]]
+    rows = [row for row in evidence.ranking.first_rows if row["tokens_per_second"]]
     if len(rows) < 2:
         return None
     figure = Figure("Validation loss against training speed, and the Pareto front", 330)

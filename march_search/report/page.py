@@ -61,7 +61,7 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
 
 def summary(evidence: Evidence) -> list[str]:
     """Return the main results, one sentence per item."""
-    rows, short = evidence.ranking.rows, names(evidence)
+    rows, short = evidence.ranking.first_rows, names(evidence)
     done = sum(t.state == "complete" for t in evidence.study.trials)
     sentences = [f"{done} of {plural(len(evidence.study.trials), 'trial')} completed."]
     if not rows:
