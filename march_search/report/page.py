@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.evidence import Evidence
+from march_search.display.regime_sentences import regime_sentences
 from march_search.display.sections import Section, sections
-from march_search.display.sentences import regime_sentences
 from march_search.display.tables import Column, chance, plural
 from march_search.report import svg
 from march_search.report.figures import figures, names
@@ -25,7 +25,7 @@ CAPTIONS = {
     "map": "Lowest validation loss for each depth and width.",
     "front": "Validation loss against training speed. The line is the Pareto front.",
     "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
-    "horizon": "Losses predicted from the learning curves for a larger data budget.",
+    "horizon": "Differences to the leader: now (hollow), and their 95% intervals at a larger data budget.",
 }
 """Caption of each figure, by name."""
 
