@@ -89,6 +89,32 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
 
 
+def rate_notes(ranking: Ranking) -> list[str]:
+    """Return notes on what the learning rates do to the comparison."""
+    if not ranking.pooled:
+        return []
+    (fewest, most), training = ranking.num_rates, ranking.pooled[0].trials[0].config.training
+    if most == 1:
+        scaled = ", scaled by width and depth" if training.learning_rate_scaling == "width" else ""
+        return [
+            f"One learning rate for all ({training.learning_rate:g}{scaled}): the ranking assumes that it suits all "
+            "architectures equally well."
+        ]
+    lines = []
+    if fewest != most:
+        lines.append(
+            f"Unequal effort: architectures were tried at {fewest} to {most} learning rates each, and more tries find "
+            "a better one. Compare those with equally many."
+        )
+    largest = max(row["rate_correction"] for row in ranking.rows)
+    if largest:
+        lines.append(
+            "The lowest of the losses at several learning rates is too low by chance. Losses are raised by what noise "
+            f"is expected to lower them, at most {largest:.4f} nats."
+        )
+    return lines
+
+
 def edge_note(ranking: Ranking) -> str:
     """Return a note on architectures whose best learning rate is at an end of the list; empty if there are none."""
     edges = [row for row in ranking.rows if row["learning_rate_edge"]]
@@ -103,4 +129,4 @@ def notes(evidence: Evidence) -> list[str]:
     study, ranking = evidence.study, evidence.ranking
     tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
     optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
-    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *filter(None, optional)]
+    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *rate_notes(ranking), *filter(None, optional)]
