@@ -48,7 +48,7 @@ class TrialRecord:
     loss: float | None
     """Validation loss at the last evaluation, in nats per target token; None before the first."""
     context_gain: float | None
-    """Context gain: increase in loss with another document's input, in nats; None if it was not measured."""
+    """Increase in loss without the context, in nats; None if it was not measured (decoder-only, recorded earlier)."""
     tokens_per_second: float | None
     """Training speed; None before the first training step is logged."""
     reason: str

@@ -11,7 +11,10 @@ from march_search.analysis.study_record import StudyRecord
 def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
     is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
-    lines = ["loss: nats per token of text. Decoder-only models have no separate input, so there is no context gain."]
+    lines = [
+        "loss: nats per token of text. gain: loss with all but the last few tokens of context cut off minus loss; 0 "
+        "means that the models use no more than these."
+    ]
     if not is_text:
         lines = [
             "loss: nats per target token. "

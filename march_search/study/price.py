@@ -33,6 +33,9 @@ _PLAN: dict[str, Kinds] = {
 _STAGE: dict[str, Kinds] = {"tokens": NUMBER, "trials": int}
 _MEMORY: dict[str, Kinds] = {"architecture": str, "bytes": NUMBER, "device_bytes": NUMBER, "micro_batch": int}
 
+EVALUATION_PASSES = 2
+"""Forward passes per evaluation, each a third of a training step's work: the second measures the context gain."""
+
 SAMPLE = 64
 """Number of members sampled to represent those that a sampler will choose."""
 
@@ -66,7 +69,7 @@ def priced_plan(
     hours = None
     if device is not None:
         evaluated = _evaluated(config, stages) * len(seeds)
-        work = [(tokens + evaluated * _passes(a) / 3) / speed.tokens_per_second(a, setup) for a in shapes]
+        work = [(tokens + evaluated * EVALUATION_PASSES / 3) / speed.tokens_per_second(a, setup) for a in shapes]
         hours = fmean(work) / 3600 * device.count
     reached = accumulate(trained for trained, _ in stages)
     tightest = max(shapes, key=lambda a: memory(a, setup).total)
@@ -126,14 +129,6 @@ def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
         ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
         times += trials * sum(before < tokens <= reached for tokens in ends)
     return times * config.data.validation_sequences * config.data.sequence_length
-
-
-def _passes(a: Architecture) -> int:
-    """Return the forward passes per evaluation, each a third of a training step's work.
-
-    Encoder-decoders need a second pass, with another example's input, to measure the context gain.
-    """
-    return 2 if a.structure == "encoder-decoder" else 1
 
 
 def built(shapes: Sequence[Architecture]) -> int:
