@@ -33,8 +33,6 @@ def level_rows(level: Level, reference: Pooled | None, above: Sequence[dict[str,
         tied = index > 0 and row["loss"] == rows[index - 1]["loss"]
         row["rank"] = rows[index - 1]["rank"] if tied else len(above) + index + 1
         row["letters"] = named[index] or None
-        if above or len(rows) == 1:
-            row["probability_best"] = None
     return rows
 
 
@@ -92,7 +90,7 @@ def _standing(index: int, level: Level) -> dict[str, Any]:
         "half_interval": (interval.high - interval.low) / 2 if interval else None,
         "interval_kind": None if seeds is None else "measured" if seeds.is_measured[index] else "assumed",
         "letters": comparison.letters[index] if comparison else None,
-        "probability_best": comparison.best[index] if comparison else None,
+        "probability_best": comparison.best[index] if comparison and comparison.best else None,
         "data_deviation_to_best": math.sqrt(data.variance(0, index)) if data and index else None,
     }
     row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next"))
