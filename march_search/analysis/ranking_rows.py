@@ -49,12 +49,14 @@ def _gains(level: Level, reference: Pooled | None) -> list[Gain | None]:
     On lower levels the reference counts with its loss there, and with the seed noise of its rival, because it is not
     on the level itself.
     """
-    curve = [(tokens, loss) for tokens, loss in reference.curve if tokens <= level.tokens] if reference else []
-    if reference is None or not curve or curve[-1][0] != level.tokens:
+    if reference is None:
+        return [None] * len(level.pooled)
+    curve = [(tokens, loss) for tokens, loss in reference.curve if tokens <= level.tokens]
+    own = next((index for index, p in enumerate(level.pooled) if p is reference), None)
+    loss = reference.loss if own is not None else dict(curve).get(level.tokens)
+    if loss is None:
         return [None] * len(level.pooled)
     law = local_law(curve, reference.trials[0].config.training.warmup_tokens)
-    own = next((index for index, p in enumerate(level.pooled) if p is reference), None)
-    loss = reference.loss if own is not None else curve[-1][1]
     counts = [len(p.trials) for p in level.pooled]
     gains: list[Gain | None] = []
     for index, pooled in enumerate(level.pooled):
