@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from march_search.analysis.pooling import pool
-from march_search.analysis.study_record import StudyRecord, TrialRecord
+from march_search.analysis.level import complete_architectures
+from march_search.analysis.pooling import Pooled
+from march_search.analysis.study_record import StudyRecord
 from march_search.config import OBJECTIVES, StudyConfig
 from march_search.config.loader import build
 from march_search.cost.measures import objective_value
@@ -16,7 +17,7 @@ from march_search.space.pareto import front, knee, signed_columns
 def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one row per architecture with a complete trial, lowest loss first.
 
-    `pareto` and `knee` mark the front and its knee. The loss is the mean over seeds at the best learning rate, and the
+    `pareto` and `knee` mark the front and its knee. The loss is that of the ranking, and the
     speed is the mean measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
@@ -36,7 +37,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
             f"{study.name}: a Pareto front needs at least two objectives; use --by loss,flops or "
             "--by loss,-tokens_per_second."
         )
-    rows = [_row(pooled.trials, by, config) for pooled in pool(study)]
+    rows = [_row(pooled, by, config) for pooled in complete_architectures(study)]
     rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
     points = signed_columns([[row[name.removeprefix("-")] for name in by] for row in rows], by)
     best = front(points)
@@ -47,15 +48,11 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     return rows
 
 
-def _mean_loss(trials: Sequence[TrialRecord]) -> float:
-    """Return the mean loss over seeds."""
-    return fmean(trial.loss for trial in trials if trial.loss is not None)
-
-
-def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
+def _row(pooled: Pooled, by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
     """Return the row of one architecture, with one key per objective."""
-    a, speeds = trials[0].architecture, [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
-    row = a.row() | {"loss": _mean_loss(trials), "num_seeds": len(trials)}
+    a, trials = pooled.architecture, pooled.trials
+    speeds = [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
+    row = a.row() | {"loss": pooled.loss, "num_seeds": len(trials)}
     for name in (n.removeprefix("-") for n in by if n != "loss"):
         measured = fmean(speeds) if speeds else None
         row[name] = measured if name == "tokens_per_second" else objective_value(name, a, config)

@@ -11,7 +11,8 @@ from march_search.analysis.findings import Answer
 from march_search.analysis.horizon import Horizon
 from march_search.analysis.ranking import Ranking
 from march_search.display import architectures
-from march_search.display.sentences import notes, regime_sentences
+from march_search.display.regime_sentences import regime_sentences
+from march_search.display.sentences import notes
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
 
 
@@ -90,7 +91,7 @@ def json_values(evidence: Evidence) -> dict[str, Any]:
             "tokens": horizon.tokens,
             "rows": horizon.rows,
             "flip_probability": horizon.flip_probability,
-            "mix": horizon.mix,
+            "ratio": horizon.ratio,
             "caveats": horizon.caveats,
         },
         "effects": evidence.effects,
@@ -114,12 +115,15 @@ def _plain(value: Any) -> Any:
 
 def _horizon_section(found: Horizon, ranking: Ranking) -> Section:
     """Return the section of the predicted ranking."""
-    leader = ranking.rows[0]["name"]
-    warning = f"{leader} leads now; the probability that another is the best then is {chance(found.flip_probability)}."
+    warnings = []
+    if found.flip_probability is not None:
+        warnings.append(
+            f"{ranking.first_rows[0]['name']} leads now; the probability that another is the best then is "
+            f"{chance(found.flip_probability)}."
+        )
     title = f"predicted after {count(found.tokens)} tokens"
-    return Section(
-        title=title, rows=found.rows, columns=architectures.HORIZON_COLUMNS, notes=found.caveats, warnings=(warning,)
-    )
+    columns = [c for c in architectures.HORIZON_COLUMNS if any(c.value(row) is not None for row in found.rows)]
+    return Section(title=title, rows=found.rows, columns=tuple(columns), notes=found.caveats, warnings=warnings)
 
 
 def _effects_section(found: Effects) -> Section:

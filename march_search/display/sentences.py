@@ -1,21 +1,20 @@
 """Write the notes that explain a ranking, in sentences, for tables, Markdown and the report."""
 
-import math
-
 from march_search.analysis.early_order import EarlyOrder, enough
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.further_seeds import MOST
 from march_search.analysis.noise import SeedNoise
 from march_search.analysis.ranking import Ranking
-from march_search.analysis.regime import FARTHEST, NEAR_GAIN, NEAR_NATS, Regime
 from march_search.analysis.study_record import StudyRecord
-from march_search.display.tables import si
 
 
 def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
     is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
-    lines = ["loss: nats per token of text. Decoder-only models have no separate input, so there is no context gain."]
+    lines = [
+        "loss: nats per token of text. gain: loss with all but the last few tokens of context cut off minus loss; 0 "
+        "means that the models use no more than these."
+    ]
     if not is_text:
         lines = [
             "loss: nats per target token. "
@@ -37,7 +36,7 @@ def noise_notes(ranking: Ranking) -> list[str]:
     if ranking.documents is None:
         lines.append("Data noise: not measured, because losses per validation example are missing.")
     else:
-        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.rows)
+        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.first_rows)
         lines.append(
             f"Data noise: losses are paired on the same {ranking.documents.kind}; the standard deviation of a "
             f"difference to the best is at most {widest:.4f} nats."
@@ -93,6 +92,32 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
 
 
+def rate_notes(ranking: Ranking) -> list[str]:
+    """Return notes on what the learning rates do to the comparison."""
+    if not ranking.pooled:
+        return []
+    (fewest, most), training = ranking.num_rates, ranking.pooled[0].trials[0].config.training
+    if most == 1:
+        scaled = ", scaled by width and depth" if training.learning_rate_scaling == "width" else ""
+        return [
+            f"One learning rate for all ({training.learning_rate:g}{scaled}): the ranking assumes that it suits all "
+            "architectures equally well."
+        ]
+    lines = []
+    if fewest != most:
+        lines.append(
+            f"Unequal effort: architectures were tried at {fewest} to {most} learning rates each, and more tries find "
+            "a better one. Compare those with equally many."
+        )
+    largest = max(row["rate_correction"] for row in ranking.rows)
+    if largest:
+        lines.append(
+            "The lowest of the losses at several learning rates is too low by chance. Losses are raised by what noise "
+            f"is expected to lower them, at most {largest:.4f} nats."
+        )
+    return lines
+
+
 def edge_note(ranking: Ranking) -> str:
     """Return a note on architectures whose best learning rate is at an end of the list; empty if there are none."""
     edges = [row for row in ranking.rows if row["learning_rate_edge"]]
@@ -102,53 +127,9 @@ def edge_note(ranking: Ranking) -> str:
     return f"rate!: at the edge of the list of learning rates; a rate beyond it may be better ({names})."
 
 
-def regime_sentences(evidence: Evidence) -> tuple[str, ...]:
-    """Return the regime that the ranking describes, in sentences; none for a study without a complete trial."""
-    found, many, decay = evidence.regime, len(evidence.ranking.pooled), evidence.study.decay
-    sentences: list[str] = []
-    if found is None:
-        return ()
-    if found.near_ngrams:
-        assert found.bigram is not None
-        where = "above" if found.leader_loss > found.bigram else f"less than {NEAR_NATS:g} nats below"
-        sentences.append(
-            f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a bigram model "
-            f"({found.bigram:.3f}). This ranking shows which architecture learns n-grams fastest, not which is best "
-            f"after longer training. {_budget(found, decay)}"
-        )
-    if found.input_unused:
-        assert found.leader_gain is not None
-        noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-        limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
-        budget = "" if found.near_ngrams else " These curves do not show how much more training is needed."
-        sentences.append(
-            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (below "
-            f"{limit:.2f} counts as zero{noise}). Differences in heads, encoder or cross-attention mean nothing yet."
-            f"{budget}"
-        )
-    if found.crossings:
-        pairs = many * (many - 1) // 2
-        split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        sentences.append(
-            f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third of training"
-            f"{split}. A longer budget may change the order."
-        )
-    return tuple(sentences)
-
-
-def _budget(found: Regime, decay: str) -> str:
-    """Return a sentence on the data budget at which the n-gram regime ends."""
-    if found.tokens_to_leave is None:
-        return "These curves do not show how much more training is needed."
-    low, middle, high = found.tokens_to_leave
-    upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times the tokens trained"
-    rough = f"; a rough estimate, because the learning rate decays ({decay})" if decay else ""
-    return f"The leader should leave this regime after about {si(middle)} tokens (95%: {si(low)} to {upper}){rough}."
-
-
 def notes(evidence: Evidence) -> list[str]:
     """Return the notes that explain a ranking; the regime has separate sentences."""
     study, ranking = evidence.study, evidence.ranking
     tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
     optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
-    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *filter(None, optional)]
+    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *rate_notes(ranking), *filter(None, optional)]

@@ -40,7 +40,7 @@ def names(evidence: Evidence) -> dict[str, str]:
 
 def ranking(evidence: Evidence) -> Figure | None:
     """Draw the loss of each architecture: one dot per seed, the mean, and its interval."""
-    rows = evidence.ranking.rows[:SHOWN]
+    rows = evidence.ranking.first_rows[:SHOWN]
     if not rows:
         return None
     short, step = names(evidence), 26
@@ -49,7 +49,9 @@ def ranking(evidence: Evidence) -> Figure | None:
     figure = Figure("Validation loss of each architecture, with one dot per seed", bottom + 44)
     ends = [row[k] for row in rows for k in ("interval_low", "interval_high") if row[k] is not None]
     x = scale([*ends, *(loss for row in rows for loss in row["losses"])], label + 24, WIDTH - 16)
-    figure.x_axis(x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(evidence.ranking.rows)}", _three)
+    figure.x_axis(
+        x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(evidence.ranking.first_rows)}", _three
+    )
     for index, row in enumerate(rows):
         y = TOP - 12 + step * (index + 0.5)
         css = f"s{index}" if index < SERIES else "rest"
@@ -103,7 +105,7 @@ def curves(evidence: Evidence) -> Figure | None:
 
 def against(evidence: Evidence, axis: str, name: str) -> Figure | None:
     """Draw the loss against one dimension, with one point per architecture."""
-    rows = [row for row in evidence.ranking.rows if row.get(axis)]
+    rows = [row for row in evidence.ranking.first_rows if row.get(axis)]
     if len({row[axis] for row in rows}) < 2:
         return None
     figure = Figure(f"Validation loss against {name}", 330)
@@ -125,7 +127,7 @@ def against(evidence: Evidence, axis: str, name: str) -> Figure | None:
 def heat_map(evidence: Evidence) -> Figure | None:
     """Draw the lowest loss for each depth and width."""
     cells: dict[tuple[int, int], dict[str, Any]] = {}
-    for row in evidence.ranking.rows:
+    for row in evidence.ranking.first_rows:
         cells.setdefault((row["num_layers"], row["d_model"]), row)
     depths, widths = sorted({d for d, _ in cells}), sorted({w for _, w in cells})
     if len(depths) < 2 or len(widths) < 2 or len(depths) * len(widths) > 240:
@@ -135,8 +137,8 @@ def heat_map(evidence: Evidence) -> Figure | None:
     figure = Figure("Lowest validation loss for each depth and width", TOP + high * len(depths) + 44)
     short = names(evidence)
     low, span = (
-        evidence.ranking.rows[0]["loss"],
-        max(evidence.ranking.rows[-1]["loss"] - evidence.ranking.rows[0]["loss"], 1e-9),
+        evidence.ranking.first_rows[0]["loss"],
+        max(evidence.ranking.first_rows[-1]["loss"] - evidence.ranking.first_rows[0]["loss"], 1e-9),
     )
     figure.text(0, TOP - 12, "layers", "axis")
     for (depth, width), row in cells.items():
@@ -158,7 +160,7 @@ def heat_map(evidence: Evidence) -> Figure | None:
 
 def front(evidence: Evidence) -> Figure | None:
     """Draw the loss against speed, with a line through the Pareto front."""
-    rows = [row for row in evidence.ranking.rows if row["tokens_per_second"]]
+    rows = [row for row in evidence.ranking.first_rows if row["tokens_per_second"]]
     if len(rows) < 2:
         return None
     figure = Figure("Validation loss against training speed, and the Pareto front", 330)
@@ -208,31 +210,35 @@ def effects(evidence: Evidence) -> Figure | None:
 
 
 def predicted(evidence: Evidence) -> Figure | None:
-    """Draw current losses, and losses predicted from the curves."""
-    if not evidence.horizon:
+    """Draw present differences to the leader, and their intervals at a longer budget; None if nothing is claimed."""
+    found = evidence.horizon
+    rows = [row for row in found.rows[:SHOWN] if row["difference_low"] is not None] if found else []
+    if not found or not rows:
         return None
-    rows, short, step = evidence.horizon.rows[:SHOWN], names(evidence), 28
+    short, step = names(evidence), 28
     label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
     bottom = TOP - 12 + step * len(rows)
-    figure = Figure(f"Predicted loss after {evidence.horizon.tokens:,} tokens", bottom + 44)
-    ends = [row[k] for row in rows for k in ("loss_now", "predicted_low", "predicted_high")]
-    x = scale(ends, label + 24, WIDTH - 16)
+    figure = Figure(f"Predicted differences after {found.tokens:,} tokens", bottom + 44)
+    x = scale(
+        [0.0, *(row[k] for row in rows for k in ("difference", "difference_low", "difference_high"))],
+        label + 24,
+        WIDTH - 16,
+    )
     figure.x_axis(
         x,
         TOP - 12,
         bottom,
-        f"loss now (hollow) and predicted after {si(evidence.horizon.tokens)} tokens (95% interval)"
-        f"{_cut(evidence.horizon.rows)}",
+        f"nats above the leader of today: now (hollow) and after {si(found.tokens)} tokens (95% interval)"
+        f"{_cut(found.rows)}",
         _two,
     )
     for index, row in enumerate(rows):
         y = TOP - 12 + step * (index + 0.5)
-        css = f"s{row['place_now'] - 1}" if row["place_now"] <= SERIES else "rest"
-        tooltip = f"{short[row['name']]}: {row['predicted_low']:.3f} to {row['predicted_high']:.3f}"
+        css = f"s{index + 1}" if index + 1 < SERIES else "rest"
+        tooltip = f"{short[row['name']]}: {row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
         figure.text(label, y + 4, short[row["name"]], "name", "end")
-        figure.path([(x(row["predicted_low"]), y), (x(row["predicted_high"]), y)], f"{css} interval", tooltip)
-        figure.dot(x(row["predicted_loss"]), y, f"{css} mark", tooltip)
-        figure.dot(x(row["loss_now"]), y, f"{css} mark hollow", f"now {row['loss_now']:.4f}", 4)
+        figure.path([(x(row["difference_low"]), y), (x(row["difference_high"]), y)], f"{css} interval", tooltip)
+        figure.dot(x(row["difference"]), y, f"{css} mark hollow", f"now {row['difference']:+.4f}", 4)
     return figure
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.evidence import Evidence
+from march_search.display.regime_sentences import regime_sentences
 from march_search.display.sections import Section, sections
-from march_search.display.sentences import regime_sentences
 from march_search.display.tables import Column, chance, plural
 from march_search.report import svg
 from march_search.report.figures import figures, names
@@ -25,7 +25,7 @@ CAPTIONS = {
     "map": "Lowest validation loss for each depth and width.",
     "front": "Validation loss against training speed. The line is the Pareto front.",
     "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
-    "horizon": "Losses predicted from the learning curves for a larger data budget.",
+    "horizon": "Differences to the leader: now (hollow), and their 95% intervals at a larger data budget.",
 }
 """Caption of each figure, by name."""
 
@@ -61,7 +61,7 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
 
 def summary(evidence: Evidence) -> list[str]:
     """Return the main results, one sentence per item."""
-    rows, short = evidence.ranking.rows, names(evidence)
+    rows, short = evidence.ranking.first_rows, names(evidence)
     done = sum(t.state == "complete" for t in evidence.study.trials)
     sentences = [f"{done} of {plural(len(evidence.study.trials), 'trial')} completed."]
     if not rows:
