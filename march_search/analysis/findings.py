@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from march_search.analysis.comparison import CONFIDENCE, Interval, holm, two_sided
+from march_search.analysis.comparison import CONFIDENCE, Interval, holm, pooled_variance, two_sided
 from march_search.analysis.contrasts import Contrast, contrasts
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
 from march_search.analysis.rate_noise import LADDER, RateNoise
@@ -258,8 +258,7 @@ def _with(difference: float, margin: float, parts: Sequence[tuple[float, float]]
 
     if not parts:
         return Measured(difference=difference, interval=None, p=1.0)
-    variance, spread = sum(v for v, _ in parts), sum(v**2 / degrees for v, degrees in parts)
-    degrees = variance**2 / spread if spread else math.inf
+    variance, degrees = pooled_variance(parts)
     half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Measured(
         difference=difference,
