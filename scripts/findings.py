@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from march_search.analysis.findings import Answer, Measured, Step, Trials, family
+from march_search.analysis.findings import Answer, Step, family
+from march_search.analysis.measurement import Measured, Trials
 from march_search.analysis.noise import DataNoise, seed_noise
+from march_search.analysis.statements import NOTHING_NATS
 from march_search.architecture.architecture import Architecture
 
 ROOT = Path(__file__).parent.parent
@@ -83,8 +85,7 @@ def answers() -> dict[str, tuple[Answer, ...]]:
     """Return the answers of every study, with one correction over all their contrasts."""
     tested = family([trials(study) for study in studies()])
     return {
-        study: tuple(answer for answer in found if answer.steps)
-        for study, found in zip(studies(), tested, strict=True)
+        study: tuple(answer for answer in found if answer.steps) for study, found in zip(studies(), tested, strict=True)
     }
 
 
@@ -115,7 +116,9 @@ def in_page_words(answer: str) -> str:
 def march_rows(tested: dict[str, tuple[Answer, ...]]) -> list[tuple[str, ...]]:
     """Return one row per step that both this repository and the 2023 study measured: layers 4, 2 and 1."""
     runs = json.loads((ROOT / "tables" / "march-2023.json").read_text())["runs"]
-    last = {(run["family"], Architecture.parse(run["architecture"]).num_layers): run["evaluations"][-1][1] for run in runs}
+    last = {
+        (run["family"], Architecture.parse(run["architecture"]).num_layers): run["evaluations"][-1][1] for run in runs
+    }
     rows = []
     for study, statement, kind in (
         ("heads-layers", "more heads and fewer layers are better", "heads_vs_layers"),
@@ -130,36 +133,42 @@ def march_rows(tested: dict[str, tuple[Answer, ...]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def figures() -> set[str]:
+    """Return every figure that the page may quote: those of the tables, the losses of arms, and the margin."""
+    every = (*studies(), LADDER_STUDY)
+    means = {statistics.fmean(values) for s in every for rates in losses(s).values() for values in rates.values()}
+    return set(re.findall(r"[+-]?\d\.\d{3,4}(?!\d)", tables())) | {f"{mean:.3f}" for mean in {*means, NOTHING_NATS}}
+
+
 def tables() -> str:
     """Return the generated part of the page."""
     tested = answers()
-    different = {row[2:5] for row in contrast_rows(tested)}
-    parts = [
-        f"The family has {len(contrast_rows(tested))} rows.",
-        _table(
-            ("study", "statement", "step", "at 2e-3", "p", "with the learning rate", "p", "verdict"),
-            contrast_rows(tested),
-        ),
-        "### The steps that 2023 measured too",
-        _table(("statement", "step", "2023", "here", "signs"), march_rows(tested)),
-    ]
-    del different
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            _table(
+                ("study", "statement", "step", "at 2e-3", "p", "with the learning rate", "p", "verdict"),
+                contrast_rows(tested),
+            ),
+            "### The steps that 2023 measured, too",
+            _table(("statement", "step", "2023", "here", "sign"), march_rows(tested)),
+        ]
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print, write or check the tables and return the exit code."""
-    text = PAGE.read_text() if PAGE.is_file() else f"{BEGIN}\n{END}\n"
+    made = tables()
+    if not {"--write", "--check"} & set(arguments):
+        print(made)
+        return 0
+    text = PAGE.read_text()
     before, rest = text.split(BEGIN)
-    page = f"{before}{BEGIN}\n\n{tables()}\n\n{END}{rest.split(END)[1]}"
-    if "--write" in arguments:
-        PAGE.write_text(page)
-    elif "--check" in arguments:
+    page = f"{before}{BEGIN}\n\n{made}\n\n{END}{rest.split(END)[1]}"
+    if "--check" in arguments:
         if page != text:
             print("studies/FINDINGS.md is not current; run python scripts/findings.py --write", file=sys.stderr)
-            return 1
-    else:
-        print(tables())
+        return int(page != text)
+    PAGE.write_text(page)
     return 0
 
 
@@ -190,7 +199,7 @@ def _range(step: Step) -> str:
 
 def _p(p: float) -> str:
     """Return a corrected p-value."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "<0.001" if p < 0.001 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
 if __name__ == "__main__":

@@ -71,9 +71,7 @@ def _contrast(
     for i, k in pairs:
         weights_A[i] += 1 / len(pairs)
         weights_A[k] -= 1 / len(pairs)
-    return Contrast(
-        step=step, pairs=tuple(pairs), weights_A=weights_A, confounds=_confounds(statement, shapes, pairs)
-    )
+    return Contrast(step=step, pairs=tuple(pairs), weights_A=weights_A, confounds=_confounds(statement, shapes, pairs))
 
 
 def _confounds(

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from march_search.analysis.early_order import EarlyOrder, early_orders
 from march_search.analysis.effects import Effects, effects
-from march_search.analysis.findings import Answer, Trials, findings
+from march_search.analysis.findings import Answer, findings
 from march_search.analysis.horizon import Horizon, horizon
+from march_search.analysis.measurement import Trials
 from march_search.analysis.ranking import Ranking, rank
 from march_search.analysis.regime import Regime, regime
 from march_search.analysis.study_record import StudyRecord
@@ -54,7 +55,7 @@ def study_evidence(
         early_orders=early_orders(ranking.pooled),
         horizon=None if tokens is None else horizon(study, ranking, tokens),
         effects=effects(shapes, means, with_importance=True) if with_effects else None,
-        answers=findings(_trials(study, ranking)) if with_effects and ranking.pooled else (),
+        answers=findings(_trials(study, ranking)) if with_effects else (),
     )
 
 

@@ -13,30 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from march_search.analysis.comparison import CONFIDENCE, Interval, holm, pooled_variance, two_sided
+from march_search.analysis.comparison import CONFIDENCE, holm
 from march_search.analysis.contrasts import Contrast, contrasts
-from march_search.analysis.noise import Array, DataNoise, SeedNoise
+from march_search.analysis.measurement import Measured, Trials, measure
 from march_search.analysis.rate_noise import LADDER, RateNoise
 from march_search.analysis.statements import STATEMENTS, Statement
 from march_search.architecture.architecture import Architecture
 
 Verdict = Literal["yes", "no", "not separable"]
 Summary = Literal["yes", "no", "turns", "yes in part", "no in part", "not separable", "not tested"]
-
-Rates = Mapping[float, Sequence[float]]
-"""Losses of the seeds of one architecture at each learning rate."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """A contrast with its uncertainty, before the correction over all contrasts."""
-
-    difference: float
-    """Loss of the favoured side minus that of the other, in nats."""
-    interval: Interval | None
-    """95% interval of this contrast alone; None if no noise is known."""
-    p: float
-    """p-value of the contrast alone, against the statement's margin; 1 if no noise is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,21 +71,6 @@ class Answer:
         return _in_words(self.verdict, self.verdict_at_rate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trials:
-    """Losses to test statements on; all sequences have one entry per architecture, in the same order."""
-
-    architectures: Sequence[Architecture]
-    means: Sequence[float]
-    """Mean loss over seeds, at each architecture's own learning rate."""
-    counts: Sequence[int]
-    """Number of seeds behind each mean."""
-    rates: Sequence[Rates] = ()
-    """Losses at each learning rate; empty if all were trained at one."""
-    seeds: SeedNoise | None
-    data: DataNoise | None
-
-
 def findings(trials: Trials, rate_noise: RateNoise = LADDER) -> tuple[Answer, ...]:
     """Test all statements on one study and return the answers in order."""
     [answers] = family([trials], rate_noise)
@@ -118,7 +88,7 @@ def family(studies: Sequence[Trials], rate_noise: RateNoise = LADDER) -> list[tu
         for statement in STATEMENTS
         for contrast in contrasts(statement, trials.architectures)
     ]
-    both = [_measure(contrast, statement.margin, studies[n], rate_noise) for n, statement, contrast in found]
+    both = [measure(contrast, statement.margin, studies[n], rate_noise) for n, statement, contrast in found]
     keys = [_key(contrast, statement.margin, studies[n].architectures) for n, statement, contrast in found]
     at_rate_p = _adjusted(keys, [at_rate.p for at_rate, _, _ in both])
     adjusted_p = _adjusted(keys, [over_rates.p for _, over_rates, _ in both])
@@ -171,7 +141,7 @@ def _summary(verdicts: Sequence[Verdict]) -> Summary:
 
 def _in_words(verdict: Summary, verdict_at_rate: Summary) -> str:
     """Return the verdict at the measured rate, and whether it depends on that rate."""
-    if verdict == verdict_at_rate or verdict_at_rate == "not separable":
+    if verdict_at_rate in (verdict, "not separable"):
         return verdict
     return f"{verdict_at_rate} at this rate"
 
@@ -197,71 +167,3 @@ def _adjusted(keys: Sequence[tuple[object, ...]], p_values: Sequence[float]) -> 
         different[key] = max(p, different.get(key, 0.0))
     adjusted = dict(zip(different, holm(np.array(list(different.values()))), strict=True))
     return [float(adjusted[key]) for key in keys]
-
-
-def _measure(
-    contrast: Contrast, margin: float, trials: Trials, rate_noise: RateNoise
-) -> tuple[Measured, Measured, Mapping[float, float]]:
-    """Measure a contrast at one learning rate and over several, with the differences at the rates that all share.
-
-    With several shared rates, the interval over rates reaches from the lowest to the highest end of those at the single
-    rates, and the p-value is the largest of them (intersection-union test, Berger 1982): a verdict then holds at each
-    of the rates. With one, the variance that `rate_noise` expects is added.
-    """
-    weights_A, used = contrast.weights_A, np.flatnonzero(contrast.weights_A)
-    counts = np.asarray(trials.counts)
-    shared = sorted(set.intersection(*(set(trials.rates[n]) for n in used))) if trials.rates else []
-    if len(shared) < 2:
-        difference = float(weights_A @ np.asarray(trials.means))
-        parts = _parts(weights_A, counts, trials.seeds, trials.data)
-        moved = rate_noise.parts(weights_A, trials.architectures) if parts else []
-        return _with(difference, margin, parts), _with(difference, margin, [*parts, *moved]), {}
-    measured, fewest = {}, {}
-    for rate in shared:
-        means_A, counts_A = np.zeros(len(weights_A)), np.ones(len(weights_A), int)
-        for n in used:
-            means_A[n], counts_A[n] = np.mean(trials.rates[n][rate]), len(trials.rates[n][rate])
-        fewest[rate] = int(counts_A[used].min())
-        measured[rate] = _with(
-            float(weights_A @ means_A), margin, _parts(weights_A, counts_A, trials.seeds, trials.data)
-        )
-    middle = math.exp(float(np.log(shared).mean()))
-    main = measured[min(shared, key=lambda rate: (-fewest[rate], abs(math.log(rate / middle))))]
-    signs = {one.difference < margin for one in measured.values()}
-    intervals = [one.interval for one in measured.values() if one.interval]
-    over_rates = Measured(
-        difference=main.difference,
-        interval=Interval(min(i.low for i in intervals), max(i.high for i in intervals)) if intervals else None,
-        p=max(one.p for one in measured.values()) if len(signs) == 1 else 1.0,
-    )
-    return main, over_rates, {rate: one.difference for rate, one in measured.items()}
-
-
-def _parts(
-    weights_A: Array, counts_A: np.ndarray, seeds: SeedNoise | None, data: DataNoise | None
-) -> list[tuple[float, float]]:
-    """Return the variances of a contrast over seeds and documents with their degrees of freedom."""
-    parts = []
-    if seeds is not None:
-        parts += [
-            (float(weights_A[n] * seeds.deviations[n]) ** 2 / int(counts_A[n]), seeds.degrees[n])
-            for n in np.flatnonzero(weights_A)
-        ]
-    if data is not None:
-        parts.append((max(0.0, float(weights_A @ data.covariance_AA @ weights_A)), data.degrees))
-    return parts
-
-
-def _with(difference: float, margin: float, parts: Sequence[tuple[float, float]]) -> Measured:
-    """Return a difference with its interval and p-value, from variances with their degrees (Satterthwaite 1946)."""
-    from scipy.special import stdtrit
-
-    if not parts:
-        return Measured(difference=difference, interval=None, p=1.0)
-    variance, degrees = pooled_variance(parts)
-    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
-    return Measured(
-        difference=difference,
-        interval=Interval(difference - half, difference + half),
-        p=two_sided(difference - margin, variance, degrees),
-    )

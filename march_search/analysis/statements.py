@@ -144,6 +144,18 @@ STATEMENTS = (
         varies=("position",),
     ),
     Statement(
+        text="the changes of baseline V2 together are better",
+        praises=lambda a, b: (
+            (a.position, a.cross_attention, a.is_gated) == ("rotary", "output", True)
+            and (b.position, b.cross_attention, b.is_gated) == ("absolute", "layer", False)
+            and a.d_model > b.d_model
+            and a.num_layers < b.num_layers
+        ),
+        equal=("d_kv",),
+        moves=(GATED, "d_model", "layers", "heads"),
+        varies=("position",),
+    ),
+    Statement(
         text="cross-attention to the encoder output is better than to the encoder layer of the same depth",
         praises=lambda a, b: a.cross_attention == "output" and b.cross_attention == "layer",
         equal=(*SHAPE, "feed_forward_proj"),

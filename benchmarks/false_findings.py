@@ -1,6 +1,6 @@
 """Count false claims among the contrasts of studies/FINDINGS.md, on simulated trials of which the truth is known.
 
-    OMP_NUM_THREADS=1 python benchmarks/findings.py
+    OMP_NUM_THREADS=1 python benchmarks/false_findings.py
 
 All arms of all studies have the same true loss. Seeds, documents and the learning rate move them, and so does the
 small study from which the noise of the learning rate is estimated. A claim at 2e-3 is false if it says that a
@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import findings as page
 
 from march_search.analysis.comparison import CONFIDENCE
-from march_search.analysis.findings import Answer, Trials, family
+from march_search.analysis.findings import Answer, family
+from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import seed_noise
 from march_search.analysis.rate_noise import LADDER, RateNoise, rate_noise
 from march_search.analysis.seed_prior import seed_prior
