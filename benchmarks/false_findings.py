@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import findings as page
 
-from march_search.analysis.comparison import CONFIDENCE
+from march_search.analysis import measurement
+from march_search.analysis.comparison import CONFIDENCE, pooled_variance
 from march_search.analysis.findings import Answer, family
 from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import seed_noise
@@ -125,7 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repositories", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--satterthwaite", action="store_true", help="use Satterthwaite's degrees of freedom")
     options = parser.parse_args()
+    if options.satterthwaite:
+        measurement.smallest_degrees = lambda parts: pooled_variance(parts)[1]
     print("share of repositories with a false claim: at 2e-3 uncorrected, corrected; with the rate likewise")
     for name in NOISES:
         at_rate = shares(options.repositories, options.seed, name, moves=False)[:2]

@@ -5,8 +5,8 @@
     python scripts/findings.py --check    exits with 1 if the page has other tables
 
 All contrasts of all studies form one family. Trials at other learning rates than 2e-3 (`learning-rates`) count for the
-architectures that have them. The losses of single examples are not stored, so that the noise of documents is an upper
-bound: each study's page states the largest deviation of a difference, which is taken for every pair.
+architectures that have them. The losses of single examples are not stored. Each study's page states the largest
+deviation over documents of a difference to the best arm; it is taken for every pair.
 """
 
 import csv
@@ -47,7 +47,7 @@ def losses(study: str) -> dict[str, dict[float, list[float]]]:
 
 
 def document_deviation(study: str) -> float:
-    """Return the largest deviation of a difference over documents that a study's page states, in nats."""
+    """Return the largest deviation over documents of a difference to the best arm, in nats, from a study's page."""
     text = (RESULTS / f"{study}.md").read_text()
     [found] = re.findall(r"deviations of the differences to the best are up to ([\d.]+) nats", text)
     return float(found)

@@ -124,6 +124,19 @@ def test_effects_are_estimated_where_the_design_separates_them() -> None:
     assert max(found, key=lambda axis: found[axis].importance or 0) == "d_model"
 
 
+def test_effects_are_corrected_for_the_number_of_dimensions() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [shape(n, d, h, d * r) for n in (2, 4) for d in (64, 128) for h in (2, 8) for r in (2, 4)]
+    alone, corrected = [], []
+    for _ in range(400):
+        found = effects(shapes, (4 + rng.normal(0, 0.01, len(shapes))).tolist()).effects
+        assert all(one.interval for one in found)
+        alone.append(any(one.interval.low > 0 or one.interval.high < 0 for one in found if one.interval))
+        corrected.append(any(one.is_separable for one in found))
+    assert np.mean(alone) > 0.12
+    assert np.mean(corrected) <= 0.07
+
+
 def test_dimensions_that_vary_together_are_not_separable() -> None:
     family = [n for n, run in enumerate(march_runs()) if run["name"].startswith(("Baseline", "MoreHeads"))]
     found = effects([MARCH_SHAPES[n] for n in family], [MARCH_LOSSES[n] for n in family])

@@ -266,6 +266,16 @@ def test_the_steps_that_2023_measured_have_the_same_sign_here() -> None:
     assert [row[-1] for row in rows] == ["equal"] * 4
 
 
+def test_the_turn_over_width_holds_at_every_rate_within_its_own_study() -> None:
+    answer = of(findings(page.trials("dims-layers")), WIDER)
+    assert answer.answer == "turns"
+    assert all({difference < 0 for difference in s.by_rate.values()} in ({True}, {False}) for s in answer.steps)
+    ladder = page.losses(page.LADDER_STUDY)
+    means = [np.mean([ladder[name][rate] for name in LAYERS], axis=1) for rate in (1.4e-3, 2e-3, 2.8e-3)]
+    over_all_pairs = [2 / 3 * (one - four) for four, _, one in means]
+    assert over_all_pairs == pytest.approx([-0.003, 0.048, 0.091], abs=5e-4)
+
+
 def test_a_false_claim_among_all_contrasts_is_rare() -> None:
     path = Path(__file__).parent.parent / "benchmarks" / "false_findings.py"
     spec = importlib.util.spec_from_file_location("false_findings", path)

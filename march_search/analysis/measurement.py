@@ -100,21 +100,25 @@ def _parts(
 
 
 def _with(difference: float, margin: float, parts: Sequence[tuple[float, float]]) -> Measured:
-    """Return a difference with its interval and p-value, from variances with their degrees of freedom.
-
-    Student's t has the smallest degrees of freedom of all parts of at least `LEAST_SHARE` of the variance. This is
-    conservative (Mickey and Brown 1966). Satterthwaite's degrees are too many at the small levels that a correction
-    over a large family needs: they gave a false claim in 0.13 of simulated families instead of 0.05.
-    """
+    """Return a difference with its interval and p-value, from variances with their degrees of freedom."""
     from scipy.special import stdtrit
 
     if not parts:
         return Measured(difference=difference, interval=None, p=1.0)
-    variance = sum(part for part, _ in parts)
-    degrees = min(own for part, own in parts if part >= LEAST_SHARE * variance)
+    variance, degrees = sum(part for part, _ in parts), smallest_degrees(parts)
     half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Measured(
         difference=difference,
         interval=Interval(difference - half, difference + half),
         p=two_sided(difference - margin, variance, degrees),
     )
+
+
+def smallest_degrees(parts: Sequence[tuple[float, float]]) -> float:
+    """Return the smallest degrees of freedom of all parts with at least `LEAST_SHARE` of the variance.
+
+    This is conservative (Mickey and Brown 1966, for two parts). Satterthwaite's degrees are too many at the small
+    levels that a correction over many contrasts needs (`benchmarks/false_findings.py --satterthwaite`).
+    """
+    variance = sum(part for part, _ in parts)
+    return min(degrees for part, degrees in parts if part >= LEAST_SHARE * variance)
