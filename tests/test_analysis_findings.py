@@ -283,7 +283,7 @@ def test_a_false_claim_among_all_contrasts_is_rare() -> None:
     assert spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    noise = "a variance per arm, chi-square"
+    noise = "variances as the prior has them"
     alone, corrected, _, _ = benchmark.shares(40, 0, noise, moves=False)
     assert alone > 0.3 > 0.05 >= corrected
     assert benchmark.shares(20, 0, noise, moves=True)[3] <= 0.05

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from march_search.analysis.comparison import CONFIDENCE, Interval, two_sided
+from march_search.analysis.comparison import CONFIDENCE, Interval, pooled_variance, two_sided
 from march_search.analysis.contrasts import Contrast
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
 from march_search.analysis.rate_noise import RateNoise
 from march_search.architecture.architecture import Architecture
-
-LEAST_SHARE = 0.1
-"""Share of the variance of a contrast from which a part's degrees of freedom count."""
 
 Rates = Mapping[float, Sequence[float]]
 """Losses of the seeds of one architecture at each learning rate."""
@@ -105,20 +102,10 @@ def _with(difference: float, margin: float, parts: Sequence[tuple[float, float]]
 
     if not parts:
         return Measured(difference=difference, interval=None, p=1.0)
-    variance, degrees = sum(part for part, _ in parts), smallest_degrees(parts)
+    variance, degrees = (float(value) for value in pooled_variance(parts))
     half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Measured(
         difference=difference,
         interval=Interval(difference - half, difference + half),
-        p=two_sided(difference - margin, variance, degrees),
+        p=float(two_sided(difference - margin, variance, degrees)),
     )
-
-
-def smallest_degrees(parts: Sequence[tuple[float, float]]) -> float:
-    """Return the smallest degrees of freedom of all parts with at least `LEAST_SHARE` of the variance.
-
-    This is conservative (Mickey and Brown 1966, for two parts). Satterthwaite's degrees are too many at the small
-    levels that a correction over many contrasts needs (`benchmarks/false_findings.py --satterthwaite`).
-    """
-    variance = sum(part for part, _ in parts)
-    return min(degrees for part, degrees in parts if part >= LEAST_SHARE * variance)
