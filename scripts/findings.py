@@ -96,7 +96,7 @@ def contrast_rows(tested: dict[str, tuple[Answer, ...]]) -> list[tuple[str, ...]
             f"`{study}`",
             answer.statement,
             step.step or "two groups",
-            _with_interval(step.at_rate),
+            with_interval(step.at_rate),
             _p(step.adjusted_p_at_rate),
             _range(step),
             _p(step.adjusted_p),
@@ -178,7 +178,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _with_interval(measured: Measured) -> str:
+def with_interval(measured: Measured) -> str:
     """Return a difference with its interval."""
     return f"{measured.difference:+.3f} {_interval(measured)}"
 

@@ -11,6 +11,7 @@ import findings as page
 import numpy as np
 import pytest
 from helpers.reference import march_architecture, march_curves, march_runs
+from scipy.special import stdtrit
 
 from march_search.analysis.contrasts import contrasts
 from march_search.analysis.findings import Answer, family, findings
@@ -104,9 +105,11 @@ def test_the_learning_rate_is_among_the_uncertainties() -> None:
     step = answer.steps[1]
     assert step.at_rate.interval is not None
     assert step.over_rates.interval is not None
-    doublings = math.log2(192 / 128)
-    variance = 0.001**2 + (LADDER.per_doubling * doublings) ** 2 + 2 * LADDER.deviation**2
-    assert step.over_rates.interval.high - step.over_rates.difference == pytest.approx(4.303 * variance**0.5, rel=1e-3)
+    parts = [(0.001**2, 100), ((LADDER.per_doubling * math.log2(192 / 128)) ** 2, 2), (2 * LADDER.deviation**2, 4)]
+    variance = sum(part for part, _ in parts)
+    degrees = variance / sum(part / own for part, own in parts)
+    half = float(stdtrit(degrees, 0.975)) * variance**0.5
+    assert step.over_rates.interval.high - step.over_rates.difference == pytest.approx(half)
     assert step.at_rate.interval.high - step.at_rate.difference == pytest.approx(1.984 * 0.001, rel=1e-3)
 
 
@@ -251,6 +254,19 @@ def test_every_figure_in_the_here_column_is_one_that_the_script_makes() -> None:
     for study, cell in cells.items():
         quoted = set(re.findall(r"[+-]?\d\.\d{3,4}(?!\d)", cell))
         assert quoted <= figures, (study, quoted - figures)
+
+
+def test_every_contrast_in_the_here_column_is_one_of_its_study() -> None:
+    tested = page.answers()
+    for study, cell in here_cells().items():
+        steps = [step for answer in tested[study] for step in answer.steps]
+        known = {("", page.with_interval(step.at_rate)) for step in steps if not step.step}
+        known |= {(step.step.split(" ", 1)[1], page.with_interval(step.at_rate)) for step in steps if step.step}
+        quoted = set(re.findall(r"(?:(\d+ → \d+) (?:is )?)?([+-]\d\.\d{3} \[[^]]*\])", cell))
+        assert quoted
+        loose = {interval for _, interval in known}
+        assert {(step, interval) for step, interval in quoted if step} <= known, study
+        assert {interval for step, interval in quoted if not step} <= loose, study
 
 
 def test_every_verdict_in_the_here_column_is_that_of_the_script() -> None:
