@@ -1,17 +1,13 @@
-"""Effects of dimensions and findings: on made-up laws, and on the 25 runs of the 2023 study."""
+"""Effects of dimensions: on made-up laws, and on the 25 runs of the 2023 study."""
 
 import math
-import tomllib
 
 import numpy as np
 import pytest
 from helpers.reference import march_architecture, march_curves, march_runs
 
 from march_search.analysis.effects import effects
-from march_search.analysis.findings import findings
-from march_search.analysis.noise import SeedNoise, seed_noise
 from march_search.architecture.architecture import Architecture
-from march_search.config.shipped import shipped_folder
 
 MARCH_SHAPES = [march_architecture(run) for run in march_runs()]
 MARCH_LOSSES = [curve[-1][1] for curve in march_curves()]
@@ -56,6 +52,19 @@ def test_effects_are_estimated_where_the_design_separates_them() -> None:
     assert max(found, key=lambda axis: found[axis].importance or 0) == "d_model"
 
 
+def test_effects_are_corrected_for_the_number_of_dimensions() -> None:
+    rng = np.random.default_rng(0)
+    shapes = [shape(n, d, h, d * r) for n in (2, 4) for d in (64, 128) for h in (2, 8) for r in (2, 4)]
+    alone, corrected = [], []
+    for _ in range(400):
+        found = effects(shapes, (4 + rng.normal(0, 0.01, len(shapes))).tolist()).effects
+        assert all(one.interval for one in found)
+        alone.append(any(one.interval.low > 0 or one.interval.high < 0 for one in found if one.interval))
+        corrected.append(any(one.is_separable for one in found))
+    assert np.mean(alone) > 0.12
+    assert np.mean(corrected) <= 0.07
+
+
 def test_dimensions_that_vary_together_are_not_separable() -> None:
     family = [n for n, run in enumerate(march_runs()) if run["name"].startswith(("Baseline", "MoreHeads"))]
     found = effects([MARCH_SHAPES[n] for n in family], [MARCH_LOSSES[n] for n in family])
@@ -69,77 +78,3 @@ def test_dimensions_that_vary_together_are_not_separable() -> None:
     assert effects(same[:1], [4.0]).effects == ()
     [layers] = effects([shape(2, 64, 2, 128), shape(4, 64, 2, 128)], [4.0, 3.9]).effects
     assert (layers.nats, layers.interval, layers.is_separable) == (pytest.approx(-0.1), None, False)
-
-
-def prior_noise(architectures: list[Architecture]) -> SeedNoise:
-    """Return the seed noise of architectures with one seed each, about 0.006 nats."""
-    return seed_noise(architectures, [[4.0]] * len(architectures))
-
-
-def test_the_findings_of_the_2023_study_and_their_confounds() -> None:
-    answers = {a.statement: a for a in findings(MARCH_SHAPES, MARCH_LOSSES, [1] * 25, prior_noise(MARCH_SHAPES), None)}
-    wider = answers["a wider model with fewer layers is better"]
-    assert (wider.verdict, wider.pairs, wider.agreeing) == ("yes", 101, 99)
-    assert "d_ff / d_model" in wider.confounds  # d_ff is 3072 in every run, whatever d_model is
-    assert answers["more heads and fewer layers are better"].verdict == "yes"
-    gated = answers["gated feed-forward is better"]
-    assert (gated.verdict, gated.pairs, gated.agreeing) == ("yes", 3, 3)
-    assert gated.difference == pytest.approx((5.4175 + 5.416 + 5.4185) / 3 - 5.48025)
-    assert answers["dropping cross-attention key/value weights costs nothing"].verdict == "not tested"
-
-
-@pytest.mark.parametrize(
-    ("study", "statement"),
-    [
-        ("heads-layers", "more heads and fewer layers are better"),
-        ("dims-layers", "a wider model with fewer layers is better"),
-        ("heads-d-kv", "more heads with a smaller d_kv are better"),
-        ("glu", "gated feed-forward is better"),
-        ("heads-layers-no-kv", "dropping cross-attention key/value weights costs nothing"),
-        ("d-ff", "more layers with a smaller d_ff are better"),
-        ("d-ff", "a wider model with a smaller d_ff is better"),
-        ("heads-layers-no-kv", "more heads in place of cross-attention key/value weights are better"),
-        ("dims-heads-layers", "a wider model with fewer layers and relatively wider attention is better"),
-        ("head-schedule", "more heads in the first layers of a stack than in the last are better"),
-        ("head-schedule", "different numbers of heads per layer are better than equal ones"),
-        ("baseline", "rotary positions are better than relative ones"),
-        ("baseline", "cross-attention to the encoder output is better than to the encoder layer of the same depth"),
-        ("baseline-v2", "rotary positions are better than absolute ones"),
-        ("albert", "sharing weights between all layers costs nothing at equal parameters"),
-        ("albert", "using the same weights in more layers is better"),
-        ("length-reduction", "fewer positions from the middle of the encoder cost nothing"),
-        ("length-reduction", "a no-op attention key is better"),
-        ("bottlenecks", "a narrower residual stream with a larger d_ff is better"),
-        ("decoder-only", "a wider model with fewer layers is better"),
-        ("decoder-only", "gated feed-forward is better"),
-    ],
-)
-@pytest.mark.parametrize("scale", ["march-2023", "cpu"])
-def test_the_2023_studies_can_test_their_statements(study: str, statement: str, scale: str) -> None:
-    if (scale, study, statement[:9]) in (
-        ("march-2023", "baseline", "rotary po"),
-        ("cpu", "heads-layers-no-kv", "dropping "),
-    ):
-        pytest.skip("only the study of the other scale has the architectures for it")
-    file = shipped_folder("studies") / scale / f"{study}.toml"
-    shapes = [Architecture.parse(name) for name in tomllib.loads(file.read_text())["search"]["architectures"]]
-    losses = [4.0 + 0.01 * n for n in range(len(shapes))]
-    answers = findings(shapes, losses, [3] * len(shapes), prior_noise(shapes), None)
-    [answer] = [a for a in answers if a.statement == statement]
-    assert answer.pairs > 0
-    assert answer.interval is not None
-    assert answer.verdict != "not tested"
-
-
-@pytest.mark.parametrize(("loss", "verdict"), [(4.002, "yes"), (4.05, "no"), (4.012, "not separable")])
-def test_costing_nothing_is_tested_with_a_margin(loss: float, verdict: str) -> None:
-    pair = [Architecture(cross_attention="layer"), Architecture(cross_attention="layer-shared")]
-    noise = prior_noise(pair)
-    found = findings(pair, [4.0, loss], [16, 16], noise, None)
-    assert {a.statement: a.verdict for a in found}[
-        "dropping cross-attention key/value weights costs nothing"
-    ] == verdict
-    without_noise = findings(pair, [4.0, loss], [16, 16], None, None)
-    assert {a.statement: a.verdict for a in without_noise}[
-        "dropping cross-attention key/value weights costs nothing"
-    ] == ("not separable")

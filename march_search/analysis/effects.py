@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from march_search.analysis.comparison import CONFIDENCE, Interval
+from march_search.analysis.comparison import CONFIDENCE, Interval, holm, two_sided
 from march_search.analysis.noise import Array
 from march_search.architecture.architecture import Architecture
 
@@ -47,13 +47,15 @@ class Effect:
     """Variance inflation factor; infinite if other dimensions determine this one."""
     entangled_with: tuple[str, ...]
     """Dimensions that move with this one; empty if `inflation` is below `ENTANGLED`."""
+    adjusted_p: float | None
+    """p-value after Holm's correction over all dimensions; None without an interval."""
     importance: float | None
     """Share of the importance for being in the better half (PED-ANOVA, Watanabe et al. 2023); None if not computed."""
 
     @property
     def is_separable(self) -> bool:
         """Whether the effect can be separated from those of the other dimensions and from noise."""
-        return self.is_told_apart and self.interval is not None and not self.interval.low <= 0 <= self.interval.high
+        return self.is_told_apart and self.adjusted_p is not None and self.adjusted_p <= 1 - CONFIDENCE
 
     @property
     def is_told_apart(self) -> bool:
@@ -80,8 +82,10 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
     """Regress mean losses on all dimensions that vary, by ordinary least squares with Student's t intervals.
 
     Effects are assumed linear in the logarithms, without interactions. The residual contains seed noise and any lack
-    of fit.
+    of fit. Holm's method corrects the p-values over the dimensions.
     """
+    from scipy.special import stdtrit
+
     names, design = _design(architectures)
     fixed = tuple(name for name in (*AXES, GATED) if name not in names)
     degrees = len(losses) - len(names) - 1
@@ -92,14 +96,15 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
     values = np.linalg.svd(standard, compute_uv=False)
     full = len(losses) > len(names) and values[-1] > 1e-8 * values[0]
     inflations = np.diag(np.linalg.inv(standard.T @ standard)) * len(losses) if full else np.full(len(names), np.inf)
-    nats, half, residual = _least_squares(centred, np.asarray(losses, float), degrees) if full else (None, None, None)
+    nats, errors, residual = _least_squares(centred, np.asarray(losses, float), degrees) if full else (None, None, None)
     shares = importances(architectures, losses) if with_importance else {}
-    results = []
+    adjusted, results = _adjusted(nats, errors, degrees), []
     for n, name in enumerate(names):
-        known = nats is not None and half is not None
-        effect = float(nats[n]) if known else None  # type: ignore[index]
-        width = float(half[n]) if known else 0.0  # type: ignore[index]
-        interval = Interval(effect - width, effect + width) if effect is not None and np.isfinite(width) else None
+        effect = None if nats is None else float(nats[n])
+        interval = None
+        if effect is not None and errors is not None:
+            half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * float(errors[n])
+            interval = Interval(effect - half, effect + half)
         others = _companions(standard, n, names) if inflations[n] >= ENTANGLED else ()
         results.append(
             Effect(
@@ -108,6 +113,7 @@ def effects(architectures: Sequence[Architecture], losses: Sequence[float], with
                 interval=interval,
                 inflation=float(inflations[n]),
                 entangled_with=others,
+                adjusted_p=None if adjusted is None else float(adjusted[n]),
                 importance=shares.get(name),
             )
         )
@@ -148,17 +154,22 @@ def _design(architectures: Sequence[Architecture]) -> tuple[list[str], Array]:
     return names, np.stack([columns[name] for name in names], axis=1) if names else np.empty((len(architectures), 0))
 
 
-def _least_squares(centred: Array, losses: Array, degrees: int) -> tuple[Array, Array, float | None]:
-    """Return coefficients, interval half-widths (infinite without degrees of freedom) and residual deviation."""
-    from scipy.special import stdtrit
-
+def _least_squares(centred: Array, losses: Array, degrees: int) -> tuple[Array, Array | None, float | None]:
+    """Return coefficients, their standard errors and the residual deviation; None without degrees of freedom."""
     gram = np.linalg.inv(centred.T @ centred)
     nats = gram @ centred.T @ (losses - losses.mean())
     if degrees < 1:
-        return nats, np.full(len(nats), np.inf), None
+        return nats, None, None
     left = losses - losses.mean() - centred @ nats
     deviation = float(np.sqrt(left @ left / degrees))
-    return nats, float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * deviation * np.sqrt(np.diag(gram)), deviation
+    return nats, deviation * np.sqrt(np.diag(gram)), deviation
+
+
+def _adjusted(nats: Array | None, errors: Array | None, degrees: int) -> Array | None:
+    """Return the p-value of each coefficient after Holm's correction; None without standard errors."""
+    if nats is None or errors is None:
+        return None
+    return holm(np.array([two_sided(float(b), float(e) ** 2, degrees) for b, e in zip(nats, errors, strict=True)]))
 
 
 def _companions(standard: Array, n: int, names: Sequence[str]) -> tuple[str, ...]:

@@ -1,14 +1,17 @@
 """Collect everything that the trials of a study show: ranking, regime, predictions, effects and findings."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from march_search.analysis.early_order import EarlyOrder, early_orders
 from march_search.analysis.effects import Effects, effects
 from march_search.analysis.findings import Answer, findings
 from march_search.analysis.horizon import Horizon, horizon
+from march_search.analysis.measurement import Trials
 from march_search.analysis.ranking import Ranking, rank
 from march_search.analysis.regime import Regime, regime
 from march_search.analysis.study_record import StudyRecord
+from march_search.architecture.architecture import Architecture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ def study_evidence(
     """
     ranking = rank(study, assumed, with_seed_noise)
     shapes, means = [p.architecture for p in ranking.pooled], [p.loss for p in ranking.pooled]
-    counts, found = [len(p.trials) for p in ranking.pooled], regime(study, ranking)
+    found = regime(study, ranking)
     return Evidence(
         study=study,
         ranking=ranking,
@@ -53,5 +56,21 @@ def study_evidence(
         early_orders=early_orders(ranking.pooled),
         horizon=None if tokens is None else horizon(study, ranking, found, tokens),
         effects=effects(shapes, means, with_importance=True) if with_effects else None,
-        answers=findings(shapes, means, counts, ranking.seeds, ranking.data) if with_effects else (),
+        answers=findings(_trials(study, ranking)) if with_effects else (),
+    )
+
+
+def _trials(study: StudyRecord, ranking: Ranking) -> Trials:
+    """Return the losses of the ranked architectures, with those at other learning rates."""
+    rates: dict[Architecture, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trial in study.trials:
+        if trial.state == "complete" and trial.loss is not None:
+            rates[trial.architecture][trial.config.training.learning_rate].append(trial.loss)
+    return Trials(
+        architectures=[p.architecture for p in ranking.pooled],
+        means=[p.loss for p in ranking.pooled],
+        counts=[len(p.trials) for p in ranking.pooled],
+        rates=[rates[p.architecture] for p in ranking.pooled],
+        seeds=ranking.seeds,
+        data=ranking.data,
     )

@@ -164,10 +164,13 @@ EFFECT_COLUMNS = (
 
 FINDING_COLUMNS = (
     Column(key="statement", heading="statement", short="statement", left=True),
-    Column(key="verdict", heading="answer", short="answer", left=True),
+    Column(key="step", heading="step", short="step", left=True),
+    Column(key="answer", heading="answer", short="answer", left=True),
     Column(key="difference", heading="nats", short="nats", show="{:+.4f}".format),
     Column(key="low", heading="95% from", short="from", show="{:+.4f}".format),
     Column(key="high", heading="to", short="to", show="{:+.4f}".format),
+    Column(key="low_at_rate", heading="at this rate from", short="from", show="{:+.4f}".format, wide_only=True),
+    Column(key="high_at_rate", heading="to", short="to", show="{:+.4f}".format, wide_only=True),
     Column(key="pairs", heading="pairs", short="pairs", derive=lambda row: f"{row['agreeing']}/{row['pairs']}"),
     Column(key="confounds", heading="also differs", short="also differs", show=", ".join, left=True),
 )

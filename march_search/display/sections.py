@@ -7,9 +7,10 @@ from typing import Any
 
 from march_search.analysis.effects import Effect, Effects
 from march_search.analysis.evidence import Evidence
-from march_search.analysis.findings import Answer
+from march_search.analysis.findings import Answer, Step
 from march_search.analysis.horizon import Horizon
 from march_search.analysis.ranking import Ranking
+from march_search.analysis.rate_noise import LADDER
 from march_search.display import architectures
 from march_search.display.regime_sentences import regime_sentences
 from march_search.display.sentences import notes
@@ -152,37 +153,61 @@ def _effects_section(found: Effects) -> Section:
 
 def _why_not(effect: Effect) -> str:
     """Return why an effect is not separable."""
-    if effect.is_told_apart:
-        return "its interval contains 0"
+    if effect.is_told_apart and effect.interval is not None:
+        is_inside = effect.interval.low <= 0 <= effect.interval.high
+        return "its interval contains 0" if is_inside else "not after correction for the number of dimensions"
     return f"moves with {', '.join(effect.entangled_with)}" if effect.entangled_with else "too few architectures"
 
 
 def _findings_section(found: Sequence[Answer]) -> Section:
-    """Return the section of findings, one row per tested statement."""
-    rows = [
-        {
-            "statement": answer.statement,
-            "verdict": answer.verdict,
-            "difference": answer.difference,
-            "low": answer.interval and answer.interval.low,
-            "high": answer.interval and answer.interval.high,
-            "agreeing": answer.agreeing,
-            "pairs": answer.pairs,
-            "confounds": answer.confounds or None,
-        }
-        for answer in found
-        if answer.verdict != "not tested"
+    """Return the section of findings: one row per step of an ordered quantity, or per statement about two groups."""
+    rows = [_step_row(answer, step) for answer in found for step in answer.steps]
+    tested = [answer for answer in found if answer.steps]
+    lines = [
+        f"{answer.statement}: {answer.answer} ({', '.join(f'{step.step}: {step.answer}' for step in answer.steps)})."
+        for answer in tested
+        if answer.verdict_at_rate == "turns" or answer.verdict == "turns"
     ]
-    untested = len(found) - len(rows)
-    lines = (
-        "nats: mean difference in loss over the pairs that the statement compares, with its 95% interval from both "
-        "noises; negative is better.",
+    several = sorted({rate for answer in tested for step in answer.steps for rate in step.by_rate})
+    if any(not step.by_rate for answer in tested for step in answer.steps):
+        lines.append(
+            "Differences were measured at one learning rate. How much the rate moves them is assumed, from "
+            f"{LADDER.source}: {LADDER.per_doubling:g} nats per doubling of d_model and {LADDER.deviation:g} per "
+            "architecture."
+        )
+    if several:
+        rates = ", ".join(f"{rate:g}" for rate in several)
+        lines.append(f"Steps with trials at several learning rates ({rates}) have to hold at each of them.")
+    lines += [
+        "nats: loss of the favoured side minus the other; negative is better. 95%: interval of each row alone, over "
+        "seeds, documents and the learning rate.",
+        f"answer: after Holm's correction over {plural(len(rows), 'row')}. at this rate: not if the learning rate is "
+        "among the uncertainties.",
         "pairs: number of pairs that agree. also differs: other dimensions that differ in at least half of the pairs.",
-        f"{untested} of {plural(len(found), 'statement')} from the 2023 study have no pairs to compare here.",
-    )
+        f"{len(found) - len(tested)} of {plural(len(found), 'statement')} from the 2023 study have no pairs to "
+        "compare here.",
+    ]
     return Section(
         title="findings of the 2023 study, tested on this one",
         rows=rows,
         columns=architectures.FINDING_COLUMNS,
         notes=lines,
     )
+
+
+def _step_row(answer: Answer, step: Step) -> dict[str, Any]:
+    """Return the row of one contrast; the statement stands in the first row of its steps."""
+    at_rate, over_rates = step.at_rate.interval, step.over_rates.interval
+    return {
+        "statement": answer.statement if step is answer.steps[0] else "",
+        "step": step.step or None,
+        "answer": step.answer,
+        "difference": step.at_rate.difference,
+        "low": over_rates and over_rates.low,
+        "high": over_rates and over_rates.high,
+        "low_at_rate": at_rate and at_rate.low,
+        "high_at_rate": at_rate and at_rate.high,
+        "agreeing": step.agreeing,
+        "pairs": step.pairs,
+        "confounds": step.confounds or None,
+    }
