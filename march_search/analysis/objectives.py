@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.pooling import pool
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.config import OBJECTIVES, StudyConfig
@@ -17,7 +18,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     """Return one row per architecture with a complete trial, lowest loss first.
 
     `pareto` and `knee` mark the front and its knee. The loss is the mean over seeds at the best learning rate, and the
-    speed is the mean measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
+    speed is the median measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
         study: The study.
@@ -54,11 +55,10 @@ def _mean_loss(trials: Sequence[TrialRecord]) -> float:
 
 def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
     """Return the row of one architecture, with one key per objective."""
-    a, speeds = trials[0].architecture, [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
-    row = a.row() | {"loss": _mean_loss(trials), "num_seeds": len(trials)}
+    a, speed = trials[0].architecture, measured_speed(trials)
+    row = a.row() | {"loss": _mean_loss(trials), "num_seeds": len(trials), "speed_is_rough": speed.is_rough}
     for name in (n.removeprefix("-") for n in by if n != "loss"):
-        measured = fmean(speeds) if speeds else None
-        row[name] = measured if name == "tokens_per_second" else objective_value(name, a, config)
+        row[name] = speed.tokens_per_second if name == "tokens_per_second" else objective_value(name, a, config)
     return row
 
 

@@ -12,6 +12,7 @@ from march_search.analysis.comparison import Comparison, compare, difference_var
 from march_search.analysis.documents import Documents, example_losses, read_documents
 from march_search.analysis.further_seeds import further_seeds
 from march_search.analysis.gain import compute_equivalent_gain, end_slope
+from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.analysis.pooling import Pooled, pool
 from march_search.analysis.study_record import StudyRecord, TrialRecord
@@ -174,7 +175,10 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "perplexity": math.exp(min(pooled.loss, 700.0)),
         "context_gain": _mean([t.context_gain for t in trials]),
         "tokens": trials[0].tokens,
-        "tokens_per_second": _mean([t.tokens_per_second for t in trials]),
+        "tokens_per_second": (speed := measured_speed(trials)).tokens_per_second,
+        "tokens_per_second_low": speed.low,
+        "tokens_per_second_high": speed.high,
+        "speed_is_rough": speed.is_rough,
         "flops_per_token": _flops(pooled),
         "flops": _flops(pooled) * trials[0].tokens,
         "learning_rate": pooled.learning_rate,

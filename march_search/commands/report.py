@@ -10,7 +10,6 @@ from march_search.commands.options import add_format, add_study, root_option
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
-    from march_search.analysis.study_record import StudyRecord
 
 
 _ENDINGS = {"html": "html", "json": "json", "csv": "csv", "markdown": "md"}
@@ -31,21 +30,24 @@ def add(verbs: Verbs) -> None:
         metavar="DIR",
         help="also write a summary, STUDY.md, and all learning curves, STUDY.csv, to DIR",
     )
-    report.add_argument("--horizon", metavar="TOKENS", help="data budget to predict (default: ten times the study's)")
+    report.add_argument("--horizon", metavar="TOKENS", help="also predict the ranking at this data budget, e.g. 10B")
     report.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
+    from march_search.analysis.evidence import study_evidence
     from march_search.commands.output import print_or_write
     from march_search.commands.rank import evidence_text
     from march_search.commands.studies import named_study
+    from march_search.config.counts import parse_count
     from march_search.errors import StorageError
     from march_search.files.atomic import write_text
     from march_search.report.page import page
 
     named = named_study(options.study, options.root)
-    evidence = _evidence(named.record(), options.horizon)
+    tokens = parse_count(options.horizon, "horizon") if options.horizon else None
+    evidence = study_evidence(named.record(), tokens=tokens, with_effects=True)
     root = root_option(named.folder.path.parent)
     command = f"march-search study run {named.argument}{root}\nmarch-search report {named.name}{root}"
     cost = _cost(named.folder.path)
@@ -65,21 +67,6 @@ def run(options: argparse.Namespace) -> int:
     if options.tables:
         _write_tables(evidence, Path(options.tables), command, cost)
     return 0
-
-
-def _evidence(study: "StudyRecord", horizon: str | None) -> "Evidence":
-    """Return all evidence. The default horizon is omitted if the curves are too short to predict it."""
-    from march_search.analysis.evidence import study_evidence
-    from march_search.config.counts import parse_count
-    from march_search.errors import UsageError
-
-    if horizon:
-        return study_evidence(study, tokens=parse_count(horizon, "horizon"), with_effects=True)
-    tokens = 10 * max((trial.config.training.tokens for trial in study.trials), default=0)
-    try:
-        return study_evidence(study, tokens=tokens, with_effects=True)
-    except UsageError:
-        return study_evidence(study, with_effects=True)
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:

@@ -12,16 +12,32 @@ from march_search.analysis.study_record import StudyRecord
 from march_search.display.tables import si
 
 
+def explanation(evidence: Evidence) -> list[str]:
+    """Return what the columns of a ranking mean and how its figures come about, one paragraph per figure."""
+    study, ranking = evidence.study, evidence.ranking
+    tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
+    optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance)
+    return [*loss_notes(study), *noise_notes(ranking), *filter(None, optional), SPEED]
+
+
+SPEED = (
+    "tokens/s: median over the log lines of a trial, then over seeds. ~: trials ran beside others on the same machine, "
+    "or the seeds differ by over 10%."
+)
+
+
+def loss_unit(study: StudyRecord) -> str:
+    """Return the unit in which the losses of a study are counted: `target token`, or `token of text`."""
+    is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
+    return "token of text" if is_text else "target token"
+
+
 def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
-    is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
-    lines = ["loss: nats per token of text. Decoder-only models have no separate input, so there is no context gain."]
-    if not is_text:
-        lines = [
-            "loss: nats per target token. "
-            "gain: loss with another document's input minus loss; 0 means that the input is not used."
-        ]
-    key, where = ("text", "this text") if is_text else ("target", "these targets")
+    unit = loss_unit(study)
+    key, where = ("text", "this text") if unit == "token of text" else ("target", "these targets")
+    gain = "" if key == "text" else " context gain: loss with another document's input minus loss; 0: the input is not used."
+    lines = [f"loss: nats per {unit}, mean over seeds.{gain}"]
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:
         pairs = "" if bigram is None else f", a bigram model (token pairs) of {bigram:.3f}"
@@ -31,26 +47,26 @@ def loss_notes(study: StudyRecord) -> list[str]:
 
 def noise_notes(ranking: Ranking) -> list[str]:
     """Return notes on the noise and on how to read ties, probabilities and further seeds."""
-    if len(ranking.pooled) < 2:
+    if len(ranking.rows) < 2:
         return []
     lines = [_training_noise(ranking.seeds)]
     if ranking.documents is None:
         lines.append("Data noise: not measured, because losses per validation example are missing.")
     else:
-        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.rows)
+        widest = max((row["data_deviation_to_best"] or 0.0) for row in ranking.first_rows)
         lines.append(
             f"Data noise: losses are paired on the same {ranking.documents.kind}; the standard deviation of a "
             f"difference to the best is at most {widest:.4f} nats."
         )
     if ranking.comparison:
         lines.append(
-            "ties: architectures that share a letter are not separated (both noises, all pairs at 5% by Holm's "
-            "method). best: probability of being the best."
+            "ties: architectures that share a letter are not separated (both noises, all pairs of a level at 5% by "
+            "Holm's method). P(best): probability of being the best of those trained furthest."
         )
     if ranking.seeds:
         lines.append(
             "+seeds: further seeds of both that would separate an architecture from the next (5%, 80% power, that "
-            f"pair only); >{MOST}: more, or impossible with so few documents."
+            f"pair only), over the interval of their difference; >{MOST}: more, or impossible with so few documents."
         )
     return lines
 
@@ -59,27 +75,13 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     """Return a note on the source of the training noise."""
     if seeds is None:
         return "Training noise: left out. With one seed each, ties and probabilities cover data noise only."
-    if seeds.is_measured:
-        unequal = (
-            " Some architectures vary more with the seed than others (Bartlett's test, p < 0.01): ± is too narrow for "
-            "those and too wide for the rest."
-            if seeds.equal_chance < 0.01
-            else ""
-        )
-        return (
-            f"Training noise: ± is the 95% interval of the mean over seeds (t, {_freedom(seeds)}, "
-            f"standard deviation {seeds.deviation:.4f} nats, {seeds.source}).{unequal}"
-        )
+    several = sum(seeds.is_measured)
+    measured = f"{several} of {len(seeds.is_measured)} architectures have several seeds" if several else "One seed each"
     return (
-        "One seed each: training noise was not measured, so there is no ±. ASSUMED for ties and probabilities: a "
-        f"standard deviation of {seeds.deviation:g} nats, {seeds.source}. Small or short runs may vary more; change it "
-        "with --seed-noise NATS or none."
+        f"Training noise: ± is the 95% interval of the mean over seeds. {measured}; the variance of each is combined "
+        f"with a prior, from {seeds.source}. A figure with ? rests on the prior alone. Change it with --seed-noise NATS "
+        "or none."
     )
-
-
-def _freedom(seeds: SeedNoise) -> str:
-    """Return `1 degree of freedom` or `8 degrees of freedom`."""
-    return f"{seeds.degrees:.0f} degree{'s' * (seeds.degrees != 1)} of freedom"
 
 
 def gain_note(ranking: Ranking, decay: str) -> str:
@@ -89,7 +91,7 @@ def gain_note(ranking: Ranking, decay: str) -> str:
     slope = "" if ranking.slope is None else f" (its loss falls by {ranking.slope:.3f} nats per e-fold of tokens)"
     return (
         f"CEG: compute that {ranking.reference.architecture.name}{slope} would need for the same loss, divided by the "
-        "compute used."
+        "compute used, with its 95% interval."
         + (f" The learning rate decays ({decay}), so the slope is too steep and gains are too near 1." if decay else "")
     )
 
@@ -108,47 +110,43 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
 
 
-def edge_note(ranking: Ranking) -> str:
-    """Return a note on architectures whose best learning rate is at an end of the list; empty if there are none."""
-    edges = [row for row in ranking.rows if row["learning_rate_edge"]]
-    if not edges:
-        return ""
-    names = ", ".join(row["name"] for row in edges[:3]) + (f" and {len(edges) - 3} more" if len(edges) > 3 else "")
-    return f"rate!: at the edge of the list of learning rates; a rate beyond it may be better ({names})."
-
-
 def regime_sentences(evidence: Evidence) -> tuple[str, ...]:
-    """Return the regime that the ranking describes, in sentences; none for a study without a complete trial."""
+    """Return the regime that the ranking describes, in sentences; none for a study without a ranking."""
+    return tuple(f"{text} {more}".strip() for text, more in regime_notes(evidence))
+
+
+def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return (note, details) pairs on the regime that the ranking describes, the most important first."""
     found, many, decay = evidence.regime, len(evidence.ranking.pooled), evidence.study.decay
-    sentences: list[str] = []
+    notes: list[tuple[str, str]] = []
     if found is None:
-        return ()
+        return notes
     if found.near_ngrams:
         assert found.bigram is not None
         where = "above" if found.leader_loss > found.bigram else f"less than {NEAR_NATS:g} nats below"
-        sentences.append(
+        notes.append((
             f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a bigram model "
-            f"({found.bigram:.3f}). This ranking shows which architecture learns n-grams fastest, not which is best "
-            f"after longer training. {_budget(found, decay)}"
-        )
+            f"({found.bigram:.3f}): the order shows which architecture learns n-grams fastest.",
+            f"It need not be the order after longer training. {_budget(found, decay)}",
+        ))  # fmt: skip
     if found.input_unused:
         assert found.leader_gain is not None
         noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
         limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
         budget = "" if found.near_ngrams else " These curves do not show how much more training is needed."
-        sentences.append(
-            f"Regime: the input is hardly used. The leader's context gain is {found.leader_gain:.3f} (below "
-            f"{limit:.2f} counts as zero{noise}). Differences in heads, encoder or cross-attention mean nothing yet."
-            f"{budget}"
-        )
+        notes.append((
+            f"Regime: the input is hardly used (context gain of the leader {found.leader_gain:.3f}).",
+            f"Below {limit:.2f} counts as zero{noise}.{budget}",
+        ))  # fmt: skip
     if found.crossings:
         pairs = many * (many - 1) // 2
         split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        sentences.append(
+        notes.append((
             f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third of training"
-            f"{split}. A longer budget may change the order."
-        )
-    return tuple(sentences)
+            f"{split}.",
+            "A longer budget may change the order.",
+        ))  # fmt: skip
+    return notes
 
 
 def _budget(found: Regime, decay: str) -> str:
@@ -159,11 +157,3 @@ def _budget(found: Regime, decay: str) -> str:
     upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times the tokens trained"
     rough = f"; a rough estimate, because the learning rate decays ({decay})" if decay else ""
     return f"The leader should leave this regime after about {si(middle)} tokens (95%: {si(low)} to {upper}){rough}."
-
-
-def notes(evidence: Evidence) -> list[str]:
-    """Return the notes that explain a ranking; the regime has separate sentences."""
-    study, ranking = evidence.study, evidence.ranking
-    tolerance = ranking.seeds.deviation if ranking.seeds else 0.0
-    optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
-    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *filter(None, optional)]

@@ -1,0 +1,102 @@
+"""Choose the notes that matter for one study and order them by importance; the methods are in `sentences.py`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from march_search.analysis.evidence import Evidence
+from march_search.analysis.ranking import Ranking
+from march_search.display.answer import listed, short_names
+from march_search.display.sentences import regime_notes
+from march_search.display.tables import plural
+
+MOST = 5
+"""Largest number of lines below the ranking on a terminal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something about a study that its reader should know."""
+
+    text: str
+    """The note in one sentence or two."""
+    more: str = ""
+    """Details, shown with `--explain`."""
+    is_warning: bool = False
+    """Whether it limits what the ranking means."""
+
+    @property
+    def full(self) -> str:
+        """The note with its details."""
+        return f"{self.text} {self.more}".strip()
+
+
+def study_notes(evidence: Evidence) -> list[Note]:
+    """Return all notes on a study, the most important first.
+
+    What limits the meaning of the whole order comes first (regime), then what is missing from it (damage), then what
+    its uncertainty rests on (noise), then unequal treatment of the architectures (learning rates), then speed.
+    """
+    ranking, study = evidence.ranking, evidence.study
+    warnings = [Note(text=text, more=more, is_warning=True) for text, more in regime_notes(evidence)]
+    damage = []
+    if study.notes:
+        first, *others = study.notes
+        damage = [Note(text=first, more=" ".join(others))]
+        if others:
+            damage = [Note(text=f"{first} ({plural(len(others), 'more note')} on damaged files)", more=" ".join(others))]
+    rest = [_noise_note(ranking), *_rate_notes(evidence), _speed_note(evidence)]
+    return [*warnings[:2], *damage, *(note for note in rest if note), *warnings[2:]]
+
+
+def shown_notes(notes: Sequence[Note]) -> list[Note]:
+    """Return at most `MOST` notes for a terminal; the last one tells what `--explain` adds."""
+    shown = list(notes[: MOST - 1])
+    left = len(notes) - len(shown)
+    more = f"{plural(left, 'more note')}, the columns and the methods" if left else "The columns and the methods"
+    return [*shown, Note(text=f"{more}: add --explain.")]
+
+
+def _noise_note(ranking: Ranking) -> Note | None:
+    """Return a note if an interval rests on assumed noise, or if seed noise is left out."""
+    rows = ranking.rows
+    if len(rows) < 2:
+        return None
+    if ranking.seeds is None:
+        return Note(text="Seed noise is left out: ties and probabilities cover the choice of documents only.")
+    assumed = sum(row["interval_kind"] == "assumed" for row in rows)
+    if not assumed:
+        return None
+    if assumed == len(rows):
+        return Note(text="One seed each: figures with ? rest on an assumed seed noise, not on measured seeds.")
+    return Note(text=f"{assumed} of {len(rows)} architectures have one seed: their figures, with ?, assume seed noise.")
+
+
+def _rate_notes(evidence: Evidence) -> list[Note]:
+    """Return notes on learning rates: unequal effort, and best rates at the edge of the list."""
+    rows, short = evidence.ranking.rows, short_names(evidence)
+    notes, efforts = [], [len(row["learning_rate_losses"]) for row in rows]
+    if len(set(efforts)) > 1:
+        notes.append(
+            Note(
+                text=f"Unequal effort: {min(efforts)} to {max(efforts)} learning rates per architecture; the best of "
+                "several losses is biased low, so those with more rates are favoured.",
+                is_warning=True,
+            )
+        )
+    edges = [short[row["name"]] for row in rows if row["learning_rate_edge"]]
+    if edges:
+        which = listed(edges) if len(edges) < 4 else f"{len(edges)} of {len(rows)} architectures"
+        notes.append(
+            Note(text=f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which}).")
+        )
+    return notes
+
+
+def _speed_note(evidence: Evidence) -> Note | None:
+    """Return a note on speeds that other trials may have lowered, or that differ between seeds."""
+    rows = [row for row in evidence.ranking.rows if row["speed_is_rough"]]
+    if not rows:
+        return None
+    most = max(t.config.devices.parallel_trials for t in evidence.study.trials)
+    why = f"up to {most} trials ran at a time and slowed each other" if most > 1 else "speeds of seeds differ by over 10%"
+    return Note(text=f"tokens/s with ~ are rough: {why}; a trial's median over its log, then the median over seeds.")
