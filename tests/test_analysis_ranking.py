@@ -5,10 +5,12 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from helpers.damage import change_file
-from helpers.studies import SHAPES, write_study
+from helpers.studies import SHAPES, TRAINING, stop_trial, write_study
 from helpers.trials import TINY, trial_config
 
 from march_search.analysis.documents import example_losses, read_documents
@@ -16,9 +18,10 @@ from march_search.analysis.evidence import study_evidence
 from march_search.analysis.findings import STATEMENTS
 from march_search.analysis.pooling import pool
 from march_search.analysis.ranking import find_trial, rank, ranked_rows
-from march_search.analysis.study_record import read_study
+from march_search.analysis.study_record import StudyRecord, read_study
 from march_search.cli import main
 from march_search.files.json_tables import sealed, write_json
+from march_search.trial.result import validation_file
 
 THREE_SEEDS = dict(
     zip(SHAPES, ([4.100, 4.106, 4.098], [4.104, 4.11, 4.107], [4.15, 4.14, 4.147], [4.152, 4.148, 4.155]), strict=True)
@@ -134,9 +137,112 @@ def test_a_trial_at_a_rung_is_paused_and_others_have_reasons(tmp_path: Path) -> 
     (failed / "outcome.json").write_text(json.dumps({"state": "failed", "reason": "no memory"}))
     study = read_study(tmp_path / "synthetic")
     assert [t.state for t in study.trials] == ["complete", "paused", "unfinished", "failed"]
-    reasons = [row["reason"] for row in rank(study).others]
-    assert reasons[0].startswith("waiting on the rung at 209,920 tokens")
-    assert reasons[2] == "no memory"
+    ranking = rank(study)
+    assert [(row["rank"], row["state"], row["tokens"]) for row in ranking.rows] == [
+        (1, "complete", 1 << 20),
+        (2, "paused", 209_920),
+    ]
+    assert ranking.rows[1]["reason"].startswith("waiting on the rung at 209,920 tokens")
+    assert [(row["trial"], row["reason"]) for row in ranking.others] == [
+        (2, "interrupted or still running"),
+        (3, "no memory"),
+    ]
+
+
+def many_shapes(count: int) -> list[str]:
+    """Return the names of `count` architectures."""
+    return [f"L2-D128-H4x32-F{64 + 8 * n}-rope-V2048" for n in range(count)]
+
+
+def three_levels(root: Path, **options: Any) -> StudyRecord:
+    """Return a study of 24 architectures: 3 complete, 9 stopped at half the tokens, 12 at a fifth; the last failed."""
+    names = many_shapes(25)
+    folder = write_study(root, {name: [4.0 + 0.01 * n] for n, name in enumerate(names)}, **options)
+    for number in range(3, 12):
+        stop_trial(folder, number, 5, loss=4.5 if number < 6 else 4.8)
+    for number in range(12, 24):
+        stop_trial(folder, number, 2)
+    stop_trial(folder, 24, 5, "diverged")
+    return read_study(folder)
+
+
+def test_every_architecture_is_ranked_as_far_as_it_went(tmp_path: Path) -> None:
+    ranking = rank(three_levels(tmp_path))
+    budget = TRAINING.tokens
+    assert [(level.tokens, level.is_final, len(level.pooled)) for level in ranking.levels] == [
+        (budget, True, 3),
+        (budget // 2, False, 9),
+        (budget // 5, False, 12),
+    ]
+    rows = ranking.rows
+    assert [row["trial"] for row in rows] == list(range(24))
+    assert [row["rank"] for row in rows] == [1, 2, 3, *[4] * 3, *[7] * 6, *range(13, 25)]
+    assert [row["trial"] for row in ranking.others] == [24]
+    assert ranking.pooled == ranking.levels[0].pooled
+    assert ranking.first_rows == rows[:3]
+    letters = [{*(row["letters"] or "")} for row in rows]
+    above, below = set.union(*letters[:3]), set.union(*letters[3:12])
+    assert above == set("abc"[: len(above)])
+    assert not above & below
+    assert not (above | below) & set.union(*letters[12:])
+    assert letters[3] == letters[5] != letters[6]  # equal losses, and 0.3 nats apart
+    assert sum(row["probability_best"] for row in rows[:3]) == pytest.approx(1)
+    assert {row["probability_best"] for row in rows[3:]} == {None}
+    assert rows[3]["difference_to_next"] == 0
+    assert (rows[2]["difference_to_next"], rows[11]["difference_to_next"]) == (None, None)
+    assert rows[3]["flops"] == rows[3]["flops_per_token"] * (budget // 2)
+
+
+def test_one_complete_architecture_is_not_the_best_of_one(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    for number in range(1, 4):
+        stop_trial(folder, number, 2)
+    rows = rank(read_study(folder)).rows
+    assert [(row["rank"], row["probability_best"]) for row in rows] == [(n, None) for n in range(1, 5)]
+    assert len({row["letters"] for row in rows[:2]}) == 2
+
+
+def test_a_running_architecture_is_compared_where_others_were_stopped(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    stop_trial(folder, 0, 7, "unfinished")  # was promoted, and runs
+    stop_trial(folder, 1, 5)
+    stop_trial(folder, 2, 5)
+    stop_trial(folder, 3, 3, "unfinished")  # has not reached a point of comparison
+    ranking = rank(read_study(folder))
+    assert [(row["trial"], row["state"], row["tokens"]) for row in ranking.rows] == [
+        (0, "unfinished", TRAINING.tokens // 2),
+        (1, "pruned", TRAINING.tokens // 2),
+        (2, "pruned", TRAINING.tokens // 2),
+    ]
+    assert ranking.rows[0]["loss"] == pytest.approx(4.1 * 0.5**-0.15)
+    assert len(ranking.pooled[0].curve) == 5
+    assert [row["trial"] for row in ranking.others] == [3]
+    assert pool(read_study(folder)) == ()
+
+
+def test_the_seeds_of_a_stopped_architecture_are_averaged(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, {name: losses[:2] for name, losses in THREE_SEEDS.items()})
+    for number, loss in zip(range(2, 8), (4.6, 4.8, 4.5, 4.5, 4.9, 4.9), strict=True):
+        stop_trial(folder, number, 5, loss=loss)
+    rows = rank(read_study(folder)).rows
+    assert [(row["trials"], row["num_seeds"]) for row in rows] == [([0, 1], 2), ([4, 5], 2), ([2, 3], 2), ([6, 7], 2)]
+    assert [row["loss"] for row in rows[1:]] == pytest.approx([4.5, 4.7, 4.9])
+
+
+def test_data_noise_at_a_rung_needs_losses_that_belong_to_the_evaluation(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    for number in range(4):
+        stop_trial(folder, number, 5, loss=4.5)
+        file = validation_file(next(folder.glob(f"trials/{number:04d}-*")), TRAINING.tokens // 2)
+        file.parent.mkdir()
+        noise = np.random.default_rng(number).normal(0, 0.1, 64)
+        np.save(file, (4.5 + noise - noise.mean()).astype(np.float32))
+    [level] = rank(read_study(folder)).levels
+    assert level.data is not None
+    assert level.data.degrees == 7  # blocks of eight
+    np.save(file, np.full(64, 4.4, np.float32))
+    [level] = rank(read_study(folder)).levels
+    assert level.data is None
 
 
 def test_the_horizon_predicts_a_larger_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +338,7 @@ def test_losses_of_examples_and_their_documents_are_read_from_a_real_trial(
         write_json(folder / "result.json", sealed(result | {"seed": seed}))
     write_json(study / "study.json", {"settings": {"space": "cpu-demo"}})
     [only] = pool(read_study(tmp_path / "synthetic"))
-    losses = example_losses(only.trials)
+    losses = example_losses(only.trials, only.tokens)
     assert losses is not None
     assert losses.mean() == pytest.approx(only.loss, abs=1e-5)
     documents = read_documents(only.trials[0], len(losses))

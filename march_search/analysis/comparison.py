@@ -37,12 +37,26 @@ def letters(count: int, separated: Iterable[Sequence[int]]) -> tuple[str, ...]:
     return tuple("".join(_letter(n) for n, group in enumerate(groups) if i in group) for i in range(count))
 
 
+def shifted_letters(named: Sequence[str], used: Sequence[str]) -> list[str]:
+    """Return letters that continue the alphabet after those in `used`."""
+    start = 1 + max((number for text in used for number in _numbers(text)), default=-1)
+    return ["".join(_letter(start + number) for number in _numbers(text)) for text in named]
+
+
 def short_letters(named: str) -> str:
     """Return letters in the short form for tables: a run of four or more becomes `c-h`."""
-    own = re.findall(r"[a-zA-Z]|\(\d+\)", named)
-    numbers = [int(letter[1:-1]) - 1 if letter.startswith("(") else ALPHABET.index(letter) for letter in own]
+    own, numbers = _LETTER.findall(named), _numbers(named)
     is_run = len(own) > 3 and numbers[-1] - numbers[0] == len(own) - 1
     return f"{own[0]}-{own[-1]}" if is_run else named
+
+
+_LETTER = re.compile(r"[a-zA-Z]|\(\d+\)")
+
+
+def _numbers(named: str) -> list[int]:
+    """Return the numbers of the letters in `named`."""
+    own = _LETTER.findall(named)
+    return [int(letter[1:-1]) - 1 if letter.startswith("(") else ALPHABET.index(letter) for letter in own]
 
 
 def _letter(number: int) -> str:

@@ -16,6 +16,9 @@ from march_search.trial.result import VALIDATION_SEAL, check_file, validation_fi
 BLOCK = 8
 """Number of neighbouring examples that count as one document if the documents cannot be read."""
 
+SAME_NATS = 1e-4
+"""Largest distance, in nats, of the mean over float32 losses from the mean that their evaluation recorded."""
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -50,25 +53,36 @@ def document_numbers(tokens_NR: NDArray[Any], eos: int) -> NDArray[np.int64]:
     return np.array([np.bincount(row - row[0]).argmax() + row[0] for row in documents_NR], np.int64)
 
 
-def example_losses(trials: Sequence[TrialRecord]) -> Array | None:
-    """Return (N,) final loss of each validation example, averaged over trials; None if a trial does not have them."""
+def example_losses(trials: Sequence[TrialRecord], tokens: int) -> Array | None:
+    """Return (N,) loss of each validation example after `tokens` tokens, averaged over trials.
+
+    Returns None if the losses of a trial are missing or do not belong to its evaluation.
+    """
     losses: list[Array] = []
     for trial in trials:
-        trial_losses = _read(trial)
+        trial_losses = _read(trial, tokens)
         if trial_losses is None or (losses and len(trial_losses) != len(losses[0])):
             return None
         losses.append(trial_losses)
     return np.mean(losses, axis=0) if losses else None
 
 
-def _read(trial: TrialRecord) -> Array | None:
-    """Return the final losses of one trial's examples; None if they are missing, damaged or not finite."""
-    file = validation_file(trial.folder, trial.tokens)
+def _read(trial: TrialRecord, tokens: int) -> Array | None:
+    """Return the losses of one trial's examples; None if they are missing, damaged or not finite.
+
+    Only the last evaluation of a complete trial has a seal. Before that, the mean of the losses must be that of the
+    evaluation.
+    """
+    file, mean = validation_file(trial.folder, tokens), trial.loss_at(tokens)
+    is_sealed = trial.result is not None and tokens == trial.tokens
     try:
-        check_file(file, trial.result or {}, VALIDATION_SEAL)
+        check_file(file, trial.result if trial.result and is_sealed else {}, VALIDATION_SEAL)
         losses = np.load(file, allow_pickle=False)
     except (DataError, OSError, ValueError, EOFError):
         return None
     if losses.ndim != 1 or losses.dtype.kind != "f" or not np.isfinite(losses).all():
         return None
-    return np.asarray(losses, np.float64)
+    losses = np.asarray(losses, np.float64)
+    if not is_sealed and (mean is None or abs(losses.mean() - mean) > SAME_NATS):
+        return None
+    return losses

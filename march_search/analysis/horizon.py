@@ -95,9 +95,9 @@ def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) ->
     Raises:
         UsageError: If no trial is complete, `tokens` is not above the tokens trained, or a curve is too short.
     """
-    if not ranking.rows:
+    if not ranking.levels or not ranking.levels[0].is_final:
         raise UsageError(f"{study.name} has no complete trial, so --horizon has no curve to extrapolate.")
-    trained = max(int(row["tokens"]) for row in ranking.rows)
+    trained = max(int(row["tokens"]) for row in ranking.first_rows)
     if tokens <= trained:
         raise UsageError(f"--horizon {tokens:,}: the trials already have {trained:,} tokens; use a larger number.")
     warmup = study.settings.get("training", {}).get("warmup_tokens", 0)
@@ -134,7 +134,7 @@ def _rows(ranking: Ranking, draws_AB: Array) -> tuple[dict[str, Any], ...]:
     rows = []
     for rank, index in enumerate(np.argsort(draws_AB[:, 0], kind="stable").tolist(), 1):
         low, high = np.quantile(draws_AB[index, 1:], quantiles)
-        now = ranking.rows[index]
+        now = ranking.first_rows[index]
         rows.append(
             {
                 "rank": rank,

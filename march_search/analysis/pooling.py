@@ -1,35 +1,42 @@
-"""Pool the trials of each architecture over its seeds."""
+"""Pool the trials of each architecture over its seeds, at the most tokens that it can be compared at."""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.architecture.architecture import Architecture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """Complete trials of one architecture at its best learning rate."""
+    """Trials of one architecture at its best learning rate, compared at the same number of tokens."""
 
     architecture: Architecture
+    tokens: int
+    """Tokens at which the losses were evaluated."""
     trials: tuple[TrialRecord, ...]
     """One trial per seed, in order of seed."""
+    losses: tuple[float, ...]
+    """Loss of each seed after `tokens` tokens."""
     rates: dict[float, float]
-    """Mean loss at each learning rate, by ascending rate; the best of several noisy means is biased slightly low."""
+    """Mean loss at each learning rate after `tokens` tokens, by ascending rate."""
     edge: str
     """`lowest` or `highest` if the best of several learning rates is at that end of the list, else empty."""
-
-    @property
-    def losses(self) -> tuple[float, ...]:
-        """Loss of each seed."""
-        return tuple(t.loss for t in self.trials if t.loss is not None)
+    is_final: bool
+    """Whether the trials are complete."""
 
     @property
     def loss(self) -> float:
         """Mean loss over seeds."""
         return statistics.fmean(self.losses)
+
+    @property
+    def context_gain(self) -> float | None:
+        """Mean context gain over seeds after `tokens` tokens; None if no trial measured it."""
+        gains = [gain for t in self.trials if (gain := t.gain_at(self.tokens)) is not None]
+        return statistics.fmean(gains) if gains else None
 
     @property
     def learning_rate(self) -> float:
@@ -39,13 +46,13 @@ class Pooled:
     @property
     def best_trial(self) -> TrialRecord:
         """Trial with the lowest loss."""
-        return min(self.trials, key=lambda t: (t.loss or 0.0, t.number))
+        return min(zip(self.losses, self.trials, strict=True), key=lambda pair: (pair[0], pair[1].number))[1]
 
     @property
     def curve(self) -> tuple[tuple[int, float], ...]:
-        """(tokens, loss) pairs: the mean over seeds at each evaluation that all seeds share."""
+        """(tokens, loss) pairs up to `tokens`: the mean over seeds at each evaluation that all seeds share."""
         curves = [{e["tokens"]: float(e["loss"]) for e in t.evaluations} for t in self.trials]
-        shared = sorted(set.intersection(*(set(c) for c in curves)))
+        shared = sorted(tokens for tokens in set.intersection(*(set(c) for c in curves)) if tokens <= self.tokens)
         return tuple((tokens, statistics.fmean(c[tokens] for c in curves)) for tokens in shared)
 
 
@@ -63,21 +70,61 @@ def best_rates(losses: Mapping[tuple[str, float], Sequence[float]]) -> dict[str,
 
 def pool(study: StudyRecord) -> tuple[Pooled, ...]:
     """Return the architectures with a complete trial, lowest mean loss first, then by number of their first trial."""
-    by_shape: dict[Architecture, dict[float, list[TrialRecord]]] = defaultdict(lambda: defaultdict(list))
-    for trial in study.trials:
-        if trial.state == "complete" and trial.loss is not None:
-            by_shape[trial.architecture][trial.config.training.learning_rate].append(trial)
+    return tuple(p for p in pool_all(study) if p.is_final)
+
+
+def pool_all(study: StudyRecord) -> tuple[Pooled, ...]:
+    """Return all architectures that can be compared: complete ones first, then by falling tokens, best first.
+
+    An architecture without a complete trial is compared at the most tokens at which it was evaluated and at which a
+    trial was stopped or waits. A running trial therefore counts with its loss at the last such point. Failed and
+    damaged trials do not count.
+    """
+    alive = [t for t in study.trials if t.state in ("complete", "pruned", "paused", "unfinished")]
+    marks = {t.tokens for t in alive if t.state in ("pruned", "paused") and t.loss is not None}
+    by_shape: dict[Architecture, list[tuple[bool, int, TrialRecord]]] = defaultdict(list)
+    for trial in alive:
+        for is_final, tokens in _points(trial, marks):
+            by_shape[trial.architecture].append((is_final, tokens, trial))
     tried = sorted(study.settings.get("search", {}).get("learning_rates") or ())
-    pooled = [_pooled(a, rates, tried) for a, rates in by_shape.items()]
-    return tuple(sorted(pooled, key=lambda p: (p.loss, p.trials[0].number)))
+    pooled = []
+    for architecture, points in by_shape.items():
+        is_final, tokens = max((is_final, tokens) for is_final, tokens, _ in points)
+        own = [trial for point in points if point[:2] == (is_final, tokens) for trial in point[2:]]
+        pooled.append(_pooled(architecture, tokens, own, is_final, tried))
+    return tuple(sorted(pooled, key=lambda p: (not p.is_final, -p.tokens, p.loss, p.trials[0].number)))
 
 
-def _pooled(architecture: Architecture, rates: dict[float, list[TrialRecord]], tried: Sequence[float]) -> Pooled:
-    """Return one architecture at the learning rate with the lowest mean loss."""
-    means = {rate: statistics.fmean(t.loss or 0.0 for t in rates[rate]) for rate in sorted(rates)}
+def _points(trial: TrialRecord, marks: Iterable[int]) -> list[tuple[bool, int]]:
+    """Return whether a trial is complete, and its tokens, for each point at which it can be compared."""
+    if trial.state == "complete":
+        return [] if trial.loss is None else [(True, trial.tokens)]
+    return [(False, tokens) for tokens in marks if trial.loss_at(tokens) is not None]
+
+
+def _pooled(
+    architecture: Architecture, tokens: int, trials: Sequence[TrialRecord], is_final: bool, tried: Sequence[float]
+) -> Pooled:
+    """Return one architecture at the learning rate with the lowest mean loss after `tokens` tokens."""
+    rates: dict[float, dict[int, TrialRecord]] = defaultdict(dict)
+    for trial in sorted(trials, key=lambda t: t.number):
+        rates[trial.config.training.learning_rate].setdefault(trial.seed, trial)  # a retry repeats its seed
+    losses = {
+        rate: {t.seed: loss for t in rates[rate].values() if (loss := t.loss_at(tokens)) is not None}
+        for rate in sorted(rates)
+    }
     name = architecture.name
-    best = best_rates({(name, rate): [mean] for rate, mean in means.items()})[name]
+    best = best_rates({(name, rate): list(own.values()) for rate, own in losses.items()})[name]
     edge = ""
     if len(tried) > 1:
         edge = {tried[0]: "lowest", tried[-1]: "highest"}.get(best, "")
-    return Pooled(architecture, tuple(sorted(rates[best], key=lambda t: (t.seed, t.number))), means, edge)
+    seeds = sorted(losses[best])
+    return Pooled(
+        architecture=architecture,
+        tokens=tokens,
+        trials=tuple(rates[best][seed] for seed in seeds),
+        losses=tuple(losses[best][seed] for seed in seeds),
+        rates={rate: statistics.fmean(own.values()) for rate, own in losses.items()},
+        edge=edge,
+        is_final=is_final,
+    )

@@ -55,7 +55,7 @@ def regime(study: StudyRecord, ranking: Ranking) -> Regime | None:
     """Determine the regime of a ranking; return None for a study without a complete trial."""
     if not ranking.pooled:
         return None
-    leader, row = ranking.pooled[0], ranking.rows[0]
+    leader, row = ranking.pooled[0], ranking.first_rows[0]
     key = "text" if leader.architecture.structure == "decoder-only" else "target"
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     noise, gain = _gain_noise([t for p in ranking.pooled for t in p.trials]), row["context_gain"]

@@ -62,6 +62,19 @@ class TrialRecord:
     notes: tuple[str, ...] = ()
     """One line for each damaged file or line that was left out."""
 
+    def loss_at(self, tokens: int) -> float | None:
+        """Return the validation loss after `tokens` tokens; None if it was not evaluated there."""
+        loss = self.loss if tokens == self.tokens else self._at(tokens, "loss")
+        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None
+
+    def gain_at(self, tokens: int) -> float | None:
+        """Return the context gain after `tokens` tokens; None if it was not measured there."""
+        return self.context_gain if tokens == self.tokens else self._at(tokens, "context_gain")
+
+    def _at(self, tokens: int, key: str) -> Any:
+        """Return a value of the evaluation after `tokens` tokens; None without one."""
+        return next((line.get(key) for line in self.evaluations if line["tokens"] == tokens), None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:

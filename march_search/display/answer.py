@@ -78,10 +78,19 @@ def first_level(rows: Sequence[Row]) -> list[Row]:
 def level_breaks(rows: Sequence[Row]) -> dict[int, str]:
     """Return what stands above the first row of each level but the first, by the row's index."""
     return {
-        index: f"stopped after {si(row['level_tokens'])} tokens"
+        index: level_title(rows, row["level_tokens"])
         for index, row in enumerate(rows)
         if index and row["level_tokens"] != rows[index - 1]["level_tokens"]
     }
+
+
+def level_title(rows: Sequence[Row], tokens: int) -> str:
+    """Return the title of the level that is compared after `tokens` tokens, such as `stopped after 21M tokens`."""
+    level = [row for row in rows if row["level_tokens"] == tokens]
+    if level[0]["is_final"]:
+        return f"trained to the end: {si(tokens)} tokens"
+    is_stopped = all(row["state"] == "pruned" for row in level)
+    return f"stopped after {si(tokens)} tokens" if is_stopped else f"compared after {si(tokens)} tokens"
 
 
 def short_names(evidence: Evidence) -> dict[str, str]:

@@ -5,9 +5,8 @@ from itertools import groupby
 from typing import Any
 
 from march_search.analysis.evidence import Evidence
-from march_search.display.answer import short_names
+from march_search.display.answer import level_title, short_names
 from march_search.display.sentences import loss_unit
-from march_search.display.tables import si
 from march_search.report.svg import PHONE, SERIES, WIDTH, Figure, scale
 
 SHOWN = 60
@@ -43,7 +42,7 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
     top, first = float(head), 0
     for level, height in zip(levels, heights, strict=True):
         if title > 4:
-            figure.text(0, top + 15, _level_title(level[0]), "axis strong")
+            figure.text(0, top + 15, level_title(evidence.ranking.rows, level[0]["level_tokens"]), "axis strong")
         _panel(figure, level, first, names, (top + title, left, step), evidence)
         top, first = top + height, first + len(level)
     return figure
@@ -132,12 +131,6 @@ def _key(figure: Figure, x: float, y: float, css: str, text: str) -> None:
     else:
         figure.path([(x + 2, y - 4), (x + 28, y - 4)], f"s0 {css}")
     figure.text(x + 38, y, text, "tick")
-
-
-def _level_title(row: Row) -> str:
-    """Return the title of a level's panel."""
-    tokens = f"{si(row['level_tokens'])} tokens"
-    return f"trained to the end: {tokens}" if row["is_final"] else f"stopped after {tokens}"
 
 
 def _three(value: float) -> str:

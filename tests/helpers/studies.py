@@ -66,6 +66,27 @@ def write_study(
     return folder
 
 
+def stop_trial(folder: Path, number: int, evaluations: int, state: str = "pruned", loss: float | None = None) -> None:
+    """Make a trial of a study end after its first `evaluations` evaluations.
+
+    Args:
+        folder: The study's folder.
+        number: Number of the trial.
+        evaluations: Number of evaluations that are kept.
+        state: State in outcome.json; `unfinished` writes none, as for a trial that waits or runs.
+        loss: Loss of the last evaluation that is kept; None for that of the curve.
+    """
+    [at] = folder.glob(f"trials/{number:04d}-*")
+    lines = [json.loads(line) for line in (at / "metrics.jsonl").read_text().splitlines()][:evaluations]
+    if loss is not None:
+        lines[-1]["loss"] = loss
+    (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (at / "result.json").unlink()
+    (at / "outcome.json").unlink()
+    if state != "unfinished":
+        write_json(at / "outcome.json", {"state": state, "reason": "stopped by the test"})
+
+
 def _settings(
     architectures: tuple[str, ...], rates: tuple[float, ...], changed: Mapping[str, object]
 ) -> dict[str, object]:

@@ -1,0 +1,64 @@
+"""Compare architectures that were trained equally far: one level of a ranking."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from march_search.analysis.comparison import Comparison, compare
+from march_search.analysis.documents import Documents, example_losses, read_documents
+from march_search.analysis.noise import DataNoise, SeedNoise, data_noise, seed_noise
+from march_search.analysis.pooling import Pooled, pool_all
+from march_search.analysis.study_record import StudyRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """Architectures that were trained equally far, compared with each other."""
+
+    tokens: int
+    """Tokens at which they are compared."""
+    is_final: bool
+    """Whether their trials are complete."""
+    pooled: tuple[Pooled, ...]
+    """Architectures, best first; the fields below use the same order."""
+    seeds: SeedNoise | None
+    """Training noise, measured or assumed; None if it is left out."""
+    data: DataNoise | None
+    """Data noise at these tokens; None if it could not be measured."""
+    documents: Documents | None
+    """Documents over which data noise was measured."""
+    comparison: Comparison | None
+    """p-values, tie groups and probabilities; None if no noise is known."""
+
+
+def study_levels(study: StudyRecord, assumed: SeedNoise | None) -> tuple[Level, ...]:
+    """Return the levels of a study: complete architectures, then the others by falling tokens."""
+    groups = groupby(pool_all(study), key=lambda p: (p.is_final, p.tokens))
+    return tuple(_level(tuple(own), assumed) for _, own in groups)
+
+
+def _level(pooled: tuple[Pooled, ...], assumed: SeedNoise | None) -> Level:
+    """Compare architectures that were trained equally far."""
+    seeds = seed_noise([p.losses for p in pooled], assumed)
+    data, documents = _data_noise(pooled)
+    return Level(
+        tokens=pooled[0].tokens,
+        is_final=pooled[0].is_final,
+        pooled=pooled,
+        seeds=seeds,
+        data=data,
+        documents=documents,
+        comparison=compare([p.loss for p in pooled], [len(p.trials) for p in pooled], seeds, data),
+    )
+
+
+def _data_noise(pooled: Sequence[Pooled]) -> tuple[DataNoise | None, Documents | None]:
+    """Estimate data noise over the validation documents, if every trial recorded its per-example losses."""
+    losses = [example_losses(p.trials, p.tokens) for p in pooled]
+    known = [values for values in losses if values is not None]
+    if len(known) < max(2, len(pooled)) or len({len(values) for values in known}) > 1:
+        return None, None
+    documents = read_documents(pooled[0].trials[0], len(known[0]))
+    return data_noise(np.array(known), documents.numbers_N), documents
