@@ -18,7 +18,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     """Return one row per architecture with a complete trial, lowest loss first.
 
     `pareto` and `knee` mark the front and its knee. The loss is the mean over seeds at the best learning rate, and the
-    speed is the median measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
+    speed is the median measured there. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
         study: The study.

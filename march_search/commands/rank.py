@@ -31,7 +31,9 @@ def add(verbs: Verbs) -> None:
         action="store_true",
         help="also print the effect of each dimension, and test the claims of the 2023 study",
     )
-    rank.add_argument("--explain", action="store_true", help="also print all notes, the columns and the methods in full")
+    rank.add_argument(
+        "--explain", action="store_true", help="also print all notes, the columns and the methods in full"
+    )
     rank.set_defaults(run=run)
 
 
@@ -110,7 +112,10 @@ def _print_tables(evidence: "Evidence", is_explained: bool) -> None:
     legend = architectures.NARROW_LEGEND if is_explained else ""
     tables.print_table(out, first.rows, first.columns, first.title, legend=legend, breaks=first.breaks)
     notes = study_notes(evidence)
-    tables.print_notes(out, [(n.full if is_explained else n.text, n.is_warning) for n in (notes if is_explained else shown_notes(notes))])
+    tables.print_notes(
+        out,
+        [(n.full if is_explained else n.text, n.is_warning) for n in (notes if is_explained else shown_notes(notes))],
+    )
     if is_explained:
         out.print("columns and methods", style="bold")
         tables.print_notes(out, [(line, False) for line in explanation(evidence)])

@@ -43,7 +43,9 @@ def study_notes(evidence: Evidence) -> list[Note]:
         first, *others = study.notes
         damage = [Note(text=first, more=" ".join(others))]
         if others:
-            damage = [Note(text=f"{first} ({plural(len(others), 'more note')} on damaged files)", more=" ".join(others))]
+            damage = [
+                Note(text=f"{first} ({plural(len(others), 'more note')} on damaged files)", more=" ".join(others))
+            ]
     rest = [_noise_note(ranking), *_rate_notes(evidence), _speed_note(evidence)]
     return [*warnings[:2], *damage, *(note for note in rest if note), *warnings[2:]]
 
@@ -87,7 +89,9 @@ def _rate_notes(evidence: Evidence) -> list[Note]:
     if edges:
         which = listed(edges) if len(edges) < 4 else f"{len(edges)} of {len(rows)} architectures"
         notes.append(
-            Note(text=f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which}).")
+            Note(
+                text=f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which})."
+            )
         )
     return notes
 
@@ -98,5 +102,7 @@ def _speed_note(evidence: Evidence) -> Note | None:
     if not rows:
         return None
     most = max(t.config.devices.parallel_trials for t in evidence.study.trials)
-    why = f"up to {most} trials ran at a time and slowed each other" if most > 1 else "speeds of seeds differ by over 10%"
+    why = (
+        f"up to {most} trials ran at a time and slowed each other" if most > 1 else "speeds of seeds differ by over 10%"
+    )
     return Note(text=f"tokens/s with ~ are rough: {why}; a trial's median over its log, then the median over seeds.")

@@ -13,9 +13,9 @@ from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.display import architectures
-from march_search.display.answer import level_breaks, short_names, study_answer
+from march_search.display.answer import level_breaks, study_answer
 from march_search.display.notes import study_notes
-from march_search.display.sentences import explanation
+from march_search.display.sentences import explanation, regime_sentences
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
 
 

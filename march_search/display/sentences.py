@@ -36,7 +36,11 @@ def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
     unit = loss_unit(study)
     key, where = ("text", "this text") if unit == "token of text" else ("target", "these targets")
-    gain = "" if key == "text" else " context gain: loss with another document's input minus loss; 0: the input is not used."
+    gain = (
+        ""
+        if key == "text"
+        else " context gain: loss with another document's input minus loss; 0: the input is not used."
+    )
     lines = [f"loss: nats per {unit}, mean over seeds.{gain}"]
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:
@@ -79,8 +83,7 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     measured = f"{several} of {len(seeds.is_measured)} architectures have several seeds" if several else "One seed each"
     return (
         f"Training noise: ± is the 95% interval of the mean over seeds. {measured}; the variance of each is combined "
-        f"with a prior, from {seeds.source}. A figure with ? rests on the prior alone. Change it with --seed-noise NATS "
-        "or none."
+        f"with a prior, from {seeds.source}. A figure with ? rests on the prior alone; --seed-noise changes it."
     )
 
 

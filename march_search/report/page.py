@@ -27,8 +27,8 @@ CAPTIONS = {
     "depth": "Validation loss against depth.",
     "width": "Validation loss against width.",
     "map": "Lowest validation loss for each depth and width.",
-    "front": "Validation loss against training speed. The line is the Pareto front. Speeds are medians over the log lines "
-    "of a trial, then over seeds; hollow: trials ran beside others, or seeds differ by over 10%.",
+    "front": "Validation loss against training speed. The line is the Pareto front. Speeds are medians over the log "
+    "lines of a trial, then over seeds; hollow: trials ran beside others, or seeds differ by over 10%.",
     "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
     "horizon": "Losses predicted from the learning curves for a larger data budget.",
 }

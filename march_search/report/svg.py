@@ -129,11 +129,13 @@ class Figure:
 
     def svg(self, style: str = "") -> str:
         """Return the figure as SVG; with a `style`, as the content of a standalone file."""
-        attributes = f' xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:g}"' if style else ""
+        attributes = (
+            f' xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:g}"' if style else ""
+        )
         styled = f"<style>{style}</style>" if style else ""
+        box = f'viewBox="0 0 {self.width:g} {self.height:g}"'
         return (
-            f'<svg{attributes} viewBox="0 0 {self.width:g} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
-            f"{styled}{''.join(self.parts)}</svg>"
+            f'<svg{attributes} {box} role="img" aria-label="{escape(self.title)}">{styled}{"".join(self.parts)}</svg>'
         )
 
 
