@@ -24,7 +24,7 @@ class Level:
     pooled: tuple[Pooled, ...]
     """Architectures, best first; the fields below use the same order."""
     seeds: SeedNoise | None
-    """Training noise, measured or assumed; None if it is left out."""
+    """Training noise of each architecture; None if it is left out."""
     data: DataNoise | None
     """Data noise at these tokens; None if it could not be measured."""
     documents: Documents | None
@@ -33,15 +33,23 @@ class Level:
     """p-values, tie groups and probabilities; None if no noise is known."""
 
 
-def study_levels(study: StudyRecord, assumed: SeedNoise | None) -> tuple[Level, ...]:
-    """Return the levels of a study: complete architectures, then the others by falling tokens."""
+def study_levels(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool = True) -> tuple[Level, ...]:
+    """Return the levels of a study: complete architectures, then the others by falling tokens.
+
+    Args:
+        study: The study.
+        assumed: Deviation over seeds of every architecture's prior, in nats; None for the recorded priors.
+        with_seed_noise: Whether ties and probabilities cover the choice of seeds.
+    """
     groups = groupby(pool_all(study), key=lambda p: (p.is_final, p.tokens))
-    return tuple(_level(tuple(own), assumed) for _, own in groups)
+    return tuple(_level(tuple(own), assumed, with_seed_noise) for _, own in groups)
 
 
-def _level(pooled: tuple[Pooled, ...], assumed: SeedNoise | None) -> Level:
+def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: bool) -> Level:
     """Compare architectures that were trained equally far."""
-    seeds = seed_noise([p.losses for p in pooled], assumed)
+    seeds = None
+    if with_seed_noise:
+        seeds = seed_noise([p.architecture for p in pooled], [p.losses for p in pooled], assumed)
     data, documents = _data_noise(pooled)
     return Level(
         tokens=pooled[0].tokens,

@@ -11,7 +11,7 @@ from march_search.analysis.comparison import Comparison
 from march_search.analysis.documents import Documents
 from march_search.analysis.gain import end_slope
 from march_search.analysis.level import Level, study_levels
-from march_search.analysis.noise import PUBLISHED, DataNoise, SeedNoise
+from march_search.analysis.noise import DataNoise, SeedNoise
 from march_search.analysis.pooling import Pooled, pool
 from march_search.analysis.ranking_rows import level_rows, other_rows
 from march_search.analysis.study_record import StudyRecord, TrialRecord
@@ -45,7 +45,7 @@ class Ranking:
 
     @property
     def seeds(self) -> SeedNoise | None:
-        """Training noise of the first level."""
+        """Training noise of each architecture of the first level."""
         return self.levels[0].seeds if self.levels else None
 
     @property
@@ -64,9 +64,15 @@ class Ranking:
         return self.levels[0].comparison if self.levels else None
 
 
-def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
-    """Rank a study; `assumed` is the seed noise used if no architecture has two seeds, None to leave it out."""
-    levels = study_levels(study, assumed)
+def rank(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool = True) -> Ranking:
+    """Rank a study.
+
+    Args:
+        study: The study.
+        assumed: Deviation over seeds of every architecture's prior, in nats; None for the recorded priors.
+        with_seed_noise: Whether ties and probabilities cover the choice of seeds.
+    """
+    levels = study_levels(study, assumed, with_seed_noise)
     first = levels[0].pooled if levels else ()
     reference = min(first, key=lambda p: min(t.number for t in p.trials)) if first else None
     rows: list[dict[str, Any]] = []

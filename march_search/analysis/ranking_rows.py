@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from march_search.analysis.comparison import difference_variance, mean_interval, shifted_letters
+from march_search.analysis.comparison import mean_interval, shifted_letters
 from march_search.analysis.further_seeds import further_seeds
 from march_search.analysis.gain import compute_equivalent_gain, end_slope
 from march_search.analysis.level import Level
@@ -59,27 +59,29 @@ def _standing(index: int, level: Level) -> dict[str, Any]:
     """Return the interval, tie group and probability of one architecture, and its comparison with the next one."""
     pooled, seeds, data, comparison = level.pooled, level.seeds, level.data, level.comparison
     current, counts = pooled[index], [len(p.trials) for p in pooled]
-    interval = mean_interval(current.loss, counts[index], seeds)
+    interval = mean_interval(index, current.loss, counts[index], seeds)
     row: dict[str, Any] = {
         "interval_low": interval.low if interval else None,
         "interval_high": interval.high if interval else None,
         "half_interval": (interval.high - interval.low) / 2 if interval else None,
+        "interval_kind": None if seeds is None else "measured" if seeds.is_measured[index] else "assumed",
         "letters": comparison.letters[index] if comparison else None,
         "probability_best": comparison.best[index] if comparison else None,
         "data_deviation_to_best": math.sqrt(data.variance(0, index)) if data and index else None,
     }
-    row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next", "further_seeds_to_next"))
+    row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next"))
+    row |= dict.fromkeys(("further_seeds_to_next", "further_seeds_low", "further_seeds_high"))
     if comparison is None or index + 1 == len(pooled):
         return row
     gap = pooled[index + 1].loss - current.loss
-    variance, _ = difference_variance(index, index + 1, counts, None, data)
-    pair = (counts[index], counts[index + 1])
-    more = further_seeds(gap, seeds.deviation, pair, seeds.degrees, variance) if seeds else None
+    more = further_seeds(index, index + 1, gap, counts, seeds, data) if seeds else None
     return row | {
         "difference_to_next": gap,
         "p_to_next": float(comparison.p_AA[index, index + 1]),
         "adjusted_p_to_next": float(comparison.adjusted_AA[index, index + 1]),
-        "further_seeds_to_next": more,
+        "further_seeds_to_next": more and more.point,
+        "further_seeds_low": more and more.low,
+        "further_seeds_high": more and more.high,
     }
 
 
