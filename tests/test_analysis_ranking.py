@@ -71,27 +71,30 @@ def test_an_architecture_is_ranked_at_its_best_rate_and_an_edge_is_marked(
     assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
     text = words(rank_output(tmp_path, capsys))
     assert "0.001!" in text
-    assert "at the edge of the list of learning rates" in text
+    assert "rate!: the best learning rate is at the edge of the list" in text
     assert "4 trials complete" not in text
 
 
 def test_one_seed_states_the_assumed_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, examples=128)
-    text = words(rank_output(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "One seed each: figures with ? rest on an assumed seed noise" in text
     assert "One seed each; the variance of each is combined with a prior" in text
     priors = [seed_prior(Architecture.parse(name)) for name in SHAPES]
     halves = [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows]
     assert halves == pytest.approx([stdtrit(prior.degrees, 0.975) * prior.deviation for prior in priors])
-    assert "from 0.05 nats, set by --seed-noise" in words(rank_output(tmp_path, capsys, "--seed-noise", "0.05"))
-    assert "Training noise: left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
+    assert "from 0.05 nats, set by --seed-noise" in words(
+        rank_output(tmp_path, capsys, "--explain", "--seed-noise", "0.05")
+    )
+    assert "Seed noise is left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
 
 
 def test_models_no_better_than_ngrams_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.0, gain=0.01)
-    text = words(rank_output(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys, "--explain"))
     assert "Regime: n-grams. The best loss, 4.100, is above that of a bigram model (4.000)" in text
     assert "The leader should leave this regime after about 1.4" in text
-    assert "Regime: the input is hardly used. The leader's context gain is 0.010" in text
+    assert "Regime: the input is hardly used (context gain of the leader 0.010)" in text
     leave = study_evidence(read_study(tmp_path / "synthetic")).regime
     assert leave is not None
     assert leave.tokens_to_leave is not None
@@ -103,14 +106,16 @@ def test_few_evaluations_give_no_estimate_of_when_the_regime_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.0, evaluations=3)
-    assert "These curves do not show how much more training is needed." in words(rank_output(tmp_path, capsys))
+    assert "These curves do not show how much more training is needed." in words(
+        rank_output(tmp_path, capsys, "--explain")
+    )
 
 
 def test_models_that_hardly_use_their_input_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.02)
-    text = words(rank_output(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys, "--explain"))
     assert "Regime: n-grams" not in text
-    assert "mean nothing yet. These curves do not show how much more training is needed." in text
+    assert "counts as zero; its noise is 0.000. These curves do not show how much more training is needed." in text
 
 
 def test_models_better_than_ngrams_get_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +129,7 @@ def test_curves_that_cross_late_are_reported(tmp_path: Path, capsys: pytest.Capt
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines[8]["loss"] += 0.3  # after 90% of the tokens, the final winner is second
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = words(rank_output(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys, "--explain"))
     assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
     assert "Early order: after 10% of the tokens" in text
     found = study_evidence(read_study(tmp_path / "synthetic"))
@@ -291,10 +296,11 @@ def test_three_evaluations_give_no_horizon(tmp_path: Path, capsys: pytest.Captur
 def test_every_format_has_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     value = json.loads(rank_output(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
-    assert value["training_noise"]["is_measured"] == [True] * 4
-    assert value["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
+    [level] = value["levels"]
+    assert level["training_noise"]["is_measured"] == [True] * 4
+    assert level["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
     assert len(value["findings"]) == len(STATEMENTS)
-    assert len(value["adjusted_p"]) == 4
+    assert len(level["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
     rows = list(csv.DictReader(io.StringIO(rank_output(tmp_path, capsys, "--format", "csv"))))
     assert [row["letters"] for row in rows] == [row["letters"] for row in value["ranked"]]

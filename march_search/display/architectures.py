@@ -116,7 +116,6 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
     columns = (
         Column(key="rank", heading="rank", short="#"),
         _NAME,
-        Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
         Column(key="num_seeds", heading="seeds", short="seeds", drop=1),
         Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate, drop=4),
         Column(key="loss", heading="loss", short="loss", show="{:.4f}".format),
@@ -132,7 +131,6 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
         ),
         Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format, drop=6),
         Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si, suffix=_rough, drop=3),
-        Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si, wide_only=True),
         Column(
             key="compute_equivalent_gain",
             heading="CEG",
@@ -142,6 +140,8 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
             narrow=lambda row: _gain_range(row).strip() or f"{row['compute_equivalent_gain']:.2f}",
             drop=2,
         ),
+        Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
+        Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si, wide_only=True),
     )
     rows = ranking.rows
     return tuple(c for c in columns if not rows or any(c.value(row) is not None for row in rows))
@@ -153,12 +153,13 @@ def _mark(row: Row) -> str:
 
 
 def _further_seeds(row: Row, has_noise: bool) -> str | None:
-    """Return the range of further seeds that would separate a row from the next: `3`, `3–12?` or `>1000`."""
+    """Return the range of further seeds that would separate a row from the next: `3`, `3–12?`, `3+` or `>1000`."""
     if row["difference_to_next"] is None or not has_noise:
         return None
-    ends = (row["further_seeds_low"], row["further_seeds_high"])
-    low, high = (f">{MOST}" if value is None else str(value) for value in ends)
-    return (low if low == high else f"{low}–{high}") + _mark(row)
+    low, high = row["further_seeds_low"], row["further_seeds_high"]
+    if low is None:
+        return f">{MOST}{_mark(row)}"
+    return (f"{low}+" if high is None else f"{low}" if low == high else f"{low}–{high}") + _mark(row)
 
 
 def _rough(row: Row) -> str:
@@ -168,7 +169,7 @@ def _rough(row: Row) -> str:
 
 def _gain_range(row: Row) -> str:
     """Return the interval of the compute-equivalent gain: ` 1.05–1.40`, with `?` if it rests on assumed noise."""
-    low, high = row["gain_low"], row["gain_high"]
+    low, high = row.get("gain_low"), row.get("gain_high")
     return "" if low is None or high is None else f" {low:.2f}–{high:.2f}{_mark(row)}"
 
 

@@ -61,7 +61,7 @@ def shown_notes(notes: Sequence[Note]) -> list[Note]:
 def _noise_note(ranking: Ranking) -> Note | None:
     """Return a note if an interval rests on assumed noise, or if seed noise is left out."""
     rows = ranking.rows
-    if len(rows) < 2:
+    if not rows:
         return None
     if ranking.seeds is None:
         return Note(text="Seed noise is left out: ties and probabilities cover the choice of documents only.")

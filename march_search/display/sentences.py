@@ -70,7 +70,8 @@ def noise_notes(ranking: Ranking) -> list[str]:
     if ranking.seeds:
         lines.append(
             "+seeds: further seeds of both that would separate an architecture from the next (5%, 80% power, that "
-            f"pair only), over the interval of their difference; >{MOST}: more, or impossible with so few documents."
+            f"pair only), over the interval of their difference. 4+: 4 to over {MOST}. >{MOST}: more, or impossible "
+            "with so few documents."
         )
     return lines
 

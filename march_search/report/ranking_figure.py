@@ -118,7 +118,7 @@ def _legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     if any(len(row["losses"]) > 1 for row in rows):
         keys.append(("seed", "one seed"))
     if any(_is_tied(row, leader) for row in rows[1:]):
-        keys.append(("tied-band", "not separated from the leader"))
+        keys.append(("tied-band", "tied with the leader (letters)"))
     return keys
 
 
