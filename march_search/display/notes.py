@@ -38,16 +38,9 @@ def study_notes(evidence: Evidence) -> list[Note]:
     """
     ranking, study = evidence.ranking, evidence.study
     warnings = [Note(text=text, more=more, is_warning=True) for text, more in regime_notes(evidence)]
-    damage = []
-    if study.notes:
-        first, *others = study.notes
-        damage = [Note(text=first, more=" ".join(others))]
-        if others:
-            damage = [
-                Note(text=f"{first} ({plural(len(others), 'more note')} on damaged files)", more=" ".join(others))
-            ]
+    damage = [Note(text=text) for text in study.notes]
     rest = [_noise_note(ranking), *_rate_notes(evidence), _speed_note(evidence)]
-    return [*warnings[:2], *damage, *(note for note in rest if note), *warnings[2:]]
+    return [*warnings[:2], *damage[:1], *(note for note in rest if note), *warnings[2:], *damage[1:]]
 
 
 def shown_notes(notes: Sequence[Note]) -> list[Note]:

@@ -115,6 +115,7 @@ def json_values(evidence: Evidence) -> dict[str, Any]:
         "not_ranked": ranking.others,
         "levels": [_level_values(level) for level in ranking.levels],
         "notes": [note.full for note in study_notes(evidence)],
+        "damage": evidence.study.notes,
         "explanation": explanation(evidence),
         "compute_equivalent_gain": ranking.reference
         and {"reference": ranking.reference.architecture.name, "slope": ranking.slope},
