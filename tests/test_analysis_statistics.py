@@ -17,7 +17,6 @@ from march_search.analysis.comparison import (
 )
 from march_search.analysis.documents import document_numbers
 from march_search.analysis.further_seeds import further_seeds, next_seeds
-from march_search.analysis.gain import compute_equivalent_gain, end_slope
 from march_search.analysis.noise import DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.analysis.seed_prior import seed_prior
 from march_search.architecture.architecture import Architecture
@@ -236,14 +235,3 @@ def test_documents_are_read_from_the_store(store) -> None:
     middles = np.arange(24) * DATA.sequence_length + DATA.sequence_length // 2
     assert 1 < len(set(numbers.tolist())) <= len(ends) + 1
     assert np.abs(numbers - np.searchsorted(ends, middles)).max() <= 1
-
-
-def test_the_compute_equivalent_gain_by_hand() -> None:
-    curve = [(10**6 * n, 5 - 0.3 * math.log(n)) for n in range(1, 11)]
-    slope = end_slope(curve)
-    assert slope == pytest.approx(0.3)
-    assert compute_equivalent_gain(4.0, 1e6, 4.0, 2e6, slope) == 2.0
-    assert compute_equivalent_gain(4.0 - 0.3 * math.log(2), 1e6, 4.0, 1e6, slope) == pytest.approx(2.0)
-    assert compute_equivalent_gain(3.0, 1e6, 4.0, 1e6, slope) is None  # e^3.3 times the tokens: too far
-    assert end_slope([(1, 4.0), (2, 4.0), (3, 4.1), (4, 4.2)]) is None
-    assert end_slope(curve[-1:]) is None

@@ -59,7 +59,7 @@ def study(root: Path, seeds: int = 3, **texts: Any) -> Path:
 def html(root: Path, name: str = "demo") -> str:
     """Return the page of a study."""
     return page(
-        study_evidence(read_study(root / name), tokens=10 << 20, with_effects=True), f"march-search study run {name}"
+        study_evidence(read_study(root / name), tokens=3 << 20, with_effects=True), f"march-search study run {name}"
     )
 
 
@@ -67,7 +67,7 @@ def test_the_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
     study(tmp_path, question="Which shape?", answer="An interval that excludes 0.")
     text = html(tmp_path)
     for words in ("Which shape?", "27 of 29 trials complete", "</span> leads by 0.0161 nats", "Not ranked",
-                  "Predicted after 10,485,760 tokens", "Which dimension matters", "token pairs 3.900",
+                  "Predicted after 3,145,728 tokens", "Which dimension matters", "token pairs 3.900",
                   "study run demo", "out of &lt;luck&gt; &amp; memory", "An interval that"):  # fmt: skip
         assert words in text, words
     assert not re.search(r'(src|href)="(?!data:,|#)', text)
@@ -78,7 +78,7 @@ def test_the_page_is_complete_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_every_figure_is_drawn_without_nan_or_infinity(tmp_path: Path) -> None:
     study(tmp_path)
-    drawn = figures(study_evidence(read_study(tmp_path / "demo"), tokens=10 << 20, with_effects=True))
+    drawn = figures(study_evidence(read_study(tmp_path / "demo"), tokens=3 << 20, with_effects=True))
     assert set(drawn) == {"ranking", "curves", "depth", "width", "map", "front", "effects", "horizon"}
     for figure in drawn.values():
         assert "nan" not in figure.svg()

@@ -45,13 +45,13 @@ def study_evidence(
     """
     ranking = rank(study, assumed, with_seed_noise)
     shapes, means = [p.architecture for p in ranking.pooled], [p.loss for p in ranking.pooled]
-    counts = [len(p.trials) for p in ranking.pooled]
+    counts, found = [len(p.trials) for p in ranking.pooled], regime(study, ranking)
     return Evidence(
         study=study,
         ranking=ranking,
-        regime=regime(study, ranking),
+        regime=found,
         early_orders=early_orders(ranking.pooled),
-        horizon=None if tokens is None else horizon(study, ranking, tokens),
+        horizon=None if tokens is None else horizon(study, ranking, found, tokens),
         effects=effects(shapes, means, with_importance=True) if with_effects else None,
         answers=findings(shapes, means, counts, ranking.seeds, ranking.data) if with_effects else (),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from march_search.analysis.comparison import Comparison
 from march_search.analysis.documents import Documents
-from march_search.analysis.gain import end_slope
+from march_search.analysis.gain import LocalLaw, local_law
 from march_search.analysis.level import Level, study_levels
 from march_search.analysis.noise import DataNoise, SeedNoise
 from march_search.analysis.pooling import Pooled, pool
@@ -30,8 +30,13 @@ class Ranking:
     """Trials without a rank, each with its reason."""
     reference: Pooled | None
     """Architecture of the first trial on the first level, whose compute-equivalent gain is 1."""
-    slope: float | None
-    """Drop in the reference's loss at its end, in nats per e-fold of tokens."""
+    law: LocalLaw | None
+    """Law of the reference's loss near its end, for the compute-equivalent gain; None with too few evaluations."""
+
+    @property
+    def slope(self) -> float | None:
+        """Drop in the reference's loss at its end, in nats per e-fold of tokens."""
+        return self.law.slope if self.law else None
 
     @property
     def pooled(self) -> tuple[Pooled, ...]:
@@ -83,7 +88,7 @@ def rank(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool
         rows=tuple(rows),
         others=tuple(other_rows(study, [t.number for level in levels for p in level.pooled for t in p.trials])),
         reference=reference,
-        slope=end_slope(reference.curve) if reference else None,
+        law=local_law(reference.curve, reference.trials[0].config.training.warmup_tokens) if reference else None,
     )
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from march_search.analysis.comparison import mean_interval, shifted_letters
+from march_search.analysis.comparison import difference_variance, mean_interval, shifted_letters
 from march_search.analysis.further_seeds import further_seeds
-from march_search.analysis.gain import compute_equivalent_gain, end_slope
+from march_search.analysis.gain import Gain, compute_equivalent_gain, local_law
 from march_search.analysis.level import Level
 from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.pooling import Pooled
@@ -26,8 +26,7 @@ def level_rows(level: Level, reference: Pooled | None, above: Sequence[dict[str,
     """
     gains = _gains(level, reference)
     rows = [
-        _pooled_row(p) | _standing(index, level) | {"compute_equivalent_gain": gains[index]}
-        for index, p in enumerate(level.pooled)
+        _pooled_row(p) | _standing(index, level) | _gain_values(gains[index]) for index, p in enumerate(level.pooled)
     ]
     named = shifted_letters([row["letters"] or "" for row in rows], [row["letters"] or "" for row in above])
     for index, row in enumerate(rows):
@@ -46,13 +45,40 @@ def other_rows(study: StudyRecord, ranked: Collection[int] = ()) -> list[dict[st
     return [row | {"rank": None} for row in sorted(rows, key=lambda row: int(row["trial"]))]
 
 
-def _gains(level: Level, reference: Pooled | None) -> list[float | None]:
-    """Return the compute-equivalent gain of each architecture of a level; None where the reference has no loss."""
+def _gains(level: Level, reference: Pooled | None) -> list[Gain | None]:
+    """Return the compute-equivalent gain of each architecture of a level; None where the reference has no loss.
+
+    On lower levels the reference counts with its loss there, and with the seed noise of its rival, because it is not
+    on the level itself.
+    """
     curve = [(tokens, loss) for tokens, loss in reference.curve if tokens <= level.tokens] if reference else []
     if reference is None or not curve or curve[-1][0] != level.tokens:
         return [None] * len(level.pooled)
-    slope, known = end_slope(curve), curve[-1][1]
-    return [compute_equivalent_gain(p.loss, _flops(p), known, _flops(reference), slope) for p in level.pooled]
+    law = local_law(curve, reference.trials[0].config.training.warmup_tokens)
+    own = next((index for index, p in enumerate(level.pooled) if p is reference), None)
+    loss = reference.loss if own is not None else curve[-1][1]
+    counts = [len(p.trials) for p in level.pooled]
+    gains: list[Gain | None] = []
+    for index, pooled in enumerate(level.pooled):
+        ratio = _flops(reference) / _flops(pooled)
+        if index == own:
+            gains.append(Gain(ratio, None, None))
+            continue
+        variance, degrees = 0.0, math.inf
+        if level.seeds or level.data:
+            rival = index if own is None else own
+            variance, degrees = difference_variance(index, rival, counts, level.seeds, level.data)
+        gains.append(compute_equivalent_gain(loss - pooled.loss, ratio, law, variance, degrees))
+    return gains
+
+
+def _gain_values(gain: Gain | None) -> dict[str, Any]:
+    """Return a compute-equivalent gain and its interval as values of a row."""
+    return {
+        "compute_equivalent_gain": gain and gain.point,
+        "gain_low": gain and gain.low,
+        "gain_high": gain and gain.high,
+    }
 
 
 def _standing(index: int, level: Level) -> dict[str, Any]:

@@ -24,7 +24,11 @@ def add(verbs: Verbs) -> None:
         metavar="NATS",
         help="prior standard deviation over seeds: nats, none, or prior (default: recorded for models of this kind)",
     )
-    rank.add_argument("--horizon", metavar="TOKENS", help="also predict the ranking at this data budget, e.g. 10B")
+    rank.add_argument(
+        "--horizon",
+        metavar="TOKENS",
+        help="also predict the ranking at this data budget, at most 3.3 times the study's, e.g. 10B",
+    )
     rank.add_argument(
         "--effects",
         action="store_true",

@@ -30,7 +30,11 @@ def add(verbs: Verbs) -> None:
         metavar="DIR",
         help="also write a summary, STUDY.md, and all learning curves, STUDY.csv, to DIR",
     )
-    report.add_argument("--horizon", metavar="TOKENS", help="also predict the ranking at this data budget, e.g. 10B")
+    report.add_argument(
+        "--horizon",
+        metavar="TOKENS",
+        help="also predict the ranking at this data budget, at most 3.3 times the study's",
+    )
     report.set_defaults(run=run)
 
 

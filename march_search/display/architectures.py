@@ -169,7 +169,7 @@ def _rough(row: Row) -> str:
 
 def _gain_range(row: Row) -> str:
     """Return the interval of the compute-equivalent gain: ` 1.05–1.40`, with `?` if it rests on assumed noise."""
-    low, high = row.get("gain_low"), row.get("gain_high")
+    low, high = row["gain_low"], row["gain_high"]
     return "" if low is None or high is None else f" {low:.2f}–{high:.2f}{_mark(row)}"
 
 
@@ -183,11 +183,10 @@ def _learning_rate(row: Row) -> str | None:
 HORIZON_COLUMNS = (
     Column(key="rank", heading="rank", short="#"),
     _NAME,
-    Column(key="rank_now", heading="rank now", short="now"),
     Column(key="loss_now", heading="loss now", short="loss now", show="{:.4f}".format),
-    Column(key="predicted_loss", heading="predicted", short="then", show="{:.3f}".format),
-    Column(key="predicted_low", heading="95% from", short="from", show="{:.3f}".format),
-    Column(key="predicted_high", heading="to", short="to", show="{:.3f}".format),
+    Column(key="difference", heading="to the leader", short="gap now", show="{:.4f}".format),
+    Column(key="difference_low", heading="then 95% from", short="then from", show="{:+.3f}".format),
+    Column(key="difference_high", heading="to", short="to", show="{:+.3f}".format),
     Column(key="probability_best", heading="P(best)", short="best", show=chance),
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
 from march_search.display.answer import listed, short_names
-from march_search.display.sentences import regime_notes
+from march_search.display.regime_sentences import regime_notes
 from march_search.display.tables import plural
 
 MOST = 5

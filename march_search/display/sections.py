@@ -15,7 +15,8 @@ from march_search.analysis.ranking import Ranking
 from march_search.display import architectures
 from march_search.display.answer import level_breaks, study_answer
 from march_search.display.notes import study_notes
-from march_search.display.sentences import explanation, regime_sentences
+from march_search.display.regime_sentences import regime_sentences
+from march_search.display.sentences import explanation
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
 
 
@@ -126,7 +127,7 @@ def json_values(evidence: Evidence) -> dict[str, Any]:
             "tokens": horizon.tokens,
             "rows": horizon.rows,
             "flip_probability": horizon.flip_probability,
-            "mix": horizon.mix,
+            "ratio": horizon.ratio,
             "caveats": horizon.caveats,
         },
         "effects": evidence.effects,
@@ -163,12 +164,15 @@ def _plain(value: Any) -> Any:
 
 def _horizon_section(found: Horizon, ranking: Ranking) -> Section:
     """Return the section of the predicted ranking."""
-    leader = ranking.rows[0]["name"]
-    warning = f"{leader} leads now; the probability that another is the best then is {chance(found.flip_probability)}."
+    warnings = []
+    if found.flip_probability is not None:
+        warnings.append(
+            f"{ranking.first_rows[0]['name']} leads now; the probability that another is the best then is "
+            f"{chance(found.flip_probability)}."
+        )
     title = f"predicted after {count(found.tokens)} tokens"
-    return Section(
-        title=title, rows=found.rows, columns=architectures.HORIZON_COLUMNS, notes=found.caveats, warnings=(warning,)
-    )
+    columns = [c for c in architectures.HORIZON_COLUMNS if any(c.value(row) is not None for row in found.rows)]
+    return Section(title=title, rows=found.rows, columns=tuple(columns), notes=found.caveats, warnings=warnings)
 
 
 def _effects_section(found: Effects) -> Section:

@@ -1,15 +1,11 @@
 """Write the notes that explain a ranking, in sentences, for tables, Markdown and the report."""
 
-import math
-
 from march_search.analysis.early_order import EarlyOrder, enough
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.further_seeds import MOST
 from march_search.analysis.noise import SeedNoise
 from march_search.analysis.ranking import Ranking
-from march_search.analysis.regime import FARTHEST, NEAR_GAIN, NEAR_NATS, Regime
 from march_search.analysis.study_record import StudyRecord
-from march_search.display.tables import si
 
 
 def explanation(evidence: Evidence) -> list[str]:
@@ -112,52 +108,3 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     if soon is None:
         return line + "; no evaluation before the last had a leader as good as the final one."
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
-
-
-def regime_sentences(evidence: Evidence) -> tuple[str, ...]:
-    """Return the regime that the ranking describes, in sentences; none for a study without a ranking."""
-    return tuple(f"{text} {more}".strip() for text, more in regime_notes(evidence))
-
-
-def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
-    """Return (note, details) pairs on the regime that the ranking describes, the most important first."""
-    found, many, decay = evidence.regime, len(evidence.ranking.pooled), evidence.study.decay
-    notes: list[tuple[str, str]] = []
-    if found is None:
-        return notes
-    if found.near_ngrams:
-        assert found.bigram is not None
-        where = "above" if found.leader_loss > found.bigram else f"less than {NEAR_NATS:g} nats below"
-        notes.append((
-            f"Regime: n-grams. The best loss, {found.leader_loss:.3f}, is {where} that of a bigram model "
-            f"({found.bigram:.3f}): the order shows which architecture learns n-grams fastest.",
-            f"It need not be the order after longer training. {_budget(found, decay)}",
-        ))  # fmt: skip
-    if found.input_unused:
-        assert found.leader_gain is not None
-        noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-        limit = max(NEAR_GAIN, 2 * (found.gain_noise or 0))
-        budget = "" if found.near_ngrams else " These curves do not show how much more training is needed."
-        notes.append((
-            f"Regime: the input is hardly used (context gain of the leader {found.leader_gain:.3f}).",
-            f"Below {limit:.2f} counts as zero{noise}.{budget}",
-        ))  # fmt: skip
-    if found.crossings:
-        pairs = many * (many - 1) // 2
-        split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        notes.append((
-            f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third of training"
-            f"{split}.",
-            "A longer budget may change the order.",
-        ))  # fmt: skip
-    return notes
-
-
-def _budget(found: Regime, decay: str) -> str:
-    """Return a sentence on the data budget at which the n-gram regime ends."""
-    if found.tokens_to_leave is None:
-        return "These curves do not show how much more training is needed."
-    low, middle, high = found.tokens_to_leave
-    upper = si(high) if math.isfinite(high) else f"more than {FARTHEST:.0f} times the tokens trained"
-    rough = f"; a rough estimate, because the learning rate decays ({decay})" if decay else ""
-    return f"The leader should leave this regime after about {si(middle)} tokens (95%: {si(low)} to {upper}){rough}."

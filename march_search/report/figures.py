@@ -175,31 +175,35 @@ def effects(evidence: Evidence) -> Figure | None:
 
 
 def predicted(evidence: Evidence) -> Figure | None:
-    """Draw current losses, and losses predicted from the curves."""
-    if not evidence.horizon:
+    """Draw present differences to the leader, and their intervals at a longer budget; None if nothing is claimed."""
+    found = evidence.horizon
+    rows = [row for row in found.rows[:SHOWN] if row["difference_low"] is not None] if found else []
+    if not found or not rows:
         return None
-    rows, short, step = evidence.horizon.rows[:SHOWN], short_names(evidence), 28
+    short, step = short_names(evidence), 28
     label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
     bottom = TOP - 12 + step * len(rows)
-    figure = Figure(f"Predicted loss after {evidence.horizon.tokens:,} tokens", bottom + 44)
-    ends = [row[k] for row in rows for k in ("loss_now", "predicted_low", "predicted_high")]
-    x = scale(ends, label + 24, WIDTH - 16)
+    figure = Figure(f"Predicted differences after {found.tokens:,} tokens", bottom + 44)
+    x = scale(
+        [0.0, *(row[k] for row in rows for k in ("difference", "difference_low", "difference_high"))],
+        label + 24,
+        WIDTH - 16,
+    )
     figure.x_axis(
         x,
         TOP - 12,
         bottom,
-        f"loss now (hollow) and predicted after {si(evidence.horizon.tokens)} tokens (95% interval)"
-        f"{cut(evidence.horizon.rows)}",
+        f"nats above the leader of today: now (hollow) and after {si(found.tokens)} tokens (95% interval)"
+        f"{cut(found.rows)}",
         _two,
     )
     for index, row in enumerate(rows):
         y = TOP - 12 + step * (index + 0.5)
-        css = f"s{row['place_now'] - 1}" if row["place_now"] <= SERIES else "rest"
-        tooltip = f"{short[row['name']]}: {row['predicted_low']:.3f} to {row['predicted_high']:.3f}"
+        css = f"s{index + 1}" if index + 1 < SERIES else "rest"
+        tooltip = f"{short[row['name']]}: {row['difference_low']:+.3f} to {row['difference_high']:+.3f}"
         figure.text(label, y + 4, short[row["name"]], "name", "end")
-        figure.path([(x(row["predicted_low"]), y), (x(row["predicted_high"]), y)], f"{css} interval", tooltip)
-        figure.dot(x(row["predicted_loss"]), y, f"{css} mark", tooltip)
-        figure.dot(x(row["loss_now"]), y, f"{css} mark hollow", f"now {row['loss_now']:.4f}", 4)
+        figure.path([(x(row["difference_low"]), y), (x(row["difference_high"]), y)], f"{css} interval", tooltip)
+        figure.dot(x(row["difference"]), y, f"{css} mark hollow", f"now {row['difference']:+.4f}", 4)
     return figure
 
 

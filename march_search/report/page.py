@@ -30,7 +30,7 @@ CAPTIONS = {
     "front": "Validation loss against training speed. The line is the Pareto front. Speeds are medians over the log "
     "lines of a trial, then over seeds; hollow: trials ran beside others, or seeds differ by over 10%.",
     "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
-    "horizon": "Losses predicted from the learning curves for a larger data budget.",
+    "horizon": "Differences to the leader: now (hollow), and their 95% intervals at a larger data budget.",
 }
 """Caption of each figure, by name."""
 

@@ -1,0 +1,67 @@
+"""Say in sentences which regime a ranking describes, and what is known about orders taken there."""
+
+from march_search.analysis.evidence import Evidence
+from march_search.analysis.regime import NEAR_NATS, Regime
+
+RECORDED = (
+    "On recorded runs, most pairs kept their order from such a point on, but differences halved: of the 300 pairs of "
+    "the 2023 study, 93% kept it from 30% of the tokens to the end, and differences above 0.05 nats fell to 53% in the "
+    "median; of 204 pairs in studies/results whose models did not use their input yet, 82% kept it over five times the "
+    "tokens, and differences fell to 54%."
+)
+"""What recorded runs say about orders taken early (`benchmarks/horizon.py`)."""
+
+
+def regime_sentences(evidence: Evidence) -> tuple[str, ...]:
+    """Return the regime that the ranking describes, in sentences; none for a study without a ranked architecture."""
+    return tuple(f"{text} {more}".strip() for text, more in regime_notes(evidence))
+
+
+def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return (note, details) pairs on the regime that the ranking describes, the most important first."""
+    found = evidence.regime
+    if found is None:
+        return []
+    notes = [*_ngrams(found), *_unused(found)]
+    if notes:
+        notes[-1] = notes[-1][0], f"{notes[-1][1]} {RECORDED}"
+    if found.crossings:
+        pairs = found.num_compared * (found.num_compared - 1) // 2
+        split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
+        crossed = f"{len(found.crossings)} of {pairs} pairs changed places in the last third of training{split}"
+        notes.append((f"Curves still cross: {crossed}.", "A longer budget may change the order."))
+    return notes
+
+
+def _ngrams(found: Regime) -> list[tuple[str, str]]:
+    """Return a note on architectures that are no better than a bigram model, if there are any."""
+    if not found.num_near_ngrams or found.bigram is None:
+        return []
+    who, have = _who(found.num_near_ngrams, found.num_compared), "has" if found.num_near_ngrams == 1 else "have"
+    note = (
+        f"Regime: n-grams. {who} {have} a loss above that of a bigram model ({found.bigram:.3f}) or less than "
+        f"{NEAR_NATS:g} nats below it."
+    )
+    return [(note, f"The lowest loss is {found.losses[0]:.3f}. The order so far is that of learning n-grams.")]
+
+
+def _unused(found: Regime) -> list[tuple[str, str]]:
+    """Return a note on architectures that do not use their input yet, if there are any."""
+    if not found.num_unused or found.gains is None:
+        return []
+    who, low, high = _who(found.num_unused, found.num_measured), *found.gains
+    gains = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
+    noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
+    verb, use = ("does", "its") if found.num_unused == 1 else ("do", "their")
+    return [(
+        f"Regime: the input is hardly used. {who} {verb} not use {use} input yet (context gain {gains}).",
+        f"Below {found.gain_limit:.2f} counts as zero{noise}. Parts that work on the input, such as the encoder and "
+        "cross-attention, or the attention of a decoder to distant text, have not been put to the test.",
+    )]  # fmt: skip
+
+
+def _who(count: int, total: int) -> str:
+    """Return `All 4 architectures`, `3 of 4 architectures` or `The architecture`."""
+    if total == 1:
+        return "The architecture"
+    return f"All {total} architectures" if count == total else f"{count} of {total} architectures"
