@@ -1,7 +1,8 @@
 """Compare architectures that were trained equally far: one level of a ranking."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from march_search.analysis.comparison import Comparison, compare
 from march_search.analysis.documents import Documents, example_losses, read_documents
 from march_search.analysis.noise import DataNoise, SeedNoise, data_noise, seed_noise
-from march_search.analysis.pooling import Pooled, pool_all
+from march_search.analysis.pooling import Pooled, pool
+from march_search.analysis.rate_bias import rate_corrections
 from march_search.analysis.study_record import StudyRecord
 
 
@@ -41,15 +43,21 @@ def study_levels(study: StudyRecord, assumed: float | None = None, with_seed_noi
         assumed: Deviation over seeds of every architecture's prior, in nats; None for the recorded priors.
         with_seed_noise: Whether ties and probabilities cover the choice of seeds.
     """
-    groups = groupby(pool_all(study), key=lambda p: (p.is_final, p.tokens))
+    groups = groupby(pool(study), key=lambda p: (p.is_final, p.tokens))
     return tuple(_level(tuple(own), assumed, with_seed_noise) for _, own in groups)
+
+
+def complete_architectures(study: StudyRecord) -> tuple[Pooled, ...]:
+    """Return the architectures with a complete trial, best first."""
+    return next((level.pooled for level in study_levels(study) if level.is_final), ())
 
 
 def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: bool) -> Level:
     """Compare architectures that were trained equally far."""
     seeds = None
     if with_seed_noise:
-        seeds = seed_noise([p.architecture for p in pooled], [p.losses for p in pooled], assumed)
+        pooled = _corrected(pooled, _seed_noise(pooled, assumed))
+        seeds = _seed_noise(pooled, assumed)
     data, documents = _data_noise(pooled)
     return Level(
         tokens=pooled[0].tokens,
@@ -60,6 +68,22 @@ def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: b
         documents=documents,
         comparison=compare([p.loss for p in pooled], [len(p.trials) for p in pooled], seeds, data),
     )
+
+
+def _seed_noise(pooled: Sequence[Pooled], assumed: float | None) -> SeedNoise:
+    """Return the seed noise of architectures, in their order."""
+    return seed_noise([p.architecture for p in pooled], [p.losses for p in pooled], assumed)
+
+
+def _corrected(pooled: Sequence[Pooled], seeds: SeedNoise) -> tuple[Pooled, ...]:
+    """Return the architectures with their losses corrected for the choice of the learning rate, best first."""
+    deviations = [d / math.sqrt(max(1, p.num_shared)) for p, d in zip(pooled, seeds.deviations, strict=True)]
+    corrections = rate_corrections([p.shared_means for p in pooled], deviations)
+    changed = [
+        replace(p, rate_correction=correction * p.num_shared / len(p.trials))
+        for p, correction in zip(pooled, corrections, strict=True)
+    ]
+    return tuple(sorted(changed, key=lambda p: (p.loss, p.trials[0].number)))
 
 
 def _data_noise(pooled: Sequence[Pooled]) -> tuple[DataNoise | None, Documents | None]:

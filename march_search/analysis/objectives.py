@@ -1,12 +1,12 @@
 """Find the Pareto front of a study's complete architectures, and its knee."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
+from march_search.analysis.level import complete_architectures
 from march_search.analysis.measured_speed import measured_speed
-from march_search.analysis.pooling import pool
-from march_search.analysis.study_record import StudyRecord, TrialRecord
+from march_search.analysis.pooling import Pooled
+from march_search.analysis.study_record import StudyRecord
 from march_search.config import OBJECTIVES, StudyConfig
 from march_search.config.loader import build
 from march_search.cost.measures import objective_value
@@ -17,8 +17,8 @@ from march_search.space.pareto import front, knee, signed_columns
 def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one row per architecture with a complete trial, lowest loss first.
 
-    `pareto` and `knee` mark the front and its knee. The loss is the mean over seeds at the best learning rate, and the
-    speed is the median measured there. Parameters, FLOPs, depth and memory are computed from the architecture.
+    `pareto` and `knee` mark the front and its knee. The loss is that of the ranking, and the speed is the median
+    measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
         study: The study.
@@ -37,7 +37,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
             f"{study.name}: a Pareto front needs at least two objectives; use --by loss,flops or "
             "--by loss,-tokens_per_second."
         )
-    rows = [_row(pooled.trials, by, config) for pooled in pool(study)]
+    rows = [_row(pooled, by, config) for pooled in complete_architectures(study)]
     rows = sorted((row for row in rows if None not in [row[name.removeprefix("-")] for name in by]), key=_loss)
     points = signed_columns([[row[name.removeprefix("-")] for name in by] for row in rows], by)
     best = front(points)
@@ -48,15 +48,10 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     return rows
 
 
-def _mean_loss(trials: Sequence[TrialRecord]) -> float:
-    """Return the mean loss over seeds."""
-    return fmean(trial.loss for trial in trials if trial.loss is not None)
-
-
-def _row(trials: Sequence[TrialRecord], by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
+def _row(pooled: Pooled, by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
     """Return the row of one architecture, with one key per objective."""
-    a, speed = trials[0].architecture, measured_speed(trials)
-    row = a.row() | {"loss": _mean_loss(trials), "num_seeds": len(trials), "speed_is_rough": speed.is_rough}
+    a, speed = pooled.architecture, measured_speed(pooled.trials)
+    row = a.row() | {"loss": pooled.loss, "num_seeds": len(pooled.trials), "speed_is_rough": speed.is_rough}
     for name in (n.removeprefix("-") for n in by if n != "loss"):
         row[name] = speed.tokens_per_second if name == "tokens_per_second" else objective_value(name, a, config)
     return row

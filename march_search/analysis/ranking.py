@@ -10,9 +10,9 @@ from typing import Any
 from march_search.analysis.comparison import Comparison
 from march_search.analysis.documents import Documents
 from march_search.analysis.gain import LocalLaw, local_law
-from march_search.analysis.level import Level, study_levels
+from march_search.analysis.level import Level, complete_architectures, study_levels
 from march_search.analysis.noise import DataNoise, SeedNoise
-from march_search.analysis.pooling import Pooled, pool
+from march_search.analysis.pooling import Pooled
 from march_search.analysis.ranking_rows import level_rows, other_rows
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.errors import UsageError
@@ -47,6 +47,12 @@ class Ranking:
     def first_rows(self) -> tuple[dict[str, Any], ...]:
         """Rows of the first level, in the order of `pooled`; only these losses may be compared with each other."""
         return self.rows[: len(self.pooled)]
+
+    @property
+    def num_rates(self) -> tuple[int, int]:
+        """Fewest and most learning rates that an architecture was tried at; equal if all had the same chance."""
+        counts = [p.num_rates for level in self.levels for p in level.pooled]
+        return min(counts, default=0), max(counts, default=0)
 
     @property
     def seeds(self) -> SeedNoise | None:
@@ -106,7 +112,7 @@ def find_trial(study: StudyRecord, text: str) -> TrialRecord:
         UsageError: If no trial of the study matches, or more than one.
     """
     if text == "best":
-        pooled = pool(study)
+        pooled = complete_architectures(study)
         if not pooled:
             raise UsageError(f"{study.name} has no complete trial, so there is no best trial yet; use a trial number.")
         return pooled[0].best_trial

@@ -142,6 +142,8 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "learning_rate": pooled.learning_rate,
         "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
         "learning_rate_edge": pooled.edge or None,
+        "num_learning_rates": pooled.num_rates,
+        "rate_correction": pooled.rate_correction,
         "state": trials[0].state,
         "reason": trials[0].reason,
     }

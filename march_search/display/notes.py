@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
-from march_search.display.answer import listed, short_names
+from march_search.display.answer import NAMED, listed, short_names
 from march_search.display.regime_sentences import regime_notes
 from march_search.display.tables import plural
 
@@ -67,25 +67,25 @@ def _noise_note(ranking: Ranking) -> Note | None:
 
 
 def _rate_notes(evidence: Evidence) -> list[Note]:
-    """Return notes on learning rates: unequal effort, and best rates at the edge of the list."""
-    rows, short = evidence.ranking.rows, short_names(evidence)
-    notes, efforts = [], [len(row["learning_rate_losses"]) for row in rows]
-    if len(set(efforts)) > 1:
-        notes.append(
-            Note(
-                text=f"Unequal effort: {min(efforts)} to {max(efforts)} learning rates per architecture; the best of "
-                "several losses is biased low, so those with more rates are favoured.",
-                is_warning=True,
-            )
-        )
-    edges = [short[row["name"]] for row in rows if row["learning_rate_edge"]]
+    """Return notes on learning rates: unequal effort, best rates at the edge of the list, and one rate for all."""
+    ranking, short = evidence.ranking, short_names(evidence)
+    if not ranking.pooled:
+        return []
+    (fewest, most), training = ranking.num_rates, ranking.pooled[0].trials[0].config.training
+    if most == 1:
+        scaled = ", scaled by width and depth" if training.learning_rate_scaling == "width" else ""
+        rate = f"{training.learning_rate:g}{scaled}"
+        one = Note(text=f"One learning rate for all ({rate}): the order assumes that it suits all alike.")
+        return [one] if len(ranking.rows) > 1 else []
+    notes = []
+    if fewest != most:
+        text = f"Unequal effort: {fewest} to {most} learning rates per architecture, and more tries find a better one."
+        notes.append(Note(text=text, more="Compare those with equally many.", is_warning=True))
+    edges = [short[row["name"]] for row in ranking.rows if row["learning_rate_edge"]]
     if edges:
-        which = listed(edges) if len(edges) < 4 else f"{len(edges)} of {len(rows)} architectures"
-        notes.append(
-            Note(
-                text=f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which})."
-            )
-        )
+        which = listed(edges) if len(edges) <= NAMED else f"{len(edges)} of {len(ranking.rows)} architectures"
+        text = f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which})."
+        notes.append(Note(text=text))
     return notes
 
 

@@ -12,7 +12,11 @@ def explanation(evidence: Evidence) -> list[str]:
     """Return what the columns of a ranking mean and how its figures come about, one paragraph per figure."""
     study, ranking = evidence.study, evidence.ranking
     tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
-    optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance)
+    optional = (
+        rate_correction_note(ranking),
+        gain_note(ranking, study.decay),
+        rung_note(evidence.early_orders, tolerance),
+    )
     return [*loss_notes(study), *noise_notes(ranking), *filter(None, optional), SPEED]
 
 
@@ -108,3 +112,14 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     if soon is None:
         return line + "; no evaluation before the last had a leader as good as the final one."
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
+
+
+def rate_correction_note(ranking: Ranking) -> str:
+    """Return a note on what the choice of the best of several learning rates does to losses; empty without one."""
+    largest = max((row["rate_correction"] for row in ranking.rows), default=0.0)
+    if not largest:
+        return ""
+    return (
+        "The lowest of the losses at several learning rates is too low by chance. Losses are raised by what noise is "
+        f"expected to lower them, at most {largest:.4f} nats."
+    )
