@@ -16,7 +16,7 @@ from march_search.analysis.comparison import (
     short_letters,
 )
 from march_search.analysis.documents import document_numbers
-from march_search.analysis.further_seeds import further_seeds, next_seeds
+from march_search.analysis.further_seeds import further_seeds
 from march_search.analysis.noise import DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.analysis.seed_prior import seed_prior
 from march_search.architecture.architecture import Architecture
@@ -111,30 +111,6 @@ def test_further_seeds_cannot_reduce_the_noise_of_documents() -> None:
     assert further_seeds(0, 1, 0.0, (3, 3), known_noise(2), None).point is None
     assert further_seeds(0, 1, 0.1, (3, 3), known_noise(2), None).point == 0
     assert further_seeds(0, 1, 0.02, (1, 1), known_noise(2), None).point == 1
-
-
-def test_a_race_loses_the_true_winner_in_at_most_5_percent() -> None:
-    rng, lost = np.random.default_rng(5), 0
-    for _ in range(400):
-        truth = {"a": 4.0, "b": 4.002, "c": 4.004, "d": 4.05}
-        losses = {name: [rng.normal(mean, SIGMA)] for name, mean in truth.items()}
-        for _ in range(15):
-            racing = next_seeds(losses, 0.95)
-            if not racing:
-                break
-            for name in racing:
-                losses[name].append(rng.normal(truth[name], SIGMA))
-        lost += "a" not in (racing or (min(losses, key=lambda n: np.mean(losses[n])),))
-    assert lost <= 20
-    assert len(losses["d"]) < 6
-
-
-def test_a_race_ends_when_the_winner_is_separated() -> None:
-    assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [5.5, 5.501]}) == ()
-    assert next_seeds({"a": [4.0, 4.001, 4.002], "b": [5.0, 5.001], "c": [4.0015, 4.002]}) == ("a", "c")
-    assert next_seeds({"b": [4.1], "a": [4.0], "c": []}) == ("a", "b")
-    assert next_seeds({"a": [4.0]}) == ()
-    assert next_seeds({"a": [4.0, 4.0], "b": [4.0, 4.0]}) == ("a", "b")
 
 
 def test_letters_are_shared_exactly_by_pairs_that_are_not_separated() -> None:

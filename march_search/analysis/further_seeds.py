@@ -1,9 +1,8 @@
-"""How many further seeds would separate two architectures, and which architectures a race trains again."""
+"""How many further seeds would separate two architectures."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from march_search.analysis.comparison import CONFIDENCE, difference_variance
 from march_search.analysis.noise import DataNoise, SeedNoise
@@ -81,39 +80,3 @@ def _power(difference: float, variance: float, degrees: float) -> float:
     limit, shift = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)), min(abs(difference) / math.sqrt(variance), 30.0)
     wrong_side = float(nctdtr(degrees, shift, -limit))  # scipy 1.17 returns NaN for some values below 1e-13
     return float(1 - nctdtr(degrees, shift, limit)) + (0.0 if math.isnan(wrong_side) else wrong_side)
-
-
-def next_seeds(losses: Mapping[str, Sequence[float]], confidence: float = 0.95) -> tuple[str, ...]:
-    """Return the leader and the architectures not separated from it, by mean loss; empty once the leader is separated.
-
-    Call it once after each round of seeds. An architecture leaves the race when a one-sided t-test (variance pooled
-    over all) finds it worse than the leader. The error is spread over rounds and rivals: if n is the largest number of
-    seeds of an architecture, the level is `(1 - confidence) / (rivals * n * (n - 1))`. Over all rivals and rounds this
-    sums to `1 - confidence`, however long the race. The truly best architecture is therefore dropped with at most that
-    probability (union bound; seed noise normal and equal for all). Noise from validation documents is not covered.
-
-    Args:
-        losses: Final losses of each architecture, one per seed; architectures without any are ignored.
-        confidence: Probability that the truly best architecture is never dropped.
-    """
-    from scipy.special import stdtr
-
-    known = {name: values for name, values in losses.items() if len(values)}
-    if len(known) < 2:
-        return ()
-    means = {name: fmean(values) for name, values in known.items()}
-    order = sorted(known, key=lambda name: means[name])
-    degrees = sum(len(values) - 1 for values in known.values())
-    if not degrees:  # noise cannot be estimated from one seed each
-        return tuple(order)
-    deviation = math.sqrt(sum((loss - means[name]) ** 2 for name in known for loss in known[name]) / degrees)
-    leader, most = order[0], max(map(len, known.values()))
-    level = (1 - confidence) / ((len(known) - 1) * most * (most - 1))
-    left = [leader]
-    for name in order[1:]:
-        error = deviation * math.sqrt(1 / len(known[name]) + 1 / len(known[leader]))
-        gap = means[name] - means[leader]
-        chance = float(gap == 0) if error == 0 else float(stdtr(degrees, -gap / error))
-        if chance >= level:
-            left.append(name)
-    return tuple(left) if len(left) > 1 else ()
