@@ -8,8 +8,9 @@ from helpers.studies import SHAPES, stop_trial, write_study
 
 from march_search.analysis.evidence import study_evidence
 from march_search.analysis.study_record import read_study
-from march_search.display.answer import StudyAnswer, listed, p_text, study_answer
+from march_search.display.answer import StudyAnswer, study_answer
 from march_search.display.notes import MOST, Note, shown_notes, study_notes
+from march_search.display.wording import listed, p_text
 from march_search.report.ranking_figure import phone_figure, ranking_figure
 
 APART = ([4.1, 4.1001, 4.1002], [4.3, 4.3001, 4.3002], [4.5, 4.5001, 4.5002], [4.7, 4.7001, 4.7002])
@@ -24,7 +25,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 def answer(root: Path, *losses: list[float], listed_first: str = SHAPES[0]) -> StudyAnswer:
     """Return the answer of a study with these losses."""
-    settings = {"search": {"architectures": [listed_first]}}
+    settings = {"search": {"architectures": [listed_first], "seeds": [0, 1, 2]}}
     write_study(root, dict(zip(SHAPES, losses, strict=False)), settings=settings)
     return study_answer(study_evidence(read_study(root / "synthetic")))
 
@@ -45,6 +46,18 @@ def test_a_leader_with_ties_is_not_called_the_best(tmp_path: Path) -> None:
         f"No single best of 4 architectures: {SHORT[0]} leads by 0.0020 nats, but {SHORT[1]} is not separated from it "
         "(ties a); the other 2 are separated. The leader is the baseline itself."
     )
+
+
+def test_after_further_seeds_the_elimination_decides(tmp_path: Path) -> None:
+    close = ([4.100, 4.101, 4.099], [4.112, 4.113, 4.1115], [4.8, 4.801, 4.802], [4.9, 4.901, 4.899])
+    fixed = answer(tmp_path / "fixed", *close)
+    assert (fixed.outcome, fixed.tied) == ("best", ())
+    write_study(tmp_path, dict(zip(SHAPES, close, strict=True)))  # seeds 1 and 2 were added one by one
+    looked = study_answer(study_evidence(read_study(tmp_path / "synthetic")))
+    assert (looked.outcome, looked.tied) == ("tied", (SHAPES[1],))
+    write_study(tmp_path, dict(zip(SHAPES, APART, strict=True)), name="apart")
+    found = study_answer(study_evidence(read_study(tmp_path / "apart")))
+    assert "is the best of 4 architectures, 0.2000 nats ahead (separated from all finalists by further" in found.text
 
 
 def test_nothing_is_the_best_of_one(tmp_path: Path, command: Command) -> None:
@@ -88,7 +101,11 @@ def test_assumed_noise_is_marked_in_the_answer_and_after_each_figure(tmp_path: P
 
 def levels(root: Path) -> Path:
     """Write a study of two finalists and two that stopped."""
-    folder = write_study(root, dict(zip(SHAPES, APART, strict=True)), settings={"question": "Which shape?"})
+    folder = write_study(
+        root,
+        dict(zip(SHAPES, APART, strict=True)),
+        settings={"question": "Which shape?", "search": {"seeds": [0, 1, 2]}},
+    )
     for number in range(6, 12):
         stop_trial(folder, number, 2)
     return folder

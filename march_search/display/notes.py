@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
-from march_search.display.answer import NAMED, listed, short_names
 from march_search.display.regime_sentences import regime_notes
 from march_search.display.tables import plural
+from march_search.display.wording import NAMED, listed, short_names
 
 MOST = 5
 """Largest number of lines below the ranking on a terminal."""

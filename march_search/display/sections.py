@@ -13,11 +13,12 @@ from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.display import architectures
-from march_search.display.answer import level_breaks, study_answer
+from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
 from march_search.display.regime_sentences import regime_sentences
 from march_search.display.sentences import explanation
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
+from march_search.display.wording import level_breaks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.study_record import TrialRecord
-from march_search.display.answer import short_names
 from march_search.display.tables import si
+from march_search.display.wording import short_names
 from march_search.report.ranking_figure import SHOWN, cut, ranking_figure
 from march_search.report.svg import SERIES, WIDTH, Figure, Scale, scale, spread_apart
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.phase import study_phase
-from march_search.display.answer import short_names, study_answer
+from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
 from march_search.display.sections import Section, sections
 from march_search.display.sentences import explanation
 from march_search.display.tables import Column, plural
+from march_search.display.wording import short_names
 from march_search.report import svg
 from march_search.report.figures import figures
 from march_search.report.ranking_figure import phone_figure

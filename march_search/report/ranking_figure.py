@@ -5,8 +5,9 @@ from itertools import groupby
 from typing import Any
 
 from march_search.analysis.evidence import Evidence
-from march_search.display.answer import level_title, short_names
+from march_search.display.answer import shares_letter
 from march_search.display.sentences import loss_unit
+from march_search.display.wording import level_title, short_names
 from march_search.report.svg import PHONE, SERIES, WIDTH, Figure, scale
 
 SHOWN = 60
@@ -28,7 +29,7 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
     if not rows:
         return None
     names, stacked = short_names(evidence), width < 500
-    levels = [list(level) for _, level in groupby(rows, key=lambda row: row["level_tokens"])]
+    levels = [list(level) for _, level in groupby(rows, key=lambda row: (row["is_final"], row["level_tokens"]))]
     step = 42 if stacked else 26
     keys = _legend(rows)
     head = 20 * (len(keys) if stacked else (len(keys) + 1) // 2) + 8 if keys else 0
@@ -42,7 +43,7 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
     top, first = float(head), 0
     for level, height in zip(levels, heights, strict=True):
         if title > 4:
-            figure.text(0, top + 15, level_title(evidence.ranking.rows, level[0]["level_tokens"]), "axis strong")
+            figure.text(0, top + 15, level_title(level), "axis strong")
         _panel(figure, level, first, names, (top + title, left, step), evidence)
         top, first = top + height, first + len(level)
     return figure
@@ -74,7 +75,7 @@ def _panel(
     start = left + 4 if stacked else left + 24
     x = scale([*ends, *(loss for row in level for loss in row["losses"])], start, right)
     for index, row in enumerate(level):
-        if row is not leader and _is_tied(row, leader):
+        if row is not leader and shares_letter(row, leader):
             figure.box(0, top + step * index, figure.width, step, "tied-band")
     if len(level) > 1:
         figure.line(x(level[0]["loss"]), top, x(level[0]["loss"]), bottom, "leader-line")
@@ -102,11 +103,6 @@ def _panel(
         figure.dot(x(row["loss"]), y, f"{css} mark", tooltip)
 
 
-def _is_tied(row: Row, leader: Row) -> bool:
-    """Return whether an architecture is not separated from the leader."""
-    return bool(set(row["letters"] or "") & set(leader["letters"] or ""))
-
-
 def _legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Return the class and the meaning of each kind of mark in the figure."""
     kinds, leader = {row["interval_kind"] for row in rows}, rows[0]
@@ -117,7 +113,7 @@ def _legend(rows: Sequence[Row]) -> list[tuple[str, str]]:
         keys.append(("interval assumed", "95% interval, assumed (one seed)"))
     if any(len(row["losses"]) > 1 for row in rows):
         keys.append(("seed", "one seed"))
-    if any(_is_tied(row, leader) for row in rows[1:]):
+    if any(shares_letter(row, leader) for row in rows[1:]):
         keys.append(("tied-band", "tied with the leader (letters)"))
     return keys
 
