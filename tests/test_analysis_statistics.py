@@ -1,6 +1,7 @@
 """The statistics of a ranking, compared with simulated truth and with values computed by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,10 +35,16 @@ def known_noise(count: int, deviation: float = SIGMA) -> SeedNoise:
     )
 
 
+def drawn_sigmas(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw true deviations over seeds from the prior; shape (count, 1)."""
+    prior = seed_prior(T5)
+    return prior.deviation * np.sqrt(prior.degrees / rng.chisquare(prior.degrees, (count, 1)))
+
+
 def simulated(rng: np.random.Generator, truth: np.ndarray, seeds: int, documents: int) -> tuple:
     """Simulate mean losses, seed noise, and data noise of unequal documents that each prefer some shapes."""
     numbers_N = np.repeat(np.arange(documents), rng.integers(1, 6, documents))
-    losses_AS = truth[:, None] + rng.normal(0, SIGMA, (len(truth), seeds))
+    losses_AS = rng.normal(truth[:, None], drawn_sigmas(rng, len(truth)), (len(truth), seeds))
     preference_AN = (
         rng.normal(0, 0.02, (len(truth), documents))[:, numbers_N] + rng.normal(0, 0.5, documents)[numbers_N]
     )
@@ -48,10 +55,9 @@ def simulated(rng: np.random.Generator, truth: np.ndarray, seeds: int, documents
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])
 def test_intervals_of_means_cover_the_truth_in_95_percent_of_studies(seeds: int) -> None:
-    rng, truth, covered, prior = np.random.default_rng(1), np.linspace(4.0, 4.02, 6), [], seed_prior(T5)
+    rng, truth, covered = np.random.default_rng(1), np.linspace(4.0, 4.02, 6), []
     for _ in range(1500):
-        sigmas = prior.deviation * np.sqrt(prior.degrees / rng.chisquare(prior.degrees, (6, 1)))
-        losses = rng.normal(truth[:, None], sigmas, (6, seeds))
+        losses = rng.normal(truth[:, None], drawn_sigmas(rng, 6), (6, seeds))
         noise = seed_noise([T5] * 6, losses.tolist())
         found = [mean_interval(index, float(own.mean()), seeds, noise) for index, own in enumerate(losses)]
         covered += [one is not None and one.low <= t <= one.high for one, t in zip(found, truth, strict=True)]
@@ -90,16 +96,10 @@ def test_further_seeds_have_the_stated_power() -> None:
     powers = []
     for added in (more, more - 1):
         own = [n + added for n in counts]
-        variance = sum(s**2 / n for s, n in zip(noise.deviations, own, strict=True)) + data.variance(0, 1)
-        scales = [
-            s**2 / n * rng.chisquare(d + added, many) / (d + added)
-            for s, n, d in zip(noise.deviations, own, noise.degrees, strict=True)
-        ]
-        found = sum(scales) + data.variance(0, 1)
-        degrees = variance**2 / sum(
-            (s**2 / n) ** 2 / (d + added) for s, n, d in zip(noise.deviations, own, noise.degrees, strict=True)
-        )
+        known = replace(noise, degrees=tuple(degrees + added for degrees in noise.degrees))
+        variance, degrees = difference_variance(0, 1, own, known, data)
         difference = rng.normal(0.012, math.sqrt(variance), many)
+        found = variance * rng.chisquare(degrees, many) / degrees
         powers.append(np.mean(np.abs(difference) > stdtrit(degrees, 0.975) * np.sqrt(found)))
     assert powers[0] >= 0.79
     assert powers[1] < 0.81
@@ -170,16 +170,44 @@ def test_seed_noise_depends_on_the_seeds_of_one_architecture_only() -> None:
 
 
 def test_the_probability_of_being_the_best() -> None:
-    noise = known_noise(3)
-    found = compare([4.0, 4.0, 4.5], [1, 1, 1], noise, None)
+    found = compare([4.0, 4.0, 4.5], [1, 1, 1], known_noise(3), None)
     assert found is not None
     assert found.best == pytest.approx((0.5, 0.5, 0.0), abs=0.02)
-    again = compare([4.0, 4.0, 4.5], [1, 1, 1], noise, None)
+    again = compare([4.0, 4.0, 4.5], [1, 1, 1], known_noise(3), None)
     assert again is not None
     assert again.best == found.best
+    alone = compare([4.0, 4.004], [1, 1], known_noise(2), None)
     shared = compare([4.0, 4.004], [1, 1], known_noise(2), DataNoise(np.full((2, 2), 0.1), 50))
     assert shared is not None
-    assert shared.best[0] == pytest.approx(0.681, abs=0.02)  # noise that both share does not matter
+    assert alone is not None
+    assert shared.best == pytest.approx(alone.best, abs=0.03)  # noise that both share does not matter
+    assert 0.5 < shared.best[0] < 0.68  # shrinkage: less than by the difference alone
+    only = compare([4.0], [3], known_noise(1), None)
+    assert only is not None
+    assert (only.best, only.leader_p, only.letters) == ((1.0,), 1.0, ("a",))
+
+
+def test_the_probability_of_being_the_best_never_contradicts_the_letters() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(200):
+        count = int(rng.integers(2, 9))
+        deviations, degrees = rng.uniform(0.001, 0.02, count), rng.uniform(2, 9, count)
+        noise = SeedNoise(
+            deviations=tuple(deviations), degrees=tuple(degrees), is_measured=(True,) * count, source="random"
+        )
+        draws = rng.normal(0, 0.005, (count, 30))
+        data = data_noise(draws, np.arange(30)) if rng.random() < 0.3 else None
+        means = np.sort(rng.normal(4, rng.choice([0.003, 0.02, 0.2]), count))
+        found = compare(means.tolist(), [2] * count, noise, data)
+        assert found is not None
+        assert sum(found.best) == pytest.approx(1)
+        is_tied = [bool(set(named) & set(found.letters[0])) for named in found.letters]
+        assert sum(best for best, tied in zip(found.best, is_tied, strict=True) if not tied) <= 0.05 + 1e-9
+        tied_best = [best for best, tied in zip(found.best, is_tied, strict=True) if tied]
+        assert max(tied_best) <= 0.95 + 1e-9 or len(tied_best) == 1
+        if len(tied_best) == 1:
+            assert found.best[0] >= 0.95 - 1e-9
+            assert found.leader_p < 0.05
 
 
 def test_examples_of_one_document_count_once() -> None:

@@ -163,13 +163,15 @@ def test_a_decoder_only_model_trains_on_uncorrupted_text(make_trial: MakeTrial, 
     assert ended.returncode == 0, ended.stderr
     got = result(folder)
     assert got["tokens"] == 48 * 256
-    assert "context_gain" not in got
+    assert abs(got["context_gain"]) < 0.1  # no better than token frequencies
+    assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert got["loss"] == lines(folder, "evaluation")[-1]["loss"]
     assert got["loss"] < lines(folder, "train")[0]["loss"] - 1
     assert abs(got["loss"] - reference_nats(Store.open(store), DATA)["text_unigram_nats"]) < 0.2
     two = make_trial("two", ranks=2, architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400", micro_batch_sequences=2)
     assert train(two).returncode == 0
     assert result(two)["loss"] == pytest.approx(got["loss"], abs=1e-4)
+    assert result(two)["context_gain"] == pytest.approx(got["context_gain"], abs=1e-4)
 
 
 def test_a_diverging_trial_reports_its_step(make_trial: MakeTrial) -> None:

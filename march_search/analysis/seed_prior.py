@@ -1,24 +1,32 @@
 """The prior of the variance of an architecture over seeds, from recorded and published runs.
 
-A scaled inverse χ² distribution has the deviation `s` and `d` degrees of freedom. Recorded are arms with two seeds
-(`studies/results`), and published are the deviations of T5 with 223M parameters and of a decoder-only model with 124M.
-`benchmarks/seed_prior.py` estimates the recorded ones.
+The prior is a scaled inverse χ² distribution: a standard deviation, and the degrees of freedom that it is worth.
 
-Recorded variances follow a prior of 4 to 8 degrees of freedom within a kind of model at one scale (Smyth's method of
-moments and maximum likelihood agree). Deviations of different scales and kinds differ by more than the 4 degrees of
-freedom allow (0.0013 to 0.021), so a model far from all of them gets 2.
+- **Recorded**: arms of `studies/results` that were trained with two seeds; `benchmarks/seed_prior.py` fits both numbers
+  by maximum likelihood, and by the moments of Smyth (2004). Gated or absolute arms vary three times as much as others.
+- **Published**: 14 variants of T5 with 223M parameters, and a decoder-only model with 124M.
+
+The fit gives 8 degrees of freedom or more, but within one corpus, one schedule and one scale. Between those, deviations
+differ by more than 8 degrees allow, so a prior has only `DEGREES`, or `FEW_DEGREES` where less is known: a few seeds
+outweigh it. A model between two recorded scales gets the nearer one.
+
+At a fifth of the data budget, recorded pairs of seeds differ about twice as much as at its end, and from two fifths on
+as much. The priors do not cover this.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from march_search.architecture.architecture import Architecture
 
-NEAR = 10.0
-"""Largest factor in parameters up to which a model counts as recorded scale."""
+DEGREES = 3.0
+"""Degrees of freedom of a prior from many recorded arms."""
 
-FAR_DEGREES = 2.0
-"""Degrees of freedom of the prior of a model farther away than `NEAR`."""
+FEW_DEGREES = 2.0
+"""Degrees of freedom of a prior from a few arms, or from models of another scale."""
+
+NEAR = 10.0
+"""Largest factor in parameters between a model and recorded ones of the same scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,57 +41,34 @@ class SeedPrior:
     """Source of the prior, in words."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Record:
-    """Deviation over seeds of models of one scale and kind."""
+SMALL, LARGE_T5, LARGE_DECODER = 1.07e6, 223e6, 124e6
+"""Parameters of the recorded and of the published models."""
 
-    num_params: float
-    deviation: float
-    degrees: float
-    source: str
+_PAIRS = "pairs of seeds of models with 1.1M parameters"
 
-
-_SMALL = "recorded pairs of seeds of models with 1.1M parameters"
-
-_GATED_OR_ABSOLUTE = _Record(
-    num_params=1.07e6,
-    deviation=0.021,
-    degrees=4.0,
-    source=f"{_SMALL}, gated or with absolute positions (7 architectures)",
+GATED_OR_ABSOLUTE = SeedPrior(
+    deviation=0.0219, degrees=DEGREES, source=f"7 recorded {_PAIRS}, gated or with absolute positions"
 )
-
-_OTHER_SMALL = _Record(num_params=1.07e6, deviation=0.0062, degrees=4.0, source=f"{_SMALL} (30 architectures)")
-
-_T5 = _Record(
-    num_params=223e6,
+OTHER_SMALL = SeedPrior(deviation=0.007, degrees=DEGREES, source=f"30 recorded {_PAIRS}")
+SMALL_DECODER = SeedPrior(deviation=0.0043, degrees=FEW_DEGREES, source=f"4 recorded {_PAIRS}, decoder-only")
+T5 = SeedPrior(
     deviation=0.006,
-    degrees=4.0,
+    degrees=DEGREES,
     source="published runs of T5 with 223M parameters (Narang et al. 2021, Table 1; Shazeer 2020, Table 1)",
 )
-
-_SMALL_DECODER = _Record(
-    num_params=1.07e6, deviation=0.0043, degrees=3.0, source=f"{_SMALL}, decoder-only (4 architectures)"
-)
-
-_GPT = _Record(
-    num_params=124e6,
-    deviation=0.0013,
-    degrees=3.0,
-    source="published runs of a decoder-only model with 124M parameters",
+DECODER = SeedPrior(
+    deviation=0.0013, degrees=FEW_DEGREES, source="published runs of a decoder-only model with 124M parameters"
 )
 
 
 def seed_prior(architecture: Architecture) -> SeedPrior:
-    """Return the prior by structure, by the nearest recorded scale and, at the small scale, by kind."""
-    is_kind = architecture.is_gated or architecture.position == "absolute"
-    records = (_GATED_OR_ABSOLUTE if is_kind else _OTHER_SMALL, _T5)
-    if architecture.structure == "decoder-only":
-        records = (_SMALL_DECODER, _GPT)
-    factors = [abs(math.log(architecture.num_params / record.num_params)) for record in records]
-    nearest = min(records, key=lambda record: factors[records.index(record)])
-    is_near = min(factors) <= math.log(NEAR)
-    return SeedPrior(
-        deviation=nearest.deviation,
-        degrees=nearest.degrees if is_near else FAR_DEGREES,
-        source=nearest.source + ("" if is_near else ", far from this scale"),
-    )
+    """Return the prior by structure, by the nearest scale, and, for small models, by feed-forward and positions."""
+    is_decoder = architecture.structure == "decoder-only"
+    varies = architecture.is_gated or architecture.position == "absolute"
+    small = SMALL_DECODER if is_decoder else GATED_OR_ABSOLUTE if varies else OTHER_SMALL
+    large, large_params = (DECODER, LARGE_DECODER) if is_decoder else (T5, LARGE_T5)
+    to_small, to_large = (abs(math.log(architecture.num_params / params)) for params in (SMALL, large_params))
+    prior = small if to_small <= to_large else large
+    if min(to_small, to_large) <= math.log(NEAR):
+        return prior
+    return replace(prior, degrees=FEW_DEGREES, source=f"{prior.source}, of another scale")

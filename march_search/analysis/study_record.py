@@ -49,7 +49,7 @@ class TrialRecord:
     loss: float | None
     """Validation loss at the last evaluation, in nats per target token; None before the first."""
     context_gain: float | None
-    """Context gain: increase in loss with another document's input, in nats; None if it was not measured."""
+    """Increase in loss without the context, in nats; None if it was not measured (decoder-only, recorded earlier)."""
     tokens_per_second: float | None
     """Training speed: the median over the log lines, which a pause or a compilation does not change; without log lines
     that of the result, else None."""

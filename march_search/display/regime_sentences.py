@@ -22,7 +22,8 @@ def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
     found = evidence.regime
     if found is None:
         return []
-    notes = [*_ngrams(found), *_unused(found)]
+    is_text = evidence.ranking.pooled[0].architecture.structure == "decoder-only"
+    notes = [*_ngrams(found), *_unused(found, "context" if is_text else "input")]
     if notes:
         notes[-1] = notes[-1][0], f"{notes[-1][1]} {RECORDED}"
     if found.crossings:
@@ -37,7 +38,7 @@ def _ngrams(found: Regime) -> list[tuple[str, str]]:
     """Return a note on architectures that are no better than a bigram model, if there are any."""
     if not found.num_near_ngrams or found.bigram is None:
         return []
-    who, have = _who(found.num_near_ngrams, found.num_compared), "has" if found.num_near_ngrams == 1 else "have"
+    who, have = _who(found.num_near_ngrams, found.num_compared), "has" if found.num_compared == 1 else "have"
     note = (
         f"Regime: n-grams. {who} {have} a loss above that of a bigram model ({found.bigram:.3f}) or less than "
         f"{NEAR_NATS:g} nats below it."
@@ -45,18 +46,18 @@ def _ngrams(found: Regime) -> list[tuple[str, str]]:
     return [(note, f"The lowest loss is {found.losses[0]:.3f}. The order so far is that of learning n-grams.")]
 
 
-def _unused(found: Regime) -> list[tuple[str, str]]:
-    """Return a note on architectures that do not use their input yet, if there are any."""
+def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
+    """Return a note on architectures that do not use their context yet, if there are any."""
     if not found.num_unused or found.gains is None:
         return []
     who, low, high = _who(found.num_unused, found.num_measured), *found.gains
     gains = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
     noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-    verb, use = ("does", "its") if found.num_unused == 1 else ("do", "their")
+    verb, own = ("does", "its") if found.num_measured == 1 else ("do", "their")
+    parts = "encoder and cross-attention" if context == "input" else "attention to distant text"
     return [(
-        f"Regime: the input is hardly used. {who} {verb} not use {use} input yet (context gain {gains}).",
-        f"Below {found.gain_limit:.2f} counts as zero{noise}. Parts that work on the input, such as the encoder and "
-        "cross-attention, or the attention of a decoder to distant text, have not been put to the test.",
+        f"Regime: the {context} is hardly used. {who} {verb} not use {own} {context} yet (context gain {gains}).",
+        f"Below {found.gain_limit:.2f} counts as zero{noise}. Differences in {parts} were not put to the test.",
     )]  # fmt: skip
 
 

@@ -36,12 +36,10 @@ def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
     unit = loss_unit(study)
     key, where = ("text", "this text") if unit == "token of text" else ("target", "these targets")
-    gain = (
-        ""
-        if key == "text"
-        else " context gain: loss with another document's input minus loss; 0: the input is not used."
-    )
-    lines = [f"loss: nats per {unit}, mean over seeds.{gain}"]
+    gain = "loss with another document's input minus loss; 0: the input is not used."
+    if key == "text":
+        gain = "loss with all but the last few tokens of context cut off minus loss; 0: no more than these are used."
+    lines = [f"loss: nats per {unit}, mean over seeds.", f"context gain: {gain}"]
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:
         pairs = "" if bigram is None else f", a bigram model (token pairs) of {bigram:.3f}"

@@ -49,7 +49,7 @@ class Seq2Seq(nn.Module):
         self,
         inputs_BI: Tensor | None,
         targets_BT: Tensor,
-        output: Literal["loss", "example_losses", "logits"] = "loss",
+        output: Literal["loss", "example_losses", "token_losses", "logits"] = "loss",
     ) -> Tensor:
         """Return the mean loss over all target tokens in nats, a float32 scalar.
 
@@ -58,7 +58,7 @@ class Seq2Seq(nn.Module):
         Args:
             inputs_BI: Tokens for the encoder; None for a decoder-only model.
             targets_BT: Tokens to predict; for a decoder-only model, the text.
-            output: Value to return: the loss, or the result of `example_losses` or `logits`.
+            output: Value to return: the loss, its mean per example or value per target token, or the logits.
 
         Raises:
             ArchitectureError: If a sequence is longer than `max_length` with learned positions, or if inputs are
@@ -74,8 +74,9 @@ class Seq2Seq(nn.Module):
             y_BTD = y_BTD * self.architecture.d_model**-0.5
         if output == "logits":
             return F.linear(y_BTD, weight_VD)
-        if output == "example_losses":
-            return token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten()).view_as(targets_BT).mean(1)
+        if output in ("example_losses", "token_losses"):
+            losses_BT = token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten()).view_as(targets_BT)
+            return losses_BT.mean(1) if output == "example_losses" else losses_BT
         return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
 
     @torch.no_grad()

@@ -46,6 +46,9 @@ _CONFIRM: dict[str, Kinds] = {
 }
 _MEMORY: dict[str, Kinds] = {"architecture": str, "bytes": NUMBER, "device_bytes": NUMBER, "micro_batch": int}
 
+EVALUATION_PASSES = 2
+"""Forward passes per evaluation, each a third of a training step's work: the second measures the context gain."""
+
 SAMPLE = 64
 """Number of members sampled to represent those that a sampler will choose."""
 
@@ -114,7 +117,7 @@ def _use(
     if device is not None:
         evaluated = _evaluated(config, before, tokens)
         seconds = fmean(
-            (tokens - before + evaluated * _passes(a) / 3) / speed.tokens_per_second(a, setup) for a in shapes
+            (tokens - before + evaluated * EVALUATION_PASSES / 3) / speed.tokens_per_second(a, setup) for a in shapes
         )
         at_a_time = config.devices.parallel_trials if device.name != "cpu" else 1
         use["device_hours"] = seconds * trials / 3600 * device.count
@@ -201,14 +204,6 @@ def _evaluated(config: StudyConfig, before: int, reached: int) -> int:
     ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
     times = sum(before < tokens <= reached for tokens in ends)
     return times * config.data.validation_sequences * config.data.sequence_length
-
-
-def _passes(a: Architecture) -> int:
-    """Return the forward passes per evaluation, each a third of a training step's work.
-
-    Encoder-decoders need a second pass, with another example's input, to measure the context gain.
-    """
-    return 2 if a.structure == "encoder-decoder" else 1
 
 
 def built(shapes: Sequence[Architecture]) -> int:

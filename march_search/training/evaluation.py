@@ -1,4 +1,9 @@
-"""Compute the loss on the fixed validation set, and how much it depends on the encoder's input."""
+"""Compute the loss on the fixed validation set, and how much it depends on the context.
+
+The context is the encoder's input, or for decoder-only models the text more than a few tokens back.
+
+Shape suffixes: N and B examples, I input and T target tokens, P pieces of a text, C tokens of a piece, R = B * P.
+"""
 
 import math
 import os
@@ -14,6 +19,9 @@ from march_search.data.batches import Batches
 from march_search.files.atomic import file_sha256, make_folder
 from march_search.training import ranks
 from march_search.training.engine import RankInfo
+
+CUT = 8
+"""Fewest tokens of context that are left when the context of a text is cut."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,16 @@ class Evaluation:
 
     losses_N: torch.Tensor
     """Loss of each example with its own input, float64."""
-    swapped_N: torch.Tensor | None
-    """Loss of each target with the input of another document, half a validation set away; None without inputs."""
+    without_N: torch.Tensor | None
+    """Loss without the context: of each target with the input of another document, half a validation set away, or of
+    each text with all but its last few tokens cut off (`_text_losses`). None for texts too short to be cut."""
 
     @property
     def values(self) -> dict[str, float]:
-        """Mean `loss`, and `context_gain`: the loss increase with swapped inputs, 0 if the model ignores its inputs."""
+        """Mean `loss`, and `context_gain`: the loss increase without the context, 0 if the model ignores it."""
         loss = float(self.losses_N.mean())
         return {"loss": loss} | (
-            {} if self.swapped_N is None else {"context_gain": float(self.swapped_N.mean()) - loss}
+            {} if self.without_N is None else {"context_gain": float(self.without_N.mean()) - loss}
         )
 
     def keep(self, file: Path) -> str:
@@ -74,24 +83,28 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, rank_info: Rank
         batch_size: Number of examples per batch.
         rank_info: Rank and device of this process.
     """
-    total, paired = len(examples.targets_NT), examples.inputs_NI is not None
+    total, length = examples.targets_NT.shape
+    paired = examples.inputs_NI is not None
+    has_context = paired or length >= 4 * CUT
     first, stop = total * rank_info.rank // rank_info.world_size, total * (rank_info.rank + 1) // rank_info.world_size
     largest_share = math.ceil(total / rank_info.world_size)
     rounds = math.ceil(largest_share / batch_size)  # equal on all ranks, because ZeRO 3 computes collectively
-    losses = torch.zeros(1 + paired, total, dtype=torch.float64)
+    losses = torch.zeros(1 + has_context, total, dtype=torch.float64)
     engine.eval()
     for start in range(first, first + rounds * batch_size, batch_size):
         ranks.beat()
         rows = torch.arange(start, max(start, min(start + batch_size, stop)))
-        losses[0, rows] = _losses(engine, examples, rows, rows, rank_info)
         if paired:
+            losses[0, rows] = _losses(engine, examples, rows, rows, rank_info)
             losses[1, rows] = _losses(engine, examples, (rows + total // 2) % total, rows, rank_info)
+        else:
+            losses[:, rows] = _text_losses(engine, examples, rows, rank_info)[: len(losses)]
     engine.train()
     if rank_info.world_size > 1:
         losses = losses.to(rank_info.device)
         dist.all_reduce(losses)  # entries of other ranks' examples are zero
         losses = losses.cpu()
-    return Evaluation(losses[0], losses[1] if paired else None)
+    return Evaluation(losses[0], losses[1] if has_context else None)
 
 
 def _losses(
@@ -105,3 +118,24 @@ def _losses(
     with torch.no_grad():
         losses_B: torch.Tensor = engine(inputs_BI, targets_BT, output="example_losses")
     return losses_B[: len(targets)].double().cpu()
+
+
+def _text_losses(engine: Any, examples: Validation, rows: torch.Tensor, rank_info: RankInfo) -> torch.Tensor:
+    """Return (2, B) losses of these texts, and the same plus their increase with the context cut.
+
+    The texts are cut into pieces of `2 * CUT` tokens. Tokens in the second half of a piece still have `CUT` to
+    `2 * CUT - 1` tokens of context there, so models of n-grams lose nothing. The increase is their mean, without the
+    first piece, whose context is whole. Texts too short for two pieces are not cut.
+    """
+    targets_BT = examples.targets_NT[rows if len(rows) else torch.tensor([0])].to(rank_info.device)
+    pieces = targets_BT.shape[1] // (2 * CUT)
+    with torch.no_grad():
+        losses_BT: torch.Tensor = engine(None, targets_BT, output="token_losses")
+        whole_B = losses_BT.mean(1).double()
+        increase_B = torch.zeros_like(whole_B)
+        if pieces > 1:
+            kept, shape_BPC = pieces * 2 * CUT, (len(targets_BT), pieces, 2 * CUT)
+            cut_RC: torch.Tensor = engine(None, targets_BT[:, :kept].reshape(-1, 2 * CUT), output="token_losses")
+            change_BPC = cut_RC.view(shape_BPC) - losses_BT[:, :kept].reshape(shape_BPC)
+            increase_B = change_BPC[:, 1:, CUT:].double().mean((1, 2))
+    return torch.stack([whole_B, whole_B + increase_B])[:, : len(rows)].cpu()
