@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
-    """Return the planned and the actual cost of the study, or an empty list if it has no plan."""
+    """Return the plan of each phase and the actual cost of the study, or an empty list if it has no plan."""
     from march_search.errors import StorageError
     from march_search.study import price
     from march_search.study.study_folder import StudyFolder
@@ -84,7 +84,10 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
     except StorageError as error:
         print(f"{error} The report leaves the cost out.", file=sys.stderr)
         return []
-    return price.comparison_rows(plan, price.actual(folder, StudyFolder(folder).config())) if plan else []
+    if not plan:
+        return []
+    took = price.actual(folder, StudyFolder(folder).config())
+    return [*price.phase_rows(plan), *price.comparison_rows(plan, took)]
 
 
 def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:

@@ -141,7 +141,8 @@ def _leads(first: Sequence[Row], tied: Sequence[Row], short: dict[str, str]) -> 
 
 def _baseline(evidence: Evidence, first: Sequence[Row], tied: Sequence[Row], short: dict[str, str]) -> str:
     """Return a sentence on the baseline, the first architecture that the study lists; empty if it lists none."""
-    names = [Architecture.parse(text).name for text in evidence.study.settings["search"]["architectures"][:1]]
+    listed_names = evidence.study.settings.get("search", {}).get("architectures") or ()
+    names = [Architecture.parse(text).name for text in listed_names[:1]]
     rows = {row["name"]: row for row in evidence.ranking.rows}
     if not names or names[0] not in rows or len(rows) < 2:
         return ""
