@@ -195,7 +195,7 @@ def test_a_browser_shows_the_page_without_errors(browser: Any, tmp_path: Path, w
     assert len(boxes) == 8
     assert all(box["width"] >= min(560, width - 40) and box["height"] > 60 for box in boxes)
     answer = shown.locator(".answer").bounding_box()
-    assert answer["y"] + answer["height"] < boxes[0]["y"] < 450  # both are on the first screen
+    assert answer["y"] + answer["height"] < boxes[0]["y"] < 560  # both are on the first screen
     paper, ink = (shown.evaluate(f"getComputedStyle(document.body).{key}") for key in ("backgroundColor", "color"))
     assert (paper, ink) == {
         "light": ("rgb(255, 255, 255)", "rgb(27, 31, 39)"), "dark": ("rgb(22, 24, 29)", "rgb(232, 234, 239)"),
