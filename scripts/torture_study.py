@@ -1,7 +1,10 @@
 """Kill workers of a study at random moments; no trial may be lost, run twice at the same time, or complete twice.
 
+After the search, the study confirms its finalists; no architecture may get a seed twice.
+
     python scripts/torture_study.py [--storage journal|sqlite|postgresql] [--pruner none|rungs]
                                     [--strategy sample|tpe] [--workers 8] [--trials 50] [--rounds 20] [--seed 0]
+                                    [--max-seeds 3]
 
 All workers open a new study at the same moment. Some are killed with SIGKILL and replaced. Others are suspended for
 longer than their lease and then continue. The processes of the trials survive their workers, so only leases keep them
@@ -28,8 +31,9 @@ from optuna.trial import FrozenTrial, TrialState
 sys.path.insert(0, str(Path(__file__).parent))
 import local_postgres
 
-from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
+from march_search.config import ConfirmConfig, DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.study import candidates, heartbeat, study_state
+from march_search.study.confirmation import is_confirmation
 from march_search.study.runner import StudyRun, open_study
 from march_search.study.study_folder import StudyFolder
 
@@ -82,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("trials", 50, "trials of a study"),
         ("rounds", 20, "studies"),
         ("seed", 0, "seed of moments and victims"),
+        ("max-seeds", 3, "seeds of a finalist; 1 for the search alone"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     options = parser.parse_args(arguments)
@@ -104,9 +109,10 @@ def _config(options: argparse.Namespace, url: str | None) -> StudyConfig:
     """Return the settings of a study."""
     return StudyConfig(
         space="cpu-demo", storage=url, heartbeat_seconds=0.5,
-        search=SearchConfig(trials=options.trials, strategy=options.strategy), pruner=PrunerConfig(kind=options.pruner),
+        search=SearchConfig(trials=options.trials, strategy=options.strategy),
+        pruner=PrunerConfig(kind=options.pruner, rungs=(0.4, 0.6)), confirm=ConfirmConfig(max_seeds=options.max_seeds),
         data=DataConfig(vocab_size=2048, sequence_length=64),
-        training=TrainingConfig(tokens=8192, global_batch_tokens=1024, evaluations=4),
+        training=TrainingConfig(tokens=8192, global_batch_tokens=64, evaluations=4),
     )  # fmt: skip
 
 
@@ -157,7 +163,7 @@ def _run_round(
         events["did not end"] += worker.is_alive()
         worker.kill()
     trials = open_study(folder, config).trials
-    faults = _print_faults(folder, trials, options.trials) + events["did not end"] + events["failed"]
+    faults = _print_faults(folder, trials, options) + events["did not end"] + events["failed"]
     states = Counter(t.state.name for t in trials)
     print(f"{name}: {dict(states)}, {dict(events)}, {faults} faults, {time.monotonic() - began:.0f} s", flush=True)
     if faults:
@@ -173,13 +179,18 @@ def _suspend(pid: int, seconds: float) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def _print_faults(folder: StudyFolder, trials: list[FrozenTrial], expected: int) -> int:
-    """Print and count the violated guarantees of a study with `expected` trials."""
-    faults = [] if len(trials) == expected else [f"{len(trials)} trials instead of {expected}"]
+def _print_faults(folder: StudyFolder, trials: list[FrozenTrial], options: argparse.Namespace) -> int:
+    """Print and count the violated guarantees of a study."""
+    searched = [t for t in trials if not is_confirmation(t)]
+    faults = [] if len(searched) == options.trials else [f"{len(searched)} trials instead of {options.trials}"]
+    if (len(trials) > len(searched)) != (options.max_seeds > 1):
+        faults.append(f"{len(trials) - len(searched)} further seeds")
     if sorted(t.number for t in trials) != list(range(len(trials))):
         faults.append("trial numbers are not unique")
-    if len({t.user_attrs["architecture"] for t in trials}) != len(trials):
+    if len({t.user_attrs["architecture"] for t in searched}) != len(searched):
         faults.append("an architecture was chosen twice")
+    if len({(t.user_attrs["architecture"], t.user_attrs["seed"]) for t in trials}) != len(trials):
+        faults.append("an architecture has a seed twice")
     for trial in trials:
         path = folder.trial(trial.number, trial.user_attrs["architecture"], trial.user_attrs["seed"])
         runs = (path / "runs.log").read_text().splitlines() if (path / "runs.log").exists() else []

@@ -13,12 +13,14 @@ from optuna.trial import TrialState
 from march_search.analysis.finals import SeedTrial, finals
 from march_search.analysis.phase import study_phase
 from march_search.analysis.study_record import read_study
+from march_search.cli import main
 from march_search.config import ConfirmConfig, PrunerConfig, SearchConfig, StudyConfig
 from march_search.config.changes import in_current_keys
 from march_search.config.loader import build
 from march_search.errors import ConfigError
 from march_search.study.confirmation import is_confirmation
 from march_search.study.leases import Lease
+from march_search.study.status import phase_rows
 from march_search.study.study_folder import StudyFolder
 
 WORST = "L2-D32-H4x32-F64-rope-V2048"
@@ -188,6 +190,25 @@ def test_a_study_shows_its_phase_from_its_folder(tmp_path: Path) -> None:
     phase = study_phase(read_study(tmp_path / "toy"))
     assert phase.name == "search"
     assert phase.detail == "24 trials, of which 9 paused on a rung."
+
+
+def test_the_commands_show_the_phase_and_continue_the_confirmation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, here = (DEEP[0], WORST), ["--root", str(tmp_path)]
+    run_toy_study(tmp_path, listed(*names, seeds=(0, 1)))
+    verdict = f"{names[0]} is separated from all other finalists at 95% confidence after 4 complete trials."
+    assert phase_rows(StudyFolder(tmp_path / "toy")) == [("phase", f"complete: {verdict}")]
+    assert phase_rows(StudyFolder(tmp_path / "other")) == []
+    capsys.readouterr()
+    assert main(["study", "status", "toy", *here]) == 0
+    assert "phase: complete: " in capsys.readouterr().out
+    assert main(["study", "status", "toy", *here, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["phase"] == {"name": "complete", "detail": verdict}
+    assert main(["study", "confirm", "toy", *here]) == 0
+    assert f"toy: confirm: {verdict}" in capsys.readouterr().err
+    assert main(["study", "confirm", "toy", "--confidence", "0.3", *here]) == 2
+    assert "[confirm]: confidence must be in (0.5, 1), not 0.3." in capsys.readouterr().err
 
 
 def test_a_race_of_an_earlier_version_is_a_confirmation_without_a_limit(tmp_path: Path) -> None:

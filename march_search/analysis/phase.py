@@ -1,4 +1,4 @@
-"""Which phase a study is in, from its trials alone: it searches, confirms its finalists, or is complete."""
+"""The phase of a study, from its trials alone: it searches, confirms the order of its finalists, or is complete."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
-    """Return the plan of each phase and the actual cost of the study, or an empty list if it has no plan."""
+    """Return the actual cost of the study and the plan of each phase, or an empty list if it has no plan."""
     from march_search.errors import StorageError
     from march_search.study import price
     from march_search.study.study_folder import StudyFolder
@@ -86,8 +86,8 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
         return []
     if not plan:
         return []
-    took = price.actual(folder, StudyFolder(folder).config())
-    return [*price.phase_rows(plan), *price.comparison_rows(plan, took)]
+    actual = price.actual(folder, StudyFolder(folder).config())
+    return price.comparison_rows(plan, actual) + price.planned_phases(plan)
 
 
 def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:

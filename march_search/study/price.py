@@ -286,7 +286,7 @@ def _was_taken(folder: Path) -> bool:
 
 def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a plan's phases, device-hours, memory and disk as (label, value) pairs."""
-    rows = phase_rows(plan)
+    rows = planned_phases(plan)
     if plan["device_hours"] is not None:
         most = (plan["confirm"] or {"device_hours": 0})["device_hours"]
         ends = [plan["device_hours"]] + ([plan["device_hours"] + most] if most else [])
@@ -306,9 +306,9 @@ def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def phase_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+def planned_phases(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return one row per rung of the search, one for the confirmation, and one for both; none for an earlier plan."""
-    stages, confirm, rows = plan.get("stages", []), plan.get("confirm"), []
+    stages, confirm, rows = plan["stages"], plan["confirm"], []
     if not all("text" in stage for stage in stages):
         return []
     for number, stage in enumerate(stages, start=1):
