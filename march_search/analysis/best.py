@@ -3,8 +3,8 @@
 The lowest of several noisy means is biased low, so a probability from the means alone is too high. The true losses are
 therefore assumed to be normal around a common mean with a standard deviation `τ` (Lindley and Smith 1972; Efron and
 Morris 1975), which is estimated from the same losses: all values of `τ` are kept, weighted by their likelihood and by a
-weak prior, half-Cauchy with the standard error of a mean as its scale (Gelman 2006). If the means differ by no more
-than noise, `τ` is small, and every architecture is about as likely to be the best as the others.
+weak prior, half-Cauchy with twice the standard error of a mean as its scale (Gelman 2006). If the means differ by no
+more than noise, `τ` is small, and every architecture is about as likely to be the best as the others.
 
 Shape suffixes: A architectures, B draws, T values of `τ`, R right-hand sides.
 """
@@ -70,7 +70,7 @@ def probability_best(
     first_BA = variance_BA[:FIRST_DRAWS]
     likelihood_TB = np.array([_log_likelihood(loss_A, first_BA + spread**2, covariance_AA) for spread in spread_T])
     likelihood_T = np.logaddexp.reduce(likelihood_TB, axis=1)
-    posterior_T = likelihood_T + np.log(spread_T) - np.log1p((spread_T / error) ** 2)  # a grid of logarithms
+    posterior_T = likelihood_T + np.log(spread_T) - np.log1p((spread_T / (2 * error)) ** 2)  # a grid of logarithms
     weight_T = np.exp(posterior_T - posterior_T.max())
     chosen_B = rng.choice(SPREADS, draws, p=weight_T / weight_T.sum())
     spread_B1 = spread_T[chosen_B, None]

@@ -50,11 +50,13 @@ def further_seeds(
     variance, degrees = difference_variance(i, k, counts, seeds, data)
     half = float(stdtrit(degrees, (1 + INSIDE) / 2)) * math.sqrt(variance)
     gaps = (abs(difference) + half, abs(difference), max(0.0, abs(difference) - half))
-    low, point, high = (_fewest(gap, i, k, counts, seeds, data) for gap in gaps)
+    low, point, high = (seeds_needed(gap, i, k, counts, seeds, data) for gap in gaps)
     return FurtherSeeds(low=low, point=point, high=high)
 
 
-def _fewest(gap: float, i: int, k: int, counts: Sequence[int], seeds: SeedNoise, data: DataNoise | None) -> int | None:
+def seeds_needed(
+    gap: float, i: int, k: int, counts: Sequence[int], seeds: SeedNoise, data: DataNoise | None
+) -> int | None:
     """Return the fewest further seeds that detect a true difference of `gap` nats."""
 
     def suffices(added: int) -> bool:

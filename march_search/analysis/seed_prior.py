@@ -6,9 +6,9 @@ The prior is a scaled inverse χ² distribution: a standard deviation, and the d
   by maximum likelihood, and by the moments of Smyth (2004). Gated or absolute arms vary three times as much as others.
 - **Published**: 14 variants of T5 with 223M parameters, and a decoder-only model with 124M.
 
-The fit gives 8 degrees of freedom or more, but within one corpus, one schedule and one scale. Between those, deviations
-differ by more than 8 degrees allow, so a prior has only `DEGREES`, or `FEW_DEGREES` where less is known: a few seeds
-outweigh it. A model between two recorded scales gets the nearer one.
+The fits give 4 (moments) or 8 degrees of freedom (likelihood) and more, but within one corpus, schedule and scale.
+Between those, deviations differ by more than that allows, so a prior has only `DEGREES`, or `FEW_DEGREES` where less is
+known: a few seeds outweigh it. A model between two recorded scales gets the nearer one.
 
 At a fifth of the data budget, recorded pairs of seeds differ about twice as much as at its end, and from two fifths on
 as much. The priors do not cover this.
@@ -16,6 +16,7 @@ as much. The priors do not cover this.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 from march_search.architecture.architecture import Architecture
 
@@ -61,13 +62,15 @@ DECODER = SeedPrior(
 )
 
 
+@cache
 def seed_prior(architecture: Architecture) -> SeedPrior:
     """Return the prior by structure, by the nearest scale, and, for small models, by feed-forward and positions."""
     is_decoder = architecture.structure == "decoder-only"
     varies = architecture.is_gated or architecture.position == "absolute"
     small = SMALL_DECODER if is_decoder else GATED_OR_ABSOLUTE if varies else OTHER_SMALL
     large, large_params = (DECODER, LARGE_DECODER) if is_decoder else (T5, LARGE_T5)
-    to_small, to_large = (abs(math.log(architecture.num_params / params)) for params in (SMALL, large_params))
+    num_params = architecture.num_params
+    to_small, to_large = abs(math.log(num_params / SMALL)), abs(math.log(num_params / large_params))
     prior = small if to_small <= to_large else large
     if min(to_small, to_large) <= math.log(NEAR):
         return prior
