@@ -68,7 +68,9 @@ def study_answer(evidence: Evidence) -> StudyAnswer:
         outcome, text = "best", f"{name} is the best of {field}, {_proof(p, first, confirmed)}."
     else:
         outcome, text = "tied", f"No single best of {field}: {_leads(first, tied, short)}."
-    start = "" if leader["is_final"] else f"So far, after {si(leader['level_tokens'])} tokens: "
+    start = ""
+    if not leader["is_final"]:
+        start, text = f"So far, after {si(leader['level_tokens'])} tokens: ", text.replace("No single", "no single", 1)
     return StudyAnswer(
         outcome=outcome,
         leader=leader["name"],

@@ -142,7 +142,8 @@ def print_table(
     notes = [*([legend_note] if legend_note else []), *([" ".join(layout_notes)] if layout_notes else []), *notes]
     if title:
         out.print(title, style="bold")
-    out.print(table)
+    if rows:
+        out.print(table)
     for warning in warnings:
         out.print(warning, style="yellow")
     for note in notes:
@@ -197,7 +198,8 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool, breaks: M
         if is_marked:  # rich drops spaces at the end of what it aligns right
             heading = _align_marked(heading, cells)
         side = "left" if column.left or is_marked else "right"
-        table.add_column(heading, justify=side, overflow="fold", no_wrap=not column.left)  # type: ignore[arg-type]
+        keeps = not column.left or column.key == "name"  # other text is folded first
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=keeps)  # type: ignore[arg-type]
         cells_by_column.append(cells)
     for index in range(len(rows)):
         if breaks and index in breaks:
