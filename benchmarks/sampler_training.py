@@ -28,7 +28,7 @@ def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list
         ('strategy = "design"', f'strategy = "{sampler}"\nreuse_trials = true'),
         ("trials = 10", f"trials = {trials}"),
         ("seed = 0", f"seed = {seed}"),
-        ('kind = "median"\nstartup_trials = 3\nwarmup_tokens = 102_400', 'kind = "none"'),
+        ('kind = "median"\nstartup_trials = 3\nwarmup_tokens = 102_400', 'kind = "none"\n\n[confirm]\nmax_seeds = 1'),
         ("tokens = 409_600", f"tokens = {tokens}\nkeep_weights = false"),
         ("evaluations = 8", "evaluations = 1"),
         ("ranks = 1", "ranks = 1\nthreads = 1"),

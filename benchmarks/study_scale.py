@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import local_postgres
 from optuna.trial import FrozenTrial, TrialState
 
-from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
+from march_search.config import ConfirmConfig, DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.study import candidates
 from march_search.study.leases import Leases
 from march_search.study.runner import StudyRun, open_study
@@ -83,7 +83,8 @@ def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> 
     """Run workers on trials; return the seconds elapsed, with a trial's lock held, and of worker and server CPU."""
     config = StudyConfig(
         space="t5", budget="220M", storage=url, search=SearchConfig(trials=trials, strategy="sample"),
-        pruner=PrunerConfig(kind="none"), data=DataConfig(), training=TrainingConfig(),
+        pruner=PrunerConfig(kind="none"), confirm=ConfirmConfig(max_seeds=1), data=DataConfig(),
+        training=TrainingConfig(),
     )  # fmt: skip
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)

@@ -21,6 +21,8 @@ space = "cpu-demo"
 [search]
 strategy = "list"
 architectures = ["{SHAPES[0]}", "{SHAPES[1]}"]
+[confirm]
+max_seeds = 1
 [data]
 corpus = "texts"
 vocab_size = 400

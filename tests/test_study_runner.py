@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
+from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
 from helpers.trials import alive, wait_until
 from optuna.trial import TrialState
 
@@ -108,7 +108,8 @@ def test_every_learning_rate_is_trained_and_the_best_one_ranks(tmp_path: Path) -
 @pytest.mark.parametrize("pruner", ["none", "rungs"])
 def test_a_sampler_chooses_the_trials_and_a_second_run_adds_none(tmp_path: Path, pruner: str) -> None:
     search = SearchConfig(strategy="tpe", trials=7, seed=1)
-    config = replace(TOY_CONFIG, search=search, pruner=PrunerConfig(kind=pruner, rungs=(0.25, 1.0)))
+    rule = PrunerConfig(kind=pruner, rungs=(0.25, 1.0), finalists=1)
+    config = replace(TOY_CONFIG, search=search, training=RUNG_TRAINING, pruner=rule)
     summary = run_toy_study(tmp_path, config)
     assert (summary.complete + summary.pruned, summary.failed, summary.left) == (7, 0, 0)
     assert summary.pruned == (0 if pruner == "none" else 4)

@@ -31,7 +31,7 @@ from helpers.trials import (
 )
 
 from march_search.cli import main
-from march_search.config import DevicesConfig, SearchConfig, StudyConfig
+from march_search.config import ConfirmConfig, DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
 from march_search.study import candidates, storage
 from march_search.study.leases import Lease
@@ -283,8 +283,9 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_resumes_when_there_is_room
     recipe = replace(TINY_TRAINING, tokens=4 * 256, evaluations=1, checkpoints=1, keep_weights=False)
     search = SearchConfig(strategy="list", architectures=(TINY, large))
     config = StudyConfig(
-        space="cpu-demo", search=search, data=DATA, training=recipe, devices=DevicesConfig(kind="cpu", threads=1)
-    )
+        space="cpu-demo", search=search, confirm=ConfirmConfig(max_seeds=1), data=DATA, training=recipe,
+        devices=DevicesConfig(kind="cpu", threads=1),
+    )  # fmt: skip
 
     def run() -> Summary:
         folder, chosen = StudyFolder.of(disk, "full"), candidates.choose(config, disk)

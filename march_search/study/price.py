@@ -309,7 +309,7 @@ def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 def planned_phases(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """Return one row per rung of the search, one for the confirmation, and one for both; none for an earlier plan."""
     stages, confirm, rows = plan["stages"], plan["confirm"], []
-    if not all("text" in stage for stage in stages):
+    if not stages or not all("text" in stage for stage in stages):
         return []
     for number, stage in enumerate(stages, start=1):
         label = "search" if len(stages) == 1 else "search, end" if number == len(stages) else f"search, rung {number}"
