@@ -213,11 +213,12 @@ def three_levels(root: Path, **options: Any) -> StudyRecord:
     """Return a study of 24 architectures: 3 complete, 9 stopped at half the tokens, 12 at a fifth; the last failed."""
     names = many_shapes(25)
     folder = write_study(root, {name: [4.0 + 0.01 * n] for n, name in enumerate(names)}, **options)
+    half, fifth = (options.get("evaluations", 10) // parts for parts in (2, 5))
     for number in range(3, 12):
-        stop_trial(folder, number, 5, loss=4.5 if number < 6 else 4.8)
+        stop_trial(folder, number, half, loss=4.5 if number < 6 else 4.8)
     for number in range(12, 24):
-        stop_trial(folder, number, 2)
-    stop_trial(folder, 24, 5, "diverged")
+        stop_trial(folder, number, fifth)
+    stop_trial(folder, 24, half, "diverged")
     return read_study(folder)
 
 
@@ -246,6 +247,18 @@ def test_every_architecture_is_ranked_as_far_as_it_went(tmp_path: Path) -> None:
     assert rows[3]["difference_to_next"] == 0
     assert (rows[2]["difference_to_next"], rows[11]["difference_to_next"]) == (None, None)
     assert rows[3]["flops"] == rows[3]["flops_per_token"] * (budget // 2)
+
+
+def test_the_gain_of_every_level_has_an_interval_that_holds_the_true_gain(tmp_path: Path) -> None:
+    rows = rank(three_levels(tmp_path, evaluations=20)).rows
+    first = rows[0]
+    assert (first["compute_equivalent_gain"], first["gain_low"], first["gain_high"]) == (1, None, None)
+    for row in (rows[1], rows[2], *rows[3:12:3]):  # all curves are 4 · share^-0.15 with a floor of 0
+        share = row["tokens"] / TRAINING.tokens
+        truth = (first["loss"] * share**-0.15 / row["loss"]) ** (1 / 0.15)
+        truth *= first["flops_per_token"] / row["flops_per_token"]
+        assert row["gain_low"] < truth < row["gain_high"]
+        assert row["compute_equivalent_gain"] == pytest.approx(truth, rel=0.1)
 
 
 def test_one_complete_architecture_is_not_the_best_of_one(tmp_path: Path) -> None:

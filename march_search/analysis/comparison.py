@@ -92,13 +92,17 @@ class Comparison:
     letters: tuple[str, ...]
     """Tie groups: architectures that share a letter are not separated."""
     best: tuple[float, ...]
-    """Probability of having the lowest loss, over new seeds and documents (`best.py`)."""
+    """Probability of having the lowest loss, over new seeds and documents (`best.py`); empty if not estimated."""
     leader_p: float
     """p-value of the claim that the leader is the best: its largest `p_AA` with a rival; 1 without rivals."""
 
 
 def compare(
-    means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
+    means: Sequence[float],
+    counts: Sequence[int],
+    seeds: SeedNoise | None,
+    data: DataNoise | None,
+    with_best: bool = True,
 ) -> Comparison | None:
     """Compare architectures, best first; return None if neither noise is known.
 
@@ -107,6 +111,7 @@ def compare(
         counts: Number of seeds behind each mean.
         seeds: Training noise of each architecture; None to leave it out.
         data: Data noise; None if it was not measured.
+        with_best: Whether to estimate the probabilities of being the best.
     """
     if seeds is None and data is None:
         return None
@@ -120,7 +125,7 @@ def compare(
         p_AA=p_AA,
         adjusted_AA=adjusted_AA,
         letters=letters(len(means), np.argwhere(np.triu(separated_AA, 1)).tolist()),
-        best=limited(probability_best(means, counts, seeds, data), separated_AA[0]),
+        best=limited(probability_best(means, counts, seeds, data), separated_AA[0]) if with_best else (),
         leader_p=float(p_AA[0, 1:].max(initial=0.0)) if len(means) > 1 else 1.0,
     )
 

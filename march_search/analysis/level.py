@@ -32,7 +32,7 @@ class Level:
     documents: Documents | None
     """Documents over which data noise was measured."""
     comparison: Comparison | None
-    """p-values, tie groups and probabilities; None if no noise is known."""
+    """p-values and tie groups, on the first level also probabilities of being the best; None if no noise is known."""
 
 
 def study_levels(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool = True) -> tuple[Level, ...]:
@@ -44,15 +44,17 @@ def study_levels(study: StudyRecord, assumed: float | None = None, with_seed_noi
         with_seed_noise: Whether ties and probabilities cover the choice of seeds.
     """
     groups = groupby(pool(study), key=lambda p: (p.is_final, p.tokens))
-    return tuple(_level(tuple(own), assumed, with_seed_noise) for _, own in groups)
+    own = [tuple(group) for _, group in groups]
+    return tuple(_level(group, assumed, with_seed_noise, is_first=group is own[0]) for group in own)
 
 
 def complete_architectures(study: StudyRecord) -> tuple[Pooled, ...]:
     """Return the architectures with a complete trial, best first."""
-    return next((level.pooled for level in study_levels(study) if level.is_final), ())
+    pooled = tuple(p for p in pool(study) if p.is_final)
+    return _corrected(pooled, _seed_noise(pooled, None)) if pooled else ()
 
 
-def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: bool) -> Level:
+def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: bool, is_first: bool) -> Level:
     """Compare architectures that were trained equally far."""
     seeds = None
     if with_seed_noise:
@@ -66,7 +68,13 @@ def _level(pooled: tuple[Pooled, ...], assumed: float | None, with_seed_noise: b
         seeds=seeds,
         data=data,
         documents=documents,
-        comparison=compare([p.loss for p in pooled], [len(p.trials) for p in pooled], seeds, data),
+        comparison=compare(
+            [p.loss for p in pooled],
+            [len(p.trials) for p in pooled],
+            seeds,
+            data,
+            with_best=is_first and len(pooled) > 1,
+        ),
     )
 
 

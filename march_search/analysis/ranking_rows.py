@@ -33,8 +33,6 @@ def level_rows(level: Level, reference: Pooled | None, above: Sequence[dict[str,
         tied = index > 0 and row["loss"] == rows[index - 1]["loss"]
         row["rank"] = rows[index - 1]["rank"] if tied else len(above) + index + 1
         row["letters"] = named[index] or None
-        if above or len(rows) == 1:
-            row["probability_best"] = None
     return rows
 
 
@@ -51,12 +49,14 @@ def _gains(level: Level, reference: Pooled | None) -> list[Gain | None]:
     On lower levels the reference counts with its loss there, and with the seed noise of its rival, because it is not
     on the level itself.
     """
-    curve = [(tokens, loss) for tokens, loss in reference.curve if tokens <= level.tokens] if reference else []
-    if reference is None or not curve or curve[-1][0] != level.tokens:
+    if reference is None:
+        return [None] * len(level.pooled)
+    curve = [(tokens, loss) for tokens, loss in reference.curve if tokens <= level.tokens]
+    own = next((index for index, p in enumerate(level.pooled) if p is reference), None)
+    loss = reference.loss if own is not None else dict(curve).get(level.tokens)
+    if loss is None:
         return [None] * len(level.pooled)
     law = local_law(curve, reference.trials[0].config.training.warmup_tokens)
-    own = next((index for index, p in enumerate(level.pooled) if p is reference), None)
-    loss = reference.loss if own is not None else curve[-1][1]
     counts = [len(p.trials) for p in level.pooled]
     gains: list[Gain | None] = []
     for index, pooled in enumerate(level.pooled):
@@ -92,7 +92,7 @@ def _standing(index: int, level: Level) -> dict[str, Any]:
         "half_interval": (interval.high - interval.low) / 2 if interval else None,
         "interval_kind": None if seeds is None else "measured" if seeds.is_measured[index] else "assumed",
         "letters": comparison.letters[index] if comparison else None,
-        "probability_best": comparison.best[index] if comparison else None,
+        "probability_best": comparison.best[index] if comparison and comparison.best else None,
         "data_deviation_to_best": math.sqrt(data.variance(0, index)) if data and index else None,
     }
     row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next"))
