@@ -150,7 +150,9 @@ def test_every_format_shows_the_levels(tmp_path: Path, command: Command) -> None
         assert "trained to the end: 1.05M tokens" in figure.svg()
 
 
-def test_at_most_five_lines_of_notes_and_the_rest_with_explain(tmp_path: Path, command: Command) -> None:
+def test_at_most_five_lines_of_notes_and_the_rest_with_explain(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     losses = {SHAPES[0]: [4.1], SHAPES[1]: [4.3], SHAPES[2]: [4.5], SHAPES[3]: [4.7]}
     folder = write_study(tmp_path, losses, rates=(1e-3, 2e-3), bigram=4.0, gain=0.01)
     (folder / "trials" / "0000-copy").mkdir()
@@ -160,9 +162,12 @@ def test_at_most_five_lines_of_notes_and_the_rest_with_explain(tmp_path: Path, c
     assert [note.is_warning for note in notes[:2]] == [True, True]
     assert notes[0].text.startswith("Regime: n-grams.")
     assert len(notes) > MOST - 1
+    monkeypatch.setenv("COLUMNS", "80")
     printed = command("rank", "synthetic", "--root", str(tmp_path)).stdout
     marked = [line for line in printed.splitlines() if line.startswith(("! ", "· "))]
     assert len(marked) == MOST
+    own = [note.text for note in notes if note.text not in read_study(folder).notes]
+    assert max(map(len, own)) <= 78  # no note is folded, except on damaged files
     left = len(notes) - MOST + 1
     assert marked[-1].strip() == f"· {left} more note{'s' * (left > 1)}, the columns and the methods: add --explain."
     explained = command("rank", "synthetic", "--root", str(tmp_path), "--explain").stdout

@@ -7,7 +7,6 @@ from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
 from march_search.display.regime_sentences import regime_notes
 from march_search.display.tables import plural
-from march_search.display.wording import NAMED, listed, short_names
 
 MOST = 5
 """Largest number of lines below the ranking on a terminal."""
@@ -57,18 +56,18 @@ def _noise_note(ranking: Ranking) -> Note | None:
     if not rows:
         return None
     if ranking.seeds is None:
-        return Note(text="Seed noise is left out: ties and probabilities cover the choice of documents only.")
+        return Note(text="Seed noise is left out: ties and P(best) cover the choice of documents only.")
     assumed = sum(row["interval_kind"] == "assumed" for row in rows)
     if not assumed:
         return None
     if assumed == len(rows):
-        return Note(text="One seed each: figures with ? rest on an assumed seed noise, not on measured seeds.")
-    return Note(text=f"{assumed} of {len(rows)} architectures have one seed: their figures, with ?, assume seed noise.")
+        return Note(text="One seed each: figures with ? rest on assumed seed noise, not on seeds.")
+    return Note(text=f"{assumed} of {len(rows)} architectures have one seed: figures with ? assume seed noise.")
 
 
 def _rate_notes(evidence: Evidence) -> list[Note]:
     """Return notes on learning rates: unequal effort, best rates at the edge of the list, and one rate for all."""
-    ranking, short = evidence.ranking, short_names(evidence)
+    ranking = evidence.ranking
     if not ranking.pooled:
         return []
     (fewest, most), training = ranking.num_rates, ranking.pooled[0].trials[0].config.training
@@ -79,12 +78,11 @@ def _rate_notes(evidence: Evidence) -> list[Note]:
         return [one] if len(ranking.rows) > 1 else []
     notes = []
     if fewest != most:
-        text = f"Unequal effort: {fewest} to {most} learning rates per architecture, and more tries find a better one."
+        text = f"Unequal effort: {fewest} to {most} learning rates each, and more tries find a better one."
         notes.append(Note(text=text, more="Compare those with equally many.", is_warning=True))
-    edges = [short[row["name"]] for row in ranking.rows if row["learning_rate_edge"]]
+    edges = sum(bool(row["learning_rate_edge"]) for row in ranking.rows)
     if edges:
-        which = listed(edges) if len(edges) <= NAMED else f"{len(edges)} of {len(ranking.rows)} architectures"
-        text = f"rate!: the best learning rate is at the edge of the list, so one beyond may be better ({which})."
+        text = f"rate!: at the edge of the list for {edges} of {len(ranking.rows)}; a rate beyond may be better."
         notes.append(Note(text=text))
     return notes
 
@@ -95,7 +93,6 @@ def _speed_note(evidence: Evidence) -> Note | None:
     if not rows:
         return None
     most = max(t.config.devices.parallel_trials for t in evidence.study.trials)
-    why = (
-        f"up to {most} trials ran at a time and slowed each other" if most > 1 else "speeds of seeds differ by over 10%"
-    )
-    return Note(text=f"tokens/s with ~ are rough: {why}; a trial's median over its log, then the median over seeds.")
+    why = f"up to {most} trials ran at a time" if most > 1 else "speeds of seeds differ by over 10%"
+    more = "A slower neighbour may be the reason for a difference. Speeds are medians over log lines, then over seeds."
+    return Note(text=f"tokens/s with ~ are rough: {why}.", more=more)

@@ -28,9 +28,9 @@ def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
         notes[-1] = notes[-1][0], f"{notes[-1][1]} {RECORDED}"
     if found.crossings:
         pairs = found.num_compared * (found.num_compared - 1) // 2
-        split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        crossed = f"{len(found.crossings)} of {pairs} pairs changed places in the last third of training{split}"
-        notes.append((f"Curves still cross: {crossed}.", "A longer budget may change the order."))
+        split = f"; {found.separated_crossings} of them are separated at the end" if found.separated_crossings else ""
+        text = f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third."
+        notes.append((text, f"That is, of training{split}. A longer budget may change the order."))
     return notes
 
 
@@ -38,12 +38,12 @@ def _ngrams(found: Regime) -> list[tuple[str, str]]:
     """Return a note on architectures that are no better than a bigram model, if there are any."""
     if not found.num_near_ngrams or found.bigram is None:
         return []
-    who, have = _who(found.num_near_ngrams, found.num_compared), "has" if found.num_compared == 1 else "have"
-    note = (
-        f"Regime: n-grams. {who} {have} a loss above that of a bigram model ({found.bigram:.3f}) or less than "
-        f"{NEAR_NATS:g} nats below it."
-    )
-    return [(note, f"The lowest loss is {found.losses[0]:.3f}. The order so far is that of learning n-grams.")]
+    who, are = _who(found.num_near_ngrams, found.num_compared), "is" if found.num_compared == 1 else "are"
+    return [(
+        f"Regime: n-grams. {who} {are} near or above a bigram model's loss.",
+        f"Near: less than {NEAR_NATS:g} nats below {found.bigram:.3f}; the lowest loss is {found.losses[0]:.3f}. The "
+        "order so far is that of learning n-grams.",
+    )]  # fmt: skip
 
 
 def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
@@ -53,11 +53,12 @@ def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
     who, low, high = _who(found.num_unused, found.num_measured), *found.gains
     gains = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
     noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-    verb, own = ("does", "its") if found.num_measured == 1 else ("do", "their")
+    verb = "does" if found.num_measured == 1 else "do"
     parts = "encoder and cross-attention" if context == "input" else "attention to distant text"
     return [(
-        f"Regime: the {context} is hardly used. {who} {verb} not use {own} {context} yet (context gain {gains}).",
-        f"Below {found.gain_limit:.2f} counts as zero{noise}. Differences in {parts} were not put to the test.",
+        f"Regime: the {context} is hardly used. {who} {verb} not use it yet.",
+        f"The context gain is {gains}; below {found.gain_limit:.2f} counts as zero{noise}. Differences in {parts} were "
+        "not put to the test.",
     )]  # fmt: skip
 
 
