@@ -75,13 +75,13 @@ def test_an_architecture_is_ranked_at_its_best_rate_and_an_edge_is_marked(
     assert row["learning_rate_losses"] == {"0.001": 4.1, "0.002": pytest.approx(4.2)}
     text = words(rank_output(tmp_path, capsys))
     assert "0.001!" in text
-    assert "at the edge of the list of learning rates" in text
+    assert "rate!: at the edge of the list for 4 of 4" in text
     assert "4 trials complete" not in text
 
 
 def test_one_rate_for_all_is_stated_as_an_assumption(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED)
-    assert "One learning rate for all (0.001): the ranking assumes" in words(rank_output(tmp_path, capsys))
+    assert "One learning rate for all (0.001): the order assumes" in words(rank_output(tmp_path, capsys))
 
 
 def test_unequal_effort_is_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,8 +92,8 @@ def test_unequal_effort_is_stated(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert ranking.num_rates == (1, 2)
     assert [row["num_learning_rates"] for row in ranking.rows] == [2, 1, 1, 1]
     assert [row["rate_correction"] > 0 for row in ranking.rows] == [True, False, False, False]
-    text = words(rank_output(tmp_path, capsys))
-    assert "Unequal effort: architectures were tried at 1 to 2 learning rates each" in text
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "Unequal effort: 1 to 2 learning rates each" in text
     largest = max(row["rate_correction"] for row in ranking.rows)
     assert f"Losses are raised by what noise is expected to lower them, at most {largest:.4f} nats." in text
 
@@ -117,21 +117,27 @@ def test_further_seeds_do_not_move_the_choice_to_a_rate_that_was_lucky() -> None
 
 def test_one_seed_states_the_assumed_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, examples=128)
-    text = words(rank_output(tmp_path, capsys))
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "One seed each: figures with ? rest on assumed seed noise" in text
     assert "One seed each; the variance of each is combined with a prior" in text
     priors = [seed_prior(Architecture.parse(name)) for name in SHAPES]
     halves = [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows]
     assert halves == pytest.approx([stdtrit(prior.degrees, 0.975) * prior.deviation for prior in priors])
-    assert "from 0.05 nats, set by --seed-noise" in words(rank_output(tmp_path, capsys, "--seed-noise", "0.05"))
-    assert "Training noise: left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
+    assert "from 0.05 nats, set by --seed-noise" in words(
+        rank_output(tmp_path, capsys, "--explain", "--seed-noise", "0.05")
+    )
+    assert "Seed noise is left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
 
 
 def test_models_no_better_than_ngrams_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=4.23, gain=0.01)
-    text = words(rank_output(tmp_path, capsys))
-    assert "Regime: n-grams. 2 of 4 architectures have a loss above that of a bigram model (4.230) or less" in text
-    assert "the lowest loss is 4.100. The order so far is that of learning n-grams." in text
-    assert "All 4 architectures do not use their input yet: context gain runs from 0.010 to 0.010" in text
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "Regime: n-grams. 2 of 4 architectures are near or above a bigram model's loss." in text
+    assert (
+        "less than 0.1 nats below 4.230; the lowest loss is 4.100. The order so far is that of learning n-grams."
+        in text
+    )
+    assert "All 4 architectures do not use it yet. The context gain is 0.010;" in text
     assert "On recorded runs, most pairs kept their order from such a point on, but differences halved" in text
     assert "mean nothing" not in text
 
@@ -146,7 +152,7 @@ def test_every_architecture_of_the_first_level_counts_for_the_regime(tmp_path: P
     assert (evidence.regime.num_unused, evidence.regime.num_measured) == (2, 3)
     assert evidence.regime.gains == (0.02, 0.4)
     sentences = regime_sentences(evidence)
-    assert "2 of 3 architectures do not use their input yet: context gain runs from 0.020 to 0.400" in sentences[0]
+    assert "2 of 3 architectures do not use it yet. The context gain is 0.020 to 0.400;" in sentences[0]
 
 
 def change_gain(folder: Path, number: int, gain: float) -> None:
@@ -169,8 +175,8 @@ def test_curves_that_cross_late_are_reported(tmp_path: Path, capsys: pytest.Capt
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines[8]["loss"] += 0.3  # after 90% of the tokens, the final winner is second
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = words(rank_output(tmp_path, capsys))
-    assert "Curves still cross: 1 of 6 pairs changed places in the last third of training" in text
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "Curves still cross: 1 of 6 pairs changed places in the last third. That is, of training" in text
     assert "Early order: after 10% of the tokens" in text
     found = study_evidence(read_study(tmp_path / "synthetic"))
     assert found.early_orders[8].regret == pytest.approx(0.2)
@@ -367,10 +373,11 @@ def test_an_invalid_option_is_refused_in_one_line(
 def test_every_format_has_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     value = json.loads(rank_output(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "3M"))
-    assert value["training_noise"]["is_measured"] == [True] * 4
-    assert value["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
+    [level] = value["levels"]
+    assert level["training_noise"]["is_measured"] == [True] * 4
+    assert level["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
     assert len(value["findings"]) == len(STATEMENTS)
-    assert len(value["adjusted_p"]) == 4
+    assert len(level["adjusted_p"]) == 4
     assert {"regime", "rungs", "effects", "compute_equivalent_gain", "notes"} <= set(value)
     rows = list(csv.DictReader(io.StringIO(rank_output(tmp_path, capsys, "--format", "csv"))))
     assert [row["letters"] for row in rows] == [row["letters"] for row in value["ranked"]]

@@ -82,7 +82,7 @@ def check_readers(command: Command, root: Path, path: Path, is_study: bool = Fal
             ranked = json.loads(ended.stdout)
             names = [row["name"] for row in ranked["ranked"]]
             assert len(names) >= (0 if is_study else 5)
-            is_stray = path.parent.name in " ".join(ranked["notes"])
+            is_stray = path.parent.name in " ".join(ranked["damage"])
             assert len(names) + len(ranked["not_ranked"]) + is_stray >= 6
 
 
@@ -96,7 +96,7 @@ def test_hostile_files_are_named_and_cost_only_themselves(root: Path, command: C
         ended = command("rank", "toy", "--root", str(root), "--format", "json")
         if pattern not in ("study.json", "plan.json") and not (pattern.endswith("metrics.jsonl") and not content):
             printed = json.loads(ended.stdout)
-            reasons = [*printed["notes"], *(row["reason"] for row in printed["not_ranked"])]
+            reasons = [*printed["damage"], *(row["reason"] for row in printed["not_ranked"])]
             fits = content == "{}" and pattern == "reference.json"  # an empty table is a valid one
             assert fits or any(str(path) in reason for reason in reasons), (content[:40], reasons)
 
@@ -159,10 +159,10 @@ def test_a_flipped_digit_in_a_trial_costs_only_that_trial(root: Path, command: C
     printed = json_of(command("rank", "toy", "--root", str(root), "--format", "json"))
     if name == "outcome.json":  # its result is intact
         assert len(printed["ranked"]) == 6
-        assert printed["notes"][0].startswith(f"trial 1: {path}: is damaged: it does not match its sha256")
+        assert printed["damage"][0].startswith(f"trial 1: {path}: is damaged: it does not match its sha256")
     elif key == "study":
         assert len(printed["ranked"]) == 5
-        assert printed["notes"][0] == (
+        assert printed["damage"][0] == (
             f"Ignored in trials/, because this study did not write it: {path.parent.name} (a trial of another study)."
         )
     else:
@@ -176,7 +176,7 @@ def test_a_metrics_line_that_contradicts_the_result_is_left_out(root: Path, comm
     path = flipped(root, "loss", "trials/0001-*/metrics.jsonl", line=8)
     printed = json_of(command("rank", "toy", "--root", str(root), "--format", "json"))
     assert len(printed["ranked"]) == 6
-    assert printed["notes"][0] == (
+    assert printed["damage"][0] == (
         f"trial 1: {path}: the evaluation after 4,096 tokens contradicts result.json and was left out."
     )
 
@@ -199,15 +199,15 @@ def test_a_changed_reference_is_not_used(root: Path, command: Command) -> None:
     path = flipped(root, "target_unigram_nats", "reference.json")
     printed = json_of(command("rank", "toy", "--root", str(root), "--format", "json"))
     assert printed["reference"] == {}
-    assert printed["notes"][0].startswith(f"{path}: is damaged: it does not match its sha256")
+    assert printed["damage"][0].startswith(f"{path}: is damaged: it does not match its sha256")
 
 
 def test_losses_of_examples_that_changed_are_named_and_not_used(tmp_path: Path, command: Command) -> None:
     folder = write_study(tmp_path, {name: [4.0 + n / 10] for n, name in enumerate(SHAPES)}, examples=64)
-    assert "Data noise: losses are paired" in command("rank", "synthetic", "--root", str(tmp_path)).stdout
+    assert "Data noise: losses are paired" in command("rank", "synthetic", "--root", str(tmp_path), "--explain").stdout
     losses = next(folder.glob("trials/0001-*/validation/*.npy"))
     flip_bit(losses, random.Random(3))
-    text = " ".join(command("rank", "synthetic", "--root", str(tmp_path)).stdout.split())
+    text = " ".join(command("rank", "synthetic", "--root", str(tmp_path), "--explain").stdout.split())
     assert f"trial 1: {losses}: does not match its sha256 in result.json, so it was changed." in text
     assert "Data noise: not measured" in text
 
@@ -224,10 +224,10 @@ def test_strays_and_copies_never_count(root: Path, command: Command) -> None:
     after = json_of(command("rank", "toy", "--root", str(root), "--format", "json"))
     assert after["ranked"] == before["ranked"]
     assert after["not_ranked"] == before["not_ranked"] == []
-    assert after["notes"][0].startswith("Ignored in trials/, because this study did not write it: ")
+    assert after["damage"][0].startswith("Ignored in trials/, because this study did not write it: ")
     for name in (f"{first.name} (copy)", "0009-", "-s1 (", "notes.txt", "0010-what"):
-        assert name in after["notes"][0]
-    assert after["notes"][1:] == before["notes"]
+        assert name in after["damage"][0]
+    assert after["damage"][1:] == before["damage"]
     [row] = [
         row
         for row in json_of(command("study", "list", "--root", str(root), "--format", "json"))["studies"]
@@ -242,7 +242,7 @@ def test_copies_in_a_study_of_an_earlier_version_never_count(tmp_path: Path, com
     shutil.copytree(first, first.with_name(first.name.replace("0000-", "0050-")))
     printed = json_of(command("rank", "synthetic", "--root", str(tmp_path), "--format", "json"))
     assert [row["num_seeds"] for row in printed["ranked"]] == [2, 2, 2, 2]
-    assert "(the same trial as 0)" in printed["notes"][0]
+    assert "(the same trial as 0)" in printed["damage"][0]
 
 
 @pytest.mark.parametrize("action", ["run", "resume", "worker", "confirm", "retry"])
@@ -277,7 +277,7 @@ def test_random_flips_are_noticed_or_change_nothing(root: Path, command: Command
             assert str(path) in one_line_error(ended)
         else:
             now = json.loads(ended.stdout)
-            named = path.name in str(now["notes"]) + str(now["not_ranked"]) or path.parent.name in str(now["notes"])
+            named = path.name in str(now["damage"]) + str(now["not_ranked"]) or path.parent.name in str(now["damage"])
             assert named or now == good or path.name == "metrics.jsonl", (path, at)
         path.write_bytes(data)
 

@@ -1,10 +1,10 @@
 """Find the Pareto front of a study's complete architectures, and its knee."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 from march_search.analysis.level import complete_architectures
+from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.pooling import Pooled
 from march_search.analysis.study_record import StudyRecord
 from march_search.config import OBJECTIVES, StudyConfig
@@ -17,8 +17,8 @@ from march_search.space.pareto import front, knee, signed_columns
 def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return one row per architecture with a complete trial, lowest loss first.
 
-    `pareto` and `knee` mark the front and its knee. The loss is that of the ranking, and the
-    speed is the mean measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
+    `pareto` and `knee` mark the front and its knee. The loss is that of the ranking, and the speed is the median
+    measured in those trials. Parameters, FLOPs, depth and memory are computed from the architecture.
 
     Args:
         study: The study.
@@ -50,12 +50,10 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
 
 def _row(pooled: Pooled, by: Sequence[str], config: StudyConfig) -> dict[str, Any]:
     """Return the row of one architecture, with one key per objective."""
-    a, trials = pooled.architecture, pooled.trials
-    speeds = [t.tokens_per_second for t in trials if t.tokens_per_second is not None]
-    row = a.row() | {"loss": pooled.loss, "num_seeds": len(trials)}
+    a, speed = pooled.architecture, measured_speed(pooled.trials)
+    row = a.row() | {"loss": pooled.loss, "num_seeds": len(pooled.trials), "speed_is_rough": speed.is_rough}
     for name in (n.removeprefix("-") for n in by if n != "loss"):
-        measured = fmean(speeds) if speeds else None
-        row[name] = measured if name == "tokens_per_second" else objective_value(name, a, config)
+        row[name] = speed.tokens_per_second if name == "tokens_per_second" else objective_value(name, a, config)
     return row
 
 

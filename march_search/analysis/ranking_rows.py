@@ -1,7 +1,6 @@
 """Write the rows of a ranking, one per architecture, and those of the trials without a rank."""
 
 import math
-import statistics
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from march_search.analysis.comparison import difference_variance, mean_interval,
 from march_search.analysis.further_seeds import further_seeds
 from march_search.analysis.gain import Gain, compute_equivalent_gain, local_law
 from march_search.analysis.level import Level
+from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.pooling import Pooled
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.architecture.architecture import Architecture
@@ -119,7 +119,7 @@ def _flops(pooled: Pooled) -> float:
 
 def _pooled_row(pooled: Pooled) -> dict[str, Any]:
     """Return the row of one architecture, with means over its seeds."""
-    trials, one = pooled.trials, len(pooled.trials) == 1
+    trials, one, speed = pooled.trials, len(pooled.trials) == 1, measured_speed(pooled.trials)
     return pooled.architecture.row() | {
         "trial": pooled.best_trial.number,
         "trials": [t.number for t in trials],
@@ -133,7 +133,10 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "tokens": pooled.tokens,
         "level_tokens": pooled.tokens,
         "is_final": pooled.is_final,
-        "tokens_per_second": _mean([t.tokens_per_second for t in trials]),
+        "tokens_per_second": speed.tokens_per_second,
+        "tokens_per_second_low": speed.low,
+        "tokens_per_second_high": speed.high,
+        "speed_is_rough": speed.is_rough,
         "flops_per_token": _flops(pooled),
         "flops": _flops(pooled) * pooled.tokens,
         "learning_rate": pooled.learning_rate,
@@ -144,12 +147,6 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "state": trials[0].state,
         "reason": trials[0].reason,
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the known values; None if there are none."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:

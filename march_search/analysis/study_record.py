@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from march_search.architecture.architecture import Architecture
@@ -50,7 +51,8 @@ class TrialRecord:
     context_gain: float | None
     """Increase in loss without the context, in nats; None if it was not measured (decoder-only, recorded earlier)."""
     tokens_per_second: float | None
-    """Training speed; None before the first training step is logged."""
+    """Training speed: the median over the log lines, which a pause or a compilation does not change; without log lines
+    that of the result, else None."""
     reason: str
     """Why the trial is not complete; empty if it is."""
     evaluations: tuple[dict[str, Any], ...]
@@ -204,7 +206,7 @@ def _read_trial(trial: OwnTrial, pruner: PrunerConfig) -> TrialRecord:
         tokens=int(source.get("tokens", 0)),
         loss=float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None,
         context_gain=source.get("context_gain"),
-        tokens_per_second=source.get("tokens_per_second", sorted(speeds)[len(speeds) // 2] if speeds else None),
+        tokens_per_second=median(speeds) if speeds else source.get("tokens_per_second"),
         reason="" if state == "complete" else _reason(state, ended),
         evaluations=evaluations,
         result=result if state == "complete" else None,

@@ -1,6 +1,7 @@
 """`march-search pareto`: the Pareto-optimal architectures of a study."""
 
 import argparse
+from typing import Any
 
 from march_search.commands import Verbs
 from march_search.commands.options import add_format, add_study
@@ -32,8 +33,16 @@ def run(options: argparse.Namespace) -> int:
         every if options.all else [row for row in every if row["pareto"]],
         architectures.pareto_columns([name.removeprefix("-") for name in by]),
         title=f"{study.name}: {best} of {len(every)} complete architectures are Pareto-optimal in {' and '.join(by)}",
-        notes=["*: in the Pareto set. knee: its member with the smallest sum of objectives, each scaled to its range."],
+        notes=[
+            "*: in the Pareto set. knee: its member with the smallest sum of objectives, each scaled to its range.",
+            *(["tokens/s with ~: trials ran beside others, or seeds differ by over 10%."] * any(map(_rough, every))),
+        ],
         legend=architectures.NARROW_LEGEND,
         head={"study": study.name, "by": by},
     )
     return 0
+
+
+def _rough(row: dict[str, Any]) -> bool:
+    """Return whether a row shows a rough speed."""
+    return bool(row.get("tokens_per_second") and row["speed_is_rough"])

@@ -34,6 +34,9 @@ def add(verbs: Verbs) -> None:
         action="store_true",
         help="also print the effect of each dimension, and test the claims of the 2023 study",
     )
+    rank.add_argument(
+        "--explain", action="store_true", help="also print all notes, the columns and the methods in full"
+    )
     rank.set_defaults(run=run)
 
 
@@ -55,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         with_effects=options.effects,
     )
     if options.format == "table":
-        _print_tables(evidence)
+        _print_tables(evidence, options.explain)
     else:
         print_text(evidence_text(evidence, options.format))
     if options.format == "csv":
@@ -98,17 +101,31 @@ def evidence_text(evidence: "Evidence", output_format: str) -> str:
     if output_format == "markdown":
         return markdown_sections(evidence)
     rows = [*evidence.ranking.rows, *evidence.ranking.others]
-    first = ["rank", "name", "loss", "interval_low", "interval_high", "letters", "probability_best", "perplexity"]
+    first = ["rank", "name", "loss", "level_tokens", "interval_low", "interval_high", "interval_kind", "letters"]
+    first += ["probability_best", "perplexity"]
     first += ["context_gain", "tokens", "tokens_per_second", "compute_equivalent_gain", "state", "reason"]
     return csv_text(rows, list(dict.fromkeys([*first, *(key for row in rows for key in row)])))
 
 
-def _print_tables(evidence: "Evidence") -> None:
-    """Print the ranking, then the other tables."""
+def _print_tables(evidence: "Evidence", is_explained: bool) -> None:
+    """Print the answer, the ranking with the notes that matter, then the other tables."""
     from march_search.display import architectures, tables
-    from march_search.display.sections import sections
+    from march_search.display.notes import shown_notes, study_notes
+    from march_search.display.sections import heading_lines, sections
+    from march_search.display.sentences import explanation
 
     out = tables.console()
-    for section in sections(evidence):
-        legend = architectures.NARROW_LEGEND if section.is_ranking else ""
-        tables.print_table(out, section.rows, section.columns, section.title, section.notes, legend, section.warnings)
+    tables.print_labelled(out, heading_lines(evidence))
+    first, *others = sections(evidence)
+    legend = architectures.NARROW_LEGEND if is_explained else ""
+    tables.print_table(out, first.rows, first.columns, first.title, legend=legend, breaks=first.breaks)
+    notes = study_notes(evidence)
+    tables.print_notes(
+        out,
+        [(n.full if is_explained else n.text, n.is_warning) for n in (notes if is_explained else shown_notes(notes))],
+    )
+    if is_explained:
+        out.print("columns and methods", style="bold")
+        tables.print_notes(out, [(line, False) for line in explanation(evidence)])
+    for section in others:
+        tables.print_table(out, section.rows, section.columns, section.title, section.notes, "", section.warnings)

@@ -109,31 +109,68 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
 
 
 def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
-    """Return the columns of a ranking that have a value in at least one row; all of them if there are no rows."""
+    """Return the columns of a ranking that have a value in at least one row; all of them if there are no rows.
 
-    def further_seeds(row: Row) -> Any:
-        """Return the further seeds that would separate a row from the next, `>1000` if there are too few documents."""
-        seeds, is_compared = row["further_seeds_to_next"], row["difference_to_next"] is not None
-        return f">{MOST}" if seeds is None and is_compared and ranking.seeds else seeds
-
+    A question mark follows each figure that rests on an assumed seed noise, because the architecture has one seed.
+    """
     columns = (
         Column(key="rank", heading="rank", short="#"),
         _NAME,
-        Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
-        Column(key="num_seeds", heading="seeds", short="seeds", wide_only=True),
-        Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate),
+        Column(key="num_seeds", heading="seeds", short="seeds", drop=1),
+        Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate, drop=4),
         Column(key="loss", heading="loss", short="loss", show="{:.4f}".format),
-        Column(key="half_interval", heading="±", short="±", show="{:.3f}".format),
+        Column(key="half_interval", heading="±", short="±", show="{:.3f}".format, suffix=_mark),
         Column(key="letters", heading="ties", short="ties", show=short_letters, left=True),
         Column(key="probability_best", heading="P(best)", short="best", show=chance),
-        Column(key="further_seeds_to_next", heading="+seeds", short="+seeds", derive=further_seeds),
-        Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format),
-        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
+        Column(
+            key="further_seeds_to_next",
+            heading="+seeds",
+            short="+seeds",
+            derive=lambda row: _further_seeds(row, bool(ranking.seeds)),
+            drop=5,
+        ),
+        Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format, drop=6),
+        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si, suffix=_rough, drop=3),
+        Column(
+            key="compute_equivalent_gain",
+            heading="CEG",
+            short="CEG",
+            show="{:.2f}".format,
+            suffix=_gain_range,
+            narrow=lambda row: _gain_range(row).strip() or f"{row['compute_equivalent_gain']:.2f}",
+            drop=2,
+        ),
+        Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
         Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si, wide_only=True),
-        Column(key="compute_equivalent_gain", heading="CEG", short="CEG", show="{:.2f}".format),
     )
     rows = ranking.rows
     return tuple(c for c in columns if not rows or any(c.value(row) is not None for row in rows))
+
+
+def _mark(row: Row) -> str:
+    """Return `?` for an architecture whose seed noise is assumed."""
+    return "?" if row["interval_kind"] == "assumed" else ""
+
+
+def _further_seeds(row: Row, has_noise: bool) -> str | None:
+    """Return the range of further seeds that would separate a row from the next: `3`, `3–12?`, `3+` or `>1000`."""
+    if row["difference_to_next"] is None or not has_noise:
+        return None
+    low, high = row["further_seeds_low"], row["further_seeds_high"]
+    if low is None:
+        return f">{MOST}{_mark(row)}"
+    return (f"{low}+" if high is None else f"{low}" if low == high else f"{low}–{high}") + _mark(row)
+
+
+def _rough(row: Row) -> str:
+    """Return `~` for a speed that other trials may have lowered, or that differs between seeds."""
+    return "~" if row["speed_is_rough"] else ""
+
+
+def _gain_range(row: Row) -> str:
+    """Return the interval of the compute-equivalent gain: ` 1.05–1.40`, with `?` if it rests on assumed noise."""
+    low, high = row["gain_low"], row["gain_high"]
+    return "" if low is None or high is None else f" {low:.2f}–{high:.2f}{_mark(row)}"
 
 
 def _learning_rate(row: Row) -> str | None:
@@ -198,7 +235,7 @@ def pareto_columns(objectives: Sequence[str]) -> tuple[Column, ...]:
         "flops": Column(key="flops", heading="FLOPs/token", short="FLOPs", show=si),
         "memory": Column(key="memory", heading="memory", short="memory", show=size),
         "depth": Column(key="depth", heading="depth", short="depth", show=count),
-        "tokens_per_second": Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
+        "tokens_per_second": Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si, suffix=_rough),
     }
     stands_out = Column(key="stands_out", heading="Pareto", short="", left=True, derive=_stands_out)
     shape = (replace(column, wide_only=True) for column in SHAPE_COLUMNS)

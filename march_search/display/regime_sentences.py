@@ -14,48 +14,52 @@ RECORDED = (
 
 def regime_sentences(evidence: Evidence) -> tuple[str, ...]:
     """Return the regime that the ranking describes, in sentences; none for a study without a ranked architecture."""
+    return tuple(f"{text} {more}".strip() for text, more in regime_notes(evidence))
+
+
+def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return (note, details) pairs on the regime that the ranking describes, the most important first."""
     found = evidence.regime
     if found is None:
-        return ()
+        return []
     is_text = evidence.ranking.pooled[0].architecture.structure == "decoder-only"
-    sentences = [*_ngrams(found), *_unused(found, "context" if is_text else "input")]
-    if sentences:
-        sentences.append(RECORDED)
+    notes = [*_ngrams(found), *_unused(found, "context" if is_text else "input")]
+    if notes:
+        notes[-1] = notes[-1][0], f"{notes[-1][1]} {RECORDED}"
     if found.crossings:
         pairs = found.num_compared * (found.num_compared - 1) // 2
-        split = f", {found.separated_crossings} of them separated at the end" if found.separated_crossings else ""
-        sentences.append(
-            f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third of training"
-            f"{split}. A longer budget may change the order."
-        )
-    return tuple(sentences)
+        split = f"; {found.separated_crossings} of them are separated at the end" if found.separated_crossings else ""
+        text = f"Curves still cross: {len(found.crossings)} of {pairs} pairs changed places in the last third."
+        notes.append((text, f"That is, of training{split}. A longer budget may change the order."))
+    return notes
 
 
-def _ngrams(found: Regime) -> list[str]:
-    """Return a sentence on architectures that are no better than a bigram model, if there are any."""
+def _ngrams(found: Regime) -> list[tuple[str, str]]:
+    """Return a note on architectures that are no better than a bigram model, if there are any."""
     if not found.num_near_ngrams or found.bigram is None:
         return []
-    who, have = _who(found.num_near_ngrams, found.num_compared), "has" if found.num_compared == 1 else "have"
-    return [
-        f"Regime: n-grams. {who} {have} a loss above that of a bigram model ({found.bigram:.3f}) or less than "
-        f"{NEAR_NATS:g} nats below it; the lowest loss is {found.losses[0]:.3f}. The order so far is that of learning "
-        "n-grams."
-    ]
+    who, are = _who(found.num_near_ngrams, found.num_compared), "is" if found.num_compared == 1 else "are"
+    return [(
+        f"Regime: n-grams. {who} {are} near or above a bigram model's loss.",
+        f"Near: less than {NEAR_NATS:g} nats below {found.bigram:.3f}; the lowest loss is {found.losses[0]:.3f}. The "
+        "order so far is that of learning n-grams.",
+    )]  # fmt: skip
 
 
-def _unused(found: Regime, context: str) -> list[str]:
-    """Return a sentence on architectures that do not use their context yet, if there are any."""
+def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
+    """Return a note on architectures that do not use their context yet, if there are any."""
     if not found.num_unused or found.gains is None:
         return []
     who, low, high = _who(found.num_unused, found.num_measured), *found.gains
-    gains = f"is {low:.3f}" if found.num_measured == 1 else f"runs from {low:.3f} to {high:.3f}"
+    gains = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
     noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-    verb, own = ("does", "its") if found.num_measured == 1 else ("do", "their")
+    verb = "does" if found.num_measured == 1 else "do"
     parts = "encoder and cross-attention" if context == "input" else "attention to distant text"
-    return [
-        f"Regime: the {context} is hardly used. {who} {verb} not use {own} {context} yet: context gain {gains} (below "
-        f"{found.gain_limit:.2f} counts as zero{noise}). Differences in {parts} were not put to the test."
-    ]
+    return [(
+        f"Regime: the {context} is hardly used. {who} {verb} not use it yet.",
+        f"The context gain is {gains}; below {found.gain_limit:.2f} counts as zero{noise}. Differences in {parts} were "
+        "not put to the test.",
+    )]  # fmt: skip
 
 
 def _who(count: int, total: int) -> str:

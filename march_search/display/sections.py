@@ -1,20 +1,25 @@
 """The results of a study as tables with notes, for the terminal, Markdown and the report, and as values for JSON."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 from march_search.analysis.effects import Effect, Effects
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.findings import Answer, Step
 from march_search.analysis.horizon import Horizon
+from march_search.analysis.level import Level
+from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.analysis.rate_noise import LADDER
 from march_search.display import architectures
+from march_search.display.answer import study_answer
+from march_search.display.notes import study_notes
 from march_search.display.regime_sentences import regime_sentences
-from march_search.display.sentences import notes
+from march_search.display.sentences import explanation
 from march_search.display.tables import Column, chance, count, markdown_text, plural, si
+from march_search.display.wording import level_breaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +32,14 @@ class Section:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     """Notes that the reader must not overlook."""
-    is_ranking: bool = False
+    breaks: Mapping[int, str] = field(default_factory=dict)
+    """Text of the rule above a row, by the row's index."""
 
 
 def sections(evidence: Evidence) -> list[Section]:
     """Return the tables of a study, in order; the ranking is the first."""
-    ranking, study = evidence.ranking, evidence.study
-    done, started = sum(trial.state == "complete" for trial in study.trials), len(study.trials) + len(study.damaged)
-    title = f"{study.name}: {done} of {started} trials complete, ranked by validation loss"
-    if ranking.rows:
-        title += f" after {si(ranking.rows[0]['tokens'])} tokens"
-    columns, warnings = architectures.rank_columns(ranking), regime_sentences(evidence)
-    found = [
-        Section(
-            title=title, rows=ranking.rows, columns=columns, notes=notes(evidence), warnings=warnings, is_ranking=True
-        )
-    ]
+    ranking = evidence.ranking
+    found = [ranking_section(evidence)]
     if ranking.others:
         found.append(Section(title="not ranked", rows=ranking.others, columns=architectures.OTHER_COLUMNS))
     if evidence.horizon:
@@ -53,36 +50,76 @@ def sections(evidence: Evidence) -> list[Section]:
     return found
 
 
-def markdown_sections(evidence: Evidence, heading: str = "") -> str:
-    """Return every table as Markdown, each followed by its warnings and notes as a list.
+def ranking_section(evidence: Evidence) -> Section:
+    """Return the ranking, with its notes in full and what its columns mean."""
+    ranking, study = evidence.ranking, evidence.study
+    done, started = sum(trial.state == "complete" for trial in study.trials), len(study.trials) + len(study.damaged)
+    title = f"{study.name}: {done} of {started} trials complete"
+    if ranking.rows:
+        title += f", ranked by validation loss after {si(ranking.rows[0]['level_tokens'])} tokens"
+    notes = study_notes(evidence)
+    return Section(
+        title=title,
+        rows=ranking.rows,
+        columns=architectures.rank_columns(ranking),
+        notes=[*(note.full for note in notes if not note.is_warning), *explanation(evidence)],
+        warnings=[note.full for note in notes if note.is_warning],
+        breaks=level_breaks(ranking.rows),
+    )
+
+
+def heading_lines(evidence: Evidence) -> list[tuple[str, str]]:
+    """Return what stands above the ranking: the question of the study, its answer, and its phase, by name."""
+    settings, phase = evidence.study.settings, study_phase(evidence.study)
+    lines = [("Question", settings.get("question") or ""), ("Answer", study_answer(evidence).text)]
+    if phase.name != "complete":
+        lines.append(("Phase", f"{phase.name}. {phase.detail}"))
+    return [(name, text) for name, text in lines if text]
+
+
+def markdown_sections(evidence: Evidence, heading: str = "", with_answer: bool = True) -> str:
+    """Return the answer and every table as Markdown, each table followed by its warnings and notes as a list.
 
     Args:
         evidence: Results of a study.
         heading: Prefix of each title, such as `## `.
+        with_answer: Whether the question, the answer and the phase stand above the first table.
     """
     parts = []
     for section in sections(evidence):
-        title = section.title or "ranking"
-        table = markdown_text(section.rows, section.columns) if section.rows else "There are no rows yet."
+        table = _markdown_table(section) if section.rows else "There are no rows yet."
         remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
-        parts += [f"{heading}{title}", table, "\n".join(f"- {remark}" for remark in remarks)]
+        parts += [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
+    if with_answer:
+        parts[1:1] = [f"**{name}:** {text}" for name, text in heading_lines(evidence)]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _markdown_table(section: Section) -> str:
+    """Return the rows of a section as Markdown; several levels get a column with the tokens that they stopped at."""
+    columns = list(section.columns)
+    if section.breaks:
+        after = next(index for index, column in enumerate(columns) if column.key == "loss")
+        columns.insert(after, Column(key="level_tokens", heading="after tokens", short="tokens", show=si))
+    return markdown_text(section.rows, columns)
 
 
 def json_values(evidence: Evidence) -> dict[str, Any]:
     """Return all results as values that JSON supports; numbers that are not finite become None."""
     ranking, horizon = evidence.ranking, evidence.horizon
     values: dict[str, Any] = {
-        "schema_version": 2,
+        "schema_version": 3,
         "study": evidence.study.name,
+        "question": evidence.study.settings.get("question") or None,
+        "answer": study_answer(evidence),
+        "phase": study_phase(evidence.study),
         "reference": evidence.study.reference,
         "ranked": ranking.rows,
         "not_ranked": ranking.others,
-        "notes": notes(evidence),
-        "training_noise": ranking.seeds,
-        "data_noise": ranking.data
-        and {"degrees": ranking.data.degrees, "over": getattr(ranking.documents, "kind", "")},
-        "adjusted_p": ranking.comparison and ranking.comparison.adjusted_AA.tolist(),
+        "levels": [_level_values(level) for level in ranking.levels],
+        "notes": [note.full for note in study_notes(evidence)],
+        "damage": evidence.study.notes,
+        "explanation": explanation(evidence),
         "compute_equivalent_gain": ranking.reference
         and {"reference": ranking.reference.architecture.name, "slope": ranking.slope},
         "regime": evidence.regime and asdict(evidence.regime) | {"sentences": regime_sentences(evidence)},
@@ -101,6 +138,19 @@ def json_values(evidence: Evidence) -> dict[str, Any]:
     plain = _plain(values)
     assert isinstance(plain, dict)
     return plain
+
+
+def _level_values(level: Level) -> dict[str, Any]:
+    """Return one level of the ranking: who is compared after how many tokens, and the noise and tests behind it."""
+    return {
+        "tokens": level.tokens,
+        "is_final": level.is_final,
+        "names": [pooled.architecture.name for pooled in level.pooled],
+        "training_noise": level.seeds,
+        "data_noise": level.data and {"degrees": level.data.degrees, "over": getattr(level.documents, "kind", "")},
+        "adjusted_p": level.comparison and level.comparison.adjusted_AA.tolist(),
+        "leader_p": level.comparison and level.comparison.leader_p,
+    }
 
 
 def _plain(value: Any) -> Any:

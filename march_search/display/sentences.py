@@ -8,19 +8,38 @@ from march_search.analysis.ranking import Ranking
 from march_search.analysis.study_record import StudyRecord
 
 
+def explanation(evidence: Evidence) -> list[str]:
+    """Return what the columns of a ranking mean and how its figures come about, one paragraph per figure."""
+    study, ranking = evidence.study, evidence.ranking
+    tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
+    optional = (
+        rate_correction_note(ranking),
+        gain_note(ranking, study.decay),
+        rung_note(evidence.early_orders, tolerance),
+    )
+    return [*loss_notes(study), *noise_notes(ranking), *filter(None, optional), SPEED]
+
+
+SPEED = (
+    "tokens/s: median over the log lines of a trial, then over seeds. ~: trials ran beside others on the same machine, "
+    "or the seeds differ by over 10%."
+)
+
+
+def loss_unit(study: StudyRecord) -> str:
+    """Return the unit in which the losses of a study are counted: `target token`, or `token of text`."""
+    is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
+    return "token of text" if is_text else "target token"
+
+
 def loss_notes(study: StudyRecord) -> list[str]:
     """Return notes on the losses and on those of n-gram models."""
-    is_text = any(trial.architecture.structure == "decoder-only" for trial in study.trials)
-    lines = [
-        "loss: nats per token of text. gain: loss with all but the last few tokens of context cut off minus loss; 0 "
-        "means that the models use no more than these."
-    ]
-    if not is_text:
-        lines = [
-            "loss: nats per target token. "
-            "gain: loss with another document's input minus loss; 0 means that the input is not used."
-        ]
-    key, where = ("text", "this text") if is_text else ("target", "these targets")
+    unit = loss_unit(study)
+    key, where = ("text", "this text") if unit == "token of text" else ("target", "these targets")
+    gain = "loss with another document's input minus loss; 0: the input is not used."
+    if key == "text":
+        gain = "loss with all but the last few tokens of context cut off minus loss; 0: no more than these are used."
+    lines = [f"loss: nats per {unit}, mean over seeds.", f"context gain: {gain}"]
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
     if unigram is not None:
         pairs = "" if bigram is None else f", a bigram model (token pairs) of {bigram:.3f}"
@@ -30,7 +49,7 @@ def loss_notes(study: StudyRecord) -> list[str]:
 
 def noise_notes(ranking: Ranking) -> list[str]:
     """Return notes on the noise and on how to read ties, probabilities and further seeds."""
-    if len(ranking.pooled) < 2:
+    if len(ranking.rows) < 2:
         return []
     lines = [_training_noise(ranking.seeds)]
     if ranking.documents is None:
@@ -43,13 +62,14 @@ def noise_notes(ranking: Ranking) -> list[str]:
         )
     if ranking.comparison:
         lines.append(
-            "ties: architectures that share a letter are not separated (both noises, all pairs at 5% by Holm's "
-            "method). best: probability of being the best."
+            "ties: architectures that share a letter are not separated (both noises, all pairs of a level at 5% by "
+            "Holm's method). P(best): probability of being the best of those trained furthest."
         )
     if ranking.seeds:
         lines.append(
             "+seeds: further seeds of both that would separate an architecture from the next (5%, 80% power, that "
-            f"pair only); >{MOST}: more, or impossible with so few documents."
+            f"pair only), over the interval of their difference. 4+: 4 to over {MOST}. >{MOST}: more, or impossible "
+            "with so few documents."
         )
     return lines
 
@@ -62,7 +82,7 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     measured = f"{several} of {len(seeds.is_measured)} architectures have several seeds" if several else "One seed each"
     return (
         f"Training noise: ± is the 95% interval of the mean over seeds. {measured}; the variance of each is combined "
-        f"with a prior, from {seeds.source}. Change it with --seed-noise NATS or none."
+        f"with a prior, from {seeds.source}. A figure with ? rests on the prior alone; --seed-noise changes it."
     )
 
 
@@ -73,7 +93,7 @@ def gain_note(ranking: Ranking, decay: str) -> str:
     slope = "" if ranking.slope is None else f" (its loss falls by {ranking.slope:.3f} nats per e-fold of tokens)"
     return (
         f"CEG: compute that {ranking.reference.architecture.name}{slope} would need for the same loss, divided by the "
-        "compute used."
+        "compute used, with its 95% interval."
         + (f" The learning rate decays ({decay}), so the slope is too steep and gains are too near 1." if decay else "")
     )
 
@@ -92,44 +112,12 @@ def rung_note(found: tuple[EarlyOrder, ...], tolerance: float) -> str:
     return line + f"; from {soon.share:.0%} on, the leader was the final one or within {tolerance:.3f} nats of it."
 
 
-def rate_notes(ranking: Ranking) -> list[str]:
-    """Return notes on what the learning rates do to the comparison."""
-    if not ranking.pooled:
-        return []
-    (fewest, most), training = ranking.num_rates, ranking.pooled[0].trials[0].config.training
-    if most == 1:
-        scaled = ", scaled by width and depth" if training.learning_rate_scaling == "width" else ""
-        return [
-            f"One learning rate for all ({training.learning_rate:g}{scaled}): the ranking assumes that it suits all "
-            "architectures equally well."
-        ]
-    lines = []
-    if fewest != most:
-        lines.append(
-            f"Unequal effort: architectures were tried at {fewest} to {most} learning rates each, and more tries find "
-            "a better one. Compare those with equally many."
-        )
-    largest = max(row["rate_correction"] for row in ranking.rows)
-    if largest:
-        lines.append(
-            "The lowest of the losses at several learning rates is too low by chance. Losses are raised by what noise "
-            f"is expected to lower them, at most {largest:.4f} nats."
-        )
-    return lines
-
-
-def edge_note(ranking: Ranking) -> str:
-    """Return a note on architectures whose best learning rate is at an end of the list; empty if there are none."""
-    edges = [row for row in ranking.rows if row["learning_rate_edge"]]
-    if not edges:
+def rate_correction_note(ranking: Ranking) -> str:
+    """Return a note on what the choice of the best of several learning rates does to losses; empty without one."""
+    largest = max((row["rate_correction"] for row in ranking.rows), default=0.0)
+    if not largest:
         return ""
-    names = ", ".join(row["name"] for row in edges[:3]) + (f" and {len(edges) - 3} more" if len(edges) > 3 else "")
-    return f"rate!: at the edge of the list of learning rates; a rate beyond it may be better ({names})."
-
-
-def notes(evidence: Evidence) -> list[str]:
-    """Return the notes that explain a ranking; the regime has separate sentences."""
-    study, ranking = evidence.study, evidence.ranking
-    tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
-    optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
-    return [*study.notes, *loss_notes(study), *noise_notes(ranking), *rate_notes(ranking), *filter(None, optional)]
+    return (
+        "The lowest of the losses at several learning rates is too low by chance. Losses are raised by what noise is "
+        f"expected to lower them, at most {largest:.4f} nats."
+    )

@@ -22,6 +22,10 @@ WIDE = 120
 """Terminal width, in characters, from which progress lines are written in full."""
 
 
+MARKS = ("?", "~", "!")
+"""Marks after a number: assumed noise, a rough speed, a rate at the edge of the list."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """Column of a printed table."""
@@ -40,26 +44,36 @@ class Column:
     """Whether to omit the column on a narrow terminal."""
     in_name: bool = False
     """Whether the architecture's name contains the value; the column is omitted if the table does not fit otherwise."""
+    drop: int = 0
+    """Order of omission if the table still does not fit, 1 first; columns with 0 always stay."""
     derive: Callable[[Row], Any] | None = None
     """Function that derives the value from the whole row; None takes `row[key]`."""
     style: Callable[[Any], str] | None = None
     """Function that returns the colour of a value on a terminal; None prints it uncoloured."""
+    suffix: Callable[[Row], str] | None = None
+    """Function that returns what follows the value in the cell, such as a mark; None for nothing."""
+    narrow: Callable[[Row], str] | None = None
+    """Function that returns the whole cell on a narrow terminal; None prints it as on a wide one."""
 
     def value(self, row: Row) -> Any:
         """Return the value of the cell; None if it is missing."""
         return row.get(self.key) if self.derive is None else self.derive(row)
 
-    def text(self, row: Row) -> str:
+    def text(self, row: Row, wide: bool = True) -> str:
         """Return the text of the cell, without control characters, or a dash if the value is missing."""
         value = self.value(row)
-        return "–" if value is None else visible(self.show(value))
+        if value is None:
+            return "–"
+        if self.narrow and not wide:
+            return visible(self.narrow(row))
+        return visible(self.show(value) + (self.suffix(row) if self.suffix else ""))
 
-    def cell(self, row: Row) -> "Text":
+    def cell(self, row: Row, wide: bool = True) -> "Text":
         """Return the cell as it is printed to a terminal."""
         from rich.text import Text
 
         value = self.value(row)
-        return Text(self.text(row), style="" if self.style is None or value is None else self.style(value))
+        return Text(self.text(row, wide), style="" if self.style is None or value is None else self.style(value))
 
 
 def console(stderr: bool = False) -> "Console":
@@ -89,11 +103,13 @@ def print_table(
     notes: Sequence[str] = (),
     legend: str = "",
     warnings: Sequence[str] = (),
+    breaks: Mapping[int, str] | None = None,
 ) -> None:
     """Print a table that fits the console.
 
     If the table is too wide, it is shortened step by step: the common ending of all architecture names moves to a note,
-    headings become short, and columns whose values are part of the name are omitted.
+    columns that are only for wide terminals are omitted, headings become short, columns whose values are part of the
+    name are omitted, then the columns with `drop`.
 
     Args:
         out: Console to print to.
@@ -103,25 +119,60 @@ def print_table(
         notes: Lines below the table.
         legend: Meaning of the short headings, printed only if they are used.
         warnings: Highlighted lines between the table and the notes.
+        breaks: Text of the rule above a row, by the row's index.
     """
-    table, layout_notes = _table(rows, columns, wide=True), []
+    shown, wide, layout_notes, legend_note = list(columns), True, [], ""
     tail = common_tail([str(row["name"]) for row in rows if "name" in row])
-    if tail and not _fits(out, table):
+    if tail and not _fits(out, _table(rows, shown, wide, breaks)):
         rows = [dict(row) | {"name": str(row["name"]).removesuffix(tail)} for row in rows]
-        table, layout_notes = _table(rows, columns, wide=True), [f"All names end in {tail}."]
-    if not _fits(out, table):
-        table, layout_notes = _table(rows, columns, wide=False), [*([legend] if legend else []), *layout_notes]
-    if not _fits(out, table):
-        table = _table(rows, [column for column in columns if not column.in_name], wide=False)
-    notes = [*layout_notes, *notes]
+        layout_notes.append(f"All names end in {tail}.")
+    if not _fits(out, _table(rows, shown, wide, breaks)):
+        shown = [column for column in columns if not column.wide_only]
+    if not _fits(out, _table(rows, shown, wide, breaks)):
+        wide, legend_note = False, legend
+    if not _fits(out, _table(rows, shown, wide, breaks)):
+        shown = [column for column in shown if not column.in_name]
+    dropped: list[Column] = []
+    while not _fits(out, _table(rows, shown, wide, breaks)) and any(column.drop for column in shown):
+        dropped.append(min((column for column in shown if column.drop), key=lambda column: column.drop))
+        shown.remove(dropped[-1])
+    if dropped:
+        layout_notes.append(f"Not shown at this width: {', '.join(column.heading for column in dropped)}.")
+    table = _table(rows, shown, wide, breaks)
+    notes = [*([legend_note] if legend_note else []), *([" ".join(layout_notes)] if layout_notes else []), *notes]
     if title:
         out.print(title, style="bold")
-    out.print(table)
+    if rows:
+        out.print(table)
     for warning in warnings:
         out.print(warning, style="yellow")
     for note in notes:
         out.print(note, style="dim")
     if notes or warnings:
+        out.print()
+
+
+def print_labelled(out: "Console", lines: Sequence[tuple[str, str]]) -> None:
+    """Print (name, text) pairs as paragraphs, `Name: text`, then an empty line."""
+    from rich.text import Text
+
+    for name, text in lines:
+        out.print(Text.assemble((f"{name}: ", "bold"), visible(text)))
+    if lines:
+        out.print()
+
+
+def print_notes(out: "Console", notes: Sequence[tuple[str, bool]]) -> None:
+    """Print notes as a list, those with True highlighted, then an empty line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for text, is_warning in notes:
+        style = "yellow" if is_warning else "dim"
+        grid.add_row(Text("!" if is_warning else "·", style=style), Text(visible(text, lines=True), style=style))
+    if notes:
+        out.print(grid)
         out.print()
 
 
@@ -132,19 +183,41 @@ def _fits(out: "Console", table: "Table") -> bool:
     return Measurement.get(out, out.options.update(width=10_000), table).maximum <= out.width
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool) -> "Table":
+def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool, breaks: Mapping[int, str] | None) -> "Table":
     """Build the table in its wide or its narrow layout."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True)
-    shown = [c for c in columns if wide or not c.wide_only]
-    for column in shown:
-        heading, side = column.heading if wide else column.short, "left" if column.left else "right"
-        table.add_column(heading, justify=side, overflow="fold", no_wrap=not column.left)  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(column.cell(row) for column in shown))
+    style = box.Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n") if breaks else box.SIMPLE_HEAD
+    table = Table(box=style, pad_edge=False, padding=(0, 1 if wide else 0), collapse_padding=True)
+    cells_by_column = []
+    for column in columns:
+        heading, cells = column.heading if wide else column.short, [column.cell(row, wide) for row in rows]
+        is_marked = not column.left and any(cell.plain.endswith(MARKS) for cell in cells)
+        if is_marked:  # rich drops spaces at the end of what it aligns right
+            heading = _align_marked(heading, cells)
+        side = "left" if column.left or is_marked else "right"
+        keeps = not column.left or column.key == "name"  # other text is folded first
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=keeps)  # type: ignore[arg-type]
+        cells_by_column.append(cells)
+    for index in range(len(rows)):
+        if breaks and index in breaks:
+            table.add_section()
+            label = Text(visible(breaks[index]), style="italic")
+            table.add_row(*(label if column.key == "name" else "" for column in columns))
+        table.add_row(*(cells[index] for cells in cells_by_column))
     return table
+
+
+def _align_marked(heading: str, cells: Sequence["Text"]) -> str:
+    """Pad the cells of a column so that numbers with and without a mark end at the same place; return its heading."""
+    for cell in cells:
+        cell.pad_right(not cell.plain.endswith(MARKS))
+    width = max(len(heading), *(len(cell.plain) for cell in cells))
+    for cell in cells:
+        cell.pad_left(width - len(cell.plain))
+    return heading.rjust(width)
 
 
 _FEED_FORWARD = ("gelu", "silu", "reglu", "geglu", "swiglu")

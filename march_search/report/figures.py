@@ -6,11 +6,10 @@ from typing import Any
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.study_record import TrialRecord
-from march_search.display.tables import common_tail, si
+from march_search.display.tables import si
+from march_search.display.wording import short_names
+from march_search.report.ranking_figure import SHOWN, cut, ranking_figure
 from march_search.report.svg import SERIES, WIDTH, Figure, Scale, scale, spread_apart
-
-SHOWN = 60
-"""Maximum number of architectures in a figure with one line each; the axis label gives the total if there are more."""
 
 LEFT, TOP = 64, 40
 """Space for the values of the vertical axis, and for its title."""
@@ -19,7 +18,7 @@ LEFT, TOP = 64, 40
 def figures(evidence: Evidence) -> dict[str, Figure]:
     """Return all figures of the study, by name, in page order."""
     drawn = {
-        "ranking": ranking(evidence),
+        "ranking": ranking_figure(evidence),
         "curves": curves(evidence),
         "depth": against(evidence, "num_layers", "layers per stack"),
         "width": against(evidence, "d_model", "d_model"),
@@ -31,41 +30,6 @@ def figures(evidence: Evidence) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def names(evidence: Evidence) -> dict[str, str]:
-    """Return the short name of each architecture: its name without the tail that all have in common."""
-    full_names = [t.architecture.name for t in evidence.study.trials]
-    tail = common_tail(full_names)
-    return {name: name.removesuffix(tail) or name for name in full_names}
-
-
-def ranking(evidence: Evidence) -> Figure | None:
-    """Draw the loss of each architecture: one dot per seed, the mean, and its interval."""
-    rows = evidence.ranking.first_rows[:SHOWN]
-    if not rows:
-        return None
-    short, step = names(evidence), 26
-    label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
-    bottom = TOP - 12 + step * len(rows)
-    figure = Figure("Validation loss of each architecture, with one dot per seed", bottom + 44)
-    ends = [row[k] for row in rows for k in ("interval_low", "interval_high") if row[k] is not None]
-    x = scale([*ends, *(loss for row in rows for loss in row["losses"])], label + 24, WIDTH - 16)
-    figure.x_axis(
-        x, TOP - 12, bottom, f"validation loss, nats per target token{_cut(evidence.ranking.first_rows)}", _three
-    )
-    for index, row in enumerate(rows):
-        y = TOP - 12 + step * (index + 0.5)
-        css = f"s{index}" if index < SERIES else "rest"
-        figure.text(label, y + 4, short[row["name"]], "name", "end")
-        if row["interval_low"] is not None:
-            tooltip = f"95% interval: {row['interval_low']:.4f} to {row['interval_high']:.4f}"
-            figure.path([(x(row["interval_low"]), y), (x(row["interval_high"]), y)], f"{css} interval", tooltip)
-        for loss in row["losses"] if len(row["losses"]) > 1 else ():
-            figure.dot(x(loss), y, f"{css} seed", f"{short[row['name']]}, one seed: {loss:.4f}", 3)
-        tooltip = f"{short[row['name']]}: {row['loss']:.4f}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
-        figure.dot(x(row["loss"]), y, f"{css} mark", tooltip)
-    return figure
-
-
 def curves(evidence: Evidence) -> Figure | None:
     """Draw validation loss over tokens: the leaders in colour, all others in grey, and the n-gram reference losses."""
     leaders = [(number, pooled) for number, pooled in enumerate(evidence.ranking.pooled[:SERIES]) if pooled.curve]
@@ -74,7 +38,7 @@ def curves(evidence: Evidence) -> Figure | None:
     lines = [pooled.curve for _, pooled in leaders if len(pooled.curve) > 1]
     if not lines and not others:
         return None
-    short = names(evidence)
+    short = short_names(evidence)
     room = 14 + 8 * max((len(short[p.architecture.name]) for _, p in leaders), default=0)
     figure = Figure("Validation loss over tokens", 420)
     right, bottom = WIDTH - min(room, 330), 372
@@ -109,7 +73,7 @@ def against(evidence: Evidence, axis: str, name: str) -> Figure | None:
     if len({row[axis] for row in rows}) < 2:
         return None
     figure = Figure(f"Validation loss against {name}", 330)
-    short, bottom = names(evidence), 282
+    short, bottom = short_names(evidence), 282
     x = scale([row[axis] for row in rows], LEFT, WIDTH - 24, "log")
     y = scale([row["loss"] for row in rows], bottom, TOP)
     figure.y_axis(y, LEFT, WIDTH - 24, "validation loss, nats", _three)
@@ -135,7 +99,7 @@ def heat_map(evidence: Evidence) -> Figure | None:
     high = 30
     wide = (WIDTH - LEFT - 24) / len(widths)
     figure = Figure("Lowest validation loss for each depth and width", TOP + high * len(depths) + 44)
-    short = names(evidence)
+    short = short_names(evidence)
     low, span = (
         evidence.ranking.first_rows[0]["loss"],
         max(evidence.ranking.first_rows[-1]["loss"] - evidence.ranking.first_rows[0]["loss"], 1e-9),
@@ -164,11 +128,11 @@ def front(evidence: Evidence) -> Figure | None:
     if len(rows) < 2:
         return None
     figure = Figure("Validation loss against training speed, and the Pareto front", 330)
-    short, bottom = names(evidence), 282
+    short, bottom = short_names(evidence), 282
     x = scale([row["tokens_per_second"] for row in rows], LEFT, WIDTH - 24)
     y = scale([row["loss"] for row in rows], bottom, TOP)
     figure.y_axis(y, LEFT, WIDTH - 24, "validation loss, nats", _three)
-    figure.x_axis(x, TOP, bottom, "tokens per second, measured in these trials", si)
+    figure.x_axis(x, TOP, bottom, "tokens per second, median over log lines and seeds", si)
     best: list[dict[str, Any]] = []  # rows are sorted by ascending loss
     for row in rows:
         if not best or row["tokens_per_second"] > best[-1]["tokens_per_second"]:
@@ -179,7 +143,8 @@ def front(evidence: Evidence) -> Figure | None:
     for index, row in reversed(list(enumerate(rows))):
         css = f"s{index}" if index < SERIES else "rest"
         tooltip = f"{short[row['name']]}: {row['loss']:.4f} at {row['tokens_per_second']:,.0f} tokens/s"
-        figure.dot(x(row["tokens_per_second"]), y(row["loss"]), f"{css} mark", tooltip, 6)
+        rough = " hollow" if row["speed_is_rough"] else ""
+        figure.dot(x(row["tokens_per_second"]), y(row["loss"]), f"{css} mark{rough}", tooltip, 6)
     for row, (at, height) in zip(best, corners, strict=True):
         end = at > WIDTH - 220
         figure.text(at + (-9 if end else 9), height - 8, short[row["name"]], "name", "end" if end else "start")
@@ -215,7 +180,7 @@ def predicted(evidence: Evidence) -> Figure | None:
     rows = [row for row in found.rows[:SHOWN] if row["difference_low"] is not None] if found else []
     if not found or not rows:
         return None
-    short, step = names(evidence), 28
+    short, step = short_names(evidence), 28
     label = 8 + 7.4 * max(len(short[row["name"]]) for row in rows)
     bottom = TOP - 12 + step * len(rows)
     figure = Figure(f"Predicted differences after {found.tokens:,} tokens", bottom + 44)
@@ -229,7 +194,7 @@ def predicted(evidence: Evidence) -> Figure | None:
         TOP - 12,
         bottom,
         f"nats above the leader of today: now (hollow) and after {si(found.tokens)} tokens (95% interval)"
-        f"{_cut(found.rows)}",
+        f"{cut(found.rows)}",
         _two,
     )
     for index, row in enumerate(rows):
@@ -261,11 +226,6 @@ def _few(rows: Sequence[dict[str, Any]], axis: str, x: Scale) -> list[float]:
         if not ticks or x(value) - x(ticks[-1]) > 36:
             ticks.append(value)
     return ticks
-
-
-def _cut(rows: Sequence[Any]) -> str:
-    """Return a note on how many architectures a figure shows, empty if it shows all."""
-    return f"; the best {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
 
 
 def _whole(value: float) -> str:

@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.evidence import Evidence
-from march_search.display.regime_sentences import regime_sentences
+from march_search.analysis.phase import study_phase
+from march_search.display.answer import study_answer
+from march_search.display.notes import study_notes
 from march_search.display.sections import Section, sections
-from march_search.display.tables import Column, chance, plural
+from march_search.display.sentences import explanation
+from march_search.display.tables import Column, plural
+from march_search.display.wording import short_names
 from march_search.report import svg
-from march_search.report.figures import figures, names
+from march_search.report.figures import figures
+from march_search.report.ranking_figure import phone_figure
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 
 CAPTIONS = {
-    "ranking": "Validation loss of each architecture: one dot per seed, the mean, and its interval over seeds.",
+    "ranking": "Validation loss of each architecture and its tie group (letters). Lower is better.",
     "curves": "Validation loss over training. Grey: all other architectures, and pruned trials.",
     "depth": "Validation loss against depth.",
     "width": "Validation loss against width.",
     "map": "Lowest validation loss for each depth and width.",
-    "front": "Validation loss against training speed. The line is the Pareto front.",
+    "front": "Validation loss against training speed. The line is the Pareto front. Speeds are medians over the log "
+    "lines of a trial, then over seeds; hollow: trials ran beside others, or seeds differ by over 10%.",
     "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
     "horizon": "Differences to the leader: now (hollow), and their 95% intervals at a larger data budget.",
 }
@@ -39,17 +45,22 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
         cost: (quantity, planned and actual value) pairs.
     """
     drawn = {name: figure.svg() for name, figure in figures(evidence).items()}
-    tables = [_table(section, evidence) for section in sections(evidence)]
-    settings = evidence.study.settings
+    phone = phone_figure(evidence)
+    ranking, *others = (_table(section, evidence) for section in sections(evidence))
+    settings, phase = evidence.study.settings, study_phase(evidence.study)
     return _template().render(
         name=evidence.study.name,
         question=settings.get("question") or settings.get("description") or "",
-        answer=settings.get("answer") or "",
-        summary=summary(evidence),
-        warnings=regime_sentences(evidence),
-        ranking=tables[0],
-        sections=tables[1:],
+        criterion=settings.get("answer") or "",
+        phase=phase,
+        answer=study_answer(evidence).text,
+        counts=counts(evidence),
+        notes=study_notes(evidence),
+        explanation=explanation(evidence),
+        ranking=ranking,
+        sections=others,
         figures=drawn,
+        phone=phone.svg() if phone else "",
         captions=CAPTIONS,
         cost=cost,
         command=command,
@@ -59,31 +70,11 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
     )
 
 
-def summary(evidence: Evidence) -> list[str]:
-    """Return the main results, one sentence per item."""
-    rows, short = evidence.ranking.first_rows, names(evidence)
+def counts(evidence: Evidence) -> str:
+    """Return how many trials are complete, and how many architectures are ranked."""
     done = sum(t.state == "complete" for t in evidence.study.trials)
-    sentences = [f"{done} of {plural(len(evidence.study.trials), 'trial')} completed."]
-    if not rows:
-        return [*sentences, "No architecture can be ranked yet."]
-    first = rows[0]
-    interval = "" if first["half_interval"] is None else f" ± {first['half_interval']:.3f}"
-    sentences.append(
-        f"{short[first['name']]} has the lowest loss: {first['loss']:.4f}{interval} nats per target token."
-    )
-    tied = [row for row in rows[1:] if set(row["letters"] or "") & set(first["letters"] or "")]
-    if tied and len(rows) > 1:
-        rivals = short[tied[0]["name"]] if len(tied) == 1 else f"{len(tied)} others"
-        sentences.append(
-            f"It is not significantly better than {rivals} (5% level, adjusted for all comparisons). The probability "
-            f"that it is the best of these is {_best(first)}."
-        )
-    elif len(rows) > 1 and first["letters"]:
-        sentences.append(
-            f"It is significantly better than all others (5% level, adjusted for all comparisons). The probability "
-            f"that it is the best of these is {_best(first)}."
-        )
-    return sentences
+    ranked = plural(len(evidence.ranking.rows), "architecture")
+    return f"{done} of {plural(len(evidence.study.trials), 'trial')} complete, {ranked} ranked"
 
 
 def figure_files(evidence: Evidence) -> dict[str, str]:
@@ -105,25 +96,26 @@ def png(text: str, scale: int = 2) -> bytes | None:
     return bytes(svg_to_bytes(svg_string=text, width=svg.WIDTH * scale, background="white"))
 
 
-def _best(row: dict[str, Any]) -> str:
-    """Format the probability that an architecture is the best."""
-    return chance(row["probability_best"]) if row["probability_best"] is not None else "unknown"
-
-
 def _table(section: Section, evidence: Evidence) -> dict[str, Any]:
     """Return a section in the form that the template expects: headings, and cells with their sort keys."""
-    short = names(evidence)
+    short, is_ranking = short_names(evidence), section.rows is evidence.ranking.rows
     columns = [c for c in section.columns if any(c.value(row) is not None for row in section.rows)]
     rows = [[_cell(column, row, short) for column in columns] for row in section.rows]
+    coloured = min(svg.SERIES, len(evidence.ranking.first_rows)) if is_ranking else 0
     for index, row in enumerate(rows):
-        row[0]["swatch"] = index if section.is_ranking and index < svg.SERIES else None
+        row[0]["swatch"] = index if index < coloured else None
+    starts = [0, *section.breaks]
     return {
         "title": section.title,
         "columns": [{"heading": c.heading, "left": c.left} for c in columns],
+        "levels": [
+            {"title": section.breaks.get(start, ""), "rows": rows[start:end]}
+            for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ],
         "rows": rows,
-        "notes": section.notes,
-        "warnings": [] if section.is_ranking else section.warnings,
-        "is_ranking": section.is_ranking,
+        "notes": [] if is_ranking else section.notes,
+        "warnings": [] if is_ranking else section.warnings,
+        "is_ranking": is_ranking,
     }
 
 

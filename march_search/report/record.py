@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from march_search.analysis.evidence import Evidence
+from march_search.display.answer import study_answer
 from march_search.display.sections import markdown_sections
 from march_search.display.tables import duration, plural
-from march_search.report.page import summary, versions
+from march_search.report.page import counts, versions
 
 
 def record_text(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) -> str:
@@ -23,8 +24,8 @@ def record_text(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]
     parts = [f"# {name}", settings.get("question") or settings.get("description") or ""]
     if settings.get("answer"):
         parts.append(f"What would count as an answer: {settings['answer']}")
-    parts.append(" ".join(summary(evidence)))
-    parts.append(markdown_sections(evidence, "## "))
+    parts += [study_answer(evidence).text, f"{counts(evidence)}."]
+    parts.append(markdown_sections(evidence, "## ", with_answer=False))
     parts.append("## How to reproduce")
     parts.append(f"```\n{command}\n```")
     parts.append(f"`{name}.csv` lists all trials with their learning curves. {_ran(evidence)}")

@@ -10,7 +10,10 @@ from html import escape
 from typing import Literal
 
 WIDTH = 720
-"""Width of every figure, in SVG units; heights vary."""
+"""Usual width of a figure, in SVG units; heights vary."""
+
+PHONE = 372
+"""Width of a figure for a phone, in SVG units."""
 
 SERIES = 6
 """Number of series colours, which colour-blind readers can distinguish too (Okabe and Ito 2008)."""
@@ -77,6 +80,8 @@ class Figure:
     """Description of the figure, also for screen readers."""
     height: float
     """Height in SVG units."""
+    width: float = WIDTH
+    """Width in SVG units."""
     parts: list[str] = field(default_factory=list)
     """SVG elements drawn so far."""
 
@@ -124,11 +129,13 @@ class Figure:
 
     def svg(self, style: str = "") -> str:
         """Return the figure as SVG; with a `style`, as the content of a standalone file."""
-        attributes = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{self.height:g}"' if style else ""
+        attributes = (
+            f' xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:g}"' if style else ""
+        )
         styled = f"<style>{style}</style>" if style else ""
+        box = f'viewBox="0 0 {self.width:g} {self.height:g}"'
         return (
-            f'<svg{attributes} viewBox="0 0 {WIDTH} {self.height:g}" role="img" aria-label="{escape(self.title)}">'
-            f"{styled}{''.join(self.parts)}</svg>"
+            f'<svg{attributes} {box} role="img" aria-label="{escape(self.title)}">{styled}{"".join(self.parts)}</svg>'
         )
 
 
