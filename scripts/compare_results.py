@@ -16,6 +16,7 @@ from pathlib import Path
 
 from march_search.analysis.comparison import CONFIDENCE
 from march_search.analysis.noise import seed_noise
+from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
 from march_search.errors import MarchSearchError
 
@@ -48,10 +49,11 @@ def compare(table: Path, study: str, root: Path) -> int:
     if not stored:
         print(f"{table}: the table has no complete trial.", file=sys.stderr)
         return 2
-    noise = seed_noise(list(seeds.values()))
-    assert noise is not None
-    degrees = noise.degrees if noise.is_measured else 1e9
-    tolerance = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * noise.deviation * 2**0.5
+    noise = seed_noise([Architecture.parse(name) for name, _ in seeds], list(seeds.values()))
+    tolerances = {
+        key: float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * deviation * 2**0.5
+        for key, deviation, degrees in zip(seeds, noise.deviations, noise.degrees, strict=True)
+    }
     record, compared, differing = named_study(study, root).record(), 0, 0
     print(f"{'trial':58s} {'table':>9s} {'study':>9s} {'difference':>11s}")
     for trial in record.trials:
@@ -60,7 +62,7 @@ def compare(table: Path, study: str, root: Path) -> int:
         if loss is None or trial.loss is None or trial.state != "complete":
             continue
         difference = trial.loss - loss
-        differs = abs(difference) > tolerance
+        differs = abs(difference) > tolerances[trial.architecture.name, rate]
         compared, differing = compared + 1, differing + differs
         mark = "  differs" if differs else ""
         print(
@@ -70,9 +72,7 @@ def compare(table: Path, study: str, root: Path) -> int:
     if not compared:
         print("no complete trial of the study is in the table.", file=sys.stderr)
         return 2
-    print(
-        f"{compared - differing} of {compared} agree within {tolerance:.4f} nats (95% of seed pairs; {noise.source})."
-    )
+    print(f"{compared - differing} of {compared} agree (95% of pairs of seeds of one shape differ by no more).")
     return int(differing > 0.05 * compared + 1)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from march_search import cli
 from march_search.config.data_config import DataConfig
 from march_search.config.devices_config import DevicesConfig
-from march_search.config.search_config import PrunerConfig, SearchConfig
+from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
 from march_search.config.study_config import StudyConfig
 from march_search.config.training_config import TrainingConfig
 
@@ -27,6 +27,7 @@ TABLES = {
     "": StudyConfig,
     "search": SearchConfig,
     "pruner": PrunerConfig,
+    "confirm": ConfirmConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "devices": DevicesConfig,

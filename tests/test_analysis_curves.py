@@ -12,7 +12,7 @@ from march_search.analysis.curve_fit import fit_curve, half_miss
 from march_search.analysis.effects import effects
 from march_search.analysis.findings import findings
 from march_search.analysis.horizon import learn_mix, predicted_losses
-from march_search.analysis.noise import PUBLISHED
+from march_search.analysis.noise import SeedNoise, seed_noise
 from march_search.analysis.regime import tokens_to_reach
 from march_search.architecture.architecture import Architecture
 from march_search.config.shipped import shipped_folder
@@ -143,8 +143,13 @@ def test_dimensions_that_vary_together_are_not_separable() -> None:
     assert (layers.nats, layers.interval, layers.is_separable) == (pytest.approx(-0.1), None, False)
 
 
+def prior_noise(architectures: list[Architecture]) -> SeedNoise:
+    """Return the seed noise of architectures with one seed each, about 0.006 nats."""
+    return seed_noise(architectures, [[4.0]] * len(architectures))
+
+
 def test_the_findings_of_the_2023_study_and_their_confounds() -> None:
-    answers = {a.statement: a for a in findings(MARCH_SHAPES, MARCH_LOSSES, [1] * 25, PUBLISHED, None)}
+    answers = {a.statement: a for a in findings(MARCH_SHAPES, MARCH_LOSSES, [1] * 25, prior_noise(MARCH_SHAPES), None)}
     wider = answers["a wider model with fewer layers is better"]
     assert (wider.verdict, wider.pairs, wider.agreeing) == ("yes", 101, 99)
     assert "d_ff / d_model" in wider.confounds  # d_ff is 3072 in every run, whatever d_model is
@@ -191,7 +196,8 @@ def test_the_2023_studies_can_test_their_statements(study: str, statement: str, 
     file = shipped_folder("studies") / scale / f"{study}.toml"
     shapes = [Architecture.parse(name) for name in tomllib.loads(file.read_text())["search"]["architectures"]]
     losses = [4.0 + 0.01 * n for n in range(len(shapes))]
-    [answer] = [a for a in findings(shapes, losses, [3] * len(shapes), PUBLISHED, None) if a.statement == statement]
+    answers = findings(shapes, losses, [3] * len(shapes), prior_noise(shapes), None)
+    [answer] = [a for a in answers if a.statement == statement]
     assert answer.pairs > 0
     assert answer.interval is not None
     assert answer.verdict != "not tested"
@@ -200,7 +206,7 @@ def test_the_2023_studies_can_test_their_statements(study: str, statement: str, 
 @pytest.mark.parametrize(("loss", "verdict"), [(4.002, "yes"), (4.05, "no"), (4.012, "not separable")])
 def test_costing_nothing_is_tested_with_a_margin(loss: float, verdict: str) -> None:
     pair = [Architecture(cross_attention="layer"), Architecture(cross_attention="layer-shared")]
-    noise = PUBLISHED
+    noise = prior_noise(pair)
     found = findings(pair, [4.0, loss], [16, 16], noise, None)
     assert {a.statement: a.verdict for a in found}[
         "dropping cross-attention key/value weights costs nothing"

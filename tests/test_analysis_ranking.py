@@ -10,13 +10,16 @@ import pytest
 from helpers.damage import change_file
 from helpers.studies import SHAPES, write_study
 from helpers.trials import TINY, trial_config
+from scipy.special import stdtrit
 
 from march_search.analysis.documents import example_losses, read_documents
 from march_search.analysis.evidence import study_evidence
 from march_search.analysis.findings import STATEMENTS
 from march_search.analysis.pooling import pool
 from march_search.analysis.ranking import find_trial, rank, ranked_rows
+from march_search.analysis.seed_prior import seed_prior
 from march_search.analysis.study_record import read_study
+from march_search.architecture.architecture import Architecture
 from march_search.cli import main
 from march_search.files.json_tables import sealed, write_json
 
@@ -47,7 +50,10 @@ def test_the_seeds_of_an_architecture_share_a_row(tmp_path: Path) -> None:
     assert best["loss"] == pytest.approx(4.1013, abs=1e-4)
     assert (best["num_seeds"], best["seeds"], best["seed"], best["trials"]) == (3, [0, 1, 2], None, [0, 1, 2])
     assert best["interval_low"] < best["loss"] < best["interval_high"]
-    assert best["half_interval"] == pytest.approx(2.306 * 0.004 / 3**0.5, rel=0.05)  # t with 4 * (3 - 1) degrees
+    prior = seed_prior(Architecture.parse(SHAPES[0]))
+    squares = prior.degrees * prior.deviation**2 + sum((loss - best["loss"]) ** 2 for loss in best["losses"])
+    degrees = prior.degrees + 2
+    assert best["half_interval"] == pytest.approx(stdtrit(degrees, 0.975) * (squares / degrees / 3) ** 0.5)
     assert sum(row["probability_best"] for row in rows) == pytest.approx(1)
     assert best["compute_equivalent_gain"] == 1
     assert find_trial(study, "best").number == 2
@@ -69,10 +75,11 @@ def test_an_architecture_is_ranked_at_its_best_rate_and_an_edge_is_marked(
 def test_one_seed_states_the_assumed_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, examples=128)
     text = words(rank_output(tmp_path, capsys))
-    assert "ASSUMED for ties and probabilities: a standard deviation of 0.006 nats" in text
-    assert "Narang et al. 2021, Table 1" in text
-    assert [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows] == [None] * 4
-    assert "deviation of 0.05 nats" in words(rank_output(tmp_path, capsys, "--seed-noise", "0.05"))
+    assert "One seed each; the variance of each is combined with a prior" in text
+    priors = [seed_prior(Architecture.parse(name)) for name in SHAPES]
+    halves = [row["half_interval"] for row in rank(read_study(tmp_path / "synthetic")).rows]
+    assert halves == pytest.approx([stdtrit(prior.degrees, 0.975) * prior.deviation for prior in priors])
+    assert "from 0.05 nats, set by --seed-noise" in words(rank_output(tmp_path, capsys, "--seed-noise", "0.05"))
     assert "Training noise: left out" in rank_output(tmp_path, capsys, "--seed-noise", "none")
 
 
@@ -157,8 +164,8 @@ def test_the_horizon_predicts_a_larger_budget(tmp_path: Path, capsys: pytest.Cap
     ("options", "sentence"),
     [
         (["--horizon", "1M"], "--horizon 1,000,000: the trials already have 1,048,576 tokens; use a larger number."),
-        (["--seed-noise", "-1"], "--seed-noise -1: must be nats above 0 (e.g. 0.006), published, or none."),
-        (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (e.g. 0.006), published, or none."),
+        (["--seed-noise", "-1"], "--seed-noise -1: must be nats above 0 (e.g. 0.006), prior, or none."),
+        (["--seed-noise", "lots"], "--seed-noise lots: must be nats above 0 (e.g. 0.006), prior, or none."),
     ],
 )
 def test_an_invalid_option_is_refused_in_one_line(
@@ -178,7 +185,7 @@ def test_three_evaluations_give_no_horizon(tmp_path: Path, capsys: pytest.Captur
 def test_every_format_has_the_same_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     value = json.loads(rank_output(tmp_path, capsys, "--format", "json", "--effects", "--horizon", "4M"))
-    assert value["training_noise"]["degrees"] == 8
+    assert value["training_noise"]["is_measured"] == [True] * 4
     assert value["data_noise"]["over"] == "16 blocks of 8 examples (validation text is missing)"
     assert len(value["findings"]) == len(STATEMENTS)
     assert len(value["adjusted_p"]) == 4
@@ -202,7 +209,7 @@ def test_tables_fit_the_terminal(
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = rank_output(tmp_path, capsys, "--effects", "--horizon", "4M").splitlines()
     assert max(map(len, lines)) <= columns
-    [best] = [line for line in lines if line.split()[:1] == ["1"] and " 100% " not in line and "0.005" in line]
+    [best] = [line for line in lines if line.split()[:1] == ["1"] and " 100% " not in line and "0.008" in line]
     assert SHAPES[0].removesuffix("-rope-V2048") in best
     assert " a " in best
 

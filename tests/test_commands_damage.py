@@ -245,7 +245,7 @@ def test_copies_in_a_study_of_an_earlier_version_never_count(tmp_path: Path, com
     assert "(the same trial as 0)" in printed["notes"][0]
 
 
-@pytest.mark.parametrize("action", ["run", "resume", "worker", "race", "retry"])
+@pytest.mark.parametrize("action", ["run", "resume", "worker", "confirm", "retry"])
 def test_a_file_that_differs_from_the_started_study_is_refused(tmp_path: Path, command: Command, action: str) -> None:
     text = (
         'space = "cpu-demo"\n[search]\ntrials = 2\n[pruner]\nkind = "none"\n[data]\ncorpus = "text.txt"\n'

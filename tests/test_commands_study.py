@@ -185,7 +185,7 @@ def test_stop_reaches_a_worker_through_the_storage(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "toy").exists()
 
 
-@pytest.mark.parametrize("words", [["worker", "toy"], ["resume", "toy"], ["race", "toy"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["worker", "toy"], ["resume", "toy"], ["confirm", "toy"]], ids=" ".join)
 def test_a_damaged_store_is_one_error_and_fails_no_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:

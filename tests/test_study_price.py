@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.toy_studies import TOY_CONFIG, run_toy_study
+from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, run_toy_study
 
 from march_search import Architecture
 from march_search.cli import main
-from march_search.config import DevicesConfig, PrunerConfig, SearchConfig, StudyConfig
+from march_search.commands.studies import named_study
+from march_search.config import ConfirmConfig, DevicesConfig, PrunerConfig, SearchConfig, StudyConfig
 from march_search.config.shipped import shipped_folder
 from march_search.cost.devices import parse_device
 from march_search.cost.memory import memory
@@ -50,17 +51,58 @@ def test_learning_rates_multiply_the_price_and_ranks_do_not() -> None:
 
 
 def test_the_price_counts_only_trials_promoted_from_each_rung() -> None:
-    assert price.survivors(24, [20, 60, 200, 1000], 1 / 3) == [(20, 24), (40, 8), (140, 3), (800, 1)]
-    config = replace(TOY_CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)))
-    plan = planned(config, rungs=(1024, 2048, 4096))
-    assert plan["stages"] == [
-        {"tokens": 1024, "trials": 48}, {"tokens": 2048, "trials": 16}, {"tokens": 4096, "trials": 6},
-    ]  # fmt: skip
-    assert price._evaluated(config, [(1024, 24), (1024, 8), (2048, 3)]) == (
-        (24 + 8 + 2 * 3) * config.data.validation_sequences * 64
+    pruner = PrunerConfig(rungs=(0.25, 0.5), keep=1 / 3)
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=24, seeds=(0, 1)), training=RUNG_TRAINING, pruner=pruner)
+    plan = planned(config, device=A5000)
+    assert [(stage["tokens"], stage["trials"]) for stage in plan["stages"]] == [(4096, 48), (8192, 18), (16_384, 8)]
+    assert plan["tokens"] == 4096 * 48 + 4096 * 18 + 8192 * 8
+    assert [stage["text"] for stage in plan["stages"]] == [
+        "24 architectures train to 4.1k tokens with 2 seeds each",
+        "the best 8 and the baseline continue to 8.19k tokens",
+        "the best 3 and the baseline continue to the end, 16.4k tokens",
+    ]
+    evaluation = config.data.validation_sequences * 64
+    assert price._evaluated(config, 0, 4096) == evaluation
+    assert price._evaluated(config, 8192, 16_384) == 2 * evaluation
+    assert plan["device_hours"] == pytest.approx(sum(stage["device_hours"] for stage in plan["stages"]))
+
+
+def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
+    search, further = SearchConfig(trials=24), ConfirmConfig(max_seeds=3)
+    config = replace(TOY_CONFIG, search=search, confirm=further, devices=DevicesConfig(kind="cuda", parallel_trials=3))
+    plan = planned(config, device=A5000)
+    once = plan["stages"][0]
+    assert plan["confirm"]["trials"] == 4 * 2
+    assert plan["confirm"]["tokens"] == 4 * 2 * 4096
+    assert plan["confirm"]["device_hours"] == pytest.approx(once["device_hours"] * 8 / 24)
+    assert plan["confirm"]["seconds"] == pytest.approx(once["seconds"] / 8 * 4)  # two of two rounds instead of 8 turns
+    assert once["seconds"] == pytest.approx(once["device_hours"] * 3600 / 3)
+    rows = dict(price.price_rows(plan))
+    assert rows["search"].startswith("24 architectures train to the end, 4.1k tokens: 98.3k tokens in ")
+    assert rows["confirm"].startswith(
+        "at most 4 finalists are trained with up to 2 further seeds each, until the leader is separated from the "
+        "others at 95% confidence: 0 to 32.8k tokens in "
     )
-    assert plan["tokens"] == 1024 * 48 + 1024 * 16 + 2048 * 6
-    assert [(stage["trials"], stage["tokens"]) for stage in plan["stages"]] == [(48, 1024), (16, 2048), (6, 4096)]
+    assert rows["both phases"].startswith("98.3k tokens in ")
+    capped = replace(config, search=replace(search, max_tokens=24 * 4096 + 5 * 4096))
+    assert planned(capped)["confirm"]["tokens"] == 4 * 4096
+    unlimited = planned(replace(config, confirm=ConfirmConfig(max_seeds=0)), device=A5000)
+    assert dict(price.price_rows(unlimited))["both phases"].endswith(" and more")
+    assert planned(replace(config, confirm=ConfirmConfig(max_seeds=1)))["confirm"] is None
+
+
+@pytest.mark.parametrize(("name", "most"), [("t5-220m", 24), ("t5-740m", 12)])
+def test_the_plans_of_the_large_studies_end_with_several_complete_arms(name: str, most: int, tmp_path: Path) -> None:
+    config, folder = named_study(name, tmp_path).load()
+    chosen = candidates.choose(config, folder)
+    plan = price.priced_plan(config, chosen, parse_device("8xA5000"))
+    assert len(chosen.architectures) == most
+    assert plan["stages"][0]["tokens"] >= 50 * config.training.global_batch_tokens
+    assert plan["stages"][-1] == plan["stages"][-1] | {"tokens": config.training.tokens, "trials": 4}
+    assert "baseline" in " ".join(stage["text"] for stage in plan["stages"])
+    assert plan["confirm"]["trials"] == 8
+    labels = [label for label, _ in price.price_rows(plan)]
+    assert {"search, rung 1", "search, end", "confirm", "both phases"} <= {*labels}
 
 
 def test_the_candidate_that_needs_most_memory_is_named() -> None:

@@ -1,11 +1,11 @@
-"""Rungs, token limits and races: which trials are promoted, which never start, and which architecture wins."""
+"""Rungs and token limits: which trials are promoted, and which never start."""
 
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study
+from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, optuna_study, run_toy_study
 from helpers.trials import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from march_search.config import PrunerConfig, SearchConfig, TrainingConfig
 from march_search.errors import ConfigError
 from march_search.study import candidates
 from march_search.study.leases import Lease
-from march_search.study.rungs import in_words, schedule
+from march_search.study.rungs import notes, reached, schedule
 from march_search.study.study_folder import StudyFolder
 
 RUNGS = (1024, 2048, 4096)
@@ -71,7 +71,7 @@ def test_a_retried_trial_is_compared_with_promoted_ones() -> None:
     trials.append(trial(3, state=TrialState.FAIL))
     assert dict(schedule([*trials, trial(4, 3.9, retry_of=3)], RUNGS, 0.5).runnable) == {0: 4096, 4: 2048}
     assert dict(schedule([*trials, trial(4, 4.1, retry_of=3)], RUNGS, 0.5).stopped) == {1: 2048, 4: 1024}
-    assert schedule([*trials, trial(4, race=0.95)], RUNGS, 0.5).runnable[4] == 4096
+    assert schedule([*trials, trial(4, confirm=0.95)], RUNGS, 0.5).runnable[4] == 4096
 
 
 @given(st.integers(4, 12), st.randoms(use_true_random=False))
@@ -99,32 +99,69 @@ def test_rungs_do_not_depend_on_the_order_of_results_and_every_study_ends(count:
 
 
 def test_a_study_with_rungs_trains_only_the_best_to_the_end(tmp_path: Path) -> None:
-    config = replace(TOY_CONFIG, pruner=PrunerConfig(rungs=(0.2, 2048), keep=0.5))
+    pruner = PrunerConfig(rungs=(0.25, 8192), keep=0.5, finalists=1)
+    config = replace(TOY_CONFIG, training=RUNG_TRAINING, pruner=pruner)
     ended = run_toy_study(tmp_path, config)
     assert (ended.complete, ended.pruned, ended.left) == (2, 4, 0)
     trials = optuna_study(tmp_path).trials
-    assert sorted(max(t.intermediate_values) for t in trials) == [1024, 1024, 1024, 2048, 3072, 3072]
+    assert sorted(max(t.intermediate_values) for t in trials) == [4096, 4096, 4096, 8192, 12_288, 12_288]
     widest = sorted(t.params["d_model"] for t in trials)[-3:]
     assert {t.params["d_model"] for t in trials if t.state == TrialState.COMPLETE} <= set(widest)
     reasons = {t.reason for t in read_study(tmp_path / "toy").trials if t.state == "pruned"}
     assert reasons == {
-        "not promoted from the rung at 1,024 tokens",
-        "not promoted from the rung at 2,048 tokens",
+        "not promoted from the rung at 4,096 tokens",
+        "not promoted from the rung at 8,192 tokens",
     }
     assert run_toy_study(tmp_path, config) == ended
 
 
-def test_rungs_are_whole_steps_and_small_studies_have_none() -> None:
-    training = TrainingConfig(tokens=10_240, global_batch_tokens=1024)
-    assert PrunerConfig().rung_tokens(training) == (1024, 2048, 10_240)
-    assert PrunerConfig(rungs=(0.15, 5000)).rung_tokens(training) == (2048, 5120, 10_240)
-    config = replace(TOY_CONFIG, training=training, pruner=PrunerConfig(keep=0.5))
-    assert in_words(config, 8) == "rungs: 8 to 1.02k, 4 to 2.05k, 2 to 10.2k tokens"
-    assert in_words(config, 3) == "none: rungs need at least 4 candidates, got 3; all train to the end"
-    with pytest.raises(ConfigError, match="a rung at 20,000 tokens exceeds the data budget of 10,240"):
-        replace(config, pruner=PrunerConfig(rungs=(20_000,)))
+def test_the_baseline_and_a_few_finalists_are_promoted_whatever_their_rank() -> None:
+    trials = [trial(n, 4.0 + n) for n in range(9)]
+    for finalists, always, promoted in (
+        (1, None, [0, 1]), (3, None, [0, 1, 2]), (3, "a8", [0, 1, 2, 8]), (3, "a1", [0, 1, 2]),
+    ):  # fmt: skip
+        decided = schedule(trials, RUNGS, 0.2, finalists=finalists, always=always)
+        assert list(decided.runnable) == promoted
+        assert len(decided.stopped) == 9 - len(promoted)
+    trials[8] = trial(8, state=TrialState.FAIL)
+    assert list(schedule(trials, RUNGS, 0.2, finalists=3, always="a8").runnable) == [0, 1, 2]
+    trials.append(trial(9, 6.5, retry_of=8, architecture="a8"))
+    assert schedule(trials, RUNGS, 0.2, finalists=3, always="a8").stopped[9] == 1024
+
+
+def test_finalists_are_architectures_whatever_their_number_of_learning_rates() -> None:
+    trials = [
+        trial(3 * n + k, 4.0 + n + k / 10, architecture=f"a{n}", learning_rate=k) for n in range(4) for k in range(3)
+    ]
+    assert list(schedule(trials, RUNGS, 0.2, finalists=2, always="a3").runnable) == [0, 1, 2, 3, 9]
+
+
+def test_rungs_are_whole_steps_and_none_is_a_handful() -> None:
+    training = TrainingConfig(tokens=1_024_000, global_batch_tokens=1024)
+    assert PrunerConfig(rungs=(0.06, 0.2)).rung_tokens(training) == (60 * 1024, 200 * 1024, 1_024_000)
+    assert PrunerConfig(rungs=(0.1504, 300_000.0)).rung_tokens(training) == (151 * 1024, 293 * 1024, 1_024_000)
+    assert PrunerConfig(rungs=(0.01, 0.02, 0.06)).rung_tokens(training) == (50 * 1024, 60 * 1024, 1_024_000)
+    warm = replace(training, warmup_tokens=80 * 1024)
+    assert PrunerConfig(rungs=(0.06, 0.2)).rung_tokens(warm) == (80 * 1024, 200 * 1024, 1_024_000)
+    with pytest.raises(ConfigError, match="a rung at 2,000,000 tokens exceeds the data budget of 1,024,000"):
+        replace(TOY_CONFIG, training=training, pruner=PrunerConfig(rungs=(2_000_000,)))
     with pytest.raises(ConfigError, match=r"rungs must be positive numbers, not \[0\.5, -1\]"):
         PrunerConfig(rungs=(0.5, -1))
+
+
+def test_the_plan_tells_which_rungs_there_are() -> None:
+    training = TrainingConfig(tokens=1_024_000, global_batch_tokens=1024)
+    config = replace(TOY_CONFIG, training=training, pruner=PrunerConfig(rungs=(0.02, 0.06, 0.2), keep=1 / 3))
+    assert notes(config, 8).startswith("1 of 3 was raised to 50 steps (51.2k tokens), the fewest")
+    assert notes(config, 4) == "none: they need at least 5 candidates, got 4; all train to the end"
+    assert notes(replace(config, pruner=PrunerConfig(rungs=(0.2,))), 8) == ""
+    short = replace(config, training=TOY_CONFIG.training)
+    assert notes(short, 8) == "none: the first may be at 50 steps and a trial has 4; all train to the end"
+    assert reached(short, 8) == ((4096, 8),)
+    assert reached(config, 24) == ((51_200, 24), (61_440, 9), (204_800, 4), (1_024_000, 4))
+    assert reached(config, 24, 3)[-1] == (1_024_000, 5)
+    assert reached(replace(config, pruner=PrunerConfig(rungs=(0.1,), keep=1 / 3, finalists=1)), 24)[-1][1] == 8
+    assert reached(config, 4) == ((1_024_000, 4),)
 
 
 def test_a_study_never_exceeds_max_tokens(tmp_path: Path) -> None:
@@ -175,34 +212,8 @@ def test_a_trial_that_hangs_three_times_fails(tmp_path: Path, monkeypatch: pytes
 
 
 def test_promotions_that_would_exceed_the_token_limit_are_not_started(tmp_path: Path) -> None:
-    pruner, search = PrunerConfig(rungs=(1024,), keep=0.5), SearchConfig(trials=6, max_tokens=6 * 1024 + 4096)
-    ended = run_toy_study(tmp_path, replace(TOY_CONFIG, pruner=pruner, search=search))
+    pruner, limit = PrunerConfig(rungs=(4096,), keep=0.5, finalists=1), 6 * 4096 + 16_384
+    config = replace(TOY_CONFIG, training=RUNG_TRAINING, pruner=pruner, search=SearchConfig(trials=6, max_tokens=limit))
+    ended = run_toy_study(tmp_path, config)
     assert (ended.complete, ended.pruned, ended.left) == (1, 3, 2)
-    assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) <= 6 * 1024 + 4096
-
-
-def test_a_race_trains_seeds_of_the_leaders_until_the_winner_is_separated(tmp_path: Path) -> None:
-    names = tuple(f"L2-D{d}-H4x32-F64-rope-V2048" for d in (192, 160))
-    search = SearchConfig(strategy="list", architectures=names, race=0.95)
-    ended = run_toy_study(tmp_path, replace(TOY_CONFIG, search=search))
-    assert (ended.failed, ended.left) == (0, 0)
-    assert ended.complete > 2
-    [note] = ended.notes
-    assert note.startswith(
-        f"race: {names[0]} is separated from all others at 95% confidence after {ended.complete} complete trials"
-    )
-    raced = [t for t in optuna_study(tmp_path).trials if "race" in t.user_attrs]
-    assert (
-        len({(t.user_attrs["architecture"], t.user_attrs["seed"]) for t in raced}) == len(raced) == ended.complete - 2
-    )
-
-
-def test_a_race_of_equals_ends_at_the_token_limit(tmp_path: Path) -> None:
-    names = tuple(f"L{n}-D192-H4x32-F64-rope-V2048" for n in (2, 3))
-    search = SearchConfig(strategy="list", architectures=names, race=0.95, max_tokens=6 * 4096)
-    ended = run_toy_study(tmp_path, replace(TOY_CONFIG, search=search))
-    assert ended.complete == 6
-    assert (
-        f"race: {names[0]} leads after 6 complete trials, but is not separated at 95% confidence from {names[1]}."
-        in ended.notes
-    )
+    assert sum(Lease.of(t).spent for t in optuna_study(tmp_path).trials) <= limit

@@ -1,9 +1,14 @@
 """Test which differences between mean losses exceed noise, and estimate which architecture is the best.
 
-Pairs are compared by a t-test. The variance of a difference is the pooled seed variance plus the paired document
-variance, with Satterthwaite's degrees of freedom. Holm's method (1979) controls the error over all pairs: the
-probability of splitting any true tie is at most `1 - CONFIDENCE`, whatever the dependence between the tests. Tie groups
-are named by letters: architectures that share one are not separated (compact letter display, Piepho 2004).
+Pairs are compared by a t-test without a shared variance (Welch 1947). The variance of a difference is the sum of the
+two architectures' own seed variances, each moderated by its prior, and of the paired document variance, with
+Satterthwaite's degrees of freedom. Holm's method (1979) controls the error over all pairs: the probability of splitting
+any true tie is at most `1 - CONFIDENCE`, whatever the dependence between the tests. Tie groups are named by letters:
+architectures that share one are not separated (compact letter display, Piepho 2004).
+
+"Is the leader the best" is a single question, and needs no correction over all pairs: the leader is compared with each
+rival at the two-sided level, and the largest p-value counts. Choosing the leader by the same losses costs at most the
+second side of the test (Gutmann and Maymin 1987; Hung and Fithian 2019).
 """
 
 import itertools
@@ -15,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.analysis.best import probability_best
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -53,9 +59,6 @@ def _letter(number: int) -> str:
 CONFIDENCE = 0.95
 """Confidence level of intervals and tie groups."""
 
-DRAWS = 20_000
-"""Number of draws for the probability of being the best."""
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -76,7 +79,9 @@ class Comparison:
     letters: tuple[str, ...]
     """Tie groups: architectures that share a letter are not separated."""
     best: tuple[float, ...]
-    """Probability of having the lowest loss, over new seeds and documents."""
+    """Probability of having the lowest loss, over new seeds and documents (`best.py`)."""
+    leader_p: float
+    """p-value of the claim that the leader is the best: its largest `p_AA` with a rival; 1 without rivals."""
 
 
 def compare(
@@ -87,7 +92,7 @@ def compare(
     Args:
         means: Mean losses, ascending.
         counts: Number of seeds behind each mean.
-        seeds: Training noise; None to leave it out.
+        seeds: Training noise of each architecture; None to leave it out.
         data: Data noise; None if it was not measured.
     """
     if seeds is None and data is None:
@@ -97,8 +102,14 @@ def compare(
     adjusted_AA = np.ones_like(p_AA)
     adjusted_AA[upper] = holm(p_AA[upper])
     adjusted_AA = np.minimum(adjusted_AA, adjusted_AA.T)
-    named = letters(len(means), np.argwhere(np.triu(adjusted_AA < 1 - CONFIDENCE, 1)).tolist())
-    return Comparison(p_AA, adjusted_AA, named, probability_best(means, counts, seeds, data))
+    separated_AA = adjusted_AA < 1 - CONFIDENCE
+    return Comparison(
+        p_AA=p_AA,
+        adjusted_AA=adjusted_AA,
+        letters=letters(len(means), np.argwhere(np.triu(separated_AA, 1)).tolist()),
+        best=probability_best(means, counts, seeds, data, separated_AA[0]),
+        leader_p=float(p_AA[0, 1:].max(initial=0.0)) if len(means) > 1 else 1.0,
+    )
 
 
 def pair_p_values(
@@ -118,9 +129,14 @@ def difference_variance(
     """Return the variance of the difference of two means and its degrees of freedom (Satterthwaite 1946)."""
     parts = []
     if seeds is not None:
-        parts.append((seeds.deviation**2 * (1 / counts[i] + 1 / counts[k]), seeds.degrees))
+        parts += [(seeds.deviations[n] ** 2 / counts[n], seeds.degrees[n]) for n in (i, k)]
     if data is not None:
         parts.append((data.variance(i, k), data.degrees))
+    return pooled_variance(parts)
+
+
+def pooled_variance(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the sum of variances, each with its degrees of freedom, and those of the sum (Satterthwaite 1946)."""
     total = sum(variance for variance, _ in parts)
     spread = sum(variance**2 / degrees for variance, degrees in parts)
     return total, total**2 / spread if spread else math.inf
@@ -143,32 +159,14 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(adjusted[np.argsort(order, kind="stable")], np.float64)
 
 
-def mean_interval(mean: float, count: int, seeds: SeedNoise | None) -> Interval | None:
-    """Return the interval of the expected loss over seeds on these examples; None if seed noise was not measured."""
+def mean_interval(index: int, mean: float, count: int, seeds: SeedNoise | None) -> Interval | None:
+    """Return the interval of an architecture's expected loss over seeds on these examples; None without seed noise.
+
+    The interval of a single seed is that of the prior alone.
+    """
     from scipy.special import stdtrit
 
-    if seeds is None or not seeds.is_measured:
+    if seeds is None:
         return None
-    half = float(stdtrit(seeds.degrees, (1 + CONFIDENCE) / 2)) * seeds.deviation / math.sqrt(count)
+    half = float(stdtrit(seeds.degrees[index], (1 + CONFIDENCE) / 2)) * seeds.deviations[index] / math.sqrt(count)
     return Interval(mean - half, mean + half)
-
-
-def probability_best(
-    means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None, seed: int = 0
-) -> tuple[float, ...]:
-    """Return the share of `DRAWS` draws of the true losses (flat prior) in which each architecture is the best.
-
-    Seed noise is independent per architecture; its pooled variance is drawn too (scaled inverse χ²). Data noise is
-    jointly normal, because paired losses vary together.
-    """
-    rng, many = np.random.default_rng(seed), len(means)
-    draws = np.tile(np.asarray(means, float), (DRAWS, 1))
-    if seeds is not None:
-        scale = np.full(DRAWS, seeds.deviation)
-        if math.isfinite(seeds.degrees):
-            scale *= np.sqrt(seeds.degrees / rng.chisquare(seeds.degrees, DRAWS))
-        draws += rng.standard_normal((DRAWS, many)) * scale[:, None] / np.sqrt(counts)
-    if data is not None:
-        draws += rng.multivariate_normal(np.zeros(many), data.covariance_AA, DRAWS, method="eigh")
-    won = np.bincount(draws.argmin(axis=1), minlength=many) / DRAWS
-    return tuple(float(share) for share in won)

@@ -6,7 +6,6 @@ from march_search.analysis.early_order import EarlyOrder, early_orders
 from march_search.analysis.effects import Effects, effects
 from march_search.analysis.findings import Answer, findings
 from march_search.analysis.horizon import Horizon, horizon
-from march_search.analysis.noise import PUBLISHED, SeedNoise
 from march_search.analysis.ranking import Ranking, rank
 from march_search.analysis.regime import Regime, regime
 from march_search.analysis.study_record import StudyRecord
@@ -29,17 +28,22 @@ class Evidence:
 
 
 def study_evidence(
-    study: StudyRecord, assumed: SeedNoise | None = PUBLISHED, tokens: int | None = None, with_effects: bool = False
+    study: StudyRecord,
+    assumed: float | None = None,
+    with_seed_noise: bool = True,
+    tokens: int | None = None,
+    with_effects: bool = False,
 ) -> Evidence:
     """Collect the results of a study.
 
     Args:
         study: The study.
-        assumed: Seed noise used if no architecture has two seeds; None to leave it out.
+        assumed: Deviation over seeds of every architecture's prior, in nats; None for the recorded priors.
+        with_seed_noise: Whether ties and probabilities cover the choice of seeds.
         tokens: Data budget at which to predict the ranking; None for no prediction.
         with_effects: Whether to estimate effects and test the named findings.
     """
-    ranking = rank(study, assumed)
+    ranking = rank(study, assumed, with_seed_noise)
     shapes, means = [p.architecture for p in ranking.pooled], [p.loss for p in ranking.pooled]
     counts = [len(p.trials) for p in ranking.pooled]
     return Evidence(

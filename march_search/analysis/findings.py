@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from march_search.analysis.comparison import CONFIDENCE, Interval
+from march_search.analysis.comparison import CONFIDENCE, Interval, pooled_variance
 from march_search.analysis.effects import AXES, GATED
 from march_search.analysis.noise import DataNoise, SeedNoise
 from march_search.architecture.architecture import Architecture
@@ -287,15 +287,16 @@ def _interval(
     """Return the confidence interval of a contrast; None if no noise is known."""
     from scipy.special import stdtrit
 
-    parts = []
+    parts: list[tuple[float, float]] = []
     if seeds is not None:
-        parts.append((float(seeds.deviation**2 * (weights_A**2 / counts_A).sum()), seeds.degrees))
+        variances_A = np.square(seeds.deviations) * weights_A**2 / counts_A
+        parts += zip(variances_A.tolist(), seeds.degrees, strict=True)
     if data is not None:
         parts.append((max(0.0, float(weights_A @ data.covariance_AA @ weights_A)), data.degrees))
     if not parts:
         return None
-    variance, spread = sum(v for v, _ in parts), sum(v**2 / degrees for v, degrees in parts)
-    half = float(stdtrit(variance**2 / spread if spread else math.inf, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
+    variance, degrees = pooled_variance(parts)
+    half = float(stdtrit(degrees, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Interval(difference - half, difference + half)
 
 

@@ -114,7 +114,7 @@ def horizon(study: StudyRecord, ranking: Ranking, tokens: int, seed: int = 0) ->
     if ranking.seeds:
         counts = np.array([len(p.trials) for p in ranking.pooled])
         noise_AB = np.random.default_rng(seed + 1).standard_normal(draws_AB[:, 1:].shape)
-        draws_AB[:, 1:] += noise_AB * ranking.seeds.deviation / np.sqrt(counts)[:, None]
+        draws_AB[:, 1:] += noise_AB * (np.array(ranking.seeds.deviations) / np.sqrt(counts))[:, None]
     rows = _rows(ranking, draws_AB)
     flip = 1 - next(row["probability_best"] for row in rows if row["place_now"] == 0)
     return Horizon(

@@ -1,7 +1,10 @@
 """Estimate the two kinds of noise in a ranking: the choice of seeds and the choice of validation documents.
 
-**Training noise**: The loss of an architecture varies with its seed. The variance is assumed to be equal for all
-architectures and is pooled over them, because a study has too few seeds per architecture to estimate each one alone.
+**Training noise**: The loss of an architecture varies with its seed. A study has too few seeds per architecture to
+estimate each variance alone, and architectures may differ tenfold, so they must not share one variance either. Each
+variance therefore has a fixed prior (`seed_prior.py`) that its own seeds update: the estimate is moderated (Smyth
+2004). It depends on the architecture and its seeds alone, so the interval of an architecture is the same in every
+study.
 
 **Data noise**: All trials read the same validation examples, so the difference of two architectures is a mean of paired
 losses. Examples from one document are not independent. They are summed, and the documents are the sampling unit
@@ -20,62 +23,54 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.analysis.seed_prior import seed_prior
+from march_search.architecture.architecture import Architecture
+
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SeedNoise:
-    """Variation of the loss with the seed."""
+    """Variation of the loss with the seed, for each architecture in the order of its study."""
 
-    deviation: float
-    """Standard deviation of a trial's loss over seeds, in nats."""
-    degrees: float
-    """Degrees of freedom of the estimate; infinite if it is assumed."""
+    deviations: tuple[float, ...]
+    """Standard deviation of the loss of one trial over seeds, in nats."""
+    degrees: tuple[float, ...]
+    """Degrees of freedom of each deviation: those of its prior, and one per seed after the first."""
+    is_measured: tuple[bool, ...]
+    """Whether the architecture has several seeds; otherwise its deviation is that of the prior."""
     source: str
-    """Source of the estimate, in words."""
-    equal_chance: float = 1.0
-    """p-value of Bartlett's test that all architectures have the same variance over seeds; 1 if assumed."""
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether the noise was estimated from the seeds of the study."""
-        return math.isfinite(self.degrees)
+    """Source of the deviations, in words."""
 
 
-PUBLISHED = SeedNoise(
-    0.006,
-    math.inf,
-    "from published runs of T5 with 223M parameters after 65,536 steps (Narang et al. 2021, Table 1; Shazeer 2020, "
-    "Table 1: 14 variants, 0.003 to 0.010, root mean square 0.0059)",
-)
-"""Assumed noise for a study with one seed per architecture. Small or short runs may well vary more."""
+def seed_noise(
+    architectures: Sequence[Architecture], losses: Sequence[Sequence[float]], assumed: float | None = None
+) -> SeedNoise:
+    """Return the seed noise of each architecture: its prior, updated by the losses of its own seeds.
 
+    With a prior of `d` degrees of freedom and deviation `s`, and `n` seeds, the variance is
+    `(d s² + Σ (loss - mean)²) / (d + n - 1)` with `d + n - 1` degrees of freedom (Smyth 2004, section 3).
 
-def seed_noise(losses: Sequence[Sequence[float]], assumed: SeedNoise | None = PUBLISHED) -> SeedNoise | None:
-    """Return seed noise pooled over the seed losses of each architecture; `assumed` if none has two seeds."""
-    degrees = sum(len(values) - 1 for values in losses if values)
-    if not degrees:
-        return assumed
-    squares = sum(float(np.square(np.subtract(values, np.mean(values))).sum()) for values in losses if values)
-    many = sum(len(values) > 1 for values in losses)
-    source = f"pooled over {many} architecture{'s' * (many != 1)} with several seeds"
+    Args:
+        architectures: Architectures of the study.
+        losses: Losses of each architecture after equal training, one per seed.
+        assumed: Deviation of every prior, in nats; None for the priors of `seed_prior`. Degrees of freedom stay.
+    """
+    deviations, degrees = [], []
+    priors = [seed_prior(architecture) for architecture in architectures]
+    for prior, own in zip(priors, losses, strict=True):
+        center = prior.deviation if assumed is None else assumed
+        squares = float(np.square(np.subtract(own, np.mean(own))).sum())
+        known = prior.degrees + len(own) - 1
+        deviations.append(math.sqrt((prior.degrees * center**2 + squares) / known))
+        degrees.append(known)
+    sources = list(dict.fromkeys(prior.source for prior in priors))
     return SeedNoise(
-        math.sqrt(squares / degrees), degrees, source, _equal_chance([values for values in losses if len(values) > 1])
+        deviations=tuple(deviations),
+        degrees=tuple(degrees),
+        is_measured=tuple(len(own) > 1 for own in losses),
+        source="; ".join(sources) if assumed is None else f"{assumed:g} nats, set by --seed-noise",
     )
-
-
-def _equal_chance(losses: Sequence[Sequence[float]]) -> float:
-    """Return the p-value of Bartlett's test (1937) of equal variances; 1 if it cannot be computed."""
-    from scipy.special import chdtrc
-
-    degrees = np.array([len(values) - 1 for values in losses], float)
-    variances = np.array([np.var(values, ddof=1) for values in losses])
-    if len(losses) < 2 or variances.min() <= 0:
-        return 1.0
-    pooled = float(degrees @ variances / degrees.sum())
-    statistic = degrees.sum() * math.log(pooled) - float(degrees @ np.log(variances))
-    correction = 1 + (float((1 / degrees).sum()) - 1 / degrees.sum()) / (3 * (len(losses) - 1))
-    return float(chdtrc(len(losses) - 1, statistic / correction))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from march_search.analysis.comparison import Comparison, compare, difference_variance, mean_interval
+from march_search.analysis.comparison import Comparison, compare, mean_interval
 from march_search.analysis.documents import Documents, example_losses, read_documents
 from march_search.analysis.further_seeds import further_seeds
 from march_search.analysis.gain import compute_equivalent_gain, end_slope
-from march_search.analysis.noise import PUBLISHED, DataNoise, SeedNoise, data_noise, seed_noise
+from march_search.analysis.noise import DataNoise, SeedNoise, data_noise, seed_noise
 from march_search.analysis.pooling import Pooled, pool
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.architecture.architecture import Architecture
@@ -31,7 +31,7 @@ class Ranking:
     others: tuple[dict[str, Any], ...]
     """Trials without a rank, each with its reason."""
     seeds: SeedNoise | None
-    """Training noise, measured or assumed; None if it is left out."""
+    """Training noise of each architecture; None if it is left out."""
     data: DataNoise | None
     """Data noise; None if it could not be measured."""
     documents: Documents | None
@@ -44,10 +44,18 @@ class Ranking:
     """Drop in the reference's loss at its end, in nats per e-fold of tokens."""
 
 
-def rank(study: StudyRecord, assumed: SeedNoise | None = PUBLISHED) -> Ranking:
-    """Rank a study; `assumed` is the seed noise used if no architecture has two seeds, None to leave it out."""
+def rank(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool = True) -> Ranking:
+    """Rank a study.
+
+    Args:
+        study: The study.
+        assumed: Deviation over seeds of every architecture's prior, in nats; None for the recorded priors.
+        with_seed_noise: Whether ties and probabilities cover the choice of seeds.
+    """
     pooled = pool(study)
-    seeds = seed_noise([p.losses for p in pooled], assumed)
+    seeds = (
+        seed_noise([p.architecture for p in pooled], [p.losses for p in pooled], assumed) if with_seed_noise else None
+    )
     data, documents = _data_noise(pooled)
     means, counts = [p.loss for p in pooled], [len(p.trials) for p in pooled]
     comparison = compare(means, counts, seeds, data) if pooled else None
@@ -130,7 +138,7 @@ def _standing(
 ) -> dict[str, Any]:
     """Return the interval, tie group and probability of one architecture, and its comparison with the next one."""
     current, counts = pooled[index], [len(p.trials) for p in pooled]
-    interval = mean_interval(current.loss, counts[index], seeds)
+    interval = mean_interval(index, current.loss, counts[index], seeds)
     row: dict[str, Any] = {
         "interval_low": interval.low if interval else None,
         "interval_high": interval.high if interval else None,
@@ -139,18 +147,19 @@ def _standing(
         "probability_best": comparison.best[index] if comparison else None,
         "data_deviation_to_best": math.sqrt(data.variance(0, index)) if data and index else None,
     }
-    row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next", "further_seeds_to_next"))
+    row |= dict.fromkeys(("difference_to_next", "p_to_next", "adjusted_p_to_next"))
+    row |= dict.fromkeys(("further_seeds_to_next", "further_seeds_low", "further_seeds_high"))
     if comparison is None or index + 1 == len(pooled):
         return row
     gap = pooled[index + 1].loss - current.loss
-    variance, _ = difference_variance(index, index + 1, counts, None, data)
-    pair = (counts[index], counts[index + 1])
-    more = further_seeds(gap, seeds.deviation, pair, seeds.degrees, variance) if seeds else None
+    more = further_seeds(index, index + 1, gap, counts, seeds, data) if seeds else None
     return row | {
         "difference_to_next": gap,
         "p_to_next": float(comparison.p_AA[index, index + 1]),
         "adjusted_p_to_next": float(comparison.adjusted_AA[index, index + 1]),
-        "further_seeds_to_next": more,
+        "further_seeds_to_next": more and more.point,
+        "further_seeds_low": more and more.low,
+        "further_seeds_high": more and more.high,
     }
 
 

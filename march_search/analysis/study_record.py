@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import PrunerConfig, StudyConfig, TrialConfig
-from march_search.config.changes import differences
+from march_search.config.changes import differences, in_current_keys
 from march_search.config.loader import build
 from march_search.errors import DataError, MarchSearchError, StorageError
 from march_search.files.atomic import one_line
@@ -72,6 +72,8 @@ class StudyRecord:
     """Losses of n-gram models; keys are `target_` or `text_` followed by `unigram_nats` or `bigram_nats`."""
     trials: tuple[TrialRecord, ...]
     """Trials, by number."""
+    planned_trials: int = 0
+    """Number of trials of the search in the plan that the study was started with; 0 if it has none."""
     damaged: tuple[DamagedTrial, ...] = ()
     """Trials of which not even the settings can be read."""
     notes: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ def read_study(folder: Path) -> StudyRecord:
         StorageError: If the study has no trials, or its study.json is damaged.
     """
     path = folder / "study.json"
-    settings = read_table(path, {"settings": dict}, "Restore it from a copy.")["settings"]
+    settings = in_current_keys(read_table(path, {"settings": dict}, "Restore it from a copy.")["settings"], True)
     chosen = {key: value for key, value in settings.items() if key != "architectures"}
     pruner = build(StudyConfig, {"space": ""} | chosen, str(path)).pruner
     found = find_trials(folder)
@@ -108,9 +110,18 @@ def read_study(folder: Path) -> StudyRecord:
         settings=settings,
         reference=reference,
         trials=tuple(trials),
+        planned_trials=_planned_trials(folder),
         damaged=tuple(found.damaged),
         notes=(*notes, *found.notes),
     )
+
+
+def _planned_trials(folder: Path) -> int:
+    """Return the number of trials in plan.json; 0 if there is none or it is damaged."""
+    try:
+        return int((find_table(folder / "plan.json", {"trials": int}, "") or {"trials": 0})["trials"])
+    except StorageError:
+        return 0
 
 
 def _without_copies(trials: list[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:

@@ -11,7 +11,6 @@ from march_search.commands.options import add_format, add_study
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
-    from march_search.analysis.noise import SeedNoise
 
 
 def add(verbs: Verbs) -> None:
@@ -21,9 +20,9 @@ def add(verbs: Verbs) -> None:
     add_format(rank)
     rank.add_argument(
         "--seed-noise",
-        default="published",
+        default="prior",
         metavar="NATS",
-        help="standard deviation over seeds, used if no architecture has two seeds: nats, published (default), or none",
+        help="prior standard deviation over seeds: nats, none, or prior (default: recorded for models of this kind)",
     )
     rank.add_argument("--horizon", metavar="TOKENS", help="also predict the ranking at this data budget, e.g. 10B")
     rank.add_argument(
@@ -44,7 +43,13 @@ def run(options: argparse.Namespace) -> int:
 
     study = named_study(options.study, options.root).record()
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
-    evidence = study_evidence(study, _assumed(options.seed_noise), tokens, options.effects)
+    evidence = study_evidence(
+        study,
+        assumed=_assumed(options.seed_noise),
+        with_seed_noise=options.seed_noise != "none",
+        tokens=tokens,
+        with_effects=options.effects,
+    )
     if options.format == "table":
         _print_tables(evidence)
     else:
@@ -55,24 +60,23 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _assumed(text: str) -> "SeedNoise | None":
-    """Return the seed noise given by --seed-noise, or None for "none".
+def _assumed(text: str) -> float | None:
+    """Return the deviation given by --seed-noise, or None for "prior" and "none".
 
     Raises:
-        UsageError: If the text is neither a valid number of nats, "published" nor "none".
+        UsageError: If the text is neither a valid number of nats, "prior" nor "none".
     """
-    from march_search.analysis.noise import PUBLISHED, SeedNoise
     from march_search.errors import UsageError
 
-    if text in ("published", "none"):
-        return PUBLISHED if text == "published" else None
+    if text in ("prior", "none"):
+        return None
     try:
         nats = float(text)
     except ValueError:
         nats = math.nan
     if not 0 < nats < 100:
-        raise UsageError(f"--seed-noise {text}: must be nats above 0 (e.g. 0.006), published, or none.")
-    return SeedNoise(nats, math.inf, "set by --seed-noise")
+        raise UsageError(f"--seed-noise {text}: must be nats above 0 (e.g. 0.006), prior, or none.")
+    return nats
 
 
 def evidence_text(evidence: "Evidence", output_format: str) -> str:

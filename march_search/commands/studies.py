@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from march_search.config.changes import in_current_keys
 from march_search.config.deepspeed_config import read_deepspeed_file
 from march_search.config.loader import build, read_file
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
@@ -59,7 +60,7 @@ class NamedStudy:
         training = table.get("training")
         if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
             training["deepspeed"] = read_deepspeed_file(self.file.parent / Path(training["deepspeed"]).expanduser())
-        return build(StudyConfig, table, str(self.file)), self.file.parent
+        return build(StudyConfig, in_current_keys(table), str(self.file)), self.file.parent
 
     def to_continue(self) -> tuple[StudyFolder, StudyConfig]:
         """Return the folder and the settings of a started study whose trials are about to be continued.

@@ -91,8 +91,9 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, price, rungs
+    from march_search.study import candidates, extension, price
     from march_search.study.plan import plan_rows
+    from march_search.study.status import phase_rows
 
     study = named_study(options.study, options.root)
     if study.file is None:
@@ -119,9 +120,8 @@ def run_study(options: argparse.Namespace) -> int:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
             if device is None:
                 refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
-            stages = rungs.rung_tokens(config, candidates.how_many(chosen, config) * len(candidates.rates(config)))
-            plan = price.priced_plan(config, chosen, device, options.rate, stages, config.pruner.keep)
-        rows += price.price_rows(plan)
+            plan = price.priced_plan(config, chosen, device, options.rate)
+        rows += price.price_rows(plan) + phase_rows(folder)
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:

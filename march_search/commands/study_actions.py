@@ -1,4 +1,4 @@
-"""`march-search study status | show | stop | resume | retry | race | delete`: inspect and control started studies."""
+"""`march-search study status | show | stop | resume | retry | confirm | delete`: watch and control a started study."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ def add_actions(actions: Verbs) -> None:
         ("stop", run_stop, "ask all workers on all hosts to save and exit"),
         ("resume", run_resume, "resume a study with the settings it was started with"),
         ("retry", run_retry, "train failed trials again, all of them or those with the given numbers"),
-        ("race", run_race, "train more seeds of the leaders until the winner is separated from the others"),
+        ("confirm", run_confirm, "train further seeds of the finalists, beyond the limits of [confirm]"),
         ("delete", run_delete, "delete the folder and the records of a study"),
     ):
         parser = actions.add_parser(name, help=text)
@@ -42,8 +42,11 @@ def add_actions(actions: Verbs) -> None:
             )
         if name == "delete":
             parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-        if name == "race":
-            parser.add_argument("--confidence", type=float, default=0.95, help="confidence level (default: 0.95)")
+        if name == "confirm":
+            parser.add_argument("--confidence", type=float, help="confidence (default: that of [confirm])")
+            parser.add_argument(
+                "--max-seeds", metavar="N", type=int, default=0, help="seeds per architecture (default: no limit)"
+            )
         parser.set_defaults(run=partial(_run, run))
 
 
@@ -82,6 +85,7 @@ def run_status(options: argparse.Namespace) -> int:
     rows, crew = status.trial_rows(folder, config, trials), status.worker_rows(study, folder)
     total, name = status.totals(folder, config, trials, rows), folder.path.name
     total["remarks"] = status.remarks(folder, rows)
+    total["phase"] = status.phase(folder, total["tokens_spent"])
     _print_status(options.format, name, total, rows, crew, status.openers(folder, config))
     return 0
 
@@ -97,7 +101,9 @@ def _print_status(
     parts = [f"{number} {state}" for state, number in total["states"].items()]
     parts += [f"{total['trials_to_come']} to come"] if total["trials_to_come"] else []
     limit = f", at most {si(total['max_tokens'])}" if total["max_tokens"] else ""
+    phase = total["phase"]
     notes = [
+        *([f"phase: {phase['name']}: {phase['detail']}"] if phase else []),
         f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} currently planned, "
         f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
         + ("" if left is None else f"; {duration(left)} left at the current speed"),
@@ -218,8 +224,8 @@ def run_retry(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_race(options: argparse.Namespace) -> int:
-    """Train more seeds of the leaders until the winner is separated from the others."""
+def run_confirm(options: argparse.Namespace) -> int:
+    """Train further seeds of the finalists until the leader is separated from the others."""
     from dataclasses import replace
 
     from march_search.commands.prepare import verified_store
@@ -227,8 +233,10 @@ def run_race(options: argparse.Namespace) -> int:
     from march_search.study.runner import StudyRun
 
     folder, config, _ = _open_to_continue(options)
+    confidence = config.confirm.confidence if options.confidence is None else options.confidence
+    confirm = replace(config.confirm, confidence=confidence, max_seeds=options.max_seeds)
     gpus.claim(config.devices)
-    config = replace(config, search=replace(config.search, race=options.confidence))
+    config = replace(config, confirm=confirm)
     return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
 
 

@@ -2,7 +2,7 @@
 
 from march_search.config.data_config import DataConfig
 from march_search.config.devices_config import BatchPlan, DevicesConfig
-from march_search.config.search_config import ADAPTIVE, OBJECTIVES, PrunerConfig, SearchConfig
+from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
 from march_search.config.study_config import StudyConfig, TrialConfig
 from march_search.config.training_config import TrainingConfig, spread
 
@@ -10,6 +10,7 @@ __all__ = [
     "ADAPTIVE",
     "OBJECTIVES",
     "BatchPlan",
+    "ConfirmConfig",
     "DataConfig",
     "DevicesConfig",
     "PrunerConfig",

@@ -1,11 +1,27 @@
-"""Compare settings with those that a study or a trial began with."""
+"""Compare settings with those that a study or a trial began with, and read those of earlier versions."""
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 SHOWN = 4
 """Number of differences that a message lists."""
+
+
+def in_current_keys(settings: Mapping[str, Any], is_started: bool = False) -> dict[str, Any]:
+    """Return a study's settings with the keys of today: `race` of `[search]` became `[confirm]` without a limit.
+
+    A study that was started before `[confirm]` existed ends with its search unless it had a `race`.
+    """
+    search, confirm = settings.get("search"), settings.get("confirm")
+    race = search.get("race") if isinstance(search, dict) else None
+    if isinstance(search, dict) and "race" in search and confirm is None:
+        search = {key: value for key, value in search.items() if key != "race"}
+        confirm = None if race is None else {"confidence": race, "max_seeds": 0}
+    if is_started and confirm is None:
+        confirm = {"max_seeds": 1}
+    changed = {"search": search, "confirm": confirm}
+    return {**settings} | {key: value for key, value in changed.items() if value is not None}
 
 
 def filled(old: Any, defaults: Any) -> Any:

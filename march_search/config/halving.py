@@ -1,7 +1,7 @@
 """The default pruning rule: synchronous successive halving on rungs."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -43,19 +43,32 @@ class Halving:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep must be in (0, 1], not {self.keep}")
 
-    def promoted(self, losses: Mapping[Key, float | None]) -> tuple[Key, ...]:
+    def promoted(self, losses: Mapping[Key, float | None], *, always: Collection[Key] = ()) -> tuple[Key, ...]:
         """Return the candidates of a rung that are promoted, lowest loss first.
 
         A loss that is None or not finite marks a failed candidate. Failed candidates count towards the size of the rung
         but are never promoted; the next best take their places. Equal losses keep the order of the mapping.
+
+        Args:
+            losses: Loss of each candidate on the rung.
+            always: Candidates that are promoted in addition to the best unless they failed.
         """
         finite = {key: loss for key, loss in losses.items() if loss is not None and math.isfinite(loss)}
         count = max(1, math.ceil(len(losses) * self.keep - 1e-9))
-        return tuple(sorted(finite, key=lambda key: finite[key])[:count])
+        order = sorted(finite, key=lambda key: finite[key])
+        return tuple(key for index, key in enumerate(order) if index < count or key in always)
 
-    def survivors(self, candidates: int, rungs: int) -> tuple[int, ...]:
-        """Return how many of the candidates reach each of the rungs if none fails."""
+    def survivors(self, candidates: int, rungs: int, *, least: int = 1, extra: int = 0) -> tuple[int, ...]:
+        """Return how many of the candidates reach each of the rungs if none fails.
+
+        Args:
+            candidates: Number of candidates on the first rung.
+            rungs: Number of rungs.
+            least: Fewest candidates that are promoted from each rung.
+            extra: Candidates that are promoted in addition to the best.
+        """
         numbers = [candidates]
         for _ in range(rungs - 1):
-            numbers.append(len(self.promoted(dict.fromkeys(range(numbers[-1]), 0.0))))
+            best = len(self.promoted(dict.fromkeys(range(numbers[-1]), 0.0)))
+            numbers.append(min(numbers[-1], max(best, least) + extra))
         return tuple(numbers)

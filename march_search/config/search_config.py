@@ -1,4 +1,4 @@
-"""The `[search]` and `[pruner]` tables: which architectures are trained, and which trials are stopped early."""
+"""The `[search]`, `[pruner]` and `[confirm]` tables: what is trained, what stops early, what is trained again."""
 
 import math
 from collections.abc import Iterator
@@ -20,6 +20,9 @@ OBJECTIVES = ("loss", "params", "flops", "memory", "depth", "tokens_per_second")
 
 MOST_TRIALS = 1_000_000
 """Largest number of trials."""
+
+LEAST_STEPS = 50
+"""Fewest optimizer steps before candidates are compared on a rung."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,6 @@ class SearchConfig:
     reuse_trials: bool = False
     """Whether to copy a complete trial from another study under the same root instead of training it again. The shape,
     seed, data, training settings, ranks and threads must be the same."""
-    race: float | None = None
-    """Confidence, in (0.5, 1), at which the winner must be separated from the others, for example 0.95. Once all
-    candidates are trained, the leaders are trained with more seeds until it is, or until `max_tokens` is used up. None
-    adds no seeds."""
 
     @property
     def adaptive(self) -> bool:
@@ -95,8 +94,6 @@ class SearchConfig:
             )
         if self.max_tokens is not None and self.max_tokens < 1:
             yield f"[search]: max_tokens must be at least 1, not {self.max_tokens}."
-        if self.race is not None and not 0.5 < self.race < 1:
-            yield f"[search]: race must be a confidence in (0.5, 1), not {self.race}."
         if self.strategy == "list" and not self.architectures:
             yield '[search]: strategy "list" needs architectures = ["L12-D768-…", …].'
 
@@ -123,15 +120,21 @@ class PrunerConfig:
 
     kind: Literal["rungs", "median", "halving", "hyperband", "none"] = "rungs"
     """How trials are pruned. `rungs`: all candidates train to the first rung, the best `keep` of them are promoted to
-    the next, and so on; with several seeds, their mean loss decides. With fewer than four candidates, all train
-    to the end. `median`: a trial is stopped if its loss is above
+    the next, and so on; with several seeds, their mean loss decides. With `finalists` + 1 candidates or fewer, all
+    train to the end. `median`: a trial is stopped if its loss is above
     the median of earlier trials at the same number of tokens. `halving` and `hyperband`: Optuna's asynchronous pruners.
     `none`: every trial trains to the end."""
     rungs: tuple[float, ...] = DEFAULT_RUNGS
     """Points at which `rungs` compares candidates: values up to 1 are fractions of the data budget, larger ones are
-    token counts. Rounded up to whole steps; the end of the data budget is always added."""
+    token counts. Rounded up to whole steps; the end of the data budget is always added. A rung before the end of the
+    warm-up or before 50 optimizer steps is raised to it."""
     keep: float = DEFAULT_KEEP
     """`rungs`: fraction of a rung's candidates that is promoted, in (0, 1); the number is rounded up."""
+    finalists: int = 3
+    """Number of architectures that `rungs` trains to the end at least: the best ones, and also the baseline if it is
+    not among them. The baseline is the first of `architectures` of `[search]`, else the first candidate. With the
+    other kinds, the finalists are the best complete ones and the baseline, which no pruner stops. `[confirm]` trains
+    finalists with further seeds. With 1, `rungs` ends with the best alone, without the baseline."""
     startup_trials: int = 4
     """`median`: number of trials that must finish before any trial is stopped."""
     warmup_tokens: int = 0
@@ -149,12 +152,55 @@ class PrunerConfig:
             yield "[pruner]: startup_trials and warmup_tokens must be at least 0, reduction_factor at least 2."
         if not 0 < self.keep < 1:
             yield f"[pruner]: keep must be in (0, 1), not {self.keep}."
+        if not 1 <= self.finalists <= MOST_TRIALS:
+            yield f"[pruner]: finalists must be from 1 to {MOST_TRIALS:,}, not {self.finalists}."
         if not self.rungs or min(self.rungs) <= 0:
             yield f"[pruner]: rungs must be positive numbers, not {list(self.rungs)}."
 
     def rung_tokens(self, training: TrainingConfig) -> tuple[int, ...]:
         """Return the rungs in tokens: ascending, rounded up to whole steps, the last at the end of the data budget."""
+        steps = {max(step, least_steps(training)) for step in self._steps(training)}
         batch = training.global_batch_tokens
+        return tuple(step * batch for step in sorted({*(s for s in steps if s < training.steps), training.steps}))
+
+    def raised_rungs(self, training: TrainingConfig) -> int:
+        """Return how many rungs are raised to `least_steps`."""
+        return sum(step < least_steps(training) for step in self._steps(training))
+
+    def _steps(self, training: TrainingConfig) -> tuple[int, ...]:
+        """Return the rungs in whole steps, as they are set."""
         counts = [rung * training.tokens if rung <= 1 else rung for rung in self.rungs]
-        steps = {math.ceil(tokens / batch - 1e-9) for tokens in counts}
-        return tuple(step * batch for step in sorted({*steps, training.steps}))
+        return tuple(math.ceil(tokens / training.global_batch_tokens - 1e-9) for tokens in counts)
+
+
+def least_steps(training: TrainingConfig) -> int:
+    """Return the fewest steps before candidates are compared: those of the warm-up, and at least `LEAST_STEPS`."""
+    return max(LEAST_STEPS, math.ceil(training.warmup_tokens / training.global_batch_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmConfig:
+    """The `[confirm]` table: after the search, further seeds of the finalists decide between them."""
+
+    confidence: float = 0.95
+    """Confidence, in (0.5, 1), with which the leader must be separated from the other finalists. Finalists that are not
+    separated yet are trained with one more seed each, round after round."""
+    max_seeds: int = 3
+    """Largest number of seeds per architecture, those of `[search]` included. With 1, or with as many as `seeds` of
+    `[search]` has, the study ends with the search. With 0, only `max_tokens` of `[search]` ends the rounds, and without
+    it equally good finalists are trained for ever."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        refuse(self._faults())
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting that is refused."""
+        if not 0.5 < self.confidence < 1:
+            yield f"[confirm]: confidence must be in (0.5, 1), not {self.confidence}."
+        if not 0 <= self.max_seeds <= MOST_TRIALS:
+            yield f"[confirm]: max_seeds must be from 0 (no limit) to {MOST_TRIALS:,}, not {self.max_seeds}."
+
+    def further(self, seeds: int) -> int | None:
+        """Return how many seeds may be added to an architecture that has `seeds`; None for any number."""
+        return max(0, self.max_seeds - seeds) if self.max_seeds else None

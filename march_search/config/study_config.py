@@ -10,7 +10,7 @@ from march_search.config.data_config import DataConfig
 from march_search.config.devices_config import BatchPlan, DevicesConfig
 from march_search.config.loader import NumberText, refuse
 from march_search.config.scaling import base_shape
-from march_search.config.search_config import PrunerConfig, SearchConfig
+from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import BudgetError, ConfigError, MarchSearchError
 
@@ -47,6 +47,8 @@ class StudyConfig:
     """The `[search]` table: which architectures are trained."""
     pruner: PrunerConfig = field(default_factory=PrunerConfig)
     """The `[pruner]` table: when a trial is stopped early."""
+    confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    """The `[confirm]` table: after the search, further seeds of the finalists decide between them."""
     data: DataConfig = field(default_factory=DataConfig)
     """The `[data]` table: corpus, tokenizer and examples."""
     training: TrainingConfig = field(default_factory=TrainingConfig)

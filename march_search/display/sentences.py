@@ -59,27 +59,12 @@ def _training_noise(seeds: SeedNoise | None) -> str:
     """Return a note on the source of the training noise."""
     if seeds is None:
         return "Training noise: left out. With one seed each, ties and probabilities cover data noise only."
-    if seeds.is_measured:
-        unequal = (
-            " Some architectures vary more with the seed than others (Bartlett's test, p < 0.01): ± is too narrow for "
-            "those and too wide for the rest."
-            if seeds.equal_chance < 0.01
-            else ""
-        )
-        return (
-            f"Training noise: ± is the 95% interval of the mean over seeds (t, {_freedom(seeds)}, "
-            f"standard deviation {seeds.deviation:.4f} nats, {seeds.source}).{unequal}"
-        )
+    several = sum(seeds.is_measured)
+    measured = f"{several} of {len(seeds.is_measured)} architectures have several seeds" if several else "One seed each"
     return (
-        "One seed each: training noise was not measured, so there is no ±. ASSUMED for ties and probabilities: a "
-        f"standard deviation of {seeds.deviation:g} nats, {seeds.source}. Small or short runs may vary more; change it "
-        "with --seed-noise NATS or none."
+        f"Training noise: ± is the 95% interval of the mean over seeds. {measured}; the variance of each is combined "
+        f"with a prior, from {seeds.source}. Change it with --seed-noise NATS or none."
     )
-
-
-def _freedom(seeds: SeedNoise) -> str:
-    """Return `1 degree of freedom` or `8 degrees of freedom`."""
-    return f"{seeds.degrees:.0f} degree{'s' * (seeds.degrees != 1)} of freedom"
 
 
 def gain_note(ranking: Ranking, decay: str) -> str:
@@ -164,6 +149,6 @@ def _budget(found: Regime, decay: str) -> str:
 def notes(evidence: Evidence) -> list[str]:
     """Return the notes that explain a ranking; the regime has separate sentences."""
     study, ranking = evidence.study, evidence.ranking
-    tolerance = ranking.seeds.deviation if ranking.seeds else 0.0
+    tolerance = ranking.seeds.deviations[0] if ranking.seeds and ranking.pooled else 0.0
     optional = gain_note(ranking, study.decay), rung_note(evidence.early_orders, tolerance), edge_note(ranking)
     return [*study.notes, *loss_notes(study), *noise_notes(ranking), *filter(None, optional)]

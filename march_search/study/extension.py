@@ -7,6 +7,7 @@ from typing import Any
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
+from march_search.config.changes import in_current_keys
 from march_search.config.loader import build
 from march_search.errors import ConfigError
 from march_search.study.candidates import Candidates, rates
@@ -23,9 +24,8 @@ GROWING = (
     "warm_start",
     "warm_start_trials",
     "max_tokens",
-    "race",
 )
-"""Keys of `[search]` that an extension may change."""
+"""Keys of `[search]` that an extension may change; `[confirm]` may always change."""
 
 
 def extended_candidates(folder: Path, config: StudyConfig, chosen: Candidates, extend: bool) -> Candidates:
@@ -75,6 +75,7 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     folder.keep_settings(unchanged, [Architecture.parse(name) for name in record["settings"]["architectures"]])
     settings = record["settings"] | {"architectures": [a.name for a in chosen.architectures]}
     settings["search"] = settings["search"] | {key: new[key] for key in GROWING}
+    settings["confirm"] = asdict(config.confirm)
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
     more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
     write_record(folder.path, record | candidates_table(chosen) | more)
@@ -139,7 +140,8 @@ def _check_growth(name: str, config: StudyConfig, record: dict[str, Any]) -> Non
 
 def _config(record: dict[str, Any]) -> StudyConfig:
     """Return the settings of a started study."""
-    return build(StudyConfig, {k: v for k, v in record["settings"].items() if k != "architectures"}, "study.json")
+    settings = in_current_keys(record["settings"], is_started=True)
+    return build(StudyConfig, {k: v for k, v in settings.items() if k != "architectures"}, "study.json")
 
 
 def _list(values: list[Any]) -> str:

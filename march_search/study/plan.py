@@ -9,7 +9,7 @@ from march_search.display.tables import count, plural, si
 from march_search.space.budget import Budget
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import stand_ins
-from march_search.study.rungs import in_words as pruning
+from march_search.study.rungs import notes
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
@@ -31,15 +31,16 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
         ("trials", f"{trials} = {' × '.join(product)}"),
         ("tokens", f"{count(training.tokens)} per trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
-                   f"{si(training.tokens * trials)} in total"),
-        ("FLOPs", f"{si(flops * training.tokens * trials)} in total, forward and backward"),
+                   f"{si(training.tokens * trials)} if all train to the end"),
+        ("FLOPs", f"{si(flops * training.tokens)} per trial, forward and backward"),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("data", text),
         ("recipe", _recipe(training, learning_rates)),
         ("evaluations", f"{len(training.evaluation_steps)} per trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
-        ("pruner", pruning(config, many * len(learning_rates))),
+        *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
+        *([("rungs", note)] if (note := notes(config, many * len(learning_rates))) else []),
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip

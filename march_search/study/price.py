@@ -1,9 +1,8 @@
 """Predict what a study will use and measure what it used: tokens, FLOPs, device-hours, money, disk, memory."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from types import NoneType
@@ -11,16 +10,16 @@ from typing import Any
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.config.halving import Halving
 from march_search.cost import speed
 from march_search.cost.devices import Device, parse_device, this_cpu
 from march_search.cost.memory import USABLE, largest_micro_batch, memory
 from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
-from march_search.display.tables import count, duration, si, size
+from march_search.display.tables import count, duration, plural, si, size
 from march_search.errors import ConfigError, StorageError, UsageError
 from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table, table_fault
 from march_search.processes import run_python
 from march_search.study.candidates import Candidates, how_many, rates
+from march_search.study.rungs import reached
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import read_outcome
 from march_search.trial.own_trials import find_trials
@@ -28,9 +27,23 @@ from march_search.trial.own_trials import find_trials
 _PLAN: dict[str, Kinds] = {
     "trials": int, "tokens?": NUMBER, "flops?": NUMBER, "device_hours?": MAYBE_NUMBER, "rate?": MAYBE_NUMBER,
     "money?": MAYBE_NUMBER, "device?": (str, NoneType), "basis?": (str, NoneType), "stages?": list,
-    "memory?": (dict, NoneType), "disk_bytes?": dict,
+    "confirm?": (dict, NoneType), "seconds?": MAYBE_NUMBER, "memory?": (dict, NoneType), "disk_bytes?": dict,
 }  # fmt: skip
-_STAGE: dict[str, Kinds] = {"tokens": NUMBER, "trials": int}
+_STAGE: dict[str, Kinds] = {
+    "tokens": NUMBER,
+    "trials": int,
+    "text?": str,
+    "trained_tokens?": NUMBER,
+    "device_hours?": MAYBE_NUMBER,
+    "seconds?": MAYBE_NUMBER,
+}
+_CONFIRM: dict[str, Kinds] = {
+    "text": str,
+    "trials": MAYBE_NUMBER,
+    "tokens": MAYBE_NUMBER,
+    "device_hours": MAYBE_NUMBER,
+    "seconds": MAYBE_NUMBER,
+}
 _MEMORY: dict[str, Kinds] = {"architecture": str, "bytes": NUMBER, "device_bytes": NUMBER, "micro_batch": int}
 
 SAMPLE = 64
@@ -38,52 +51,121 @@ SAMPLE = 64
 
 
 def priced_plan(
-    config: StudyConfig,
-    chosen: Candidates,
-    device: Device | None = None,
-    rate: float | None = None,
-    rungs: Sequence[int] = (),
-    keep: float = 1 / 3,
+    config: StudyConfig, chosen: Candidates, device: Device | None = None, rate: float | None = None
 ) -> dict[str, Any]:
     """Return the predicted cost of a study; its device-hours include evaluations. Unknown values are None.
 
-    With `rungs`, the numbers of trials are exact, and the mean over all candidates stands in for the promoted ones.
-    Without `rungs`, no trial is assumed to stop early, because a pruner's savings cannot be predicted.
+    The totals are those of the search. With rungs, they are the most that it can take: the baseline counts in addition
+    to the best, and the mean over all candidates stands in for the promoted ones. With another pruner, no trial is
+    assumed to stop early, because a pruner's savings cannot be predicted. The confirmation takes from nothing, if the
+    leader is separated at once, to what `confirm` has.
 
     Args:
         config: The study's settings.
         chosen: The study's candidates.
         device: Devices of one trial, all ranks together.
         rate: Price per device-hour, in any currency.
-        rungs: Token counts at which the best candidates are promoted, ascending; the last is the end.
-        keep: Share of a rung's candidates that is promoted.
     """
-    shapes = stand_ins(config, chosen)
-    setup, number, seeds = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config), config.search.seeds
-    stages = survivors(number * len(rates(config)), rungs or [config.training.tokens], keep)
-    tokens = sum(trained * trials for trained, trials in stages) * len(seeds)
-    flops = fmean(float(speed.flops_per_token(a, setup)) for a in shapes)
-    hours = None
-    if device is not None:
-        evaluated = _evaluated(config, stages) * len(seeds)
-        work = [(tokens + evaluated * _passes(a) / 3) / speed.tokens_per_second(a, setup) for a in shapes]
-        hours = fmean(work) / 3600 * device.count
-    reached = accumulate(trained for trained, _ in stages)
+    shapes, seeds = stand_ins(config, chosen), len(config.search.seeds)
+    setup, number = study_setup(config, device or STUDY_DEVICES), how_many(chosen, config)
+    points = reached(config, number * len(rates(config)), len(rates(config)))
+    stages: list[dict[str, Any]] = []
+    for index, (tokens, many) in enumerate(points):
+        before = points[index - 1][0] if index else 0
+        text = _stage_text(config, number, points, index)
+        use = _use(config, shapes, setup, device, many * seeds, (before, tokens))
+        stages.append({"tokens": tokens, "trials": many * seeds, "text": text, **use})
+    confirm = _confirm(config, shapes, setup, device, number, sum(stage["trained_tokens"] for stage in stages))
+    tokens = sum(stage["trained_tokens"] for stage in stages)
+    hours = None if device is None else sum(stage["device_hours"] for stage in stages)
     tightest = max(shapes, key=lambda a: memory(a, setup).total)
     return {
         "architectures": number,
-        "trials": number * len(seeds) * len(rates(config)),
-        "stages": [{"tokens": t, "trials": n * len(seeds)} for t, (_, n) in zip(reached, stages, strict=True)],
+        "trials": number * seeds * len(rates(config)),
+        "stages": stages,
+        "confirm": confirm,
         "tokens": tokens,
-        "flops": flops * tokens,
+        "flops": fmean(float(speed.flops_per_token(a, setup)) for a in shapes) * tokens,
         "device": None if device is None else str(device),
         "basis": None if device is None else device.basis,
         "device_hours": hours,
+        "seconds": None if device is None else sum(stage["seconds"] for stage in stages),
         "rate": rate,
         "money": None if hours is None or rate is None else hours * rate,
         "memory": None if device is None else _memory(tightest, setup, config),
-        "disk_bytes": _disk(config, shapes, stages, bool(rungs)),
+        "disk_bytes": _disk(config, shapes, stages, int((confirm or {}).get("trials") or 0)),
     }
+
+
+def _use(
+    config: StudyConfig,
+    shapes: Sequence[Architecture],
+    setup: Setup,
+    device: Device | None,
+    trials: int,
+    span: tuple[int, int],
+) -> dict[str, Any]:
+    """Return tokens, device-hours and seconds of training `trials` trials from one number of tokens to another.
+
+    Trials run `parallel_trials` at a time on devices of their own, by one worker. On a CPU, they share it.
+    """
+    before, tokens = span
+    use: dict[str, Any] = {"trained_tokens": (tokens - before) * trials, "device_hours": None, "seconds": None}
+    if device is not None:
+        evaluated = _evaluated(config, before, tokens)
+        seconds = fmean(
+            (tokens - before + evaluated * _passes(a) / 3) / speed.tokens_per_second(a, setup) for a in shapes
+        )
+        at_a_time = config.devices.parallel_trials if device.name != "cpu" else 1
+        use["device_hours"] = seconds * trials / 3600 * device.count
+        use["seconds"] = seconds * -(-trials // at_a_time)
+    return use
+
+
+def _confirm(
+    config: StudyConfig,
+    shapes: Sequence[Architecture],
+    setup: Setup,
+    device: Device | None,
+    architectures: int,
+    searched: int,
+) -> dict[str, Any] | None:
+    """Return the most that the confirmation can take; None if there is none, and values None without a limit."""
+    confirm, least = config.confirm, config.pruner.finalists
+    finalists = min(architectures, least + (least > 1))
+    further, limit = confirm.further(len(config.search.seeds)), config.search.max_tokens
+    if finalists < 2 or further == 0:
+        return None
+    rounds = further
+    if limit is not None:
+        affordable = max(0, limit - searched) // (finalists * config.training.tokens)
+        rounds = affordable if rounds is None else min(rounds, affordable)
+    more = "further seeds" if further is None else f"up to {plural(further, 'further seed')} each"
+    number = f"{'at most ' if finalists > least else ''}{finalists} finalists"
+    until = f"until the leader is separated from the others at {confirm.confidence:.0%} confidence"
+    text = f"{number} are trained with {more}, {until}"
+    if rounds is None:
+        return {"text": text, "trials": None, "tokens": None, "device_hours": None, "seconds": None}
+    use = _use(config, shapes, setup, device, finalists, (0, config.training.tokens))
+    known = {key: None if value is None else value * rounds for key, value in use.items()}
+    return {"text": text, "trials": rounds * finalists, "tokens": known.pop("trained_tokens"), **known}
+
+
+def _stage_text(config: StudyConfig, architectures: int, points: Sequence[tuple[int, int]], index: int) -> str:
+    """Return one sentence about a rung, without its full stop: how many candidates train to which token count."""
+    (tokens, many), finalists, several = points[index], config.pruner.finalists, len(rates(config))
+    to = f"to {si(tokens)} tokens" if index < len(points) - 1 else f"to the end, {si(tokens)} tokens"
+    seeds = f" with {plural(len(config.search.seeds), 'seed')} each" if len(config.search.seeds) > 1 else ""
+    if not index:
+        product = f" ({architectures} architectures × {several} learning rates)" if several > 1 else ""
+        noun = "candidates" if several > 1 else "architectures" if many > 1 else "architecture"
+        return f"{many:,} {noun}{product} train{'s' * (many == 1)} {to}{seeds}"
+    if many == points[index - 1][1]:
+        return f"all {many:,} continue {to}"
+    if several > 1 and finalists > 1:
+        return f"at most {many:,} continue {to}, of at least {finalists} architectures and the baseline"
+    best = f"the best {many - 1:,} and the baseline" if finalists > 1 else "the best" + f" {many:,}" * (many > 1)
+    return f"{best} continue{'s' * (best == 'the best')} {to}"
 
 
 def saved_plan(folder: Path) -> dict[str, Any] | None:
@@ -96,7 +178,8 @@ def saved_plan(folder: Path) -> dict[str, Any] | None:
     plan = find_table(path, _PLAN, remedy)
     if plan is None:
         return None
-    parts = [(plan.get("memory") or None, _MEMORY), *((stage, _STAGE) for stage in plan.get("stages", []))]
+    parts = [(plan.get("memory") or None, _MEMORY), (plan.get("confirm") or None, _CONFIRM)]
+    parts += [(stage, _STAGE) for stage in plan.get("stages", [])]
     faults = [table_fault(part, expected) for part, expected in parts if isinstance(part, dict)]
     faults += ["must have tables as stages" for part, _ in parts if not isinstance(part, dict | None)]
     faults += [table_fault({"size": size}, {"size": NUMBER}) for size in plan.get("disk_bytes", {}).values()]
@@ -112,19 +195,11 @@ def stand_ins(config: StudyConfig, chosen: Candidates) -> tuple[Architecture, ..
     return tuple(chosen.found.sample(min(SAMPLE, len(chosen.found)), config.search.seed))
 
 
-def survivors(number: int, rungs: Sequence[int], keep: float) -> list[tuple[int, int]]:
-    """Return (tokens since the previous rung, number of candidates that train them) for each rung."""
-    numbers = Halving(keep=keep).survivors(number, len(rungs))
-    return [(rung - before, number) for before, rung, number in zip([0, *rungs], rungs, numbers, strict=False)]
-
-
-def _evaluated(config: StudyConfig, stages: Sequence[tuple[int, int]]) -> int:
-    """Return the validation tokens that the trials of one seed are evaluated on, at rungs and as scheduled."""
-    training, reached, times = config.training, 0, 0
-    for trained, trials in stages:
-        before, reached = reached, reached + trained
-        ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
-        times += trials * sum(before < tokens <= reached for tokens in ends)
+def _evaluated(config: StudyConfig, before: int, reached: int) -> int:
+    """Return the validation tokens of a trial between two numbers of tokens, at the rung and as scheduled."""
+    training = config.training
+    ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
+    times = sum(before < tokens <= reached for tokens in ends)
     return times * config.data.validation_sequences * config.data.sequence_length
 
 
@@ -215,13 +290,17 @@ def _was_taken(folder: Path) -> bool:
 
 
 def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return a plan's device-hours, memory and disk as (label, value) pairs."""
-    rows = []
+    """Return a plan's phases, device-hours, memory and disk as (label, value) pairs."""
+    rows = _phase_rows(plan)
     if plan["device_hours"] is not None:
-        money = "" if plan["money"] is None or plan["rate"] is None else f" × {plan['rate']:g} = {plan['money']:,.2f}"
-        whole = "" if len(plan["stages"]) > 1 else " if no trial stops early"
-        hours = f"{plan['device_hours']:,.3g} on {plan['device']}{money}{whole}"
-        rows.append(("device-hours", f"{hours}; {plan['basis']}"))
+        most = (plan["confirm"] or {"device_hours": 0})["device_hours"]
+        ends = [plan["device_hours"]] + ([plan["device_hours"] + most] if most else [])
+        hours, money = " to ".join(f"{end:,.3g}" for end in ends), ""
+        if plan["rate"] is not None:
+            money = f" × {plan['rate']:g} = " + " to ".join(f"{end * plan['rate']:,.2f}" for end in ends)
+        bound = " and more without a limit on seeds" if most is None else ""
+        whole = "" if len(plan["stages"]) > 1 or most != 0 else " if no trial stops early"
+        rows.append(("device-hours", f"{hours}{bound} on {plan['device']}{money}{whole}; {plan['basis']}"))
     else:
         rows.append(("device-hours", "add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR to see the cost"))
     if plan["memory"] is not None:
@@ -232,19 +311,58 @@ def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _phase_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return one row per rung of the search, one for the confirmation, and one for both; none for an earlier plan."""
+    stages, confirm, rows = plan["stages"], plan["confirm"], []
+    if not all("text" in stage for stage in stages):
+        return []
+    for number, stage in enumerate(stages, start=1):
+        label = "search" if len(stages) == 1 else "search, end" if number == len(stages) else f"search, rung {number}"
+        rows.append((label, f"{stage['text']}: {_spent(stage['trained_tokens'], stage['seconds'])}"))
+    if confirm is None:
+        return [*rows, ("confirm", "no further seeds: the study ends with the search")]
+    most = "no limit" if confirm["tokens"] is None else f"0 to {_spent(confirm['tokens'], confirm['seconds'])}"
+    rows.append(("confirm", f"{confirm['text']}: {most}"))
+    least = _spent(plan["tokens"], plan["seconds"])
+    total = f"{least} and more"
+    if confirm["tokens"] is not None:
+        seconds = None if plan["seconds"] is None else plan["seconds"] + confirm["seconds"]
+        total = f"{least} to {_spent(plan['tokens'] + confirm['tokens'], seconds)}"
+    return [*rows, ("both phases", total)]
+
+
+def _spent(tokens: float, seconds: float | None) -> str:
+    """Return tokens and, where it is known, the time of one worker."""
+    return f"{si(tokens)} tokens" + ("" if seconds is None else f" in {duration(seconds)}")
+
+
 def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (label, value) pairs that compare planned and actual use."""
-    pairs = [
-        ("trials", plan["trials"], took["trials"], count),
-        ("tokens", plan["tokens"], took["tokens"], si),
-        ("FLOPs", plan["flops"], took["flops"], si),
-        ("device time", plan["device_hours"], took["device_hours"], lambda hours: duration(hours * 3600)),
-        ("disk", sum(plan["disk_bytes"].values()) or None, took["disk_bytes"], size),
+    confirm = plan.get("confirm") or {}
+    flops = plan["flops"] / plan["tokens"] * (confirm.get("tokens") or 0) if plan["tokens"] else 0
+    pairs: list[tuple[str, float | None, float, float, Callable[[float], str]]] = [
+        ("trials", plan["trials"], confirm.get("trials") or 0, took["trials"], count),
+        ("tokens", plan["tokens"], confirm.get("tokens") or 0, took["tokens"], si),
+        ("FLOPs", plan["flops"], flops, took["flops"], si),
+        (
+            "device time",
+            plan["device_hours"],
+            confirm.get("device_hours") or 0,
+            took["device_hours"],
+            lambda hours: duration(hours * 3600),
+        ),
+        ("disk", sum(plan["disk_bytes"].values()) or None, 0, took["disk_bytes"], size),
     ]
-    return [
-        (label, f"{show(used)}, {'not planned' if not goal else f'{used / goal:.0%} of the {show(goal)} planned'}")
-        for label, goal, used, show in pairs
-    ]
+    return [(label, f"{show(used)}, {_of_plan(goal, more, used, show)}") for label, goal, more, used, show in pairs]
+
+
+def _of_plan(goal: float | None, more: float, used: float, show: Callable[[float], str]) -> str:
+    """Return how a use compares with the plan of the search, and of the confirmation at most."""
+    if not goal:
+        return "not planned"
+    if more:
+        return f"of {show(goal)} planned to search and at most {show(more)} to confirm"
+    return f"{used / goal:.0%} of the {show(goal)} planned"
 
 
 def _memory(a: Architecture, setup: Setup, config: StudyConfig) -> dict[str, Any]:
@@ -272,19 +390,22 @@ def _memory_words(memory_plan: dict[str, Any]) -> str:
 
 
 def _disk(
-    config: StudyConfig, shapes: Sequence[Architecture], stages: Sequence[tuple[int, int]], paused: bool
+    config: StudyConfig, shapes: Sequence[Architecture], stages: Sequence[dict[str, Any]], further: int
 ) -> dict[str, int]:
-    """Return peak bytes by kind: two checkpoints per running or paused trial, and the weights of finished ones."""
-    training, seeds = config.training, len(config.search.seeds)
+    """Return peak bytes by kind: two checkpoints per running or paused trial, and the weights of finished ones.
+
+    `further` is the number of trials that the confirmation adds at most.
+    """
+    training, paused, trials = config.training, len(stages) > 1, stages[0]["trials"]
     params = max(a.num_params for a in shapes)
     setup = study_setup(config)
     state = setup.scalar_bytes + (8 if setup.stage == 0 else 12)
-    open_trials = stages[0][1] * seeds if paused else min(config.devices.parallel_trials, stages[0][1] * seeds)
+    open_trials = trials if paused else min(config.devices.parallel_trials, trials)
     evaluations = len(training.evaluation_steps) * (4 * config.data.validation_sequences + 300)
     return {
         "checkpoints": 2 * state * params * open_trials * bool(training.checkpoints or paused),
-        "weights": setup.scalar_bytes * params * stages[-1][1] * seeds * training.keep_weights,
-        "metrics": (evaluations + 250 * training.steps) * stages[0][1] * seeds,
+        "weights": setup.scalar_bytes * params * (stages[-1]["trials"] + further) * training.keep_weights,
+        "metrics": (evaluations + 250 * training.steps) * (trials + further),
         "text": (2 if config.data.vocab_size <= 2**16 else 4) * training.tokens,
     }
 

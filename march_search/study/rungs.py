@@ -2,9 +2,11 @@
 
 Rungs compare candidates, not trials. A candidate is one architecture at one learning rate, with all its seeds. Its loss
 at a rung is the mean over the seeds, which are promoted together. Failed seeds are left out of the mean; a candidate
-fails if all its seeds fail.
+fails if all its seeds fail. Whatever their rank, the best candidates of the best `finalists` architectures and that of
+the baseline are promoted.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,11 +15,14 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from march_search.analysis.finals import baseline
 from march_search.config import StudyConfig
 from march_search.config.halving import Halving
+from march_search.config.search_config import LEAST_STEPS, least_steps
+from march_search.study.confirmation import is_confirmation
 
 FEWEST = 4
-"""Fewest candidates for which rungs are used; with fewer, all train to the end."""
+"""Fewest candidates for which rungs are used, whatever the number of finalists."""
 
 Candidate = tuple[Any, ...]
 
@@ -40,15 +45,39 @@ def candidate(trial: FrozenTrial) -> Candidate:
 
 
 def is_independent(trial: FrozenTrial) -> bool:
-    """Return whether rung decisions ignore a trial because it is a retry or belongs to a race."""
-    return "race" in trial.user_attrs or "retry_of" in trial.user_attrs
+    """Return whether rung decisions ignore a trial because it is a retry or belongs to the confirmation."""
+    return is_confirmation(trial) or "retry_of" in trial.user_attrs
 
 
 def rung_tokens(config: StudyConfig, candidates: int) -> tuple[int, ...]:
     """Return the token counts at which trials pause, and the end; only the end if rungs are not used."""
-    if config.pruner.kind != "rungs" or candidates < FEWEST:
+    if config.pruner.kind != "rungs" or candidates < fewest(config):
         return (config.training.tokens,)
     return config.pruner.rung_tokens(config.training)
+
+
+def fewest(config: StudyConfig) -> int:
+    """Return the fewest candidates for which rungs are used; with fewer, all train to the end."""
+    return max(FEWEST, config.pruner.finalists + 2)
+
+
+def reached(config: StudyConfig, candidates: int, rates: int = 1) -> tuple[tuple[int, int], ...]:
+    """Return (tokens, number of candidates) for each rung, the most that can reach it.
+
+    The baseline is counted in addition to the best. With several learning rates, the best candidates may be of few
+    architectures, to which those of other finalists are added.
+
+    Args:
+        config: The study's settings.
+        candidates: Number of candidates.
+        rates: Number of learning rates.
+    """
+    tokens, finalists = rung_tokens(config, candidates), config.pruner.finalists
+    extra, numbers = int(finalists > 1), [candidates]
+    for _ in tokens[1:]:
+        [_, best] = Halving(keep=config.pruner.keep).survivors(numbers[-1], 2)
+        numbers.append(min(numbers[-1], best + max(0, finalists - -(-best // rates)) + extra))
+    return tuple(zip(tokens, numbers, strict=True))
 
 
 def to_come(trials: Iterable[FrozenTrial], total: int) -> int:
@@ -60,10 +89,26 @@ def study_schedule(trials: Sequence[FrozenTrial], config: StudyConfig, total: in
     """Return the schedule of a study that will have at least `total` trials."""
     candidates = len({candidate(t) for t in trials if not is_independent(t)})
     tokens = rung_tokens(config, max(candidates, total // len(config.search.seeds)))
-    return schedule(trials, tokens, config.pruner.keep, not to_come(trials, total))
+    finalists, names = config.pruner.finalists, [t.user_attrs["architecture"] for t in trials if not is_independent(t)]
+    return schedule(
+        trials,
+        tokens,
+        config.pruner.keep,
+        not to_come(trials, total),
+        finalists=finalists,
+        always=baseline(config, names) if finalists > 1 else None,
+    )
 
 
-def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, is_complete: bool = True) -> Schedule:
+def schedule(
+    trials: Sequence[FrozenTrial],
+    rungs: Sequence[int],
+    keep: float,
+    is_complete: bool = True,
+    *,
+    finalists: int = 1,
+    always: str | None = None,
+) -> Schedule:
     """Return which trials may run, up to which token count, and which are stopped.
 
     Args:
@@ -71,6 +116,8 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, i
         rungs: Token counts, ascending; the last is the end.
         keep: Share of a rung's candidates that is promoted.
         is_complete: Whether all candidates are known; before that, the first rung is not decided.
+        finalists: Fewest architectures that are promoted from each rung, if so many have not failed.
+        always: Architecture of which the best candidate is promoted in any case.
     """
     regular = [t for t in trials if not is_independent(t)]
     members, targets, stopped = {candidate(t) for t in regular}, dict.fromkeys((t.number for t in trials), rungs[0]), {}
@@ -79,8 +126,10 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, i
         if not is_complete or not all(_arrived(t, rung) for t in on_rung):
             break
         losses = _losses(on_rung, rung)
-        chosen = set(Halving(keep=keep).promoted(losses))
-        worst = max((loss for key, loss in losses.items() if key in chosen and loss is not None), default=0.0)
+        kept = _kept(losses, finalists, always)
+        chosen = set(Halving(keep=keep).promoted(losses, always=kept))
+        by_rank = [loss for key, loss in losses.items() if key in chosen and loss is not None and key[0] != always]
+        worst = max(by_rank, default=0.0)
         for trial in trials:
             reached = trial.intermediate_values.get(rung)
             if targets[trial.number] != rung or reached is None:
@@ -92,7 +141,7 @@ def schedule(trials: Sequence[FrozenTrial], rungs: Sequence[int], keep: float, i
                 stopped[trial.number] = rung
         members = chosen
     for trial in trials:
-        if "race" in trial.user_attrs:
+        if is_confirmation(trial):
             targets[trial.number] = rungs[-1]
     waiting = [t for t in trials if t.state == TrialState.WAITING]
     runnable = {
@@ -120,16 +169,29 @@ def _losses(trials: Iterable[FrozenTrial], rung: int) -> dict[Candidate, float |
     return {key: fmean(values) if values else None for key, values in seeds.items()}
 
 
-def in_words(config: StudyConfig, candidates: int) -> str:
-    """Describe the pruner: its rungs and how many candidates reach each."""
+def _kept(losses: Mapping[Candidate, float | None], finalists: int, always: str | None) -> set[Candidate]:
+    """Return the best candidates of the best `finalists` architectures and of `always`, without failed ones."""
+    known = {key: loss for key, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    best: dict[str, Candidate] = {}
+    for key in sorted(known, key=lambda key: known[key]):
+        best.setdefault(key[0], key)
+    return {*[*best.values()][:finalists], *(best[name] for name in (always,) if name in best)}
+
+
+def notes(config: StudyConfig, candidates: int) -> str:
+    """Return in words why rungs are not those of the settings; empty if they are."""
     from march_search.display.tables import si
 
-    if config.pruner.kind != "rungs":
-        return config.pruner.kind
-    if candidates < FEWEST:
-        return f"none: rungs need at least {FEWEST} candidates, got {candidates}; all train to the end"
-    tokens = config.pruner.rung_tokens(config.training)
-    numbers = Halving(keep=config.pruner.keep).survivors(candidates, len(tokens))
-    parts = [f"{number} to {si(rung)}" for number, rung in zip(numbers, tokens, strict=True)]
-    seeds = ", decided by the mean loss over seeds" if len(config.search.seeds) > 1 else ""
-    return f"rungs: {', '.join(parts)} tokens{seeds}"
+    training, pruner = config.training, config.pruner
+    if pruner.kind != "rungs":
+        return ""
+    if candidates < fewest(config):
+        return f"none: they need at least {fewest(config)} candidates, got {candidates}; all train to the end"
+    raised, least = pruner.raised_rungs(training), least_steps(training)
+    if not raised:
+        return ""
+    if least >= training.steps:
+        return f"none: the first may be at {least:,} steps and a trial has {training.steps:,}; all train to the end"
+    reason = "the end of the warm-up" if least > LEAST_STEPS else "the fewest after which candidates are compared"
+    end = f"{least:,} steps ({si(least * training.global_batch_tokens)} tokens), {reason}"
+    return f"{raised} of {len(pruner.rungs)} {'was' if raised == 1 else 'were'} raised to {end}"

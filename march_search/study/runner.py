@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
 from march_search.files.atomic import discard_folder, lock
-from march_search.study import heartbeat, race, storage, study_state
+from march_search.study import heartbeat, storage, study_state
 from march_search.study.adaptive import NextTrial, next_trial
+from march_search.study.confirmation import confirmation_note
 from march_search.study.job import Job, Signals
 from march_search.study.leases import Lease
 from march_search.study.progress import StudyProgress
@@ -115,12 +116,13 @@ class StudyRun:
             heartbeat.clear_dead(study, self.folder.path / "workers", needed)
 
     def _summary(self, study: optuna.Study, signum: int) -> Summary:
-        """Return the number of trials by the state of their newest attempt, with notes on the token limit and race."""
+        """Return the number of trials by the state of their newest attempt, with notes on confirmation and tokens."""
         trials, search = study.get_trials(deepcopy=False), self.config.search
         states = [t.state for t in newest_attempts(trials)]
         complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
         left = len(states) - complete - pruned - failed
-        notes = [race.race_verdict(trials, search.race, self.config.training.learning_rate)] if search.race else []
+        note = "" if left else confirmation_note(trials, self.config)
+        notes = [note] if note else []
         if search.max_tokens is not None:
             rest = f"; trials that would exceed the limit were not started ({left} left)" if left and not signum else ""
             notes.append(f"tokens: {committed(trials):,} of at most {search.max_tokens:,}{rest}.")

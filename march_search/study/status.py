@@ -3,12 +3,15 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from march_search.analysis.phase import study_phase
+from march_search.analysis.study_record import read_study
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, MarchSearchError, StorageError
@@ -90,6 +93,25 @@ def remarks(folder: StudyFolder, rows: Sequence[Row]) -> list[str]:
     except StorageError as error:
         lines.append(str(error))
     return lines + find_trials(folder.path).notes
+
+
+def phase(folder: StudyFolder, spent: int | None = None) -> dict[str, str] | None:
+    """Return name and detail of the study's phase; None if its files do not show it.
+
+    Args:
+        folder: The study folder.
+        spent: Tokens that count towards `max_tokens`; None to add up those of the trials.
+    """
+    try:
+        return asdict(study_phase(read_study(folder.path), spent))
+    except MarchSearchError:  # no trial has a folder yet, or study.json is damaged
+        return None
+
+
+def phase_rows(folder: StudyFolder) -> list[tuple[str, str]]:
+    """Return the phase of a started study as a (label, value) pair for its plan; none if it has not been started."""
+    found = phase(folder)
+    return [("phase", f"{found['name']}: {found['detail']}")] if found else []
 
 
 def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:

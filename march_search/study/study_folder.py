@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig, TrialConfig
-from march_search.config.changes import differences, filled, in_words
+from march_search.config.changes import differences, filled, in_current_keys, in_words
 from march_search.config.loader import build
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, DataError, StorageError
@@ -97,7 +97,7 @@ class StudyFolder:
 
     def _refuse_changes(self, record: Mapping[str, Any], settings: dict[str, Any]) -> None:
         """Raise a ConfigError if `settings` differ from those that the study in `record` was started with."""
-        if changes := list(differences(filled(record["settings"], _DEFAULTS), settings, _FREE)):
+        if changes := list(differences(filled(_settings(record), _DEFAULTS), settings, _FREE)):
             raise ConfigError(
                 f"{self.path.name} was started with different settings: {in_words(changes)}. Restore them, rename the "
                 "study's file to start a new study, or use another --root."
@@ -117,7 +117,7 @@ class StudyFolder:
         record = find_record(self.path)
         if record is None:
             raise StorageError(f"{self.path}: no study found; start one with march-search study run.")
-        table = {key: value for key, value in record["settings"].items() if key != "architectures"}
+        table = {key: value for key, value in _settings(record).items() if key != "architectures"}
         if isinstance(table.get("storage"), str):  # earlier versions dropped two slashes of sqlite:////absolute.db
             table["storage"] = re.sub("^sqlite:(?=/(?!/)|//[^/])", "sqlite://", table["storage"])
         return build(StudyConfig, table, str(self.path / "study.json"))
@@ -186,7 +186,7 @@ def trial_number(trial: "FrozenTrial") -> int:
 _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
 
 _FREE = frozenset({
-    "description", "question", "answer", "storage", "heartbeat_seconds", "max_tokens", "race", "reuse_trials",
+    "description", "question", "answer", "storage", "heartbeat_seconds", "max_tokens", "confirm", "reuse_trials",
     "keep_weights", "hang_seconds", "parallel_trials",
 })  # fmt: skip
 """Settings that may change after a study has started."""
@@ -222,6 +222,11 @@ def write_record(study: Path, record: Mapping[str, Any]) -> None:
         StorageError: If it cannot be written.
     """
     write_json(study / "study.json", sealed(record))
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in study.json with the keys of today."""
+    return in_current_keys(record["settings"], is_started=True)
 
 
 def _as_json(config: StudyConfig) -> dict[str, Any]:

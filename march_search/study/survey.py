@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.study import heartbeat, rungs
+from march_search.study.confirmation import add_round
 from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
-from march_search.study.race import add_seeds
 from march_search.study.study_folder import trial_number
 from march_search.study.trial_process import reached, unseen_cost
 from march_search.study.trials import enqueue, tell_optuna
@@ -48,6 +48,7 @@ class Survey:
         plan = self._plan(trials)
         if plan.stopped:
             self._stop(trials, plan.stopped)
+            trials = self._trials()
         if room and not plan.runnable and self._grows(trials) and self._more():
             return self.look(own_trials, room)
         by_number = {t.number: t for t in trials}
@@ -80,9 +81,8 @@ class Survey:
         return self._job.propose.total if self._job.propose else 0
 
     def _grows(self, trials: list[FrozenTrial]) -> bool:
-        """Return whether a trial may be added, by the sampler or, if none is running, by the race."""
-        idle = not any(t.state == TrialState.RUNNING for t in trials)
-        return rungs.to_come(trials, self._total) > 0 or (self._job.config.search.race is not None and idle)
+        """Return whether a trial may be added: by the sampler, or by the confirmation once all others have ended."""
+        return rungs.to_come(trials, self._total) > 0 or all(t.state.is_finished() for t in trials)
 
     def _dead(self, trial: FrozenTrial, records: dict[str, heartbeat.WorkerRecord]) -> bool:
         """Return whether the worker of a running trial is dead."""
@@ -140,7 +140,7 @@ class Survey:
         return limit is None or committed(self._trials() if trials is None else trials) + tokens <= limit
 
     def _more(self) -> bool:
-        """Add the next trial of the sampler or the race; return whether there is a trial to run."""
+        """Add the next trial of the sampler or the next round of seeds; return whether there is a trial to run."""
         with self._leases.locked():
             trials = self._trials()
             if self._plan(trials).runnable:
@@ -148,13 +148,7 @@ class Survey:
             study, config = self._job.study, self._job.config
             if self._job.propose and (wanted := self._job.propose(study)) is not None:
                 return bool(enqueue(study, [wanted], self._job.propose.ranges, config.training.learning_rate))
-            race, idle = config.search.race, not any(t.state == TrialState.RUNNING for t in trials)
-            return bool(
-                race
-                and idle
-                and self.affordable(config.training.tokens)
-                and add_seeds(study, race, config.training.learning_rate)
-            )
+            return add_round(study, config, committed(trials))
 
 
 def committed(trials: list[FrozenTrial]) -> int:

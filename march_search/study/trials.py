@@ -92,7 +92,7 @@ def retry_trial(study: optuna.Study, trial: FrozenTrial, folder: Path, batch: in
     start = manifest.resume_point(folder, batch)
     known = {tokens: loss for tokens, loss in trial.intermediate_values.items() if tokens <= start}
     attrs = {"retry_of": trial.number, FIRST_ATTEMPT: trial_number(trial)}
-    _repeat(study, trial, ("architecture", "seed", "num_params", "learning_rate", "race"), attrs, known)
+    _repeat(study, trial, ("architecture", "seed", "num_params", "learning_rate", "confirm", "race"), attrs, known)
 
 
 def _repeat(

@@ -8,10 +8,12 @@ from contextlib import nullcontext, suppress
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial
 
+from march_search.analysis.finals import baseline
 from march_search.config import TrialConfig
 from march_search.errors import StorageError
 from march_search.files.json_tables import set_aside
 from march_search.study import reuse, trials
+from march_search.study.confirmation import is_confirmation
 from march_search.study.heartbeat import STOP, Heartbeat, Liveness
 from march_search.study.job import Job, Signals
 from march_search.study.leases import Leases
@@ -252,9 +254,14 @@ class Worker:
             active.reported.add(tokens)
 
     def _prunes(self, active: ActiveTrial) -> bool:
-        """Return whether Optuna's pruner, if the study has one, stops the trial now."""
-        if self.job.config.pruner.kind in ("none", "rungs"):
+        """Return whether Optuna's pruner, if the study has one, stops the trial now; it never stops a finalist."""
+        config = self.job.config
+        if config.pruner.kind in ("none", "rungs") or is_confirmation(active.trial):
             return False
+        if config.pruner.finalists > 1:
+            names = [t.user_attrs["architecture"] for t in self.job.study.get_trials(deepcopy=False)]
+            if active.trial.user_attrs["architecture"] == baseline(config, names):
+                return False
         return Trial(self.job.study, active.trial._trial_id).should_prune()
 
     def _give_back(self, active: ActiveTrial, died: bool = False) -> bool:

@@ -15,7 +15,7 @@ from unittest import mock
 
 import optuna
 
-from march_search.config import DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
+from march_search.config import ConfirmConfig, DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
 from march_search.config.loader import build
 from march_search.data.store import SCHEMA_VERSION
 from march_search.files.atomic import file_sha256
@@ -29,10 +29,14 @@ TOY_CONFIG = StudyConfig(
     space="cpu-demo",
     search=SearchConfig(trials=6),
     pruner=PrunerConfig(kind="none"),
+    confirm=ConfirmConfig(max_seeds=1),
     data=DataConfig(vocab_size=2048, sequence_length=64),
     training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
 )
-"""Six shapes of the space `cpu-demo`, four evaluations each."""
+"""Six shapes of the space `cpu-demo`, four evaluations each, without further seeds."""
+
+RUNG_TRAINING = TrainingConfig(tokens=16_384, global_batch_tokens=64, evaluations=4)
+"""Training of 256 steps, long enough for rungs at a quarter, a half and three quarters."""
 
 
 def run_toy_study(

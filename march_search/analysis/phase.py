@@ -1,0 +1,94 @@
+"""Which phase a study is in, from its trials alone: it searches, confirms the order of its finalists, or is complete."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from march_search.analysis.finals import Finals, SeedTrial, finals, verdict
+from march_search.analysis.study_record import StudyRecord, TrialRecord
+from march_search.config import StudyConfig
+from march_search.config.loader import build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Phase of a study."""
+
+    name: Literal["search", "confirm", "complete"]
+    """`search`: candidates are trained and stopped; `confirm`: finalists are trained with further seeds."""
+    detail: str
+    """What is left of it or how it ended, in words: one sentence without its subject."""
+
+
+def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
+    """Return the phase of a study.
+
+    Args:
+        study: The study as its folder records it.
+        spent: Tokens that count towards `max_tokens`, from the storage; None to add up those of the trials.
+    """
+    settings = {key: value for key, value in study.settings.items() if key != "architectures"}
+    config = build(StudyConfig, settings, study.name)
+    seeds = config.search.seeds
+    searched = [t for t in study.trials if t.seed in seeds]
+    further = [t for t in study.trials if t.seed not in seeds]
+    paused, unfinished = (sum(t.state == state for t in searched) for state in ("paused", "unfinished"))
+    to_come = 0 if further else max(0, _planned(study, config) - len(searched) - len(study.damaged))
+    if paused or unfinished or to_come:
+        parts = [(unfinished, "not finished"), (paused, "paused on a rung"), (to_come, "not started")]
+        counts = [f"{number} {words}" for number, words in parts if number]
+        return Phase(name="search", detail=f"{len(searched) + to_come} trials, of which {_listed(counts)}.")
+    found = finals(seed_trials(study.trials), config)
+    if config.confirm.further(len(seeds)) == 0 and not further:
+        number = len({t.architecture for t in searched if t.state == "complete"})
+        arms = "1 architecture is" if number == 1 else f"{number} architectures are"
+        return Phase(name="complete", detail=f"{arms} complete; [confirm] adds no seeds.")
+    running = [t for t in further if t.state in ("paused", "unfinished")]
+    spent = sum(t.tokens for t in study.trials) if spent is None else spent
+    if running:
+        return Phase(name="confirm", detail=f"{_further(len(running))} not finished. So far, {verdict(found, config)}")
+    if not found.following:
+        return Phase(name="complete", detail=verdict(found, config))
+    if not fits(found, config, spent):
+        return Phase(name="complete", detail=f"{verdict(found, config)} [search] max_tokens allows no further round.")
+    names = ", ".join(t.architecture for t in found.following)
+    return Phase(name="confirm", detail=f"{_further(len(found.following))} to be trained, one of each of {names}.")
+
+
+def fits(found: Finals, config: StudyConfig, spent: int) -> bool:
+    """Return whether the next round stays within the study's `max_tokens`, after `spent` tokens."""
+    limit = config.search.max_tokens
+    return limit is None or spent + len(found.following) * config.training.tokens <= limit
+
+
+def seed_trials(trials: Sequence[TrialRecord]) -> list[SeedTrial]:
+    """Return the recorded trials as the confirmation looks at them."""
+    return [
+        SeedTrial(
+            architecture=t.architecture.name,
+            seed=t.seed,
+            learning_rate=t.config.training.learning_rate,
+            loss=t.loss if t.state == "complete" else None,
+            has_failed=t.state not in ("complete", "pruned", "paused", "unfinished"),
+        )
+        for t in trials
+    ]
+
+
+def _planned(study: StudyRecord, config: StudyConfig) -> int:
+    """Return how many trials the search will have."""
+    architectures = len(study.settings.get("architectures", ()))
+    if config.search.adaptive:
+        architectures = max(architectures, config.search.trials)
+    planned = architectures * len(config.search.seeds) * max(1, len(config.search.learning_rates))
+    return min(planned, study.planned_trials) if config.search.adaptive and study.planned_trials else planned
+
+
+def _further(number: int) -> str:
+    """Return a number of further seeds with its verb."""
+    return "1 further seed is" if number == 1 else f"{number} further seeds are"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Join parts of a sentence with commas and "and"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
