@@ -1,4 +1,4 @@
-"""Compare TPE with uniform draws by real training, with the recipe and space of `studies/cpu-demo.toml`.
+"""Compare TPE with uniform draws by real training, with the space and recipe of the studies in `studies/cpu/`.
 
     python benchmarks/sampler_training.py [--trials 14] [--tokens 204800] [--seeds 1,2] [--samplers tpe,random]
                                           [--root runs-samplers]
@@ -17,24 +17,49 @@ from pathlib import Path
 
 import optuna
 
-from march_search.config.shipped import shipped_folder
 from march_search.study.journal import JOURNAL
+
+STUDY = """space = "cpu-1m"
+
+[search]
+strategy = "{sampler}"
+trials = {trials}
+seed = {seed}
+reuse_trials = true
+
+[pruner]
+kind = "none"
+
+[confirm]
+max_seeds = 1
+
+[data]
+corpus = "wikipedia-summaries"
+vocab_size = 512
+sequence_length = 32
+noise_density = 0.5
+
+[training]
+tokens = {tokens}
+global_batch_tokens = 512
+learning_rate = 2e-3
+schedule = "linear"
+warmup_tokens = 16_384
+precision = "fp32"
+evaluations = 1
+checkpoints = 2
+keep_weights = false
+
+[devices]
+kind = "cpu"
+threads = 1
+parallel_trials = 2
+"""
 
 
 def study(root: Path, sampler: str, seed: int, trials: int, tokens: int) -> list[float]:
     """Run a study and return the losses of its trials in the order in which they were chosen."""
-    text = (shipped_folder("studies") / "cpu-demo.toml").read_text()
-    for old, new in (
-        ('strategy = "design"', f'strategy = "{sampler}"\nreuse_trials = true'),
-        ("trials = 10", f"trials = {trials}"),
-        ("seed = 0", f"seed = {seed}"),
-        ('kind = "median"\nstartup_trials = 3\nwarmup_tokens = 102_400', 'kind = "none"\n\n[confirm]\nmax_seeds = 1'),
-        ("tokens = 409_600", f"tokens = {tokens}\nkeep_weights = false"),
-        ("evaluations = 8", "evaluations = 1"),
-        ("ranks = 1", "ranks = 1\nthreads = 1"),
-    ):
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
+    text = STUDY.format(sampler=sampler, seed=seed, trials=trials, tokens=tokens)
     root.mkdir(parents=True, exist_ok=True)
     name = f"{sampler}-{seed}"
     (root / f"{name}.toml").write_text(text)

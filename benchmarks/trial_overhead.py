@@ -54,7 +54,7 @@ def compare(root: Path, rounds: int, steps: int, batch: int) -> None:
 
     study = build(StudyConfig, read_file(STUDY), str(STUDY))
     training = replace(study.training, global_batch_tokens=batch, tokens=steps * batch, warmup_tokens=0)
-    study = replace(study, data=replace(study.data, vocab_size=2048), training=training)
+    study = replace(study, data=replace(study.data, vocab_size=2048, sequence_length=32), training=training)
     store = prepare(study.data, root, root, tokens=study.training.tokens)
     trial_steps: list[float] = []
     bare_steps: list[float] = []

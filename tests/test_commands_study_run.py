@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -182,6 +183,14 @@ def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
         assert word in ended.stdout
     assert "models build with the predicted parameter count." in ended.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_ends_with_its_baseline_and_three_others_and_fits_into_five_minutes(command: Command) -> None:
+    printed = " ".join(command("study", "run", "cpu-demo", "--dry-run").stdout.split())
+    assert "the best 3 and the baseline continue to the end, 492k tokens" in printed
+    # two cores train at least 30,000 tokens/s together (studies/LOG.md): 210 seconds
+    assert re.search(r"both phases 2.36M tokens in \S+ to 6.29M tokens", printed)
+    assert printed.index("L1-D128-H1x64-F616") < printed.index("L2-D96-H3x32-F248")
 
 
 def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:

@@ -62,7 +62,7 @@ def test_a_wheel_in_another_environment_solves_and_lists_studies(wheel: Path, tm
 
     assert "parameters ± 1.5%" in run("solve", "--budget", "220M")
     assert "cpu-demo" in run("study", "list")
-    assert "10 candidates" in run("study", "run", "studies/cpu-demo.toml", "--dry-run")
+    assert "8 candidates" in run("study", "run", "studies/cpu-demo.toml", "--dry-run")
     assert "25 runs" in run("replay", "march-2023", "--strategy", "rungs", "--replays", "1")
     code = "import march_search; print(march_search.__file__)"
     other = [str(tmp_path / "other/bin/python"), "-c", code]
