@@ -50,15 +50,20 @@ def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
     """Return a note on architectures that do not use their context yet, if there are any."""
     if not found.num_unused or found.gains is None:
         return []
-    who, low, high = _who(found.num_unused, found.num_measured), *found.gains
+    (low, high), total = found.gains, found.num_measured
     gains = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
     noise = "" if found.gain_noise is None else f"; its noise is {found.gain_noise:.3f}"
-    verb = "does" if found.num_measured == 1 else "do"
     parts = "encoder and cross-attention" if context == "input" else "attention to distant text"
+    if found.num_unused == total:
+        verb = "does" if total == 1 else "do"
+        text = f"Regime: the {context} is hardly used. {_who(total, total)} {verb} not use it yet."
+    else:
+        verb = "uses its" if found.num_unused == 1 else "use their"
+        text = f"Regime: {_who(found.num_unused, total)} hardly {verb} {context} yet."
     return [(
-        f"Regime: the {context} is hardly used. {who} {verb} not use it yet.",
+        text,
         f"The context gain is {gains}; below {found.gain_limit:.2f} counts as zero{noise}. Differences in {parts} were "
-        "not put to the test.",
+        f"not put to the test{'' if found.num_unused == total else ' there'}.",
     )]  # fmt: skip
 
 

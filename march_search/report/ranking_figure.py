@@ -39,7 +39,7 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
     for index, (css, text) in enumerate(keys):
         at = (0.0, 14 + 20 * index) if stacked else (index % 2 * width / 2, 14 + 20 * (index // 2))
         _key(figure, *at, css, text)
-    left = 8.0 if stacked else 8 + 7.4 * max(len(names[row["name"]]) for row in rows)
+    left = 8.0 if stacked else 8 + 8.2 * max(len(names[row["name"]]) for row in rows)  # the leader's name is bold
     top, first = float(head), 0
     for level, height in zip(levels, heights, strict=True):
         if title > 4:
