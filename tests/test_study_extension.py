@@ -7,7 +7,7 @@ import pytest
 from helpers.toy_studies import TOY_COMMAND, TOY_CONFIG
 
 from march_search.analysis.study_record import read_study
-from march_search.config import SearchConfig, StudyConfig
+from march_search.config import ConfirmConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
 from march_search.study import candidates, extension, study_state
 from march_search.study.runner import StudyRun
@@ -62,6 +62,18 @@ def test_an_extended_study_keeps_its_trials_and_gets_more(tmp_path: Path) -> Non
     seeds = run(tmp_path, extend=True, trials=5, seeds=(0, 1))
     assert seeds[:5] == more
     assert len(seeds) == 10
+
+
+def test_an_extended_study_may_confirm_and_a_further_seed_is_not_trained_again(tmp_path: Path) -> None:
+    write_space(tmp_path)
+    first = run(tmp_path)
+    config = replace(TOY_CONFIG, confirm=ConfirmConfig(max_seeds=2))
+    further = run(tmp_path, extend=True, config=config)
+    assert further[:3] == first
+    assert {name.rpartition("-")[2] for name in further[3:]} == {"s1"}
+    assert StudyFolder(tmp_path / "toy").config().confirm == config.confirm
+    both = run(tmp_path, extend=True, config=config, seeds=(0, 1))
+    assert len(set(both)) == len(both) == 6
 
 
 def test_an_extension_removes_nothing(tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
     to_come = 0 if further else max(0, _planned(study, config) - len(searched) - len(study.damaged))
     if paused or unfinished or to_come:
         parts = [(unfinished, "not finished"), (paused, "paused on a rung"), (to_come, "not started")]
-        counts = [f"{number} {words}" for number, words in parts if number]
-        return Phase(name="search", detail=f"{len(searched) + to_come} trials, of which {_listed(counts)}.")
+        counts = _listed([f"{number} {words}" for number, words in parts if number])
+        limit = "" if config.search.max_tokens is None else f" [search] max_tokens is {config.search.max_tokens:,}."
+        return Phase(name="search", detail=f"{len(searched) + to_come} trials, of which {counts}.{limit}")
     found = finals(seed_trials(study.trials), config)
     if config.confirm.further(len(seeds)) == 0 and not further:
         number = len({t.architecture for t in searched if t.state == "complete"})
@@ -46,7 +47,8 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
     running = [t for t in further if t.state in ("paused", "unfinished")]
     spent = sum(t.tokens for t in study.trials) if spent is None else spent
     if running:
-        return Phase(name="confirm", detail=f"{_further(len(running))} not finished. So far, {verdict(found, config)}")
+        leader = f"; so far, {found.left[0]} leads" if found.left else ""
+        return Phase(name="confirm", detail=f"{_further(len(running))} not finished{leader}.")
     if not found.following:
         return Phase(name="complete", detail=verdict(found, config))
     if not fits(found, config, spent):

@@ -66,8 +66,10 @@ def add_round(study: optuna.Study, config: StudyConfig, committed: int) -> bool:
 
 
 def confirmation_note(trials: Iterable[FrozenTrial], config: StudyConfig) -> str:
-    """Return what the confirmation has found as one sentence; empty if the study has none."""
+    """Return what the confirmation has found as one sentence; empty if the study has none or one architecture."""
     trials = list(trials)
+    if len({t.user_attrs["architecture"] for t in trials}) < 2:
+        return ""
     if config.confirm.further(len(config.search.seeds)) == 0 and not any(map(is_confirmation, trials)):
         return ""
     return f"confirm: {verdict(found_finals(trials, config), config)}"
