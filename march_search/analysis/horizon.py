@@ -117,7 +117,7 @@ def _caveats(study: StudyRecord, found: Regime | None, ratio: float) -> tuple[st
     changes = changes_at(ratio)
     sentences = [
         f"The order of today is the prediction. After {ratio:.1f} times the tokens, recorded differences were "
-        f"{changes.kept:.0%} of what they had been, give or take. The 95% intervals are from how far they changed on "
+        f"{changes.kept:.0%} of what they had been, in the median. The 95% intervals are from how far they changed on "
         f"{SOURCE}, and cover seed noise. They held for 94% to 99% of held-out pairs.",
     ]
     if found is None or not found.num_measured:
