@@ -100,7 +100,7 @@ def compare(
     variance_AA, degrees_AA = difference_variances(counts, seeds, data)
     difference_AA = np.subtract.outer(means, means)
     p_AA = two_sided(difference_AA, variance_AA, degrees_AA)
-    adjusted_AA = adjusted_p_values(difference_AA, variance_AA, degrees_AA, counts, seeds, data)
+    adjusted_AA = np.maximum(p_AA, adjusted_p_values(difference_AA, variance_AA, degrees_AA, counts, seeds, data))
     separated_AA = adjusted_AA < 1 - CONFIDENCE
     return Comparison(
         p_AA=p_AA,

@@ -44,8 +44,8 @@ def noise_notes(ranking: Ranking) -> list[str]:
         )
     if ranking.comparison:
         lines.append(
-            "ties: architectures that share a letter are not separated (both noises, all pairs at 5% by Holm's "
-            "method). best: probability of being the best."
+            "ties: architectures that share a letter are not separated (both noises, 5% over all pairs). best: "
+            "probability of being the best."
         )
     if ranking.seeds:
         lines.append(
