@@ -15,8 +15,8 @@ import numpy as np
 
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
 
-DRAWS = 4000
-"""Number of draws of the true losses."""
+DRAWS, FEWEST_DRAWS = 4000, 400
+"""Number of draws of the true losses, and of those with very many architectures."""
 
 CERTAINTY = 3.0
 """Factor on the degrees of freedom of the variances that are drawn. The priors have fewer degrees than recorded
@@ -25,7 +25,7 @@ variances do (`seed_prior.py`), so that tests err on the side of ties; a probabi
 SPREADS = 40
 """Number of values of `τ`."""
 
-FIRST_DRAWS = 64
+FIRST_DRAWS = 16
 """Number of draws from which the likelihood of each `τ` is estimated first."""
 
 
@@ -51,6 +51,7 @@ def probability_best(
         seed: Seed of the draws.
     """
     rng, many = np.random.default_rng(seed), len(means)
+    draws = min(draws, max(FEWEST_DRAWS, 4_000_000 // many**2))
     loss_A = np.asarray(means, float) - np.mean(means)
     variance_BA = np.zeros((draws, many))
     if seeds is not None:

@@ -1,10 +1,10 @@
 """Test which differences between mean losses exceed noise, and estimate which architecture is the best.
 
 Pairs are compared by a t-test without a shared variance (after Welch 1947). The variance of a difference is the sum of
-the two architectures' own seed variances, each moderated by its prior, and of the paired document variance. Holm's
-method (1979) controls the error over all pairs: the probability of splitting any true tie is at most `1 - CONFIDENCE`,
-whatever the dependence between the tests. Tie groups are named by letters: architectures that share one are not
-separated (compact letter display, Piepho 2004).
+the two architectures' own seed variances, each moderated by its prior, and of the paired document variance. The
+correction for all pairs is by the distribution of the largest difference (`simultaneous.py`): the probability of
+splitting any true tie is at most `1 - CONFIDENCE`. Tie groups are named by letters: architectures that share one are
+not separated (compact letter display, Piepho 2004).
 
 "Is the leader the best" is a single question, and needs no correction over all pairs: the leader is compared with each
 rival at the two-sided level, and the largest p-value counts. Choosing the leader by the same losses costs at most the
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from march_search.analysis.best import probability_best
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
+from march_search.analysis.simultaneous import adjusted_p_values
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -88,7 +89,7 @@ class Comparison:
     p_AA: Array
     """Uncorrected two-sided p-value of each pair; 1 on the diagonal."""
     adjusted_AA: Array
-    """p-value of each pair after Holm's correction over all pairs."""
+    """p-value of each pair after the correction for all pairs."""
     letters: tuple[str, ...]
     """Tie groups: architectures that share a letter are not separated."""
     best: tuple[float, ...]
@@ -115,11 +116,10 @@ def compare(
     """
     if seeds is None and data is None:
         return None
-    p_AA = pair_p_values(means, counts, seeds, data)
-    upper = np.triu_indices(len(means), 1)
-    adjusted_AA = np.ones_like(p_AA)
-    adjusted_AA[upper] = holm(p_AA[upper])
-    adjusted_AA = np.minimum(adjusted_AA, adjusted_AA.T)
+    variance_AA, degrees_AA = difference_variances(counts, seeds, data)
+    difference_AA = np.subtract.outer(means, means)
+    p_AA = two_sided(difference_AA, variance_AA, degrees_AA)
+    adjusted_AA = np.maximum(p_AA, adjusted_p_values(difference_AA, variance_AA, degrees_AA, counts, seeds, data))
     separated_AA = adjusted_AA < 1 - CONFIDENCE
     return Comparison(
         p_AA=p_AA,
@@ -128,14 +128,6 @@ def compare(
         best=limited(probability_best(means, counts, seeds, data), separated_AA[0]) if with_best else (),
         leader_p=float(p_AA[0, 1:].max(initial=0.0)) if len(means) > 1 else 1.0,
     )
-
-
-def pair_p_values(
-    means: Sequence[float], counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
-) -> Array:
-    """Return the uncorrected two-sided p-value of each pair; 1 on the diagonal."""
-    variance_AA, degrees_AA = difference_variances(counts, seeds, data)
-    return two_sided(np.subtract.outer(means, means), variance_AA, degrees_AA)
 
 
 def difference_variances(counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None) -> tuple[Array, Array]:

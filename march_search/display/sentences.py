@@ -62,8 +62,8 @@ def noise_notes(ranking: Ranking) -> list[str]:
         )
     if ranking.comparison:
         lines.append(
-            "ties: architectures that share a letter are not separated (both noises, all pairs of a level at 5% by "
-            "Holm's method). P(best): probability of being the best of those trained furthest."
+            "ties: architectures that share a letter are not separated (both noises, 5% over all pairs of a level). "
+            "P(best): probability of being the best of those trained furthest."
         )
     if ranking.seeds:
         lines.append(
