@@ -15,8 +15,12 @@ import numpy as np
 
 from march_search.analysis.noise import Array, DataNoise, SeedNoise
 
-DRAWS, FEWEST_DRAWS = 4000, 400
-"""Number of draws of the true losses, and of those with very many architectures."""
+DRAWS = 4000
+"""Number of draws of the true losses."""
+
+MOST_JOINT = 32
+"""Number of architectures up to which data noise is drawn jointly. With more, it counts as independent between them,
+because the time of joint draws grows with the cube of their number."""
 
 CERTAINTY = 3.0
 """Factor on the degrees of freedom of the variances that are drawn. The priors have fewer degrees than recorded
@@ -51,7 +55,6 @@ def probability_best(
         seed: Seed of the draws.
     """
     rng, many = np.random.default_rng(seed), len(means)
-    draws = min(draws, max(FEWEST_DRAWS, 4_000_000 // many**2))
     loss_A = np.asarray(means, float) - np.mean(means)
     variance_BA = np.zeros((draws, many))
     if seeds is not None:
@@ -62,6 +65,9 @@ def probability_best(
     if data is not None:  # noise that all architectures share does not matter
         covariance_AA = data.covariance_AA - data.covariance_AA.mean(axis=0)
         covariance_AA = covariance_AA - covariance_AA.mean(axis=1, keepdims=True)
+        if many > MOST_JOINT:
+            variance_BA += np.diag(covariance_AA)
+            covariance_AA = None
     own_A = np.median(variance_BA, axis=0) + (0 if covariance_AA is None else np.diag(covariance_AA))
     error = float(np.sqrt(np.median(own_A)))
     if many == 1 or error == 0:
