@@ -1,10 +1,12 @@
 """Find the best learning rate of a narrow and of a wide model, with fixed and with scaled learning rates.
 
     OMP_NUM_THREADS=1 python benchmarks/learning_rates.py [--tokens 131072] [--rates 0.001 0.002 ...]
+    OMP_NUM_THREADS=1 python benchmarks/learning_rates.py --ladder
 
 The benchmark trains real trials on the Wikipedia summaries, with equal tokens and one seed. The narrow model is the
 base shape, so its trials are the same under `fixed` and `width`. Under `width`, both models should have the same best
-rate.
+rate. With `--ladder`, it trains the trials of `studies/cpu/learning-rates.toml` under `width`, with the first shape of
+the study as the base shape; `studies/results/learning-rates.csv` has their losses under `fixed`.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
+from march_search.config import DataConfig, DevicesConfig, StudyConfig, TrainingConfig, TrialConfig
+from march_search.config.loader import build, read_file
+from march_search.config.shipped import shipped_folder
 from march_search.data.prepare import prepare
 
 NARROW, WIDE = "L2-D64-H4x16-F256-rope-V2048", "L2-D256-H16x16-F1024-rope-V2048"
@@ -27,15 +31,17 @@ TRAINING = TrainingConfig(
 )  # fmt: skip
 
 
-def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig) -> float:
+def loss(
+    folder: Path, store: Path, architecture: str, training: TrainingConfig, data: DataConfig = DATA, seed: int = 0
+) -> float:
     """Train a trial and return its final loss, or infinity if it diverged."""
     folder.mkdir()
     devices = DevicesConfig(kind="cpu", threads=1)
     config = TrialConfig(
         architecture=architecture,
         store=os.path.relpath(store, folder),
-        seed=0,
-        data=DATA,
+        seed=seed,
+        data=data,
         training=training,
         devices=devices,
     )
@@ -45,12 +51,31 @@ def loss(folder: Path, store: Path, architecture: str, training: TrainingConfig)
     return float(json.loads(result.read_text())["loss"]) if result.exists() else float("inf")
 
 
+def ladder(root: Path) -> None:
+    """Print the final loss of each shape of the study `cpu/learning-rates` at each of its rates, scaled by width."""
+    file = shipped_folder("studies") / "cpu" / "learning-rates.toml"
+    study = build(StudyConfig, read_file(file), str(file))
+    store = prepare(study.data, root, root, tokens=study.training.tokens)
+    shapes, rates = study.search.architectures, study.search.learning_rates
+    scaled = replace(study.training, learning_rate_scaling="width", base_shape=shapes[0], checkpoints=0)
+    for shape in shapes:
+        for rate in rates:
+            training = replace(scaled, learning_rate=rate)
+            found = loss(root / f"{shape}-{rate}", store, shape, training, study.data, study.search.seeds[0])
+            print(f"{shape:32} {rate:g} {found:.4f}", flush=True)
+
+
 def main() -> None:
     """Print the final loss of each model and scaling at each learning rate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3])
+    parser.add_argument("--ladder", action="store_true")
     arguments = parser.parse_args()
+    if arguments.ladder:
+        with tempfile.TemporaryDirectory() as name:
+            ladder(Path(name))
+        return
     tokens, rates = arguments.tokens, arguments.rates
     recipe = replace(TRAINING, tokens=tokens, warmup_tokens=tokens // 16 // 1024 * 1024)
     with tempfile.TemporaryDirectory() as name:
