@@ -36,6 +36,10 @@ kind = "cpu"
 SEARCH = """[search]
 strategy = "list"
 architectures = ["L1-D32-H2x16-F64-geglu-rope-V400", "L2-D32-H2x16-F64-geglu-rope-V400"]
+
+[confirm]
+max_seeds = 1
+
 """
 
 

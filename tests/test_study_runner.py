@@ -112,7 +112,7 @@ def test_a_sampler_chooses_the_trials_and_a_second_run_adds_none(tmp_path: Path,
     config = replace(TOY_CONFIG, search=search, training=RUNG_TRAINING, pruner=rule)
     summary = run_toy_study(tmp_path, config)
     assert (summary.complete + summary.pruned, summary.failed, summary.left) == (7, 0, 0)
-    assert summary.pruned == (0 if pruner == "none" else 4)
+    assert summary.pruned == (0 if pruner == "none" else 5)
     names = [t.architecture.name for t in read_study(tmp_path / "toy").trials]
     found = candidates.choose(config, tmp_path).found
     assert len(set(names)) == 7
