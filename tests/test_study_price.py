@@ -17,7 +17,7 @@ from march_search.cost.memory import memory
 from march_search.cost.setup import Setup
 from march_search.cost.speed import hours
 from march_search.errors import ConfigError, UsageError
-from march_search.study import candidates, price
+from march_search.study import candidates, price, usage
 from march_search.study.plan import plan_rows
 
 A5000 = parse_device("A5000")
@@ -78,7 +78,7 @@ def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
     assert plan["confirm"]["device_hours"] == pytest.approx(once["device_hours"] * 8 / 24)
     assert plan["confirm"]["seconds"] == pytest.approx(once["seconds"] / 8 * 4)  # two of two rounds instead of 8 turns
     assert once["seconds"] == pytest.approx(once["device_hours"] * 3600 / 3)
-    rows = dict(price.price_rows(plan))
+    rows = dict(usage.price_rows(plan))
     assert rows["search"].startswith("24 architectures train to the end, 4.1k tokens: 98.3k tokens in ")
     assert rows["confirm"].startswith(
         "at most 4 finalists are trained with up to 2 further seeds each, until the leader is separated from the "
@@ -88,7 +88,7 @@ def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
     capped = replace(config, search=replace(search, max_tokens=24 * 4096 + 5 * 4096))
     assert planned(capped)["confirm"]["tokens"] == 4 * 4096
     unlimited = planned(replace(config, confirm=ConfirmConfig(max_seeds=0)), device=A5000)
-    assert dict(price.price_rows(unlimited))["both phases"].endswith(" and more")
+    assert dict(usage.price_rows(unlimited))["both phases"].endswith(" and more")
     assert planned(replace(config, confirm=ConfirmConfig(max_seeds=1)))["confirm"] is None
 
 
@@ -102,7 +102,7 @@ def test_the_plans_of_the_large_studies_end_with_several_complete_arms(name: str
     assert plan["stages"][-1] == plan["stages"][-1] | {"tokens": config.training.tokens, "trials": 4}
     assert "baseline" in " ".join(stage["text"] for stage in plan["stages"])
     assert plan["confirm"]["trials"] == 8
-    labels = [label for label, _ in price.price_rows(plan)]
+    labels = [label for label, _ in usage.price_rows(plan)]
     assert {"search, rung 1", "search, end", "confirm", "both phases"} <= {*labels}
 
 
@@ -114,13 +114,13 @@ def test_the_candidate_that_needs_most_memory_is_named() -> None:
         training = replace(TOY_CONFIG.training, micro_batch_sequences=micro)
         plan = planned(replace(TOY_CONFIG, search=search, training=training), device=A5000)
         assert plan["memory"]["architecture"] == big.name
-        text = dict(price.price_rows(plan))["memory"]
+        text = dict(usage.price_rows(plan))["memory"]
         assert text.endswith("a device has 24GB: fits") is fits
         assert ("DOES NOT FIT" in text) is not fits
     plan = planned(replace(TOY_CONFIG, search=replace(search, architectures=(small.name,))), device=A5000)
     setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=plan["memory"]["micro_batch"])
     assert plan["memory"]["bytes"] == memory(small, setup).total
-    assert dict(price.price_rows(plan))["memory"].endswith("fits")
+    assert dict(usage.price_rows(plan))["memory"].endswith("fits")
 
 
 def test_every_candidate_is_built_and_its_parameters_counted() -> None:
@@ -143,7 +143,7 @@ def test_a_study_with_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
     rows = dict(plan_rows(config, chosen, "text", Path("runs/x")))
     assert rows["candidates"].endswith("(tpe picks candidates as results arrive)")
     assert rows["warm start"] == "25 results from march-2023, 0 in the feasible set"
-    assert "--device 8xA5000" in dict(price.price_rows(plan))["device-hours"]
+    assert "--device 8xA5000" in dict(usage.price_rows(plan))["device-hours"]
 
 
 def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
@@ -151,17 +151,17 @@ def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
     config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cpu"), pruner=pruner)
     run_toy_study(tmp_path, config)
     plan = planned(config)
-    took = price.actual(tmp_path / "toy", config)
+    took = usage.actual(tmp_path / "toy", config)
     trials = [json.loads(p.read_text().splitlines()[-1]) for p in tmp_path.glob("toy/trials/*/metrics.jsonl")]
     assert took["trials"] == plan["trials"] == 6
     assert took["tokens"] == sum(line["tokens"] for line in trials)
     assert took["device_hours"] == pytest.approx(took["tokens"] / 1000 / 3600)
     assert took["disk_bytes"] > 0
-    rows = dict(price.comparison_rows(plan | {"device_hours": took["device_hours"] * 2}, took))
+    rows = dict(usage.comparison_rows(plan | {"device_hours": took["device_hours"] * 2}, took))
     assert rows["trials"] == "6, 100% of the 6 planned"
     assert rows["device time"].startswith("2")
     assert rows["device time"].endswith("planned")
-    assert dict(price.comparison_rows(plan, took))["device time"].endswith("not planned")
+    assert dict(usage.comparison_rows(plan, took))["device time"].endswith("not planned")
 
 
 def test_the_device_count_must_match_the_ranks() -> None:

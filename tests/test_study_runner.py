@@ -18,7 +18,7 @@ from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchConfig
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.study import candidates, price, storage, study_state
+from march_search.study import candidates, storage, study_state, usage
 from march_search.study.runner import Summary
 from march_search.study.study_folder import StudyFolder
 
@@ -308,7 +308,7 @@ def test_a_study_reuses_identical_trials_of_another(tmp_path: Path, capsys: pyte
         assert json.loads((copy.folder / "outcome.json").read_text())["taken_from"] == f"toy/{trial.folder.name}"
     reported = [t.intermediate_values for t in optuna_study(tmp_path, "second").trials]
     assert [sorted(values) for values in reported] == [[1024, 2048, 3072]] * 12
-    assert price.actual(tmp_path / "second", more)["tokens"] == 6 * TOY_CONFIG.training.tokens
+    assert usage.actual(tmp_path / "second", more)["tokens"] == 6 * TOY_CONFIG.training.tokens
 
 
 @pytest.mark.parametrize("other", [{"learning_rate": 2e-3}, {"tokens": 8192}, {"betas": (0.9, 0.99)}])

@@ -76,18 +76,18 @@ def run(options: argparse.Namespace) -> int:
 def _cost(folder: Path) -> list[tuple[str, str]]:
     """Return the actual cost of the study and the plan of each phase, or an empty list if it has no plan."""
     from march_search.errors import StorageError
-    from march_search.study import price
+    from march_search.study import usage
     from march_search.study.study_folder import StudyFolder
 
     try:
-        plan = price.saved_plan(folder)
+        plan = usage.saved_plan(folder)
     except StorageError as error:
         print(f"{error} The report leaves the cost out.", file=sys.stderr)
         return []
     if not plan:
         return []
-    actual = price.actual(folder, StudyFolder(folder).config())
-    return price.comparison_rows(plan, actual) + price.planned_phases(plan)
+    actual = usage.actual(folder, StudyFolder(folder).config())
+    return usage.comparison_rows(plan, actual) + usage.planned_phases(plan)
 
 
 def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:

@@ -93,7 +93,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, price
+    from march_search.study import candidates, extension, price, usage
     from march_search.study.plan import plan_rows
     from march_search.study.status import phase_rows
 
@@ -104,7 +104,7 @@ def run_study(options: argparse.Namespace) -> int:
         return study_actions.run_resume(options)
     config, base = study.load()
     folder = study.folder
-    plan = None if options.dry_run or options.extend else price.saved_plan(folder.path)
+    plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
     if plan is not None:
         because = f"on {study.name}, which was started with a plan: add --dry-run to print another estimate"
         refuse_without_effect(options, ("device", "rate"), because)
@@ -123,7 +123,7 @@ def run_study(options: argparse.Namespace) -> int:
             if device is None:
                 refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
             plan = price.priced_plan(config, chosen, device, options.rate)
-        rows += price.price_rows(plan) + phase_rows(folder)
+        rows += usage.price_rows(plan) + phase_rows(folder)
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
@@ -174,7 +174,7 @@ def _train(
     from march_search.display.tables import console
     from march_search.files.atomic import make_folder
     from march_search.files.json_tables import read_json, sealed, write_json
-    from march_search.study import gpus, price, study_state
+    from march_search.study import gpus, study_state, usage
     from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun
 
@@ -190,6 +190,6 @@ def _train(
     write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
     write_json(folder.path / "reference.json", sealed(reference_nats(store, config.data)))
     summary = StudyRun(config, folder, store.folder, initial_trials(chosen, config)).run()
-    actual = price.comparison_rows(plan, price.actual(folder.path, config))
+    actual = usage.comparison_rows(plan, usage.actual(folder.path, config))
     print_pairs(console(stderr=True), "planned and actual cost", actual)
     return report_summary(summary, folder)

@@ -15,7 +15,7 @@ from march_search.analysis.study_record import read_study
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, MarchSearchError, StorageError
-from march_search.study import heartbeat, price, rungs, storage
+from march_search.study import heartbeat, rungs, storage, usage
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
 from march_search.study.study_folder import StudyFolder, trial_number
@@ -79,7 +79,7 @@ def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[Frozen
 def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
     """Return the planned number of trials of a study with a sampler; 0 for any other study."""
     try:
-        plan = price.saved_plan(folder.path) if config.search.adaptive else None
+        plan = usage.saved_plan(folder.path) if config.search.adaptive else None
     except StorageError:  # `remarks` reports it
         plan = None
     return int(plan["trials"]) if plan else 0
@@ -89,7 +89,7 @@ def remarks(folder: StudyFolder, rows: Sequence[Row]) -> list[str]:
     """Return one line for each damaged file of a study, and one for what its trials did not write."""
     lines = [f"trial {row['trial']}: {fault}" for row in rows for fault in row["damage"]]
     try:
-        price.saved_plan(folder.path)
+        usage.saved_plan(folder.path)
     except StorageError as error:
         lines.append(str(error))
     return lines + find_trials(folder.path).notes

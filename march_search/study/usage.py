@@ -1,0 +1,187 @@
+"""What a study was planned to use and what it has used, as values and in words."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from march_search.architecture.architecture import Architecture
+from march_search.config import StudyConfig
+from march_search.cost import speed
+from march_search.cost.memory import USABLE
+from march_search.cost.setup import study_setup
+from march_search.display.tables import count, duration, si, size
+from march_search.errors import StorageError
+from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table, table_fault
+from march_search.trial.metrics import read_metrics
+from march_search.trial.outcome import read_outcome
+from march_search.trial.own_trials import find_trials
+
+_PLAN: dict[str, Kinds] = {
+    "trials": int, "tokens?": NUMBER, "flops?": NUMBER, "device_hours?": MAYBE_NUMBER, "rate?": MAYBE_NUMBER,
+    "money?": MAYBE_NUMBER, "device?": (str, NoneType), "basis?": (str, NoneType), "stages?": list,
+    "confirm?": (dict, NoneType), "seconds?": MAYBE_NUMBER, "memory?": (dict, NoneType), "disk_bytes?": dict,
+}  # fmt: skip
+_STAGE: dict[str, Kinds] = {
+    "tokens": NUMBER,
+    "trials": int,
+    "text?": str,
+    "trained_tokens?": NUMBER,
+    "device_hours?": MAYBE_NUMBER,
+    "seconds?": MAYBE_NUMBER,
+}
+_CONFIRM: dict[str, Kinds] = {
+    "text": str,
+    "trials": MAYBE_NUMBER,
+    "tokens": MAYBE_NUMBER,
+    "device_hours": MAYBE_NUMBER,
+    "seconds": MAYBE_NUMBER,
+}
+_MEMORY: dict[str, Kinds] = {"architecture": str, "bytes": NUMBER, "device_bytes": NUMBER, "micro_batch": int}
+
+
+def saved_plan(folder: Path) -> dict[str, Any] | None:
+    """Return the plan that the study in `folder` was launched with; None before the launch.
+
+    Raises:
+        StorageError: If plan.json is damaged.
+    """
+    path, remedy = folder / "plan.json", "Delete it to plan again."
+    plan = find_table(path, _PLAN, remedy)
+    if plan is None:
+        return None
+    parts = [(plan.get("memory") or None, _MEMORY), (plan.get("confirm") or None, _CONFIRM)]
+    parts += [(stage, _STAGE) for stage in plan.get("stages", [])]
+    faults = [table_fault(part, expected) for part, expected in parts if isinstance(part, dict)]
+    faults += ["must have tables as stages" for part, _ in parts if not isinstance(part, dict | None)]
+    faults += [table_fault({"size": size}, {"size": NUMBER}) for size in plan.get("disk_bytes", {}).values()]
+    if fault := next(filter(None, faults), ""):
+        raise StorageError(f"{path}: is damaged: it {fault}. {remedy}")
+    return dict.fromkeys(key.removesuffix("?") for key in _PLAN) | {"stages": [], "disk_bytes": {}} | plan
+
+
+def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
+    """Return what the study in `folder` has used so far: the keys of `priced_plan` that its files can show."""
+    tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
+    for trial in find_trials(folder).trials:
+        trials += 1
+        if _was_taken(trial.folder):
+            continue  # trained by another study
+        metrics = read_metrics(trial.folder)
+        a = Architecture.parse(trial.config.architecture)
+        tokens += metrics.tokens
+        flops += metrics.tokens * float(speed.flops_per_token(a, study_setup(config)))
+        seconds += _seconds(metrics.lines)
+    kind, together = config.devices.kind, config.devices.parallel_trials
+    devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
+    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return {
+        "trials": trials,
+        "tokens": tokens,
+        "flops": flops,
+        "device_hours": seconds / 3600 * devices,
+        "disk_bytes": sum(files),
+    }
+
+
+def _was_taken(folder: Path) -> bool:
+    """Return whether a trial was taken over from another study; False if its outcome.json is damaged."""
+    try:
+        return "taken_from" in (read_outcome(folder) or {})
+    except StorageError:
+        return False
+
+
+def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a plan's phases, device-hours, memory and disk as (label, value) pairs."""
+    rows = planned_phases(plan)
+    if plan["device_hours"] is not None:
+        most = (plan["confirm"] or {"device_hours": 0})["device_hours"]
+        ends = [plan["device_hours"]] + ([plan["device_hours"] + most] if most else [])
+        hours, money = " to ".join(f"{end:,.3g}" for end in ends), ""
+        if plan["rate"] is not None:
+            money = f" × {plan['rate']:g} = " + " to ".join(f"{end * plan['rate']:,.2f}" for end in ends)
+        bound = " and more without a limit on seeds" if most is None else ""
+        whole = "" if len(plan["stages"]) > 1 or most != 0 else " if no trial stops early"
+        rows.append(("device-hours", f"{hours}{bound} on {plan['device']}{money}{whole}; {plan['basis']}"))
+    else:
+        rows.append(("device-hours", "add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR to see the cost"))
+    if plan["memory"] is not None:
+        rows.append(("memory", _memory_words(plan["memory"])))
+    disk = plan["disk_bytes"]
+    parts = ", ".join(f"{size(value)} {key.replace('_', ' ')}" for key, value in disk.items())
+    rows.append(("disk", f"{size(sum(disk.values()))} at most: {parts}"))
+    return rows
+
+
+def planned_phases(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return one row per rung of the search, one for the confirmation, and one for both; none for an earlier plan."""
+    stages, confirm, rows = plan["stages"], plan["confirm"], []
+    if not stages or not all("text" in stage for stage in stages):
+        return []
+    for number, stage in enumerate(stages, start=1):
+        label = "search" if len(stages) == 1 else "search, end" if number == len(stages) else f"search, rung {number}"
+        rows.append((label, f"{stage['text']}: {_spent(stage['trained_tokens'], stage['seconds'])}"))
+    if confirm is None:
+        return [*rows, ("confirm", "no further seeds: the study ends with the search")]
+    most = "no limit" if confirm["tokens"] is None else f"0 to {_spent(confirm['tokens'], confirm['seconds'])}"
+    rows.append(("confirm", f"{confirm['text']}: {most}"))
+    least = _spent(plan["tokens"], plan["seconds"])
+    total = f"{least} and more"
+    if confirm["tokens"] is not None:
+        seconds = None if plan["seconds"] is None else plan["seconds"] + confirm["seconds"]
+        total = f"{least} to {_spent(plan['tokens'] + confirm['tokens'], seconds)}"
+    return [*rows, ("both phases", total)]
+
+
+def _spent(tokens: float, seconds: float | None) -> str:
+    """Return tokens and, where it is known, the time of one worker."""
+    return f"{si(tokens)} tokens" + ("" if seconds is None else f" in {duration(seconds)}")
+
+
+def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (label, value) pairs that compare planned and actual use."""
+    confirm = plan.get("confirm") or {}
+    flops = plan["flops"] / plan["tokens"] * (confirm.get("tokens") or 0) if plan["tokens"] else 0
+    pairs: list[tuple[str, float | None, float, float, Callable[[float], str]]] = [
+        ("trials", plan["trials"], confirm.get("trials") or 0, took["trials"], count),
+        ("tokens", plan["tokens"], confirm.get("tokens") or 0, took["tokens"], si),
+        ("FLOPs", plan["flops"], flops, took["flops"], si),
+        (
+            "device time",
+            plan["device_hours"],
+            confirm.get("device_hours") or 0,
+            took["device_hours"],
+            lambda hours: duration(hours * 3600),
+        ),
+        ("disk", sum(plan["disk_bytes"].values()) or None, 0, took["disk_bytes"], size),
+    ]
+    return [(label, f"{show(used)}, {_of_plan(goal, more, used, show)}") for label, goal, more, used, show in pairs]
+
+
+def _of_plan(goal: float | None, more: float, used: float, show: Callable[[float], str]) -> str:
+    """Return how a use compares with the plan of the search, and of the confirmation at most."""
+    if not goal:
+        return "not planned"
+    if more:
+        return f"of {show(goal)} planned to search and at most {show(more)} to confirm"
+    return f"{used / goal:.0%} of the {show(goal)} planned"
+
+
+def _memory_words(memory_plan: dict[str, Any]) -> str:
+    """Describe the largest candidate's memory and whether it fits."""
+    words = f"{size(memory_plan['bytes'])} at most, for {memory_plan['architecture']}"
+    words += f" at micro batch {memory_plan['micro_batch']}"
+    if not memory_plan["device_bytes"]:
+        return words
+    remedy = "use a smaller micro batch or a higher ZeRO stage"
+    verdict = "fits" if memory_plan["bytes"] <= USABLE * memory_plan["device_bytes"] else f"DOES NOT FIT: {remedy}"
+    return f"{words}; a device has {size(memory_plan['device_bytes'])}: {verdict}"
+
+
+def _seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """Return the seconds that a trial spent on training and evaluation, from its metric lines."""
+    train = [line for line in lines if line.get("kind") == "train" and line.get("tokens_per_second")]
+    before = [0, *(line["tokens"] for line in train)]
+    trained = sum((line["tokens"] - b) / line["tokens_per_second"] for line, b in zip(train, before, strict=False))
+    return float(trained + sum(line.get("seconds") or 0.0 for line in lines if line.get("kind") == "evaluation"))
