@@ -44,7 +44,7 @@ INVALID = [
     (["solve", "--budget", "220M", "--where", "num_heads % 0 == 0"], 3, "No architecture"),
     (["solve", "--budget", "220M", "--where", "d_model / 0 != 5"], 3, "No architecture"),
     (["solve", "--budget", "220M", "--sample", "0"], 2, "must be a whole number of at least 1"),
-    (["solve", "--budget", "220M", "--device", "8xB200"], 2, 'unknown device "8xB200"'),
+    (["solve", "--budget", "220M", "--device", "8xB300"], 2, 'unknown device "8xB300"'),
     (
         ["solve", "--budget", "220M", "--tokens", "lots", "--device", "H100"],
         2,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_root, positive
+from march_search.commands.options import add_format, add_root, positive, refuse_without_effect
 
 if TYPE_CHECKING:
     from march_search.doctor.bench import Check
@@ -23,6 +23,9 @@ def add(verbs: Verbs) -> None:
     add_root(doctor)
     doctor.add_argument("--only", metavar="A,B,...", help="run only these checks (default: all)")
     doctor.add_argument(
+        "--study", metavar="STUDY", help="instead of the checks, train a few steps of this study's shapes and price it"
+    )
+    doctor.add_argument(
         "--timeout",
         type=positive,
         default=120,
@@ -34,11 +37,16 @@ def add(verbs: Verbs) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the checks and print their findings; return 1 if a check failed, else 0."""
+    """Run the checks and print their findings; return 1 if a check failed, else 0. With a study, rehearse it."""
     from march_search.doctor.bench import Bench, row
 
+    if options.study is not None:
+        refuse_without_effect(options, ("only",), "with --study, which runs no checks")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `finally` runs
     with tempfile.TemporaryDirectory(prefix="march-search-doctor-") as folder:
+        if options.study is not None:
+            _rehearse(options, Bench(Path(folder), options.timeout))
+            return 0
         checks = _chosen(_checks(Bench(Path(folder), options.timeout), options.root), options.only)
         rows = []
         for number, (name, check) in enumerate(checks.items(), 1):
@@ -47,6 +55,40 @@ def run(options: argparse.Namespace) -> int:
     failed = sum(row["state"] == "failed" for row in rows)
     _print(options.format, rows, failed)
     return 1 if failed else 0
+
+
+def _rehearse(options: argparse.Namespace, bench: Any) -> None:
+    """Train a few steps of the study's shapes, and print their speed and the hours of the study."""
+    from march_search.commands.output import print_rows
+    from march_search.commands.studies import named_study
+    from march_search.display.tables import Column, si, size
+    from march_search.doctor.rehearsal import STEPS, rehearse
+    from march_search.study import candidates
+
+    study = named_study(options.study, options.root)
+    config, base = study.load()
+    found = rehearse(bench, config, candidates.choose(config, base))
+    columns = (
+        Column(key="name", heading="name", short="name", left=True),
+        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si),
+        Column(key="predicted", heading="predicted", short="predicted", show=si),
+        Column(key="micro_batch", heading="micro batch", short="micro"),
+        Column(key="memory_bytes", heading="memory", short="memory", show=size),
+        Column(key="predicted_memory_bytes", heading="predicted", short="predicted", show=size),
+    )[: 4 if found.device.name == "cpu" else 6]  # on a CPU, the memory includes the program
+    notes = [
+        f"{STEPS} steps of each shape on {found.device}, on made-up text; the optimizer's step is scaled to the batch.",
+        f"Training takes {found.factor:.2f} times the predicted time here: {found.trial_hours:.3g} hours per trial, "
+        f"{found.device_hours:,.3g} device-hours if no trial stops early, without evaluations.",
+    ]
+    head = {
+        "device": str(found.device),
+        "factor": found.factor,
+        "trial_hours": found.trial_hours,
+        "device_hours": found.device_hours,
+    }
+    rows = list(found.rows)
+    print_rows(options.format, rows, columns, title=f"study {study.name}", notes=notes, head=head, name="shapes")
 
 
 def _checks(bench: Any, root: Path) -> "dict[str, Check]":

@@ -66,7 +66,9 @@ COST_OPTIONS = ("tokens", "micro_batch", "precision", "zero", "checkpointing")
 def add_price_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the setup of a trial, for commands that estimate the cost of architectures."""
     group = parser.add_argument_group("cost of a trial")
-    group.add_argument("--device", metavar="D", help="8xA5000, H100, cpu, ...; adds memory, tokens/s and hours")
+    group.add_argument(
+        "--device", metavar="D", help="8xA5000, H100, 8x312TFLOPs,80GB, cpu, ...; adds memory, tokens/s and hours"
+    )
     group.add_argument("--tokens", metavar="N", help="tokens per trial (default: 1000 steps of 2^20)")
     group.add_argument("--sequence-length", type=natural, metavar="N", help="tokens per example (default: 512)")
     group.add_argument(
@@ -107,9 +109,10 @@ def price_notes(setup: "Setup") -> list[str]:
 
     device = setup.device
     zero = f"ZeRO {setup.stage}, micro batch {setup.micro_batch}{', checkpointing' if setup.checkpointing else ''}"
+    together = "" if device.count == 1 else "; the speeds of the devices add up, and communication is not counted"
     room = f" of {device.memory_bytes / 1e9:.3g} GB" if device.memory_bytes else ""
     return [
-        f"hours: {count(setup.tokens)} tokens on {device}, {device.basis}.",
+        f"hours: {count(setup.tokens)} tokens on {device}, {device.basis}{together}.",
         f"memory: per device{room}, {setup.precision}, {zero}; {si(setup.sequence_length)} tokens per sequence.",
     ]
 

@@ -30,7 +30,9 @@ def add(verbs: Verbs) -> None:
     add_study(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
-    running.add_argument("--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, cpu")
+    running.add_argument(
+        "--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, 312TFLOPs,80GB, cpu"
+    )
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
     running.set_defaults(run=run_study)
     study_actions.add_actions(actions)

@@ -15,8 +15,13 @@ USABLE = 0.9
 """Fraction of a device's memory that a trial may fill; contexts, workspaces and fragmentation take the rest."""
 
 
+CHUNK_LOGITS, BLOCK_LOGITS = {"cpu": 2**25, "other": 2**26}, {"cpu": 2**18, "other": 2**26}
+"""Logits that the loss holds at once, in the training precision and in fp32; those of `march_search.model.loss`, which
+loads torch."""
+
+
 class Memory(NamedTuple):
-    """Peak bytes per device, at the end of the last micro batch's forward pass."""
+    """Peak bytes per device, at the end of the last micro batch's forward pass or early in its backward pass."""
 
     weights: Any
     """Weights in the training precision."""
@@ -26,6 +31,8 @@ class Memory(NamedTuple):
     """AdamW's two moments, and the fp32 master weights where ZeRO keeps them separately."""
     activations: Any
     """Activations of one micro batch that the backward pass needs."""
+    transients: Any
+    """What the loss, or a layer's backward pass, holds only while it runs."""
 
     @property
     def total(self) -> Any:
@@ -52,6 +59,7 @@ def memory(a: Any, setup: Setup) -> Memory:
         gradients=total * gradients + BUCKET_ELEMENTS * width * (stage > 0),
         optimizer=total * (8 if stage == 0 else 12 * shared),
         activations=activation_bytes(a, setup),
+        transients=transient_bytes(a, setup),
     )
 
 
@@ -82,27 +90,31 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
     largest layer counts once in full. The loss keeps the gradients of its input and of the output layer.
     """
-    (source, reduced, target), width = positions(a, setup), setup.scalar_bytes
-    total: Any = 0
-    for stack, num_layers in parameters.stacks(a):
-        encoder = stack == "encoder"
-        length, memory_length = (source, 0) if encoder else (target, reduced)
-        layers = [
-            (run, _layer_bytes(a, run, reduced if encoder and run.second_half else length, memory_length, width))
-            for run in parameters.layer_groups(a, num_layers)
-        ]
-        if setup.checkpointing:
-            largest: Any = 0
-            for run, size in layers:
-                total = total + run.applied * run.width * length * width
-                largest = np.maximum(largest, size) if isinstance(size, np.ndarray) else max(largest, size)
-            total = total + largest
-        else:
-            total = total + sum(run.applied * size for run, size in layers)
-        total = total + 3 * a.d_model * (reduced if encoder else length) * width
+    total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
-        total = total + scores_per_token(a, setup) * setup.sequence_length * width
-    return setup.micro_batch * total + a.vocab_size * a.d_model * width
+        total = total + setup.micro_batch * scores_per_token(a, setup) * setup.sequence_length * setup.scalar_bytes
+    return total + a.vocab_size * a.d_model * setup.scalar_bytes
+
+
+def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
+    """Return the bytes that autograd keeps in one stack for one example."""
+    (source, reduced, target), width = positions(a, setup), setup.scalar_bytes
+    encoder = stack == "encoder"
+    length, memory_length = (source, 0) if encoder else (target, reduced)
+    layers = [
+        (run, _layer_bytes(a, run, reduced if encoder and run.second_half else length, memory_length, width))
+        for run in parameters.layer_groups(a, num_layers)
+    ]
+    if setup.checkpointing:
+        largest: Any = 0
+        total: Any = 0
+        for run, size in layers:
+            total = total + run.applied * run.width * length * width
+            largest = np.maximum(largest, size)
+        total = total + largest
+    else:
+        total = sum(run.applied * size for run, size in layers)
+    return total + 3 * a.d_model * (reduced if encoder else length) * width
 
 
 def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width: int) -> Any:
@@ -122,3 +134,30 @@ def _feed_forward_scalars(a: Any) -> Any:
     if a.feed_forward_proj.startswith("gated-"):
         return 4 * a.d_ff
     return (1 if a.feed_forward_proj == "relu" else 2) * a.d_ff
+
+
+def transient_bytes(a: Any, setup: Setup) -> Any:
+    """Return the bytes beyond the activations at the peak: of the loss, or of the gradient of a relative bias.
+
+    The loss holds a chunk of logits, a block of them in fp32, and with several chunks the fp32 sum of the output
+    layer's gradient beside those of two chunks. On a GPU, the backward pass of attention with a trained bias writes
+    the bias gradient of every example, (B, H, L, M). In the encoder this comes after the decoder's activations were
+    freed.
+    """
+    kind, width = "cpu" if setup.device.keeps_scores else "other", setup.scalar_bytes
+    logits = setup.micro_batch * positions(a, setup).target * a.vocab_size
+    rows = (np.maximum(1, most[kind] // a.vocab_size) for most in (CHUNK_LOGITS, BLOCK_LOGITS))
+    chunk, block = (np.minimum(logits, number * a.vocab_size) for number in rows)
+    output_layer = a.vocab_size * a.d_model * (logits > chunk)
+    sums = output_layer * (4 + (width + 4 * setup.device.keeps_scores) * (width < 4))  # a CPU adds bf16 as an fp32 copy
+    peak: Any = chunk * width + np.maximum(4 * block + 4 * output_layer, sums)
+    if a.position != "relative" or setup.device.keeps_scores:
+        return peak
+    freed: Any = 0
+    for stack, num_layers in reversed(parameters.stacks(a)):
+        source, _, target = positions(a, setup)
+        length = source if stack == "encoder" else target
+        heads = parameters.most_heads(parameters.layer_groups(a, num_layers))
+        peak = np.maximum(peak, setup.micro_batch * (heads * length * length * width - freed))
+        freed = _stack_bytes(a, setup, stack, num_layers)
+    return peak

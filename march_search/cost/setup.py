@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from march_search.architecture.spans import span_lengths
 from march_search.config import StudyConfig, TrialConfig
-from march_search.cost.devices import GPUS, Device
+from march_search.cost.devices import A5000, Device
 from march_search.errors import ConfigError
 
-STUDY_DEVICES = replace(GPUS[0], count=8)
-"""Devices of the 2023 study."""
+STUDY_DEVICES = replace(A5000, count=8)
+"""Devices of the 2023 study, as fast as its software was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class Setup:
     """ZeRO stage; bf16 uses at least 1."""
     checkpointing: bool = False
     """Whether the backward pass recomputes the activations of each layer."""
+    compiled: bool = False
+    """Whether torch.compile fuses the operations of each layer."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""

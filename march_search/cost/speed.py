@@ -3,9 +3,13 @@
 Every function takes an `Architecture`, or an object with the same fields as int64 arrays, and a `Setup`.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from march_search.architecture import flops, parameters
+from march_search.architecture.parameters import LayerGroup
 from march_search.architecture.spans import span_lengths
 from march_search.cost.setup import Setup
 
@@ -34,28 +38,123 @@ def positions(a: Any, setup: Setup) -> Positions:
     return Positions(lengths.input, flops.reduced_length(lengths.input, a.length_reduction), lengths.target)
 
 
-def scores_per_token(a: Any, setup: Setup) -> Any:
-    """Return the number of attention scores (queries times keys, over all heads and layers) per token of text."""
+class _Layers(NamedTuple):
+    """Equal layers of a stack, with their positions in one example."""
+
+    group: LayerGroup
+    length: int
+    """Positions of the layer."""
+    memory: int
+    """Positions of the encoder's output that cross-attention reads; 0 in an encoder and without one."""
+    is_causal: bool
+    """Whether the layers belong to a decoder."""
+
+
+def _layers(a: Any, setup: Setup) -> Iterator[_Layers]:
+    """Yield the layers of all stacks in groups of equal ones."""
     source, reduced, target = positions(a, setup)
-    total: Any = 0
     for stack, num_layers in parameters.stacks(a):
-        for run in parameters.layer_groups(a, num_layers):
+        for group in parameters.layer_groups(a, num_layers):
             if stack == "encoder":
-                length = reduced if run.second_half else source
-                total = total + run.applied * run.heads * length * length
+                yield _Layers(group, reduced if group.second_half else source, 0, False)
             else:
-                total = total + run.applied * run.heads * target * (target + reduced)
+                yield _Layers(group, target, reduced, True)
+
+
+def scores_per_token(a: Any, setup: Setup, with_bias: bool = False) -> Any:
+    """Return the number of attention scores (queries times keys, over all heads and layers) per token of text.
+
+    With `with_bias`, count only those with a trained bias: self-attention with relative positions.
+    """
+    if with_bias and a.position != "relative":
+        return 0.0
+    total: Any = 0
+    for group, length, memory, _ in _layers(a, setup):
+        total = total + group.applied * group.heads * length * (length + (0 if with_bias else memory))
     return total / setup.sequence_length
 
 
-def tokens_per_second(a: Any, setup: Setup) -> Any:
-    """Return the tokens of text per second of all devices together, by the formula of `devices.Device`."""
+def attention_flops(a: Any, setup: Setup, is_fused: bool) -> Any:
+    """Return the operations per token of scores and their product with the values, forward and backward.
+
+    Fused attention skips the future of causal positions and computes the scores again in the backward pass, 7 products
+    instead of 6 (Dao et al. 2022).
+    """
+    total: Any = 0
+    for group, length, memory, is_causal in _layers(a, setup):
+        own = length / 2 if is_fused and is_causal else length
+        total = total + group.applied * group.inner * length * (own + memory)
+    return total * (14 if is_fused else 12) / setup.sequence_length
+
+
+def moved_bytes(a: Any, setup: Setup) -> Any:
+    """Return the bytes per token that a GPU reads and writes between operations; attention scores are left out.
+
+    The forward pass of a layer of width W with heads of total width I moves, per position, 14 W scalars (two norms, two
+    residual sums, inputs and outputs of products), 8 I (14 I more with rotary positions), and 4 F (8 F if gated);
+    cross-attention moves 7 W + 4 I, and 4 I + W per position of the encoder's output. The backward pass moves twice as
+    much. A logit is written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the
+    fp32 sum once per micro batch.
+    """
+    rotary, is_gated = a.position == "rotary", a.feed_forward_proj.startswith("gated-")
+    total: Any = 0
+    for group, length, memory, _ in _layers(a, setup):
+        width, inner = group.width, group.inner
+        size = length * (14 * width + (8 + 14 * rotary) * inner + (8 if is_gated else 4) * a.d_ff)
+        if memory:
+            size = size + length * (7 * width + 4 * inner) + memory * (width + 4 * inner)
+        total = total + group.applied * size
+    total = 3 * total + 13 * positions(a, setup).target * a.vocab_size
+    gradients = 8 * sum(parameters.param_groups(a).values()) / setup.micro_batch
+    return setup.scalar_bytes * (total + gradients) / setup.sequence_length
+
+
+class Seconds(NamedTuple):
+    """Seconds per token of text on one device, by what takes them."""
+
+    products: Any
+    """Matrix products, without those of attention scores."""
+    attention: Any
+    """Products of queries, keys and values."""
+    memory: Any
+    """Reading and writing between operations."""
+    scores: Any
+    """Reading and writing attention scores that leave the kernel."""
+    layers: Any
+    """The device's `layer_seconds`."""
+    launches: Any
+    """Launching kernels, which runs beside all the others."""
+
+    @property
+    def total(self) -> Any:
+        """Seconds per token: about the longer of launches and everything else, and more where both are alike."""
+        work = self.products + self.attention + self.memory + self.scores + self.layers
+        return np.hypot(work, self.launches)
+
+
+def seconds_per_token(a: Any, setup: Setup) -> Seconds:
+    """Return the seconds per token of text on one device, forward and backward, without recomputed activations."""
     device = setup.device
+    peak = device.peak(setup.precision) / device.count
     layers = sum(num_layers for _, num_layers in parameters.stacks(a))
-    products = flops_per_token(a, setup) / (device.utilisation * device.peak(setup.precision))
-    rest = layers * device.layer_seconds + scores_per_token(a, setup) * device.score_seconds
+    is_fused = device.attention_utilisation > 0
+    products = flops_per_token(a, setup) - attention_flops(a, setup, is_fused=False)
+    moved = moved_bytes(a, setup) * (device.compiled_share if setup.compiled else 1)
+    scores = scores_per_token(a, setup, with_bias=not device.all_scores) * setup.scalar_bytes / 2
+    return Seconds(
+        products=products / (device.utilisation * peak),
+        attention=attention_flops(a, setup, is_fused) / ((device.attention_utilisation or device.utilisation) * peak),
+        memory=moved / device.bandwidth if device.bandwidth else 0.0,
+        scores=scores * device.score_seconds,
+        layers=layers * device.layer_seconds,
+        launches=layers * device.launch_seconds / (setup.micro_batch * setup.sequence_length),
+    )
+
+
+def tokens_per_second(a: Any, setup: Setup) -> Any:
+    """Return the tokens of text per second of all devices together."""
     again = 4 / 3 if setup.checkpointing else 1
-    return 1 / (again * (products + rest / device.count))
+    return setup.device.count / (again * seconds_per_token(a, setup).total)
 
 
 def hours(a: Any, setup: Setup) -> Any:

@@ -1,7 +1,7 @@
 """`python -m march_search.doctor.probe WORK DIR`: runs the part of a check that loads torch, in a separate process.
 
-WORK is `devices`, `store` or `parity-PRECISION-STAGE`. The result is written to found.json in DIR, or the reason of a
-failure to failure.json.
+WORK is `devices`, `store`, `tokens-VOCABULARY-LENGTH-DENSITY-SPAN` or `parity-PRECISION-STAGE`. The result is written
+to found.json in DIR, or the reason of a failure to failure.json.
 """
 
 import os
@@ -55,14 +55,36 @@ def _devices(_folder: Path) -> dict[str, Any]:
 
 def _store(folder: Path) -> dict[str, Any]:
     """Prepare a token store of made-up words."""
+    return {"store": str(_prepared(folder, DATA, 100))}
+
+
+def _tokens(folder: Path, vocab_size: str, length: str, density: str, span: str) -> dict[str, Any]:
+    """Prepare a token store of made-up words that passes for one with `vocab_size` tokens, of which it uses few."""
+    from march_search.files.json_tables import read_table, sealed
+
+    data = replace(
+        DATA,
+        sequence_length=int(length),
+        noise_density=float(density),
+        mean_span_length=float(span),
+        validation_sequences=2,
+    )
+    path = _prepared(folder, data, 100 + int(length))
+    index = read_table(path / "index.json", {}, "")
+    write_json(path / "index.json", sealed(index | {"data": index["data"] | {"vocab_size": int(vocab_size)}}))
+    return {"store": str(path)}
+
+
+def _prepared(folder: Path, data: DataConfig, documents: int) -> Path:
+    """Prepare a token store of made-up words."""
     from march_search.data.prepare import prepare
 
     corpus, rng = folder / "corpus", random.Random(0)
     corpus.mkdir()
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(300)]
-    for number in range(100):
-        (corpus / f"{number:03d}.txt").write_text(" ".join(rng.choices(words, k=120)))
-    return {"store": str(prepare(replace(DATA, corpus=str(corpus)), folder, corpus, tokens=1))}
+    for number in range(documents):
+        (corpus / f"{number:05d}.txt").write_text(" ".join(rng.choices(words, k=120)))
+    return prepare(replace(data, corpus=str(corpus)), folder, corpus, tokens=1)
 
 
 def _parity(_folder: Path, precision: str, stage: str) -> dict[str, Any]:
@@ -72,7 +94,12 @@ def _parity(_folder: Path, precision: str, stage: str) -> dict[str, Any]:
     return compare(precision, int(stage))
 
 
-WORKS: dict[str, Callable[..., dict[str, Any]]] = {"devices": _devices, "store": _store, "parity": _parity}
+WORKS: dict[str, Callable[..., dict[str, Any]]] = {
+    "devices": _devices,
+    "store": _store,
+    "tokens": _tokens,
+    "parity": _parity,
+}
 
 
 if __name__ == "__main__":

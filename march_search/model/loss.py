@@ -68,6 +68,7 @@ class _MeanLoss(torch.autograd.Function):
             torch.mm(logits_CV, weight_VD, out=grad_x_ND[chunk])
             part_VD = logits_CV.T @ x_ND[chunk]
             grad_VD = part_VD if grad_VD is None else grad_VD.float().add_(part_VD)
+            del logits_CV, block_RV  # before the next chunk is computed
         assert grad_VD is not None, "no target tokens"
         ctx.save_for_backward(grad_x_ND, grad_VD.to(weight_VD.dtype))
         return total / len(x_ND)

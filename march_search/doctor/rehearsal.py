@@ -1,0 +1,155 @@
+"""Train a few real steps of a study's own shapes on this machine, and price the study with their speed."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from march_search.architecture.architecture import Architecture
+from march_search.config import DataConfig, DevicesConfig, StudyConfig, TrialConfig
+from march_search.cost import speed
+from march_search.cost.devices import Device, parse_device
+from march_search.cost.memory import memory_bytes
+from march_search.cost.setup import study_setup
+from march_search.doctor.bench import Bench
+from march_search.errors import UsageError
+from march_search.files.json_tables import read_json, write_json
+from march_search.study.candidates import Candidates, how_many, rates
+from march_search.study.price import cpu, stand_ins
+from march_search.study.trial_process import TRAINING
+from march_search.trial.metrics import read_metrics
+
+STEPS, WARM_UP = 6, 2
+"""Training steps of each shape, and the first of them, which are not counted."""
+
+STEP_SECONDS = 1.5
+"""Planned duration of a step, which sets its number of sequences."""
+
+SHAPES = 3
+"""Number of shapes that are trained: the fastest, the median and the slowest by prediction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What the steps of the chosen shapes showed."""
+
+    device: Device
+    """The devices that the trial used, with predicted speeds."""
+    rows: tuple[dict[str, Any], ...]
+    """One row per shape: name, and measured and predicted tokens per second and memory."""
+    factor: float
+    """Geometric mean of measured time over predicted time."""
+    trial_hours: float
+    """Hours of a trial, as the mean over the study's candidates: predicted hours times `factor`."""
+    device_hours: float
+    """Device-hours of all trials if none stops early, without evaluations."""
+
+
+def rehearse(bench: Bench, config: StudyConfig, chosen: Candidates) -> Rehearsal:
+    """Train the chosen shapes of the study, one after the other, with all devices of one trial on this machine.
+
+    Settings are the study's, except for the text, which is made up, and the batch, whose steps take a second or two.
+    The time of the optimizer's step is scaled to the study's batch.
+
+    Raises:
+        UsageError: If the trials of the study need several machines.
+        TrialError: If a trial failed or exceeded the time limit of `bench`.
+    """
+    if config.devices.nodes > 1:
+        raise UsageError(
+            f"the study's trials need {config.devices.nodes} machines; only trials on one can be rehearsed."
+        )
+    device = _device(bench, config)
+    setup = study_setup(config, device)
+    shapes = stand_ins(config, chosen)
+    times = {a: float(1 / speed.tokens_per_second(a, setup)) for a in shapes}
+    rows = tuple(_trained(bench, config, a, device, 1 / times[a]) for a in spread(sorted(times, key=times.__getitem__)))
+    factor = math.exp(statistics.fmean(math.log(row["predicted"] / row["tokens_per_second"]) for row in rows))
+    trial_hours = factor * statistics.fmean(times.values()) * config.training.tokens / 3600
+    trials = how_many(chosen, config) * len(rates(config)) * len(config.search.seeds)
+    return Rehearsal(
+        device=device,
+        rows=rows,
+        factor=factor,
+        trial_hours=trial_hours,
+        device_hours=trial_hours * trials * device.count,
+    )
+
+
+def spread(ordered: Sequence[Architecture]) -> list[Architecture]:
+    """Return the first, the middle and the last of these architectures, or all if there are fewer."""
+    last = len(ordered) - 1
+    return [ordered[index] for index in sorted({0, last // 2, last})][:SHAPES]
+
+
+def _device(bench: Bench, config: StudyConfig) -> Device:
+    """Return the devices of a trial on this machine, as the cost model knows them; an unknown GPU counts as an A100."""
+    gpus = [] if config.devices.kind == "cpu" else bench.work("devices")["gpus"]
+    if not gpus:
+        here = cpu()
+        if here is None:
+            raise UsageError("this machine's CPU could not be measured; see march-search doctor --only devices.")
+        return here
+    try:
+        device = parse_device(gpus[0]["name"])
+    except UsageError:
+        device = replace(parse_device("A100"), name=gpus[0]["name"])
+    return replace(device, count=config.devices.ranks, memory_bytes=gpus[0]["memory_bytes"])
+
+
+def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device, predicted: float) -> dict[str, Any]:
+    """Train a few steps of one shape and return its row."""
+    length, share = config.data.sequence_length, config.batch.share
+    most = max(1, round(predicted * STEP_SECONDS / length / config.devices.ranks))
+    sequences = next(number for number in range(min(share, most), 0, -1) if share % number == 0)
+    tokens = sequences * config.devices.ranks * length
+    micro = config.training.micro_batch_sequences
+    training = replace(
+        config.training,
+        tokens=STEPS * tokens,
+        global_batch_tokens=tokens,
+        micro_batch_sequences=micro if micro and sequences % micro == 0 else None,
+        warmup_tokens=0,
+        evaluations=1,
+        evaluate_at=(),
+        checkpoints=0,
+        keep_weights=False,
+    )
+    trial = TrialConfig(
+        architecture=a.name,
+        store=str(store(bench, config.data)),
+        data=replace(config.data, validation_sequences=2),
+        training=training,
+        devices=DevicesConfig(kind=config.devices.kind, ranks=config.devices.ranks, threads=config.devices.threads),
+    )
+    folder = bench.folder / f"rehearsal-{a.name}"
+    folder.mkdir()
+    write_json(folder / "trial.json", asdict(trial))
+    result = bench.run(TRAINING, folder, "result.json")
+    lines = read_metrics(folder).of_kind("train")[WARM_UP:]
+    seconds = statistics.median(time_per_token(line, tokens, config.training.global_batch_tokens) for line in lines)
+    micro_batch = result["training"]["micro_batch_sequences"]
+    setup = replace(study_setup(config, device), micro_batch=micro_batch)
+    return {
+        "name": a.name,
+        "tokens_per_second": 1 / seconds,
+        "predicted": predicted,
+        "micro_batch": micro_batch,
+        "memory_bytes": result["peak_memory_bytes"],
+        "predicted_memory_bytes": round(memory_bytes(a, setup)),
+    }
+
+
+def time_per_token(line: dict[str, Any], tokens: int, whole: int) -> float:
+    """Return the seconds per token of a step over `tokens` tokens, with the optimizer's step as if over `whole`."""
+    seconds, optimizer = tokens / line["tokens_per_second"], line["step_seconds"]
+    return float((seconds - optimizer) / tokens + optimizer / whole)
+
+
+def store(bench: Bench, data: DataConfig) -> Path:
+    """Return a token store of made-up text for the study's vocabulary and sequence length; it is written once."""
+    work = f"tokens-{data.vocab_size}-{data.sequence_length}-{data.noise_density}-{data.mean_span_length}"
+    written = read_json(bench.folder / work / "found.json") or bench.work(work)
+    return Path(written["store"])

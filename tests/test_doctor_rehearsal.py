@@ -1,0 +1,84 @@
+"""`march-search doctor --study` prices a study with a few real steps of its own shapes."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from march_search import Architecture
+from march_search.doctor.rehearsal import spread, time_per_token
+
+STUDY = """
+space = "cpu-1m"
+
+[search]
+strategy = "list"
+architectures = ["L2-D64-H4x16-F128-rope-V4096"]
+seeds = [0, 1]
+
+[data]
+corpus = "missing/*.txt"
+vocab_size = 4096
+sequence_length = 64
+
+[training]
+tokens = 1_048_576
+global_batch_tokens = 4096
+learning_rate = 2e-3
+precision = "fp32"
+warmup_tokens = 65_536
+
+[devices]
+kind = "cpu"
+"""
+
+
+def doctor(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command on the study in `folder`, with its files and runs there."""
+    command = [sys.executable, "-m", "march_search", "doctor", "--study", str(folder / "small.toml"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+
+
+def test_a_study_is_priced_by_training_its_own_shapes(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY)
+    ended = doctor(tmp_path, "--format", "json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    (row,) = found["shapes"]
+    assert row["name"] == "L2-D64-H4x16-F128-rope-V4096"
+    assert row["tokens_per_second"] > 100
+    assert found["factor"] == pytest.approx(row["predicted"] / row["tokens_per_second"])
+    assert found["trial_hours"] == pytest.approx(1_048_576 / row["tokens_per_second"] / 3600)
+    assert found["device_hours"] == pytest.approx(2 * found["trial_hours"])
+    assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_options_of_the_checks_have_no_effect_on_a_study(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY)
+    ended = doctor(tmp_path, "--only", "python")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "march-search: --only has no effect with --study, which runs no checks.\n"
+
+
+def test_a_study_on_several_machines_cannot_be_rehearsed(tmp_path: Path) -> None:
+    devices = 'kind = "cuda"\nranks = 2\nnodes = 2\nlauncher = "srun"'
+    (tmp_path / "small.toml").write_text(STUDY.replace('kind = "cpu"', devices))
+    ended = doctor(tmp_path)
+    assert ended.returncode == 2
+    assert "the study's trials need 2 machines; only trials on one can be rehearsed." in ended.stderr
+
+
+def test_the_step_of_the_optimizer_counts_once_per_batch_of_the_study() -> None:
+    line = {"tokens_per_second": 1000.0, "step_seconds": 0.5}
+    assert time_per_token(line, tokens=1000, whole=1000) == pytest.approx(1 / 1000)
+    assert time_per_token(line, tokens=1000, whole=100_000) == pytest.approx((0.5 + 0.005) / 1000)
+
+
+def test_the_fastest_the_median_and_the_slowest_shape_are_trained() -> None:
+    shapes = [Architecture(num_layers=layers) for layers in range(1, 8)]
+    assert [a.num_layers for a in spread(shapes)] == [1, 4, 7]
+    assert [len(spread(shapes[:number])) for number in (1, 2, 3)] == [1, 2, 3]
+    assert math.prod(a.num_layers for a in spread(shapes[:2])) == 2
