@@ -32,6 +32,7 @@ CONTEXT_BYTES = 1_500_000_000
 STUDY = """\
 description = "Four shapes, to see a study from its start to its report"
 space = "t5"
+budget = "220M"
 
 [search]
 strategy = "list"
