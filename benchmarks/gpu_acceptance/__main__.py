@@ -1,4 +1,4 @@
-"""`python -m gpu_acceptance PART --out FOLDER`: one part of the acceptance run. `scripts/gpu_acceptance.sh` calls it."""
+"""Measure one part of the acceptance run, or all. `scripts/gpu_acceptance.sh` calls this module."""
 
 import argparse
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 from gpu_acceptance import exact, survival, throughput
 from gpu_acceptance.scale import SCALES
 from gpu_acceptance.workplace import Workplace, prepared
-
 from march_search.errors import MarchSearchError, TrialError
 from march_search.processes import run_python
 

@@ -6,9 +6,9 @@ Shape suffixes: B examples, I input tokens, T target tokens.
 from typing import Any
 
 import torch
-from gpu_acceptance.scale import SCALES
 from torch import Tensor
 
+from gpu_acceptance.scale import SCALES
 from march_search import Architecture
 from march_search.model import build
 
@@ -68,7 +68,9 @@ def agreement(scale: str, kind: str, store: str, out: str, names: list[str]) -> 
 def verdict(row: dict[str, Any], kind: str) -> tuple[str, str]:
     """Return `ok` or `failed` and the finding for one shape."""
     faults = [f"{k} differ in fp32" for k, most in TOLERANCE_FP32.items() if not row["fp32"][k] <= most]
-    faults += [f"{k} are worse in bf16" for k in TOLERANCE_FP32 if not row["bf16"][k] <= WORSE_BF16 * row["bf16_cpu"][k]]
+    faults += [
+        f"{k} are worse in bf16" for k in TOLERANCE_FP32 if not row["bf16"][k] <= WORSE_BF16 * row["bf16_cpu"][k]
+    ]
     if kind == "cuda" and "math" in row["attention"]:
         faults.append("attention uses the math backend")
     return ("failed", "; ".join(faults)) if faults else ("ok", "agrees")
@@ -128,5 +130,3 @@ def _kernels(a: Architecture, inputs: Tensor | None, targets: Tensor, device: to
         and not any(word in name for word in operations)
     )
     return {"attention": [kind for kind, count in kinds.items() if count], "kernels": kernels}
-
-

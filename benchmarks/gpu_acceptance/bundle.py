@@ -15,7 +15,6 @@ from pathlib import Path
 
 from gpu_acceptance.scale import FULL
 from gpu_acceptance.workplace import prepared
-
 from march_search.config import DataConfig
 from march_search.data.corpora import documents
 
@@ -52,7 +51,10 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder / "root" / "data" / ".cache", ignore_errors=True)
     write_wheels(folder / "wheels")
     sizes = {part: sum(f.stat().st_size for f in (folder / part).rglob("*") if f.is_file()) for part in PARTS}
-    print(", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.items()), f"= {sum(sizes.values()) / 1e6:.1f} MB")
+    print(
+        ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in sizes.items()),
+        f"= {sum(sizes.values()) / 1e6:.1f} MB",
+    )
 
 
 def write_corpus(folder: Path) -> None:

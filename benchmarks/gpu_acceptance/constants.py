@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gpu_acceptance.scale import SCALES
-
 from march_search import Architecture
 from march_search.cost import speed
 from march_search.cost.setup import Setup

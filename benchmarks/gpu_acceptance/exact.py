@@ -5,7 +5,6 @@ from typing import Any
 
 from gpu_acceptance.agreement import SHAPES, SIZE, verdict
 from gpu_acceptance.workplace import Row, Workplace
-
 from march_search.commands.doctor import _checks
 from march_search.display.tables import Column
 from march_search.doctor.bench import row

@@ -1,7 +1,6 @@
 """Part 2: speed and memory of training at a full batch, with settings switched, beside Hugging Face's T5."""
 
 import importlib.util
-import math
 import shutil
 from functools import partial
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 from gpu_acceptance.constants import replacement
 from gpu_acceptance.toggles import LEFT_OUT_TINY, ratio
 from gpu_acceptance.workplace import Row, Workplace
-
 from march_search.display.tables import Column, si, size
 from march_search.errors import TrialError
 from march_search.files.json_tables import read_json, write_json
@@ -37,7 +35,7 @@ COLUMNS = (
     Column(key="finding", heading="finding", short="finding", left=True, show=lambda text: str(text)[:60]),
 )
 
-SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 230, 120
+SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 220, 120
 """Time limits on a GPU: of one shape in a process of its own, of all switched settings, and of Hugging Face's T5."""
 
 
@@ -54,30 +52,31 @@ def run(place: Workplace) -> int:
         place.attempt(shape, 20, partial(_session, place, f"shape {number + 1}", shape, scale.middle))
     base = next((row for row in place.rows if row["name"] == "as trained"), {})
     for row in place.rows:
-        if not math.isnan(value := ratio(row, base)) and row.get("shape") == base["shape"]:
-            row["speedup"] = value
-        row |= errors(row)
-        if row["name"].startswith("Hugging Face") and "losses" in row and "losses" in base:
-            difference = max(abs(x - y) for x, y in zip(row["losses"], base["losses"], strict=False))
-            row["finding"] = f"loss differs from ours by {difference:.1e}"
+        row.update(compared(row, base))
     _write_constants(place)
     tokens = scale.batch_sequences * scale.data.sequence_length
     place.notes += [
-        f"{scale.shape}, {tokens:,} tokens per step, {scale.precision}; medians of {scale.steps} steps, or "
-        f"{scale.compared_steps} where settings are compared. Ratios are to \"as trained\", in the same process as the switched settings.",
+        f"{scale.shape}, {tokens:,} tokens per step, {scale.precision}; medians of {scale.steps} steps, or of "
+        f"{scale.compared_steps} where settings are compared.",
+        'ratio: to "as trained". It and the switched settings share a process; each micro batch and shape has its own.',
         "of peak: operations of the shape over those of the device's data sheet. constants.json has what replaces "
         "assumed constants in march_search/cost/devices.py.",
     ]
     return place.finish("speed", COLUMNS)
 
 
-def errors(row: Row) -> Row:
-    """Return how far speed and memory lie from their predictions."""
-    found = {}
+def compared(row: Row, base: Row) -> Row:
+    """Return the speed relative to `base`, and how far speed and memory lie from their predictions."""
+    found: Row = {}
+    if "tokens_per_second" in row and row.get("shape") == base.get("shape"):
+        found["speedup"] = ratio(row, base)
     if "predicted_tokens_per_second" in row:
         found["speed_error"] = row["tokens_per_second"] / row["predicted_tokens_per_second"] - 1
     if "predicted_memory_bytes" in row and "peak_reserved_memory_bytes" in row:  # a CPU counts the whole program
         found["memory_error"] = row["peak_memory_bytes"] / row["predicted_memory_bytes"] - 1
+    if row["name"].startswith("Hugging Face") and "losses" in row and "losses" in base:
+        difference = max(abs(x - y) for x, y in zip(row["losses"], base["losses"], strict=False))
+        found["finding"] = f"loss differs from ours by {difference:.1e}"
     return found
 
 
@@ -99,7 +98,9 @@ def _toggles(place: Workplace) -> list[Row]:
     except TrialError as error:
         found = read_json(place.out / "work" / "toggles" / "rows.json")
         rows = found["rows"] if isinstance(found, dict) else []
-        rows.append({"name": "other switched settings", "result": "skipped" if rows else "failed", "finding": str(error)})
+        rows.append(
+            {"name": "other switched settings", "result": "skipped" if rows else "failed", "finding": str(error)}
+        )
     for row in rows:
         texts = [row.get("finding", "")]
         if "loss_difference" in row:
@@ -139,6 +140,4 @@ def _constants(place: Workplace) -> Row:
 def _write_constants(place: Workplace) -> None:
     """Write constants.json from the direct measurements and the speeds of all sessions."""
     if place.constants:
-        write_json(
-            place.out / "constants.json", replacement(place, [row for row in place.rows if row.get("is_alone")])
-        )
+        write_json(place.out / "constants.json", replacement(place, [row for row in place.rows if row.get("is_alone")]))

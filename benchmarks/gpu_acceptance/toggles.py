@@ -1,13 +1,10 @@
 """Train one shape again and again in the same process, with one setting switched at a time."""
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from gpu_acceptance.scale import SCALES
 from gpu_acceptance.session import Switches, release, settings, trained
-
 from march_search.doctor.bench import in_words
 from march_search.files.json_tables import write_json
 from march_search.training.engine import join_ranks
@@ -73,6 +70,4 @@ def _graph_breaks() -> int:
 
 def ratio(row: dict[str, Any], base: dict[str, Any]) -> float:
     """Return the speed of a row, as a multiple of that of `base`."""
-    if "tokens_per_second" not in row or "tokens_per_second" not in base:
-        return math.nan
     return float(row["tokens_per_second"] / base["tokens_per_second"])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gpu_acceptance.workplace import Workplace
-
 from march_search.errors import TrialError
 from march_search.files.atomic import file_sha256
 from march_search.files.json_tables import read_json, write_json
@@ -98,7 +97,11 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
 
 def in_words(found: dict[str, Any]) -> str:
     """Return a difference as text."""
-    return "equal to the bit" if found["is_equal"] else f"not equal to the bit; losses differ by {found['loss_difference']:.1e}"
+    return (
+        "equal to the bit"
+        if found["is_equal"]
+        else f"not equal to the bit; losses differ by {found['loss_difference']:.1e}"
+    )
 
 
 def speed(folder: Path) -> float:

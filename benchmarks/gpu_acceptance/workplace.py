@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gpu_acceptance.scale import SCALES, Scale
-
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.cost.devices import Device, parse_device, this_cpu
 from march_search.display.tables import Column, console, print_table
@@ -87,7 +86,9 @@ class Workplace:
             Whether it ran and did not raise.
         """
         if self.left < seconds:
-            self.add({"name": name, "result": "skipped", "finding": f"needs about {seconds:.0f} s, {self.left:.0f} left"})
+            self.add(
+                {"name": name, "result": "skipped", "finding": f"needs about {seconds:.0f} s, {self.left:.0f} left"}
+            )
             return False
         began = time.monotonic()
         try:
@@ -121,9 +122,13 @@ class Workplace:
             self.known = Device(**self.child("device", "device", 120))
         return self.known
 
-    def trial(self, architecture: str, sequences: int, micro_batch: int | None, steps: int, **training: Any) -> TrialConfig:
+    def trial(
+        self, architecture: str, sequences: int, micro_batch: int | None, steps: int, **training: Any
+    ) -> TrialConfig:
         """Return the settings of a trial of `steps` steps."""
-        return trial_settings(self.scale, self.kind, self.store, architecture, sequences, micro_batch, steps, **training)
+        return trial_settings(
+            self.scale, self.kind, self.store, architecture, sequences, micro_batch, steps, **training
+        )
 
 
 def trial_settings(

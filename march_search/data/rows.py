@@ -120,14 +120,14 @@ def read(file: Path, name: str, column: str) -> Iterator[str | Unusable]:
         yield from readers[kind_of(file) or ""](file, name, column)
     except DataError:
         raise
-    except (OSError, ValueError, RecursionError, *_arrow_errors()) as error:
+    except _read_errors() as error:
         raise DataError(f"{file}: cannot be read ({one_line(error)}). Check the file.") from None
 
 
-def _arrow_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of pyarrow, which is loaded only for compressed and Parquet files."""
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of files that cannot be read. Only compressed and Parquet files load pyarrow."""
     pyarrow = sys.modules.get("pyarrow")
-    return () if pyarrow is None else (pyarrow.ArrowException,)
+    return OSError, ValueError, RecursionError, *([] if pyarrow is None else [pyarrow.ArrowException])
 
 
 def _open(file: Path) -> BinaryIO:
