@@ -122,7 +122,10 @@ def test_the_math_backend_and_wrong_numbers_are_failures_on_a_gpu() -> None:
     assert verdict(row | {"attention": ["math"]}, "cpu")[0] == "ok"
     assert verdict(row | {"attention": ["flash", "math"]}, "cuda") == ("failed", "attention uses the math backend")
     assert verdict(row | {"fp32": {"logits": float("nan"), "gradients": 0.0}}, "cuda")[0] == "failed"
-    assert verdict(row | {"bf16": {"logits": 0.03, "gradients": 0.05}}, "cuda") == ("failed", "logits are worse in bf16")
+    assert verdict(row | {"bf16": {"logits": 0.03, "gradients": 0.05}}, "cuda") == (
+        "failed",
+        "logits are worse in bf16",
+    )
 
 
 def test_speed_is_compared_only_with_the_same_shape() -> None:

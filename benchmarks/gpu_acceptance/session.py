@@ -42,8 +42,6 @@ class Switches:
     """Whether DeepSpeed's throughput timer is on."""
     backend: str | None = None
     """Name of the only backend of `torch.nn.attention.SDPBackend` that attention may use; None for torch's choice."""
-    is_deterministic: bool = False
-    """Whether only deterministic operations are used."""
 
 
 @dataclass
@@ -60,6 +58,8 @@ class Lines:
 def one_session(folder: Path, scale: str, kind: str, store: str, out: str, **given: Any) -> dict[str, Any]:
     """Train one shape in a fresh process and return its figures."""
     config = settings(scale, kind, store, given["architecture"], given["micro_batch"])
+    if given["deterministic"]:  # cuBLAS must know before its first product
+        use_deterministic_operations()
     rank_info = join_ranks(config.devices)
     return trained(folder, Path(out), config, rank_info, SCALES[scale].steps, SCALES[scale].warm_up, Switches())
 
@@ -161,9 +161,6 @@ def _switched(switches: Switches) -> Iterator[None]:
             from torch.nn.attention import SDPBackend, sdpa_kernel
 
             stack.enter_context(sdpa_kernel([getattr(SDPBackend, switches.backend)]))
-        if switches.is_deterministic:
-            use_deterministic_operations()
-            stack.callback(torch.use_deterministic_algorithms, False)
         yield
 
 

@@ -46,6 +46,7 @@ def run(place: Workplace) -> int:
         name = f"micro batch {micro_batch}"
         place.attempt(name, 20, partial(_session, place, name, scale.shape, micro_batch))
     place.attempt("switched settings", 60, partial(_toggles, place))
+    place.attempt("deterministic", 20, partial(_session, place, "deterministic", scale.shape, scale.middle, True))
     place.attempt("Hugging Face T5", 40, partial(_huggingface, place))
     place.attempt("constants", 15, partial(_constants, place))
     for number, shape in enumerate(scale.other_shapes):
@@ -80,11 +81,11 @@ def compared(row: Row, base: Row) -> Row:
     return found
 
 
-def _session(place: Workplace, name: str, shape: str, micro_batch: int) -> Row:
+def _session(place: Workplace, name: str, shape: str, micro_batch: int, deterministic: bool = False) -> Row:
     """Train one shape in a fresh process, so that its memory is its own."""
     label = name.replace(" ", "-")
-    found = place.child("session", label, SHAPE_SECONDS, architecture=shape, micro_batch=micro_batch)
-    return found | {"is_alone": True}
+    given = {"architecture": shape, "micro_batch": micro_batch, "deterministic": deterministic}
+    return place.child("session", label, SHAPE_SECONDS, **given) | {"is_alone": not deterministic}
 
 
 def _toggles(place: Workplace) -> list[Row]:

@@ -17,7 +17,6 @@ SETTINGS: dict[str, tuple[str, Switches]] = {
     "attention: efficient": ("", Switches(backend="EFFICIENT_ATTENTION")),
     "attention: cuDNN": ("", Switches(backend="CUDNN_ATTENTION")),
     "attention: math": ("", Switches(backend="MATH")),
-    "deterministic": ("", Switches(is_deterministic=True)),
     "rotary": ("-rope", Switches()),
     "rotary, flash": ("-rope", Switches(backend="FLASH_ATTENTION")),
     "rotary, cuDNN": ("-rope", Switches(backend="CUDNN_ATTENTION")),
