@@ -6,14 +6,14 @@
 # `all` runs the three in turn. FOLDER is what scripts/gpu_bundle.sh wrote; what the Python at hand lacks is installed
 # from it into OUT/site. A rehearsal on a CPU: bash scripts/gpu_acceptance.sh all --out OUT --device cpu --scale tiny
 set -eu
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 out='' bundle='' previous=''
 for argument in "$@"; do
   case $previous in --out) out=$argument ;; --bundle) bundle=$argument ;; esac
+  case $argument in --out=*) out=${argument#*=} ;; --bundle=*) bundle=${argument#*=} ;; esac
   previous=$argument
 done
-here=$PWD
 export PYTHONPATH="$here:$here/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 if [ -n "$bundle" ] && [ -n "$out" ]; then
   mkdir -p "$out"

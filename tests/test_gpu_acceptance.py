@@ -19,6 +19,7 @@ from gpu_acceptance.agreement import SHAPES, SIZE, verdict  # noqa: E402
 from gpu_acceptance.scale import FULL, SCALES, Scale  # noqa: E402
 from gpu_acceptance.toggles import LEFT_OUT_TINY, SETTINGS  # noqa: E402
 from gpu_acceptance.workplace import Workplace, trial_settings  # noqa: E402
+from pip._vendor.packaging.specifiers import SpecifierSet  # noqa: E402
 
 from march_search import Architecture  # noqa: E402
 from march_search.cost.devices import parse_device  # noqa: E402
@@ -141,16 +142,20 @@ def test_speed_is_compared_only_with_the_same_shape() -> None:
 def test_a_bundle_leaves_out_files_and_its_wheels_are_installed_where_they_are_missing(tmp_path: Path) -> None:
     wheel, small = tmp_path / "numpy-0.1-py3-none-any.whl", tmp_path / "small.whl"
     record = "numpy/a.py,,\nnumpy/tests/b.py,,\nnumpy-0.1.dist-info/RECORD,,\n"
+    needs = "Requires-Dist: Some.Package-Name>=2\nRequires-Dist: other; extra == 'all'\n"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("numpy/a.py", "x = 1\n")
         archive.writestr("numpy/tests/b.py", "y = 1\n")
+        archive.writestr("numpy-0.1.dist-info/METADATA", needs)
         archive.writestr("numpy-0.1.dist-info/RECORD", record)
     bundle.shrink(wheel, small)
     with zipfile.ZipFile(small) as archive:
-        assert archive.namelist() == ["numpy/a.py", "numpy-0.1.dist-info/RECORD"]
+        names = ["numpy/a.py", "numpy-0.1.dist-info/METADATA", "numpy-0.1.dist-info/RECORD"]
+        assert archive.namelist() == names
         assert b"tests" not in archive.read("numpy-0.1.dist-info/RECORD")
+    assert install.requirements([small]) == {"some_package_name": SpecifierSet(">=2")}
     assert install.is_met(wheel, {})
-    assert not install.is_met(wheel, {"numpy": "<1.0"})
+    assert not install.is_met(wheel, {"numpy": SpecifierSet("<1.0")})
     assert not install.is_met(tmp_path / "no_such_package-1.0-py3-none-any.whl", {})
 
 

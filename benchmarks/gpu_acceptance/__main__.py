@@ -51,7 +51,9 @@ def _part(name: str, options: argparse.Namespace) -> int:
             kind = "cuda"
     root = out / "root"
     store = prepared(out, options.bundle and options.bundle.resolve(), SCALES[options.scale].data, root)
-    return PARTS[name](Workplace(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline))
+    place = Workplace(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline)
+    print(f"{name}: {place.device().name}, at most {options.seconds:.0f} s", file=sys.stderr)
+    return PARTS[name](place)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from march_search.model import build
 from march_search.model.t5_weights import save_t5
 from march_search.training import loop
 from march_search.training.engine import RankInfo, join_ranks, memory_of_all
+from march_search.training.micro_batch import is_out_of_memory
 
 
-def huggingface(folder: Path, scale: str, kind: str, store: str, out: str, compiled: list[bool]) -> dict[str, Any]:
-    """Return one row for T5 as it is, and one with torch.compile on each block."""
+def huggingface(folder: Path, scale: str, kind: str, store: str, out: str, compiled: bool) -> dict[str, Any]:
+    """Return one row for T5 as it is, or with torch.compile on each block; the micro batch is halved until it fits."""
     size = SCALES[scale]
     config = settings(scale, kind, store, size.shape, size.middle)
     a, rank_info = Architecture.parse(size.shape), join_ranks(config.devices)
@@ -30,8 +31,16 @@ def huggingface(folder: Path, scale: str, kind: str, store: str, out: str, compi
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
     save_t5(a, build(a).state_dict(), weights, {"eos_token_id": 1, "pad_token_id": 0})
-    steps, warm_up = size.compared_steps, size.warm_up
-    return {"rows": [_trained(weights, config, a, rank_info, steps, warm_up, choice) for choice in compiled]}
+    micro_batch = size.middle
+    while True:
+        try:
+            return _trained(weights, config, a, rank_info, size.compared_steps, size.warm_up, compiled)
+        except RuntimeError as error:
+            if micro_batch == 1 or not is_out_of_memory(error):
+                raise
+        release()
+        micro_batch //= 2
+        config = settings(scale, kind, store, size.shape, micro_batch)
 
 
 def _trained(

@@ -78,6 +78,8 @@ def compared(row: Row, base: Row) -> Row:
     if row["name"].startswith("Hugging Face") and "losses" in row and "losses" in base:
         difference = max(abs(x - y) for x, y in zip(row["losses"], base["losses"], strict=False))
         found["finding"] = f"loss differs from ours by {difference:.1e}"
+        if row.get("micro_batch") != base.get("micro_batch"):
+            found["finding"] += f"; micro batch {row['micro_batch']}, because memory ran out"
     return found
 
 
@@ -120,7 +122,7 @@ def _huggingface(place: Workplace) -> list[Row]:
     rows: list[Row] = []
     for compiled in choices:  # a process each, so that one may fail
         name = f"huggingface-{compiled}"
-        rows += place.child("huggingface", name, HUGGINGFACE_SECONDS, compiled=[compiled])["rows"]
+        rows.append(place.child("huggingface", name, HUGGINGFACE_SECONDS, compiled=compiled))
     return rows
 
 

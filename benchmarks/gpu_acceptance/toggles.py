@@ -42,7 +42,7 @@ def toggles(folder: Path, scale: str, kind: str, store: str, out: str, skip: lis
             row = trained(folder, Path(out), config, rank_info, size.compared_steps, size.warm_up, switches)
         except Exception as error:  # a backend that cannot run this shape, or memory that ran out
             row = {"result": "refused" if switches.backend else "failed", "finding": in_words(error)[:200]}
-            release()
+        release()
         losses = row.get("losses")
         if losses:
             same = reference.setdefault(word, losses)
