@@ -113,7 +113,8 @@ def test_a_failed_experiment_is_a_row_and_one_without_time_is_skipped(
     assert "speed: 3 rows, 1 failed, 1 skipped, on H100" in capsys.readouterr().out
     rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
     assert [row["result"] for row in rows] == ["ok", "failed", "skipped"]
-    assert rows[1]["finding"] == "TrialError: the process was killed by SIGKILL."
+    assert rows[1]["finding"] == "the process was killed by SIGKILL"
+    assert not (tmp_path / "unfinished.json").exists()
 
 
 def test_the_math_backend_and_wrong_numbers_are_failures_on_a_gpu() -> None:

@@ -15,12 +15,15 @@ from gpu_acceptance.scale import SCALES, Scale
 from march_search.config import DataConfig, DevicesConfig, TrainingConfig, TrialConfig
 from march_search.cost.devices import Device, parse_device, this_cpu
 from march_search.display.tables import Column, console, print_table
-from march_search.doctor.bench import Bench
-from march_search.errors import MarchSearchError, UsageError
+from march_search.doctor.bench import Bench, in_words
+from march_search.errors import UsageError
 from march_search.files.json_tables import write_json
 
 RESERVE_SECONDS = 5.0
 """Time kept free at the end of a part for its table."""
+
+UNFINISHED = "unfinished.json"
+"""File with the rows of a part that has not ended."""
 
 CORPUS = "corpus"
 """Folder of text in the bundle and in the output; a study's file beside it names it like this."""
@@ -74,7 +77,8 @@ class Workplace:
         """
         bench = self.bench(seconds)
         folder = bench.folder / name
-        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # left by an earlier run
+        folder.mkdir()
         common = {"scale": self.scale_name, "kind": self.kind, "store": str(self.store), "out": str(self.out)}
         write_json(folder / "arguments.json", common | arguments)
         return bench.run((sys.executable, "-m", "gpu_acceptance.work", work), folder, "found.json")
@@ -93,17 +97,17 @@ class Workplace:
         began = time.monotonic()
         try:
             found = experiment()
-        except (MarchSearchError, OSError, ValueError, KeyError, AssertionError) as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
-            self.add({"name": name, "result": "failed", "finding": text})
+        except Exception as error:
+            self.add({"name": name, "result": "failed", "finding": in_words(error)})
             return False
         for row in [found] if isinstance(found, dict) else found:
             self.add({"name": name, "result": "ok"} | row | {"seconds": round(time.monotonic() - began, 1)})
         return True
 
     def add(self, row: Row) -> None:
-        """Add a row and print it to stderr, so that a run that is cut off leaves something to read."""
+        """Add a row, print it to stderr and keep it in unfinished.json, so that a run that is cut off leaves rows."""
         self.rows.append(row)
+        write_json(self.out / UNFINISHED, {"rows": self.rows})
         print(f"{self.deadline - time.monotonic():5.0f} s left: {json.dumps(row, default=str)[:300]}", file=sys.stderr)
 
     def finish(self, part: str, columns: Sequence[Column], head: dict[str, Any] | None = None) -> int:
@@ -114,6 +118,7 @@ class Workplace:
         print_table(console(), self.rows, columns, title, self.notes)
         table = {"part": part, "scale": self.scale_name, "device": asdict(self.device()), "rows": self.rows}
         write_json(self.out / f"{part}.json", table | {"notes": self.notes} | (head or {}))
+        (self.out / UNFINISHED).unlink(missing_ok=True)
         return 1 if failed else 0
 
     def device(self) -> Device:
