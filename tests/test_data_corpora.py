@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -299,3 +301,19 @@ def test_an_unreachable_hub_is_reported_in_one_line(tmp_path, monkeypatch):
         corpora.pinned(DataConfig(corpus="c4"), tmp_path)
     advice = "Check the name, hub_config, hub_split and the network."
     assert str(caught.value) == f"allenai/c4: cannot be read (no route to host). {advice}"
+
+
+def test_text_files_are_prepared_without_datasets_and_pyarrow(corpus: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+        "from pathlib import Path\n"
+        "from march_search.config import DataConfig\n"
+        "from march_search.data.prepare import prepare\n"
+        "data = DataConfig(corpus=sys.argv[1], vocab_size=400, sequence_length=32, validation_sequences=8)\n"
+        "print(prepare(data, Path(sys.argv[2]), Path(), tokens=1))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(corpus), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (Path(ended.stdout.strip()) / "index.json").is_file()

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -105,7 +106,13 @@ def _unreadable(label: str, error: Exception, way_out: str) -> DataError:
 
 @contextlib.contextmanager
 def caches(folder: Path) -> Iterator[None]:
-    """Keep the caches of `datasets` and `huggingface_hub` inside `folder` while the context is open."""
+    """Keep the caches of `datasets` and `huggingface_hub` inside `folder` while the context is open.
+
+    Without `datasets`, which text files do not need, there are none.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        yield
+        return
     import datasets
     import huggingface_hub.constants as hub
 

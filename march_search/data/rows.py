@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,15 +115,19 @@ def read(file: Path, name: str, column: str) -> Iterator[str | Unusable]:
     Raises:
         DataError: If the file cannot be read or has no such column of text.
     """
-    import pyarrow
-
     readers = {"text": _text, "json": _json, "parquet": _parquet}
     try:
         yield from readers[kind_of(file) or ""](file, name, column)
     except DataError:
         raise
-    except (OSError, ValueError, RecursionError, pyarrow.ArrowException) as error:
+    except _read_errors() as error:
         raise DataError(f"{file}: cannot be read ({one_line(error)}). Check the file.") from None
+
+
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of files that cannot be read. Only compressed and Parquet files load pyarrow."""
+    pyarrow = sys.modules.get("pyarrow")
+    return OSError, ValueError, RecursionError, *([] if pyarrow is None else [pyarrow.ArrowException])
 
 
 def _open(file: Path) -> BinaryIO:

@@ -5,7 +5,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,17 @@ def write(folder: Path, job: Writing) -> dict[str, Any]:
         "special": job.special._asdict(),
         "splits": {split: _total(done, split) for split in SPLITS},
         "shards": done,
-        "versions": {name: importlib.metadata.version(name) for name in ("datasets", "tokenizers", "numpy")},
+        "versions": _versions(),
     } | ({"skipped": count.record()} if count.unusable else {})
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the libraries that read and write text. `datasets` may be missing: text needs none."""
+    found = {}
+    for name in ("datasets", "tokenizers", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 class _Told:

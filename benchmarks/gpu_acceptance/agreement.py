@@ -1,0 +1,132 @@
+"""Compare logits and gradients of a device with those of a CPU in fp32, and list the attention kernels of each shape.
+
+Shape suffixes: B examples, I input tokens, T target tokens.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu_acceptance.scale import SCALES
+from march_search import Architecture
+from march_search.model import build
+
+SIZE = "L2-D128-H4x32-F256"
+
+SHAPES = {
+    "relative": "",
+    "relative, gated": "-geglu",
+    "rotary": "-rope",
+    "rotary, gated, untied": "-swiglu-rope-untied",
+    "absolute": "-abs",
+    "layer-shared cross-attention": "-xshared",
+    "layer cross-attention, rotary": "-rope-xlayer",
+    "learned no-op key": "-noop",
+    "half the positions, rotary": "-rope-R0.5",
+    "bottleneck, shared layers": "-S2-Bflat64",
+    "decoder-only, rotary, gated": "-geglu-rope-dec",
+    "decoder-only, relative": "-dec",
+}
+"""Twelve shapes by the property that they add to `SIZE`."""
+
+TOLERANCE_FP32 = {"logits": 1e-4, "gradients": 1e-3}
+"""Largest allowed distance from the CPU in fp32, relative to the norm of the CPU's values."""
+
+WORSE_BF16 = 2.0
+"""Largest allowed error of the device in bf16, as a multiple of the error of the CPU in bf16."""
+
+OPERATIONS = {
+    "flash": ("_scaled_dot_product_flash_attention",),
+    "efficient": ("_scaled_dot_product_efficient_attention",),
+    "cuDNN": ("_scaled_dot_product_cudnn_attention",),
+    "flex": ("flex_attention",),
+    "math": ("_scaled_dot_product_attention_math", "aten::_softmax"),
+}
+"""Parts of the names of torch's operations, by kind of attention. The loss uses `_log_softmax` only."""
+
+KERNELS = ("flash", "fmha", "attention", "sdpa", "softmax")
+"""Parts of the names of GPU kernels that belong to attention or replace it."""
+
+
+def agreement(scale: str, kind: str, store: str, out: str, names: list[str]) -> dict[str, Any]:
+    """Return one row per shape: distances from the CPU, and the operations and kernels of attention."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    device = torch.device(kind)
+    rows = {}
+    for name in names:
+        a = Architecture.parse(name)
+        inputs, targets = _batch(a, *SCALES[scale].exact_lengths)
+        reference = _values(a, inputs, targets, torch.float32, torch.device("cpu"))
+        exact = _distances(_values(a, inputs, targets, torch.float32, device), reference)
+        rough = _distances(_values(a, inputs, targets, torch.bfloat16, device), reference)
+        rough_cpu = _distances(_values(a, inputs, targets, torch.bfloat16, torch.device("cpu")), reference)
+        rows[name] = {"fp32": exact, "bf16": rough, "bf16_cpu": rough_cpu} | _kernels(a, inputs, targets, device)
+    return {"rows": rows}
+
+
+def verdict(row: dict[str, Any], kind: str) -> tuple[str, str]:
+    """Return `ok` or `failed` and the finding for one shape."""
+    faults = [f"{k} differ in fp32" for k, most in TOLERANCE_FP32.items() if not row["fp32"][k] <= most]
+    faults += [
+        f"{k} are worse in bf16" for k in TOLERANCE_FP32 if not row["bf16"][k] <= WORSE_BF16 * row["bf16_cpu"][k]
+    ]
+    if kind == "cuda" and "math" in row["attention"]:
+        faults.append("attention uses the math backend")
+    return ("failed", "; ".join(faults)) if faults else ("ok", "agrees")
+
+
+def _batch(a: Architecture, inputs: int, targets: int) -> tuple[Tensor | None, Tensor]:
+    """Return a batch of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    targets_BT = torch.randint(a.vocab_size, (3, targets), generator=generator)
+    inputs_BI = torch.randint(a.vocab_size, (3, inputs), generator=generator)
+    return (inputs_BI if a.structure == "encoder-decoder" else None), targets_BT
+
+
+def _values(
+    a: Architecture, inputs: Tensor | None, targets: Tensor, dtype: torch.dtype, device: torch.device
+) -> dict[str, list[Tensor]]:
+    """Return the logits and the gradients of all parameters, in fp32 on the CPU."""
+    torch.manual_seed(0)
+    model = build(a).to(device, dtype)
+    inputs_BI, targets_BT = None if inputs is None else inputs.to(device), targets.to(device)
+    with torch.no_grad():
+        logits = model.logits(inputs_BI, targets_BT)
+    model(inputs_BI, targets_BT).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return {"logits": [logits.float().cpu()], "gradients": [g.float().cpu() for g in gradients]}
+
+
+def _distances(values: dict[str, list[Tensor]], reference: dict[str, list[Tensor]]) -> dict[str, float]:
+    """Return the norm of the difference over the norm of the reference; for gradients, of the worst parameter."""
+    worst = {}
+    for kind, tensors in values.items():
+        pairs = zip(tensors, reference[kind], strict=True)
+        worst[kind] = max(float((x - y).norm() / y.norm().clamp_min(1e-12)) for x, y in pairs)
+    return worst
+
+
+def _kernels(a: Architecture, inputs: Tensor | None, targets: Tensor, device: torch.device) -> dict[str, Any]:
+    """Return the kinds of attention that a step in bf16 uses, and the GPU kernels that belong to them."""
+    torch.manual_seed(0)
+    model = build(a).to(device, torch.bfloat16)
+    inputs_BI, targets_BT = None if inputs is None else inputs.to(device), targets.to(device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        model(inputs_BI, targets_BT).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    names = {event.key: event.count for event in profile.key_averages()}
+    kinds = {k: sum(n for name, n in names.items() if any(w in name for w in words)) for k, words in OPERATIONS.items()}
+    operations = {word for words in OPERATIONS.values() for word in words}
+    kernels = sorted(
+        name[:160]
+        for name in names
+        if not name.startswith("aten::")
+        and any(word in name.lower() for word in KERNELS)
+        and not any(word in name for word in operations)
+    )
+    return {"attention": [kind for kind, count in kinds.items() if count], "kernels": kernels}

@@ -1,0 +1,74 @@
+"""Part 1: the doctor, CPU against GPU for twelve shapes, and the kernels that attention uses."""
+
+from importlib import metadata
+from typing import Any
+
+from gpu_acceptance.agreement import SHAPES, SIZE, verdict
+from gpu_acceptance.workplace import Row, Workplace
+from march_search.commands.doctor import _checks
+from march_search.display.tables import Column
+from march_search.doctor.bench import row
+
+COLUMNS = (
+    Column(key="name", heading="check or shape", short="check", left=True),
+    Column(key="result", heading="result", short="result", left=True),
+    Column(key="logits", heading="logits fp32", short="lg 32", show="{:.0e}".format),
+    Column(key="gradients", heading="gradients fp32", short="gr 32", show="{:.0e}".format),
+    Column(key="bf16", heading="bf16, of CPU's", short="bf16", show="{:.2f}".format),
+    Column(key="attention", heading="attention", short="attention", left=True, show=", ".join),
+    Column(key="finding", heading="finding", short="finding", left=True, show=lambda text: str(text)[:70]),
+)
+
+LEFT_OUT = {
+    "full": {"libraries", "compiler"},
+    "tiny": {"libraries", "compiler", "root", "two-ranks"}
+    | {"fp32-zero1", "fp32-zero2", "fp32-zero3", "bf16-zero2", "bf16-zero3"},
+}
+"""Checks of the doctor that are not run. A bundle leaves out libraries that only read other corpora."""
+
+PACKAGES = ("torch", "triton", "deepspeed", "numpy", "scipy", "optuna", "transformers", "datasets")
+"""Packages whose versions are recorded."""
+
+
+def run(place: Workplace) -> int:
+    """Run the part and return its exit code."""
+    place.attempt("twelve shapes", 60, lambda: _agreement(place))
+    for name, check in _checks(place.bench(120), place.out).items():
+        if name not in LEFT_OUT[place.scale_name]:
+            place.attempt(f"doctor {name}", 20, lambda name=name, check=check: _doctor(name, check))
+    place.notes += [
+        "logits, gradients: distance from the CPU in fp32, relative to the norm; gradients of the worst parameter.",
+        "bf16: largest error in bf16 as a multiple of the CPU's error in bf16. attention: kinds that a bf16 step uses.",
+    ]
+    return place.finish("exact", COLUMNS, {"versions": {name: _version(name) for name in PACKAGES}})
+
+
+def _doctor(name: str, check: Any) -> Row:
+    """Return the finding of one check of the doctor."""
+    found = row(name, check)
+    result = "failed" if found["state"] == "failed" else "ok"
+    return {"result": result, "finding": found["text"], "values": found["values"]}
+
+
+def _agreement(place: Workplace) -> list[Row]:
+    """Return one row per shape."""
+    vocabulary = f"-V{place.scale.data.vocab_size}" if place.scale.data.vocab_size < 1000 else "-V2048"
+    names = {label: f"{SIZE}{words}{vocabulary}" for label, words in SHAPES.items()}
+    found = place.child("agreement", "agreement", 300, names=list(names.values()))["rows"]
+    rows = []
+    for label, name in names.items():
+        values = found[name]
+        result, finding = verdict(values, place.kind)
+        worst = max(values["bf16"][k] / max(values["bf16_cpu"][k], 1e-12) for k in values["bf16"])
+        measured = {"logits": values["fp32"]["logits"], "gradients": values["fp32"]["gradients"], "bf16": worst}
+        rows.append({"name": label, "shape": name, "result": result, "finding": finding} | measured | values)
+        rows[-1]["bf16"] = worst
+    return rows
+
+
+def _version(name: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
