@@ -12,7 +12,6 @@ MarchSearchError
     └── DivergedError     the loss or a gradient is not finite
 """
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -54,6 +53,8 @@ MOST_FAULTS = 20
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the end of an error message: the known word closest to `word`, or all known words if none is close."""
+    import difflib  # here, because only errors need it
+
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}."

@@ -44,7 +44,7 @@ def first_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
 
 
 def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
-    names = ["libraries", "compiler", "root", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
+    names = ["libraries", "compiler", "disk", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
     root = tmp_path / "runs"
     process = start(tmp_path, "--format", "json", "--only", ",".join(names), "--root", str(root))
     out, err = process.communicate(timeout=300)
@@ -55,7 +55,7 @@ def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
     assert [line.split()[1] for line in err.splitlines()] == names
     assert checks["libraries"]["values"]["torch"] == metadata.version("torch")
     assert checks["compiler"]["state"] == "note"
-    assert checks["root"]["values"]["write_bytes_per_second"] > 0
+    assert checks["disk"]["values"]["write_bytes_per_second"] > 0
     assert checks["devices"]["values"]["fp32_flops"] > 1e8
     for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 1e-4), ("two-ranks", 1e-5)):
         assert 0 <= checks[name]["values"]["difference"] <= most == checks[name]["values"]["tolerance"]
@@ -67,7 +67,7 @@ def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
 
 def test_a_broken_check_is_one_failed_row_with_a_fix(tmp_path: Path, first_child: Callable[..., int]) -> None:
     (tmp_path / "file").touch()
-    checks = ("--only", "python,root,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
+    checks = ("--only", "python,disk,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
     process = start(tmp_path, *checks, COLUMNS="80")
     os.kill(first_child(process), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)

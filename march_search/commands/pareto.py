@@ -3,17 +3,18 @@
 import argparse
 from typing import Any
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study
+from march_search.commands.options import add_examples, add_format, add_study
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    pareto = verbs.add_parser("pareto", help="print the Pareto-optimal architectures of a study")
+def add(pareto: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_study(pareto)
     pareto.add_argument("--by", metavar="A,B", help="objectives, e.g. loss,-tokens_per_second (default: the study's)")
     pareto.add_argument("--all", action="store_true", help="also print the dominated architectures")
-    add_format(pareto)
+    add_format(pareto, holds="the Pareto set with its objectives")
+    add_examples(
+        pareto, "march-search pareto cpu-demo", "march-search pareto cpu-demo --by loss,-tokens_per_second --all"
+    )
     pareto.set_defaults(run=run)
 
 

@@ -6,8 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, study_actions, study_worker
-from march_search.commands.options import add_format, add_root, add_study, amount, refuse_without_effect
+from march_search.commands import study_actions, study_worker
+from march_search.commands.options import (
+    add_action,
+    add_actions,
+    add_examples,
+    add_format,
+    add_root,
+    add_study,
+    amount,
+    refuse_without_effect,
+)
 from march_search.commands.output import report_summary
 
 if TYPE_CHECKING:
@@ -16,17 +25,15 @@ if TYPE_CHECKING:
     from march_search.study.candidates import Candidates
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    study = verbs.add_parser("study", help="run, watch, stop and resume studies, or list the shipped ones")
-    actions = study.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(study))
-    listing = actions.add_parser("list", help="list the shipped studies and those in the --root folder")
+def add(study: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    actions = add_actions(study, "ACTION")
+    listing = add_action(actions, "list", "list the shipped studies and those in the --root folder")
     add_root(listing)
-    add_format(listing)
+    add_format(listing, holds="one row per study")
+    add_examples(listing, "march-search study list", "march-search study list --root /shared/runs")
     listing.set_defaults(run=run_list)
-    running = actions.add_parser(
-        "run", help="train the trials of a study; run it again to resume after an interruption"
-    )
+    running = add_action(actions, "run", "train the trials of a study; run it again to resume after an interruption")
     add_study(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
@@ -34,6 +41,11 @@ def add(verbs: Verbs) -> None:
         "--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, 312TFLOPs,80GB, cpu"
     )
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
+    add_examples(
+        running,
+        "march-search study run cpu-demo --dry-run",
+        "march-search study run my.toml",
+    )
     running.set_defaults(run=run_study)
     study_actions.add_actions(actions)
     study_worker.add_actions(actions)

@@ -90,6 +90,10 @@ def console(stderr: bool = False) -> "Console":
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(visible(text, lines=True), **options)
 
+        def on_broken_pipe(self) -> None:
+            """Leave a closed pipe to the caller; without this, rich exits with 1."""
+            raise BrokenPipeError from None
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
     return PlainConsole(file=stream, width=width, highlight=False, markup=False, emoji=False)

@@ -70,7 +70,7 @@ def compiler() -> Finding:
     return Finding("ok", f"{shutil.which(name)}; not needed, trials compile nothing")
 
 
-def root(folder: Path) -> Finding:
+def disk(folder: Path) -> Finding:
     """Check the free space and write speed of the disk that holds, or will hold, `folder`."""
     block, fix = os.urandom(2**20), "choose another folder with --root, or fix the space or permissions there"
     try:
