@@ -231,3 +231,37 @@ def test_missing_gpus_are_reported_before_any_text_is_prepared(tmp_path: Path) -
     assert ended.returncode == 2
     assert "the study needs 8 GPUs, but torch finds" in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Path, command: Command) -> None:
+    root = ("--root", str(tmp_path), "--dry-run", "--device", "cpu")
+    file = str(shipped_folder("studies") / "cpu-demo.toml")
+    given = ("training.tokens=1_024_000", "devices.ranks=2", "search.trials=3")
+    for study in (("cpu-demo",), (file,), ("--config", file)):
+        ended = command("study", "run", *study, *given, *root)
+        assert ended.returncode == 0, ended.stderr
+        plan = " ".join(ended.stdout.split())
+        assert f"overrides {' '.join(given)}" in plan
+        assert "1,024,000 per trial" in plan
+        assert "2 ranks" in plan
+    ended = command("study", "run", "cpu-demo", "training.tokens=1M", "training.lr=3", "devices.rank=2", *root)
+    assert ended.returncode == 2
+    for words in ("with training.tokens=1M", "3 faults", "training.learning_rate = lr", '"ranks"', "nearest is"):
+        assert words in ended.stderr
+    assert "name a STUDY to run" in one_line_error(command("study", "run", *root))
+    assert "is not KEY=VALUE" in one_line_error(command("study", "run", "cpu-demo", "tokens", *root))
+
+
+def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corruption(
+    tmp_path: Path, command: Command
+) -> None:
+    given = ("data.sequence_length=2048", "training.global_batch_tokens=8192", "training.tokens=1_048_576")
+    given += ("--dry-run", "--device", "cpu", "--root", str(tmp_path))
+    ended = command(
+        "study", "run", "cpu/decoder-only", *given, "training.warmup_tokens=8192", "data.noise_density=0.15"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2048 tokens of plain text" in " ".join(ended.stdout.split())
+    ended = command("study", "run", "cpu/baseline", *given, "training.warmup_tokens=8192", "data.noise_density=0.15")
+    assert ended.returncode == 2
+    assert "2048 tokens give 102 spans, but there are only 100 sentinels" in one_line_error(ended)

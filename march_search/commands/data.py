@@ -146,6 +146,8 @@ def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -
     if "skipped" in store.index:
         rows.append(("rows", skipped(store.index["skipped"])))
     for key, label in (("target", "targets"), ("text", "text")):
+        if f"{key}_unigram_nats" not in losses:
+            continue
         words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
         rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
     print_pairs(console(), "", rows)

@@ -154,4 +154,6 @@ def _print(output_format: str, rows: list[dict[str, Any]], failed: int) -> None:
         ),
     )
     title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"{plural(len(rows), 'check')} passed"
+    if output_format == "csv":  # what was measured differs from check to check, so it has no columns
+        rows = [{key: value for key, value in row.items() if key != "values"} for row in rows]
     print_rows(output_format, rows, columns, title=title, head={"passed": not failed}, name="checks")

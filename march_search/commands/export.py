@@ -92,6 +92,7 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
     Raises:
         DataError: If the store has no readable tokenizer, or it has changed.
     """
+    from march_search.config.data_config import SENTINELS
     from march_search.data import tokenizer as bpe
     from march_search.data.store import Store
 
@@ -104,7 +105,7 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

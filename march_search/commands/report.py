@@ -1,6 +1,7 @@
 """`march-search report`: write a study as one HTML page or as text, and its figures and tables as files."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(named.record(), tokens=tokens, with_effects=True)
     root = root_option(named.folder.path.parent)
-    command = f"march-search study run {named.argument}{root}\nmarch-search report {named.name}{root}"
+    overrides = "".join(f" {shlex.quote(override)}" for override in named.folder.overrides)
+    command = f"march-search study run {named.argument}{overrides}{root}\nmarch-search report {named.name}{root}"
     cost = _cost(named.folder.path)
     is_page = options.format == "html"
     text = page(evidence, command, cost) if is_page else evidence_text(evidence, options.format)
