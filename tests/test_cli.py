@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.command_line import command_in_process, one_line_error, run_command
+from helpers.command_line import command_in_process, imported_by, one_line_error, run_command
 
 from march_search import __version__
 from march_search.cli import COMMANDS, parser
@@ -105,13 +105,8 @@ def test_trials_may_follow_options(arguments: list[str], tmp_path: Path, capsys:
 
 
 def test_solve_imports_neither_torch_nor_optuna_nor_scipy() -> None:
-    code = (
-        "import sys; from march_search.cli import main; main(['solve', '--budget', '220M', '--top', '1']);"
-        "heavy = {'torch', 'optuna', 'scipy', 'datasets', 'tokenizers', 'deepspeed', 'pandas'} & set(sys.modules);"
-        "assert not heavy, heavy"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    heavy = {"torch", "optuna", "scipy", "datasets", "tokenizers", "deepspeed", "pandas"}
+    assert imported_by("solve", "--budget", "220M", "--top", "1") & heavy == set()
 
 
 @pytest.mark.parametrize(
@@ -211,15 +206,8 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_version_and_help_import_no_library(option: str) -> None:
-    code = (
-        f"import sys; sys.argv = ['march-search', '{option}']; from march_search.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print(*{name.split('.')[0] for name in sys.modules} - sys.stdlib_module_names, file=sys.stderr)"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    own = {name for name in ended.stderr.split() if not name.startswith("_")} - {"sitecustomize", "usercustomize"}
-    assert own == {"march_search"}
+    own = {name for name in imported_by(option) - sys.stdlib_module_names if not name.startswith("_")}
+    assert own - {"sitecustomize", "usercustomize"} == {"march_search"}
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

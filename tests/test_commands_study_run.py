@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, one_line_error, run_command
+from helpers.command_line import Command, command_in_process, imported_by, one_line_error, run_command
 from helpers.trials import child_processes, wait_until
 
 from march_search.config.shipped import shipped_folder
@@ -181,8 +181,14 @@ def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
     assert ended.returncode == 0, ended.stderr
     for word in ("candidates", "tokens", "batch", "data", "devices", "accumulation", "L"):
         assert word in ended.stdout
-    assert "models build with the predicted parameter count." in ended.stdout
+    is_measured = study == "cpu-demo"
+    assert ("models build with the predicted parameter count." in ended.stdout) == is_measured
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_measures_nothing_does_not_import_torch(tmp_path: Path) -> None:
+    words = ["study", "run", "t5-220m", "--dry-run", "--device", "8xH100", "--root", str(tmp_path)]
+    assert imported_by(*words) & {"torch", "deepspeed", "datasets", "tokenizers", "scipy"} == set()
 
 
 def test_the_demo_ends_with_its_baseline_and_three_others_and_fits_into_five_minutes(command: Command) -> None:

@@ -153,10 +153,9 @@ def run_study(options: argparse.Namespace) -> int:
     out = console(stderr=not options.dry_run)
     print_pairs(out, f"study {study.name}", rows)
     if options.dry_run:
-        if chosen.architectures:
-            _print_candidates(out, chosen, config)
-        num_models = price.built(price.stand_ins(config, chosen))
-        print(f"Checked: {num_models} models build with the predicted parameter count.")
+        _print_candidates(out, chosen, config)
+        if (options.device or config.devices.kind).lower() == "cpu":  # measured, so torch is loaded already
+            _check_models(chosen, config)
         return 0
     if options.extend:
         extension.adopt(folder, config, chosen, drawn)
@@ -192,9 +191,11 @@ def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> No
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
-    """Print the architectures that a study would train."""
+    """Print the architectures that a study would train, if it knows any before its first trial."""
     from march_search.display import architectures, tables
 
+    if not chosen.architectures:
+        return
     budget, data, rows = chosen.found.budget, config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
@@ -203,6 +204,14 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
         rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
+
+
+def _check_models(chosen: "Candidates", config: "StudyConfig") -> None:
+    """Build the models and print how many have the predicted number of parameters."""
+    from march_search.study import price
+
+    num_models = price.built(price.stand_ins(config, chosen))
+    print(f"Checked: {num_models} models build with the predicted parameter count.")
 
 
 def _train(
