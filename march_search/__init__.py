@@ -1,9 +1,11 @@
 """Architecture search for transformers inside an exact parameter budget."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing typing takes longer than this package
 if TYPE_CHECKING:
+    from typing import Any
+
     from march_search.architecture.architecture import Architecture
     from march_search.sampler.feasible_sampler import FeasibleSampler
     from march_search.space.feasible_set import FeasibleSet, solve
@@ -23,7 +25,7 @@ _HOMES = {
 """Module of each exported name."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load exported names on demand: most need numpy, `FeasibleSampler` needs Optuna, and `model` needs torch."""
     if name == "model":
         return import_module("march_search.model")

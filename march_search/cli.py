@@ -3,16 +3,20 @@
 Results go to stdout, progress and errors to stderr. Only the module of the command that is run is imported.
 """
 
-import argparse
+from __future__ import annotations
+
 import io
 import os
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
 
-from march_search.errors import MarchSearchError, StorageError, nearest, shown, visible
+from march_search.errors import MarchSearchError, StorageError, visible
+
+TYPE_CHECKING = False  # importing typing and argparse takes longer than everything else here
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 COMMANDS = {
     "solve": "list every architecture inside a parameter budget",
@@ -31,70 +35,21 @@ COMMANDS = {
 """Help text of every command. The function `add` of the module of the same name adds its arguments."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports errors in one line, and accepts TRIAL after options."""
-
-    _has_commands = False
-    _is_parsing = False
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
-
-    def add_subparsers(self, **settings: Any) -> Any:
-        """Add the parsers of commands."""
-        self._has_commands = True
-        return super().add_subparsers(**settings)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments. Without this, optional ones are refused after an option: `export STUDY --root DIR TRIAL`.
-
-        Unknown options are refused here, so that the error names the help of the command that was meant.
-        """
-        if self._has_commands or self._is_parsing:
-            return super().parse_known_args(args, namespace)
-        self._is_parsing = True  # parse_known_intermixed_args calls this method
-        try:
-            known, others = self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_parsing = False
-        if others:
-            self.error(_unexpected(others[0], re.findall(r"--[\w-]+", self.format_usage())))
-        return known, others
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is not one of the choices of its argument, with the nearest one."""
-        if action.choices is not None and value not in action.choices:
-            is_command = isinstance(action.choices, Mapping)
-            words = f"{'unknown command' if is_command else 'cannot be'} {shown(value)}"
-            near = nearest(str(value), map(str, action.choices))
-            raise argparse.ArgumentError(None if is_command else action, f"{words}. {near}")
-
-    def error(self, message: str) -> NoReturn:
-        end = "" if message.endswith((".", "?")) else "."
-        print(f"{self.prog}: {visible(message)}{end} Try: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _unexpected(word: str, options: Iterable[str]) -> str:
-    """Return the error for an argument that the command does not take."""
-    if not word.startswith("-"):
-        return f"unexpected argument {shown(word)}"
-    name = word.partition("=")[0]
-    return f"unknown option {shown(name)}. {nearest(name, options)}"
-
-
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     Args:
         command: The command whose arguments are needed, so that the others are not imported; None for all of them.
     """
-    top = _Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
+    from march_search.commands.parser import Parser
+
+    top = Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
-    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", parser_class=_Parser)
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
-        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        if command in (None, name):
+        is_needed = command in (None, name)
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", add_help=is_needed)
+        if is_needed:
             import_module(f"march_search.commands.{name}").add(verb)
     top.set_defaults(whole_parser=parser)
     top.epilog = "To see the options of a command and an example, run march-search COMMAND --help."
@@ -112,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(words: Sequence[str]) -> Any:
     """Return the parsed command line."""
-    first = next((word for word in words if not word.startswith("-")), "")
-    top = parser(first)
+    top = parser(next((word for word in words if not word.startswith("-")), ""))
     options = top.parse_args(words)
     if options.version:
         options.run = _print_version
@@ -132,6 +86,9 @@ def _print_version(_: Any) -> None:
 def _guarded(words: Sequence[str]) -> int:
     """Parse the arguments and run the chosen command; print errors that the user can fix as one line."""
     try:
+        if words == ["--version"]:  # at once, without argparse
+            _print_version(None)
+            return 0
         options = _parsed(words)
         code = int(options.run(options) or 0)
         sys.stdout.flush()

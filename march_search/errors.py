@@ -14,13 +14,12 @@ MarchSearchError
 
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother, _SHORT.maxlevel = 60, 40, 60, 3
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value for an error message: text in quotes, and anything long or deeply nested cut short."""
     if isinstance(value, str):
         text = value if len(value) <= 60 else f"{value[:40]}…{value[-10:]}"
