@@ -188,12 +188,15 @@ def test_a_completion_script_knows_commands_and_options(shell: str, capsys: pyte
 
 
 def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").touch()
     script = tmp_path / "march-search"
     script.write_text(command_in_process(capsys)("completion", "bash").stdout)
     for words, wanted in (
         ("so", {"solve"}),
         ("study st", {"status", "stop", "storage-proxy"}),
         ("rank --eff", {"--effects"}),
+        ("rank --format m", {"markdown"}),
+        (f"rank {tmp_path}/mine", {f"{tmp_path}/mine.toml"}),
     ):
         typed = ["march-search", *words.split()]
         code = (
