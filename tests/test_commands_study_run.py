@@ -252,8 +252,10 @@ def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Pat
         assert "2 ranks" in plan
     ended = command("study", "run", "cpu-demo", "training.tokens=1M", "training.lr=3", "devices.rank=2", *root)
     assert ended.returncode == 2
-    for words in ("with training.tokens=1M", "3 faults", "training.learning_rate = lr", '"ranks"', "nearest is"):
+    for words in ("with training.tokens=1M", "3 faults", "set training.learning_rate to", '"ranks"', "nearest is"):
         assert words in ended.stderr
+    refused = command("study", "run", "training.tokens=2M", *root)
+    assert "name a STUDY before training.tokens=2M" in one_line_error(refused)
     assert "name a STUDY to run" in one_line_error(command("study", "run", *root))
     assert "is not KEY=VALUE" in one_line_error(command("study", "run", "cpu-demo", "tokens", *root))
 

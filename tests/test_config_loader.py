@@ -187,11 +187,11 @@ def test_numbers_without_an_end_are_refused_at_once() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("max_steps", "set training.tokens = max_steps × training.global_batch_tokens."),
-        ("batch_size", "set training.global_batch_tokens = batch_size × data.sequence_length, where"),
-        ("per_device_train_batch_size", "set training.micro_batch_sequences = per_device_train_batch_size, and"),
-        ("lr", "set training.learning_rate = lr."),
-        ("epochs", "set training.tokens = epochs × the tokens of the training text"),
+        ("max_steps", "set training.tokens to max_steps × training.global_batch_tokens."),
+        ("batch_size", "set training.global_batch_tokens to batch_size × data.sequence_length, where"),
+        ("per_device_train_batch_size", "set training.micro_batch_sequences to per_device_train_batch_size, and"),
+        ("lr", "set training.learning_rate to the same number."),
+        ("epochs", "set training.tokens to epochs × the tokens of the training text"),
         ("sequence_length", "Did you mean data.sequence_length?"),
     ],
 )

@@ -16,7 +16,7 @@ def add(rank: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_study(rank)
     add_format(rank, holds="the ranking; json and markdown also every other table of results")
-    add_examples(rank, "march-search rank cpu-demo", "march-search rank cpu-demo --effects --format csv > ranking.csv")
+    add_examples(rank, "march-search rank cpu-demo", "march-search rank cpu-demo --format csv > ranking.csv")
     rank.add_argument(
         "--seed-noise",
         default="prior",

@@ -172,6 +172,8 @@ def _asked(options: argparse.Namespace) -> "NamedStudy":
     from march_search.errors import UsageError
 
     words = [word for word in (options.config, options.study, *options.overrides) if word is not None]
+    if words and not options.config and "=" in words[0] and not Path(words[0]).exists():
+        raise UsageError(f"name a STUDY before {words[0]}, such as cpu-demo, or its file with --config FILE.")
     if not words:
         raise UsageError("name a STUDY to run, such as cpu-demo. To see all studies, run march-search study list.")
     options.study, overrides = words[0], tuple(words[1:])

@@ -9,16 +9,16 @@ _BATCH = "training.global_batch_tokens"
 _LENGTH = "data.sequence_length"
 _MICRO = "training.micro_batch_sequences"
 
-_STEPS = f"{_TOKENS} = {{key}} × {_BATCH}"
-_EXAMPLES = f"{_BATCH} = {{key}} × {_LENGTH}, where {{key}} counts the examples of one step on all devices"
-_PER_DEVICE = f"{_MICRO} = {{key}}, and {_BATCH} = {{key}} × devices.ranks × gradient accumulation steps × {_LENGTH}"
-_ACCUMULATION = f"{_BATCH} = {{key}} × {_MICRO} × devices.ranks × {_LENGTH}"
-_EPOCHS = f"{_TOKENS} = {{key}} × the tokens of the training text, which march-search data inspect STUDY prints"
-_LENGTHS = f"{_LENGTH} = {{key}}"
-_RATE = "training.learning_rate = {key}"
-_CLIP = "training.gradient_clipping = {key}"
-_RANKS = "devices.ranks = {key}"
-_PRECISION = 'training.precision = "bf16" or "fp32"'
+_STEPS = f"{_TOKENS} to {{key}} × {_BATCH}"
+_EXAMPLES = f"{_BATCH} to {{key}} × {_LENGTH}, where {{key}} counts the examples of one step on all devices"
+_PER_DEVICE = f"{_MICRO} to {{key}}, and {_BATCH} to {{key}} × devices.ranks × gradient accumulation steps × {_LENGTH}"
+_ACCUMULATION = f"{_BATCH} to {{key}} × {_MICRO} × devices.ranks × {_LENGTH}"
+_EPOCHS = f"{_TOKENS} to {{key}} × the tokens of the training text, which march-search data inspect STUDY prints"
+_LENGTHS = f"{_LENGTH} to the same number"
+_RATE = "training.learning_rate to the same number"
+_CLIP = "training.gradient_clipping to the same number"
+_RANKS = "devices.ranks to the same number"
+_PRECISION = 'training.precision to "bf16" or "fp32"'
 
 FAMILIAR = {
     **dict.fromkeys(("max_steps", "num_steps", "train_steps", "total_steps", "max_iters", "steps"), _STEPS),
@@ -39,20 +39,20 @@ FAMILIAR = {
         ("seq_len", "seq_length", "max_length", "max_seq_length", "block_size", "context_length"), _LENGTHS
     ),
     **dict.fromkeys(("lr", "max_lr", "peak_lr"), _RATE),
-    "warmup_steps": f"training.warmup_tokens = {{key}} × {_BATCH}",
-    "warmup_ratio": f"training.warmup_tokens = {{key}} × {_TOKENS}",
+    "warmup_steps": f"training.warmup_tokens to {{key}} × {_BATCH}",
+    "warmup_ratio": f"training.warmup_tokens to {{key}} × {_TOKENS}",
     **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad", "gradient_clip_val"), _CLIP),
     **dict.fromkeys(
-        ("lr_scheduler", "lr_scheduler_type", "scheduler"), 'training.schedule = "constant", "linear" or "cosine"'
+        ("lr_scheduler", "lr_scheduler_type", "scheduler"), 'training.schedule to "constant", "linear" or "cosine"'
     ),
-    "eval_steps": f"training.evaluations = {_TOKENS} / (eval_steps × {_BATCH})",
-    "save_steps": f"training.checkpoints = {_TOKENS} / (save_steps × {_BATCH})",
+    "eval_steps": f"training.evaluations to {_TOKENS} / (eval_steps × {_BATCH})",
+    "save_steps": f"training.checkpoints to {_TOKENS} / (save_steps × {_BATCH})",
     **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "world_size", "nproc_per_node"), _RANKS),
-    "num_nodes": "devices.nodes = num_nodes",
+    "num_nodes": "devices.nodes to the same number",
     **dict.fromkeys(("bf16", "fp16", "mixed_precision", "dtype"), _PRECISION),
-    "num_trials": "search.trials = num_trials",
-    "n_trials": "search.trials = n_trials",
-    "dataset": "data.corpus = a file, a folder or hub:OWNER/NAME",
+    "num_trials": "search.trials to the same number",
+    "n_trials": "search.trials to the same number",
+    "dataset": "data.corpus to a file, a folder or hub:OWNER/NAME",
 }
 """What to set instead of a key of another program, with the arithmetic between the two; `{key}` is the key itself."""
 
