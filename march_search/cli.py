@@ -76,21 +76,22 @@ def _parsed(words: Sequence[str]) -> Any:
     return options
 
 
-def _print_version(_: Any) -> None:
+def _print_version(_: Any) -> int:
     """Print the version of the package."""
     from march_search import __version__
 
     print(__version__)
+    return 0
 
 
 def _guarded(words: Sequence[str]) -> int:
     """Parse the arguments and run the chosen command; print errors that the user can fix as one line."""
     try:
         if words == ["--version"]:  # at once, without argparse
-            _print_version(None)
-            return 0
-        options = _parsed(words)
-        code = int(options.run(options) or 0)
+            code = _print_version(None)
+        else:
+            options = _parsed(words)
+            code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
     except MarchSearchError as error:
