@@ -1,26 +1,39 @@
 """Architecture search for transformers inside an exact parameter budget."""
 
 from importlib import import_module
-from typing import Any
 
-from march_search.architecture.architecture import Architecture
-from march_search.space.feasible_set import FeasibleSet, solve
-from march_search.space.space import SearchSpace
+TYPE_CHECKING = False  # importing typing takes longer than this package
+if TYPE_CHECKING:
+    from typing import Any
+
+    from march_search.architecture.architecture import Architecture
+    from march_search.sampler.feasible_sampler import FeasibleSampler
+    from march_search.space.feasible_set import FeasibleSet, solve
+    from march_search.space.space import SearchSpace
 
 __all__ = ["Architecture", "FeasibleSampler", "FeasibleSet", "SearchSpace", "__version__", "solve"]
 
+__version__ = "0.1.0"
 
-def __getattr__(name: str) -> Any:
-    """Load slow attributes on demand: `FeasibleSampler` imports Optuna, `model` imports torch."""
+_HOMES = {
+    "Architecture": "architecture.architecture",
+    "FeasibleSampler": "sampler.feasible_sampler",
+    "FeasibleSet": "space.feasible_set",
+    "SearchSpace": "space.space",
+    "solve": "space.feasible_set",
+}
+"""Module of each exported name."""
+
+
+def __getattr__(name: str) -> "Any":
+    """Load exported names on demand: most need numpy, `FeasibleSampler` needs Optuna, and `model` needs torch."""
     if name == "model":
         return import_module("march_search.model")
-    if name == "FeasibleSampler":
-        return import_module("march_search.sampler.feasible_sampler").FeasibleSampler
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+    if name in _HOMES:
+        return getattr(import_module(f"march_search.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-        try:
-            return version("march-search")
-        except PackageNotFoundError:  # not installed: a source tree on PYTHONPATH
-            return "0+unknown"
-    raise AttributeError(name)
+
+def __dir__() -> list[str]:
+    """Return the names of the module, with those that are loaded on demand."""
+    return sorted({*globals(), *__all__, "model"})

@@ -1,57 +1,58 @@
 """Command line of march-search: parse the arguments, then run one command.
 
-Results go to stdout, progress and errors to stderr.
+Results go to stdout, progress and errors to stderr. Only the module of the command that is run is imported.
 """
 
-import argparse
+from __future__ import annotations
+
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from importlib import import_module
 
 from march_search.errors import MarchSearchError, StorageError, visible
 
+TYPE_CHECKING = False  # importing typing and argparse takes longer than everything else here
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
-class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports errors in one line, and accepts TRIAL after options."""
-
-    _has_commands = False
-    _is_parsing = False
-
-    def add_subparsers(self, **settings: Any) -> Any:
-        """Add the parsers of commands."""
-        self._has_commands = True
-        return super().add_subparsers(**settings)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments. Without this, optional ones are refused after an option: `export STUDY --root DIR TRIAL`."""
-        if self._has_commands or self._is_parsing:
-            return super().parse_known_args(args, namespace)
-        self._is_parsing = True  # parse_known_intermixed_args calls this method
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_parsing = False
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {visible(message)}. Try: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+COMMANDS = {
+    "solve": "list every architecture inside a parameter budget",
+    "explain": "print the parameters of one architecture by group, and its cost",
+    "study": "run, watch, stop and resume studies, or list the shipped ones",
+    "keys": "print the keys of a study file, with types and defaults",
+    "rank": "rank the architectures of a study, with ties and uncertainty",
+    "pareto": "print the Pareto-optimal architectures of a study",
+    "report": "write a report of a study: one HTML file with figures, or text",
+    "export": "write a trained trial, or all learning curves, for other programs",
+    "replay": "evaluate search strategies on recorded learning curves, without training",
+    "data": "prepare or inspect the text of a study",
+    "doctor": "check the installation: libraries, devices, DeepSpeed, disk, a tiny trial",
+    "completion": "print a script that completes commands and options in a shell",
+}
+"""Help text of every command. The function `add` of the module of the same name adds its arguments."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    from march_search.commands import data, doctor, explain, export, pareto, rank, replay, report, solve, study
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
 
-    top = _Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
+    Args:
+        command: The command whose arguments are needed, so that the others are not imported; None for all of them.
+    """
+    from march_search.commands.parser import Parser
+
+    top = Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
     top.add_argument("--version", action="store_true", help="print the version and exit")
-    verbs = top.add_subparsers(
-        dest="verb",
-        metavar="COMMAND",
-        parser_class=_Parser,
-    )
-    for command in (solve, explain, study, rank, pareto, report, export, replay, data, doctor):
-        command.add(verbs)
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
+    for name, text in COMMANDS.items():
+        is_needed = command in (None, name)
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", add_help=is_needed)
+        if is_needed:
+            import_module(f"march_search.commands.{name}").add(verb)
+    top.set_defaults(whole_parser=parser)
+    top.epilog = "To see the options of a command and an example, run march-search COMMAND --help."
     return top
 
 
@@ -60,23 +61,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # print "?" where the terminal lacks Unicode
-    top = parser()
-    options = top.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return _guarded(words)
+
+
+def _parsed(words: Sequence[str]) -> Any:
+    """Return the parsed command line."""
+    top = parser(next((word for word in words if not word.startswith("-")), ""))
+    options = top.parse_args(words)
     if options.version:
-        from march_search import __version__
-
-        print(__version__)
-        return 0
-    if options.verb is None:
-        top.print_help()
-        return 2
-    return _guarded(options)
+        options.run = _print_version
+    elif options.verb is None:
+        options.run = lambda _: top.print_help()
+    return options
 
 
-def _guarded(options: Any) -> int:
-    """Run the chosen command; print errors that the user can fix as one line."""
+def _print_version(_: Any) -> int:
+    """Print the version of the package."""
+    from march_search import __version__
+
+    print(__version__)
+    return 0
+
+
+def _guarded(words: Sequence[str]) -> int:
+    """Parse the arguments and run the chosen command; print errors that the user can fix as one line."""
     try:
-        code = int(options.run(options))
+        if words == ["--version"]:  # at once, without argparse
+            code = _print_version(None)
+        else:
+            options = _parsed(words)
+            code = int(options.run(options) or 0)
         sys.stdout.flush()
         return code
     except MarchSearchError as error:
@@ -86,10 +101,15 @@ def _guarded(options: Any) -> int:
         print("march-search: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, for example `head`, closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except OSError as error:
         where = error.filename or "the output"
         print(visible(f"march-search: {where}: {error.strerror or error}."), file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return StorageError.exit_code
+
+
+def _discard_output() -> None:
+    """Send what is left to print nowhere, so that Python's exit does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

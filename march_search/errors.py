@@ -12,16 +12,14 @@ MarchSearchError
     └── DivergedError     the loss or a gradient is not finite
 """
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother, _SHORT.maxlevel = 60, 40, 60, 3
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value for an error message: text in quotes, and anything long or deeply nested cut short."""
     if isinstance(value, str):
         text = value if len(value) <= 60 else f"{value[:40]}…{value[-10:]}"
@@ -54,6 +52,8 @@ MOST_FAULTS = 20
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the end of an error message: the known word closest to `word`, or all known words if none is close."""
+    import difflib  # here, because only errors need it
+
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}."

@@ -1,15 +1,20 @@
 """The command line as a whole: streams, exit codes, imports, and errors in one line."""
 
+import argparse
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.command_line import command_in_process, one_line_error, run_command
+from helpers.command_line import command_in_process, imported_by, one_line_error, run_command
 
 from march_search import __version__
+from march_search.cli import COMMANDS, parser
 
 
 def test_a_command_prints_results_to_stdout_and_nothing_else() -> None:
@@ -57,7 +62,18 @@ INVALID = [
     (["explain", "L" + "9" * 5000 + "-D1-H1x1-F1"], 2, "is not an architecture name"),
     (["explain", "T5"], 2, "is not an architecture name"),
     (["explain"], 2, "the following arguments are required: NAME"),
-    (["slove"], 2, "invalid choice: 'slove'"),
+    (["slove"], 2, 'unknown command "slove". Did you mean "solve"? Try: march-search --help'),
+    (["study", "rnu"], 2, 'unknown command "rnu". Did you mean "run"? Try: march-search study --help'),
+    (
+        ["solve", "--bugdet", "220M"],
+        2,
+        'unknown option "--bugdet". Did you mean "--budget"? Try: march-search solve --',
+    ),
+    (["rank", "STUDY", "more"], 2, 'unexpected argument "more". Try: march-search rank --help'),
+    (["rank", "STUDY", "--format", "jsn"], 2, '--format: cannot be "jsn". Did you mean "json"?'),
+    (["keys", "trainig"], 2, 'no table or key of a study file is called "trainig". Did you mean "training"?'),
+    (["keys", "training.token"], 2, 'Did you mean "training.tokens"?'),
+    (["completion", "tcsh"], 2, 'cannot be "tcsh". Known: bash, fish, zsh.'),
     (["rank", "nothing"], 2, 'unknown study "nothing": it is neither shipped nor started in '),
     (["study", "run", "cpu-dmo"], 2, 'unknown study "cpu-dmo"'),
     (["study", "run", "cpu-dmo"], 2, 'Did you mean "cpu-demo"? To see all studies, run march-search study list.'),
@@ -89,20 +105,112 @@ def test_trials_may_follow_options(arguments: list[str], tmp_path: Path, capsys:
 
 
 def test_solve_imports_neither_torch_nor_optuna_nor_scipy() -> None:
-    code = (
-        "import sys; from march_search.cli import main; main(['solve', '--budget', '220M', '--top', '1']);"
-        "heavy = {'torch', 'optuna', 'scipy', 'datasets', 'tokenizers', 'deepspeed', 'pandas'} & set(sys.modules);"
-        "assert not heavy, heavy"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    heavy = {"torch", "optuna", "scipy", "datasets", "tokenizers", "deepspeed", "pandas"}
+    assert imported_by("solve", "--budget", "220M", "--top", "1") & heavy == set()
 
 
-def test_a_reader_that_closes_the_pipe_causes_no_error() -> None:
-    command = f"{sys.executable} -m march_search solve --budget 740M --top 3000 --format csv | head -1"
-    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    assert ended.stdout.startswith("num_layers,")
-    assert ended.stderr == ""
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        ("solve --budget 740M --top 3000 --format csv", "num_layers,"),
+        ("solve --budget 740M --top 3000", "213,338 architectures"),
+        ("keys", "Keys above all tables"),
+        ("--help", "usage: march-search"),
+    ],
+)
+def test_a_reader_that_closes_the_pipe_causes_no_error(arguments: str, first: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -m march_search {arguments} | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ended.stdout.startswith(first)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def commands(top: argparse.ArgumentParser, *words: str) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """Yield every parser below `top`, with the words that lead to it."""
+    yield words, top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from commands(inner, *words, name)
+
+
+EVERY = dict(commands(parser()))
+LEAVES = [words for words in EVERY if not any(other[: len(words)] == words != other for other in EVERY)]
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_the_help_of_a_command_has_examples_that_parse(words: tuple[str, ...]) -> None:
+    heading, *examples = (EVERY[words].epilog or "").splitlines()
+    assert heading in ("example:", "examples:")
+    for example in examples:
+        program, *arguments = shlex.split(re.split(r" [|>] ", example)[0])
+        assert (program, arguments[: len(words)]) == ("march-search", list(words))
+        parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_the_help_says_what_each_format_holds(words: tuple[str, ...]) -> None:
+    for action in EVERY[words]._actions:
+        if action.dest == "format":
+            assert all(re.search(rf"\b{choice}\b", action.help or "") for choice in action.choices or ())
+            assert len(action.help or "") > 80
+
+
+@pytest.mark.parametrize("words", [(), ("study",), ("data",)], ids=" ".join)
+def test_a_command_without_an_action_prints_its_help(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = command_in_process(capsys)(*words)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == EVERY[words].format_help()
+
+
+def test_the_help_of_all_commands_is_that_of_the_modules() -> None:
+    assert [words[0] for words in EVERY if len(words) == 1] == list(COMMANDS)
+
+
+def test_keys_prints_every_key_of_the_settings_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    printed = command_in_process(capsys)("keys", "--format", "json").stdout
+    keys = json.loads(printed)["keys"]
+    assert [key["key"].rpartition(".")[2] for key in keys] == re.findall(r"^### `(\w+)`$", page, re.MULTILINE)
+    one = command_in_process(capsys)("keys", "training.tokens").stdout
+    assert "training.tokens = 1_048_576_000  Whole number\n    Data budget: tokens of text per trial" in one
+    assert "confirm.max_seeds = 3" in command_in_process(capsys)("keys", "[confirm]").stdout
+    assert "training.tokens" in command_in_process(capsys)("keys", "tokens").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = command_in_process(capsys)("completion", shell).stdout
+    for word in ("solve", "storage-proxy", "dry-run", "markdown"):
+        assert word in script
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").touch()
+    script = tmp_path / "march-search"
+    script.write_text(command_in_process(capsys)("completion", "bash").stdout)
+    for words, wanted in (
+        ("so", {"solve"}),
+        ("study st", {"status", "stop", "storage-proxy"}),
+        ("rank --eff", {"--effects"}),
+        ("rank --format m", {"markdown"}),
+        (f"rank {tmp_path}/mine", {f"{tmp_path}/mine.toml"}),
+    ):
+        typed = ["march-search", *words.split()]
+        code = (
+            f"source {script}; function=$(complete -p march-search | sed 's/.*-F \\([^ ]*\\).*/\\1/'); "
+            f"COMP_WORDS=({' '.join(typed)}); COMP_CWORD={len(typed) - 1}; $function; echo ${{COMPREPLY[@]}}"
+        )
+        ended = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert set(ended.stdout.split()) == wanted
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_version_and_help_import_no_library(option: str) -> None:
+    own = {name for name in imported_by(option) - sys.stdlib_module_names if not name.startswith("_")}
+    assert own - {"sitecustomize", "usercustomize"} == {"march_search"}
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,12 +33,15 @@ validation_sequences = 4
 tokens = 2048
 global_batch_tokens = 256
 precision = "fp32"
-evaluations = 4
 [devices]
 kind = "cpu"
 threads = 1
 parallel_trials = 2
 """
+
+
+OVERRIDE = "training.evaluations=4"
+"""Setting that the command line adds to the file."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(60):
         (folder / "texts" / f"{number}.txt").write_text(" ".join(rng.choices(words, k=100)) + "\n")
     (folder / "pair.toml").write_text(STUDY)
-    ended = run_command("study", "run", str(folder / "pair.toml"), "--root", str(folder / "runs"))
+    ended = run_command("study", "run", str(folder / "pair.toml"), OVERRIDE, "--root", str(folder / "runs"))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == ""
     (folder / "progress.txt").write_text(ended.stderr)
@@ -109,7 +112,7 @@ def test_a_trained_study_is_exported(command: Command, tmp_path: Path) -> None:
 
 def test_running_the_study_again_trains_nothing(trained: Path, command: Command) -> None:
     times = {path: path.stat().st_mtime_ns for path in trained.glob("runs/pair/trials/*/result.json")}
-    assert command("study", "run", "pair.toml").returncode == 0
+    assert command("study", "run", "pair.toml", OVERRIDE).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert len(times) == 2
 
@@ -117,11 +120,12 @@ def test_running_the_study_again_trains_nothing(trained: Path, command: Command)
 COMMANDS = {
     "solve": ("--space", "cpu-demo", "--top", "3"),
     "explain": (SHAPES[0],),
+    "keys": ("training",),
     "study list": (),
     "study status": ("pair",),
     "study show": ("pair", "1"),
     "rank": ("pair",),
-    "pareto": ("pair", "--by", "loss,flops"),
+    "pareto": ("pair",),
     "report": ("pair", "-o", "-"),
     "replay": ("pair", "--replays", "1", "--strategy", "rungs"),
     "data prepare": ("pair.toml",),
@@ -186,8 +190,25 @@ def test_csv_and_json_have_the_same_rows(name: str, command: Command) -> None:
     assert len(rows) >= 2
     assert {len(row) for row in rows} == {len(rows[0])}
     assert len(set(rows[0])) == len(rows[0])
+    for cell in (cell for row in rows for cell in row if cell[:1] in "{["):
+        json.loads(cell or "null")  # not a dict or a list as Python writes it
     value = json_of(command(*arguments, "--format", "json"))
     assert value["schema_version"] >= 1
     json.dumps(value, allow_nan=False)
     lists = [len(part) for part in value.values() if isinstance(part, list)]
     assert len(rows) - 1 in lists or name in ("study show", "data inspect")
+
+
+def test_an_override_is_recorded_like_a_key_of_the_file(trained: Path, command: Command) -> None:
+    record = json.loads((trained / "runs" / "pair" / "study.json").read_text())
+    assert (record["settings"]["training"]["evaluations"], record["overrides"]) == (4, [OVERRIDE])
+    root = ("--root", str(trained / "runs"))
+    refused = command("study", "run", str(trained / "pair.toml"), *root)
+    assert refused.returncode == 2
+    assert "training.evaluations was 4 and is now 10. Restore them in its file or as KEY=VALUE" in refused.stderr
+    assert command("study", "run", str(trained / "pair.toml"), OVERRIDE, *root).returncode == 0
+    assert json_of(command("study", "status", str(trained / "pair.toml"), *root, "--format", "json"))["trials"]
+    page = command("report", str(trained / "pair.toml"), *root, "-o", "-").stdout
+    assert f"pair.toml {OVERRIDE}" in page
+    folder = command("study", "run", str(trained / "runs" / "pair"), OVERRIDE)
+    assert f"{OVERRIDE} has no effect on the folder of pair: name its TOML file instead" in folder.stderr

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.command_line import imported_by
 from helpers.ports import free_port
 from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study, start_toy_study
 from helpers.trials import wait_until, write_checkpoint
@@ -59,6 +60,13 @@ def test_status_show_and_list_agree_in_tables_and_json(
     error = capsys.readouterr().err
     assert error.startswith('march-search: unknown study "tow": it is neither shipped nor started in ')
     assert 'Did you mean "toy"?' in error
+
+
+def test_status_does_not_import_torch(tmp_path: Path) -> None:
+    run_toy_study(tmp_path, THREE)
+    heavy = {"torch", "deepspeed", "datasets", "tokenizers"}
+    for words in (("study", "status", "toy"), ("study", "list")):
+        assert imported_by(*words, "--root", str(tmp_path)) & heavy == set()
 
 
 def test_status_lists_learning_rates_and_trials_to_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
-from helpers.studies import SHAPES, write_study
+from helpers.studies import SHAPES, stop_trial, write_study
 from helpers.toy_studies import TOY_CONFIG, run_toy_study
 
 from march_search.commands.studies import named_study
@@ -172,3 +172,21 @@ def test_a_price_without_a_device_is_refused(tmp_path: Path, command: Command) -
     ended = command("study", "run", "t5-220m", "--dry-run", "--rate", "2", "--root", str(tmp_path))
     assert ended.returncode == 2
     assert "--rate has no effect without --device D, whose hours it prices." in one_line_error(ended)
+
+
+def test_a_study_without_complete_trials_prints_no_headings_without_rows(tmp_path: Path, command: Command) -> None:
+    folder = write_study(tmp_path, LOSSES, name="begun")
+    for number in range(len(LOSSES)):
+        stop_trial(folder, number, 1, "unfinished")
+    printed = command("rank", "begun", "--root", str(tmp_path)).stdout
+    assert "No architecture can be ranked yet." in printed
+    assert "context gain" not in printed
+    assert "begun: 0 of 0 complete architectures" in command("pareto", "begun", "--root", str(tmp_path)).stdout
+
+
+def test_pareto_compares_loss_and_flops_unless_the_study_or_by_names_others(tmp_path: Path, command: Command) -> None:
+    write_study(tmp_path, LOSSES, name="one")
+    write_study(tmp_path, LOSSES, name="two", settings={"search": {"objectives": ["loss", "params"]}})
+    for study, more, by in (("one", (), "flops"), ("two", (), "params"), ("two", ("--by", "loss,depth"), "depth")):
+        ended = command("pareto", study, *more, "--root", str(tmp_path), "--format", "json")
+        assert json_of(ended)["by"] == ["loss", by]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, one_line_error, run_command
+from helpers.command_line import Command, command_in_process, imported_by, one_line_error, run_command
 from helpers.trials import child_processes, wait_until
 
 from march_search.config.shipped import shipped_folder
@@ -185,8 +185,14 @@ def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
     assert ended.returncode == 0, ended.stderr
     for word in ("candidates", "tokens", "batch", "data", "devices", "accumulation", "L"):
         assert word in ended.stdout
-    assert "models build with the predicted parameter count." in ended.stdout
+    is_measured = study == "cpu-demo"
+    assert ("models build with the predicted parameter count." in ended.stdout) == is_measured
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_measures_nothing_does_not_import_torch(tmp_path: Path) -> None:
+    words = ["study", "run", "t5-220m", "--dry-run", "--device", "8xH100", "--root", str(tmp_path)]
+    assert imported_by(*words) & {"torch", "deepspeed", "datasets", "tokenizers", "scipy"} == set()
 
 
 def test_the_demo_ends_with_its_baseline_and_three_others_and_fits_into_five_minutes(command: Command) -> None:
@@ -235,3 +241,39 @@ def test_missing_gpus_are_reported_before_any_text_is_prepared(tmp_path: Path) -
     assert ended.returncode == 2
     assert "the study needs 8 GPUs, but torch finds" in ended.stderr.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
+
+
+def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Path, command: Command) -> None:
+    root = ("--root", str(tmp_path), "--dry-run", "--device", "cpu")
+    file = str(shipped_folder("studies") / "cpu-demo.toml")
+    given = ("training.tokens=1_024_000", "devices.ranks=2", "search.trials=3")
+    for study in (("cpu-demo",), (file,), ("--config", file)):
+        ended = command("study", "run", *study, *given, *root)
+        assert ended.returncode == 0, ended.stderr
+        plan = " ".join(ended.stdout.split())
+        assert f"overrides {' '.join(given)}" in plan
+        assert "1,024,000 per trial" in plan
+        assert "2 ranks" in plan
+    ended = command("study", "run", "cpu-demo", "training.tokens=1M", "training.lr=3", "devices.rank=2", *root)
+    assert ended.returncode == 2
+    for words in ("with training.tokens=1M", "3 faults", "set training.learning_rate to", '"ranks"', "nearest is"):
+        assert words in ended.stderr
+    refused = command("study", "run", "training.tokens=2M", *root)
+    assert "name a STUDY before training.tokens=2M" in one_line_error(refused)
+    assert "name a STUDY to run" in one_line_error(command("study", "run", *root))
+    assert "is not KEY=VALUE" in one_line_error(command("study", "run", "cpu-demo", "tokens", *root))
+
+
+def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corruption(
+    tmp_path: Path, command: Command
+) -> None:
+    given = ("data.sequence_length=2048", "training.global_batch_tokens=8192", "training.tokens=1_048_576")
+    given += ("--dry-run", "--device", "cpu", "--root", str(tmp_path))
+    ended = command(
+        "study", "run", "cpu/decoder-only", *given, "training.warmup_tokens=8192", "data.noise_density=0.15"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "2048 tokens of plain text" in " ".join(ended.stdout.split())
+    ended = command("study", "run", "cpu/baseline", *given, "training.warmup_tokens=8192", "data.noise_density=0.15")
+    assert ended.returncode == 2
+    assert "2048 tokens give 102 spans, but there are only 100 sentinels" in one_line_error(ended)

@@ -1,12 +1,16 @@
 """Settings files: every fault at once, numbers as people write them, and values that no file should have."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig, TrialConfig
+from march_search.config.familiar_keys import FAMILIAR
+from march_search.config.key_reference import TABLES, keys_of
 from march_search.config.loader import build, read_file
-from march_search.errors import ConfigError
+from march_search.config.overrides import with_overrides
+from march_search.errors import ConfigError, UsageError
 
 DEEP = "[" * 3000 + "]" * 3000
 """A list that is nested 3,000 levels deep."""
@@ -178,3 +182,71 @@ def test_numbers_without_an_end_are_refused_at_once() -> None:
         SearchConfig(strategy="tpe", trials=10**12)
     with pytest.raises(ConfigError, match="must be at most 100,000"):
         DevicesConfig(threads=10**12)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("max_steps", "set training.tokens to max_steps × training.global_batch_tokens."),
+        ("batch_size", "set training.global_batch_tokens to batch_size × data.sequence_length, where"),
+        ("per_device_train_batch_size", "set training.micro_batch_sequences to per_device_train_batch_size, and"),
+        ("lr", "set training.learning_rate to the same number."),
+        ("epochs", "set training.tokens to epochs × the tokens of the training text"),
+        ("sequence_length", "Did you mean data.sequence_length?"),
+    ],
+)
+@pytest.mark.parametrize("table", ["", "[training]", "[devices]"])
+def test_a_key_of_another_program_or_table_names_ours(key: str, words: str, table: str, tmp_path: Path) -> None:
+    [line] = faults(tmp_path, f"{table}\n{key} = 3")
+    assert f'unknown key "{table[1:-1] + "." * bool(table)}{key}"' in line
+    assert words in line
+
+
+def test_every_setting_that_a_hint_names_exists() -> None:
+    known = {key.path for table in TABLES for key in keys_of(table)}
+    for key, hint in FAMILIAR.items():
+        named = re.findall(r"\b(?:search|data|training|devices)\.\w+", hint)
+        assert named, key
+        assert set(named) <= known, key
+        assert key not in {path.rpartition(".")[2] for path in known}, key
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("training.tokens=2M", "2M"),
+        ("training.tokens = 1e6", None),
+        ("training.learning_rate=3e-4", 3e-4),
+        ("training.deterministic=true", True),
+        ("training.precision=fp32", "fp32"),
+        ('training.precision="fp32"', "fp32"),
+        ("search.seeds=[0, 1]", [0, 1]),
+        ("search.architectures=[L1-D8, L2-D8]", ["L1-D8", "L2-D8"]),
+        ("training.deepspeed.zero.stage=2", 2),
+        ("data.corpus=hub:a/b#c", "hub:a/b#c"),
+        ("training.tokens", None),
+        ("=3", None),
+        ("training..tokens=3", None),
+        ("training.tokens=", None),
+        ("space.x=3", None),
+    ],
+)
+def test_an_override_is_a_value_of_toml_or_text_without_quotes(override: str, value: object) -> None:
+    table = {"space": "cpu-demo", "training": {"tokens": 3, "epsilon": 1e-8}}
+    if value is None:
+        with pytest.raises(UsageError, match=r"is not KEY=VALUE|space is not a table"):
+            with_overrides(table, [override])
+        return
+    changed = with_overrides(table, [override])
+    *path, last = override.partition("=")[0].split(".")
+    for name in path:
+        changed = changed[name]
+    assert changed[last] == value
+    assert table == {"space": "cpu-demo", "training": {"tokens": 3, "epsilon": 1e-8}}
+
+
+def test_overrides_keep_the_other_keys_and_are_given_once() -> None:
+    changed = with_overrides({"training": {"tokens": 3, "epsilon": 1.0}}, ["training.tokens=4", "devices.ranks=2"])
+    assert changed == {"training": {"tokens": 4, "epsilon": 1.0}, "devices": {"ranks": 2}}
+    with pytest.raises(UsageError, match=r"devices\.ranks is given twice"):
+        with_overrides({}, ["devices.ranks=1", "devices.ranks=2"])

@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from march_search.config import DataConfig
+from march_search.data import ngrams
 from march_search.data.batches import Batches, prefetch
 from march_search.data.corruption import restore
 from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
 from march_search.data.tokenizer import trained
-from march_search.errors import DataError
+from march_search.errors import ConfigError, DataError
 from march_search.files.atomic import file_sha256
 
 CONFIG = DataConfig(vocab_size=1000, sequence_length=16, noise_density=0.25, mean_span_length=1, validation_sequences=4)
@@ -219,3 +221,22 @@ def test_prefetch_runs_ahead_by_its_depth_and_closes_its_source():
     items.close()
     assert closed.is_set()
     assert threading.active_count() == before
+
+
+def test_only_span_corruption_needs_sentinels(tmp_path):
+    config = dataclasses.replace(CONFIG, sequence_length=2048, noise_density=0.15, mean_span_length=3.0)
+    with pytest.raises(ConfigError, match="2048 tokens give 102 spans, but there are only 100 sentinels: decrease"):
+        config.check_sentinels("encoder-decoder")
+    with pytest.raises(ConfigError, match="only 100 sentinels"):
+        Batches(make_store(tmp_path, [(0, 40)]), config, seed=0)
+    folder = tmp_path / "long"
+    folder.mkdir()
+    store = make_store(folder, [(0, 165)])
+    config = dataclasses.replace(
+        CONFIG, sequence_length=8, noise_density=0.5, mean_span_length=1, validation_sequences=2
+    )
+    with mock.patch.multiple("march_search.config.data_config", SENTINELS=3), mock.patch.object(ngrams, "SENTINELS", 3):
+        inputs, targets = Batches(store, config, 0, "decoder-only").train(0, 2)
+        assert inputs is None
+        assert targets.shape == (2, 8)
+        assert set(reference_nats(store, config)) == {"text_unigram_nats", "text_bigram_nats"}

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from helpers.trials import alive, wait_until
 
+from march_search.commands import doctor
 from march_search.doctor import checks
 from march_search.doctor.bench import Bench, Finding, row
 
@@ -44,7 +46,7 @@ def first_child() -> Iterator[Callable[["subprocess.Popen[str]"], int]]:
 
 
 def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
-    names = ["libraries", "compiler", "root", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
+    names = ["libraries", "compiler", "disk", "devices", "fp32-zero3", "bf16-zero2", "trial", "two-ranks"]
     root = tmp_path / "runs"
     process = start(tmp_path, "--format", "json", "--only", ",".join(names), "--root", str(root))
     out, err = process.communicate(timeout=300)
@@ -55,7 +57,7 @@ def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
     assert [line.split()[1] for line in err.splitlines()] == names
     assert checks["libraries"]["values"]["torch"] == metadata.version("torch")
     assert checks["compiler"]["state"] == "note"
-    assert checks["root"]["values"]["write_bytes_per_second"] > 0
+    assert checks["disk"]["values"]["write_bytes_per_second"] > 0
     assert checks["devices"]["values"]["fp32_flops"] > 1e8
     for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 1e-4), ("two-ranks", 1e-5)):
         assert 0 <= checks[name]["values"]["difference"] <= most == checks[name]["values"]["tolerance"]
@@ -67,7 +69,7 @@ def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
 
 def test_a_broken_check_is_one_failed_row_with_a_fix(tmp_path: Path, first_child: Callable[..., int]) -> None:
     (tmp_path / "file").touch()
-    checks = ("--only", "python,root,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
+    checks = ("--only", "python,disk,fp32-zero1,compiler", "--root", str(tmp_path / "file" / "runs"))
     process = start(tmp_path, *checks, COLUMNS="80")
     os.kill(first_child(process), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
@@ -195,3 +197,17 @@ def test_losses_agree_within_the_tolerance_of_the_precision() -> None:
     assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
     assert checks.agreement("both", [2.0], [2.0], "fp32", {}).text == "both have equal losses (allowed: 1e-05)"
     assert "a loss is not finite" in checks.agreement("both", [math.nan], [2.0], "bf16", {}).text
+
+
+@pytest.mark.parametrize(("bf16", "state"), [(1e9, "note"), (40e9, "ok")])
+def test_a_cpu_without_instructions_for_bf16_is_told_to_use_fp32(bf16: float, state: str) -> None:
+    measured = {"gpus": [], "torch": "2", "cores": 2, "threads": 2, "memory_bytes": 8e9, "fp32_flops": 60e9}
+    bench = mock.Mock(work=lambda _: measured | {"bf16_flops": bf16})
+    finding = checks.devices(bench)
+    assert finding.state == state
+    assert ("bf16 is 60 times slower than fp32" in finding.text) == (state == "note")
+    assert ('precision = "fp32"' in finding.fix) == (state == "note")
+
+
+def test_the_help_names_the_checks_that_run(tmp_path: Path) -> None:
+    assert tuple(doctor._checks(mock.Mock(), tmp_path)) == doctor.CHECKS

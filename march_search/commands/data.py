@@ -5,8 +5,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study, natural, positive, refuse_without_effect
+from march_search.commands.options import (
+    add_action,
+    add_actions,
+    add_examples,
+    add_format,
+    add_study,
+    natural,
+    positive,
+    refuse_without_effect,
+)
 from march_search.errors import UsageError, visible
 
 if TYPE_CHECKING:
@@ -22,25 +30,26 @@ MOST_EXAMPLES = 1000
 """Largest number of examples to print."""
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    data = verbs.add_parser("data", help="prepare or inspect the text of a study")
-    actions = data.add_subparsers(dest="action", metavar="prepare | inspect", required=True, parser_class=type(data))
-    preparing = actions.add_parser("prepare", help="tokenize a study's text, once for all studies that use it")
+def add(data: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    actions = add_actions(data, "prepare | inspect")
+    preparing = add_action(actions, "prepare", "tokenize a study's text, once for all studies that use it")
     add_study(preparing)
+    add_examples(preparing, "march-search data prepare cpu-demo", "march-search data prepare my.toml --workers 4")
     preparing.add_argument("--repair", action="store_true", help="rewrite only the damaged files")
     preparing.add_argument("--workers", type=positive, metavar="N", help="tokenizer threads (default: one per core)")
-    add_format(preparing)
+    add_format(preparing, holds="the tokens of each split")
     preparing.set_defaults(run=run_prepare)
-    inspecting = actions.add_parser("inspect", help="print token counts, reference losses and a few examples")
+    inspecting = add_action(actions, "inspect", "print token counts, reference losses and a few examples")
     add_study(inspecting)
+    add_examples(inspecting, "march-search data inspect cpu-demo --examples 5")
     inspecting.add_argument(
         "--examples",
         type=natural,
         metavar="N",
         help=f"examples to print, up to {MOST_EXAMPLES:,} (default: {EXAMPLES})",
     )
-    add_format(inspecting)
+    add_format(inspecting, holds="the tokens of each split; json also the reference losses")
     inspecting.set_defaults(run=run_inspect)
 
 
@@ -137,6 +146,8 @@ def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -
     if "skipped" in store.index:
         rows.append(("rows", skipped(store.index["skipped"])))
     for key, label in (("target", "targets"), ("text", "text")):
+        if f"{key}_unigram_nats" not in losses:
+            continue
         words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
         rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
     print_pairs(console(), "", rows)

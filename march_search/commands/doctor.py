@@ -8,20 +8,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_root, positive, refuse_without_effect
+from march_search.commands.options import add_examples, add_format, add_root, positive, refuse_without_effect
 
 if TYPE_CHECKING:
     from march_search.doctor.bench import Check
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    doctor = verbs.add_parser(
-        "doctor", help="check the installation: libraries, devices, DeepSpeed, disk, a tiny trial"
-    )
+PARITIES = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(1, 4)]
+"""Precisions and ZeRO stages in which DeepSpeed is compared with plain torch."""
+
+CHECKS = (
+    *("python", "libraries", "compiler", "disk", "devices"),
+    *(f"{precision}-zero{stage}" for precision, stage in PARITIES),
+    *("trial", "two-ranks"),
+)
+"""Names of the checks, in the order in which they run."""
+
+
+def add(doctor: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_root(doctor)
-    doctor.add_argument("--only", metavar="A,B,...", help="run only these checks (default: all)")
+    doctor.add_argument(
+        "--only", metavar="A,B,...", help=f"run only these checks (default: all of {', '.join(CHECKS)})"
+    )
     doctor.add_argument(
         "--study", metavar="STUDY", help="instead of the checks, train a few steps of this study's shapes and price it"
     )
@@ -32,7 +41,10 @@ def add(verbs: Verbs) -> None:
         metavar="S",
         help="time limit in seconds for each process of a check (default: 120)",
     )
-    add_format(doctor)
+    add_format(doctor, holds="the finding of each check; json also what was measured")
+    add_examples(
+        doctor, "march-search doctor", "march-search doctor --only disk,devices", "march-search doctor --study cpu-demo"
+    )
     doctor.set_defaults(run=run)
 
 
@@ -95,15 +107,14 @@ def _checks(bench: Any, root: Path) -> "dict[str, Check]":
     """Return all checks by name, in the order in which they run."""
     from march_search.doctor import checks
 
-    parities = [("fp32", stage) for stage in range(4)] + [("bf16", stage) for stage in range(1, 4)]
     return {
         "python": checks.python,
         "libraries": checks.libraries,
         "compiler": checks.compiler,
-        "root": partial(checks.root, root),
+        "disk": partial(checks.disk, root),
         "devices": partial(checks.devices, bench),
         **{
-            f"{precision}-zero{stage}": partial(checks.parity, bench, precision, stage) for precision, stage in parities
+            f"{precision}-zero{stage}": partial(checks.parity, bench, precision, stage) for precision, stage in PARITIES
         },
         "trial": partial(checks.trial, bench),
         "two-ranks": partial(checks.two_ranks, bench),
@@ -143,4 +154,6 @@ def _print(output_format: str, rows: list[dict[str, Any]], failed: int) -> None:
         ),
     )
     title = f"{plural(failed, 'check')} of {len(rows)} failed" if failed else f"{plural(len(rows), 'check')} passed"
+    if output_format == "csv":  # what was measured differs from check to check, so it has no columns
+        rows = [{key: value for key, value in row.items() if key != "values"} for row in rows]
     print_rows(output_format, rows, columns, title=title, head={"passed": not failed}, name="checks")

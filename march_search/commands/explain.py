@@ -4,9 +4,9 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
 from march_search.commands.options import (
     COST_OPTIONS,
+    add_examples,
     add_format,
     add_price_options,
     price_notes,
@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from march_search.cost.speed import Seconds
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    explain = verbs.add_parser("explain", help="print the parameters of one architecture by group, and its cost")
+def add(explain: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     explain.add_argument("name", metavar="NAME", help="name of an architecture, e.g. L12-D768-H12x64-F3072")
-    add_format(explain)
+    add_format(explain, holds="the parameters of each group; json also the cost of training")
+    add_examples(
+        explain,
+        "march-search explain L12-D768-H12x64-F3072",
+        "march-search explain L12-D768-H12x64-F3072 --device 8xA100 --tokens 10B",
+    )
     add_price_options(explain)
     explain.set_defaults(run=run)
 

@@ -6,22 +6,31 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study
+from march_search.commands.options import add_examples, add_study
 from march_search.errors import UsageError
 
 if TYPE_CHECKING:
     from march_search.analysis.study_record import StudyRecord
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    export = verbs.add_parser("export", help="write a trained trial, or all learning curves, for other programs")
+def add(export: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_study(export)
     export.add_argument(
         "trial", metavar="TRIAL", nargs="?", help="for hf: 'best', an architecture name or a trial number"
     )
-    add_format(export, ("hf", "curves"))
+    export.add_argument(
+        "--format",
+        choices=("hf", "curves"),
+        default="hf",
+        help="hf: folder with config.json, model.safetensors and tokenizer of a T5 for Hugging Face transformers; "
+        "curves: JSON with the losses of all complete trials, for replay (default: hf)",
+    )
+    add_examples(
+        export,
+        "march-search export cpu-demo best -o model",
+        "march-search export cpu-demo --format curves -o curves.json",
+    )
     export.add_argument(
         "-o", "--output", metavar="PATH", help="hf: folder to make; curves: JSON file (default: standard output)"
     )
@@ -83,6 +92,7 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
     Raises:
         DataError: If the store has no readable tokenizer, or it has changed.
     """
+    from march_search.config.data_config import SENTINELS
     from march_search.data import tokenizer as bpe
     from march_search.data.store import Store
 
@@ -95,7 +105,7 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(bpe.SENTINELS)],
+        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

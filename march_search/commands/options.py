@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from march_search.commands import Verbs
 from march_search.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -32,9 +33,31 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_format(parser: argparse.ArgumentParser, choices: Sequence[str] = FORMATS) -> None:
-    """Add `--format`; the first choice is the default."""
-    parser.add_argument("--format", choices=choices, default=choices[0], help=f"output format (default: {choices[0]})")
+def add_format(parser: argparse.ArgumentParser, holds: str) -> None:
+    """Add `--format`.
+
+    Args:
+        parser: Parser of the command.
+        holds: What the rows are, for the help.
+    """
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help=f"{holds}. table: what fits the terminal; csv and json: all values; markdown: the table with its notes "
+        f"(default: {FORMATS[0]})",
+    )
+
+
+def add_examples(parser: argparse.ArgumentParser, *commands: str) -> None:
+    """Add examples to the end of the help."""
+    parser.epilog = "\n  ".join(["example:" if len(commands) == 1 else "examples:", *commands])
+
+
+def add_actions(parser: argparse.ArgumentParser, metavar: str) -> Verbs:
+    """Add the parsers of a command's actions. Without an action, the command prints its help."""
+    parser.set_defaults(run=lambda _: parser.print_help())
+    return parser.add_subparsers(dest="action", metavar=metavar, parser_class=type(parser))
 
 
 def root_option(root: Path) -> str:
@@ -143,3 +166,9 @@ def _whole(text: str, least: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 15 or int(text) < least:
         raise argparse.ArgumentTypeError(f"{shown(text)} must be a whole number of at least {least}, below 10^15")
     return int(text)
+
+
+def add_action(actions: Verbs, name: str, text: str) -> argparse.ArgumentParser:
+    """Add one action to a command and return its parser; `text` is its help."""
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return parser

@@ -3,17 +3,25 @@
 import argparse
 from typing import Any
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study
+from march_search.commands.options import add_examples, add_format, add_study
+
+DEFAULT = ("loss", "flops")
+"""Objectives for a study that has only one."""
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    pareto = verbs.add_parser("pareto", help="print the Pareto-optimal architectures of a study")
+def add(pareto: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_study(pareto)
-    pareto.add_argument("--by", metavar="A,B", help="objectives, e.g. loss,-tokens_per_second (default: the study's)")
+    pareto.add_argument(
+        "--by",
+        metavar="A,B",
+        help="objectives, e.g. loss,-tokens_per_second (default: the study's if it has several, else loss,flops)",
+    )
     pareto.add_argument("--all", action="store_true", help="also print the dominated architectures")
-    add_format(pareto)
+    add_format(pareto, holds="the Pareto set with its objectives")
+    add_examples(
+        pareto, "march-search pareto cpu-demo", "march-search pareto cpu-demo --by loss,-tokens_per_second --all"
+    )
     pareto.set_defaults(run=run)
 
 
@@ -25,8 +33,9 @@ def run(options: argparse.Namespace) -> int:
     from march_search.display import architectures
 
     study = named_study(options.study, options.root).record()
-    every = pareto_rows(study, tuple(options.by.split(",")) if options.by else ())
-    by = options.by.split(",") if options.by else study.settings["search"]["objectives"]
+    own = study.settings.get("search", {}).get("objectives", ())
+    by = tuple(options.by.split(",")) if options.by else tuple(own) if len(own) > 1 else DEFAULT
+    every = pareto_rows(study, by)
     best = sum(row["pareto"] for row in every)
     print_rows(
         options.format,
@@ -38,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
             *(["tokens/s with ~: trials ran beside others, or seeds differ by over 10%."] * any(map(_rough, every))),
         ],
         legend=architectures.NARROW_LEGEND,
-        head={"study": study.name, "by": by},
+        head={"study": study.name, "by": list(by)},
     )
     return 0
 

@@ -6,18 +6,17 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study
+from march_search.commands.options import add_examples, add_format, add_study
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    rank = verbs.add_parser("rank", help="rank the architectures of a study, with ties and uncertainty")
+def add(rank: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_study(rank)
-    add_format(rank)
+    add_format(rank, holds="the ranking; json and markdown also every other table of results")
+    add_examples(rank, "march-search rank cpu-demo", "march-search rank cpu-demo --format csv > ranking.csv")
     rank.add_argument(
         "--seed-noise",
         default="prior",

@@ -5,8 +5,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_root
+from march_search.commands.options import add_examples, add_format, add_root
 from march_search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,9 +14,8 @@ if TYPE_CHECKING:
     from march_search.replay.pools import Replay
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    replay = verbs.add_parser("replay", help="evaluate search strategies on recorded learning curves, without training")
+def add(replay: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     replay.add_argument("curves", metavar="CURVES", help="a shipped table of curves, a JSON file, or a study")
     replay.add_argument(
         "--strategy",
@@ -47,7 +45,12 @@ def add(verbs: Verbs) -> None:
     )
     replay.add_argument("--step", type=int, default=1, metavar="N", help="Optuna steps per evaluation (default: 1)")
     replay.add_argument("--seed", type=int, default=0, help="seed of pools, noise and orders (default: 0)")
-    add_format(replay)
+    add_format(replay, holds="one row per strategy; json also the settings")
+    add_examples(
+        replay,
+        "march-search replay march-2023 --strategy rungs --strategy asha --workers 1,8",
+        "march-search replay cpu-demo --pool 8",
+    )
     add_root(replay)
     replay.set_defaults(run=run)
 

@@ -1,12 +1,12 @@
 """`march-search report`: write a study as one HTML page or as text, and its figures and tables as files."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study, root_option
+from march_search.commands.options import add_examples, add_study, root_option
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
@@ -16,14 +16,21 @@ _ENDINGS = {"html": "html", "json": "json", "csv": "csv", "markdown": "md"}
 """File name endings of the formats."""
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    report = verbs.add_parser("report", help="write a report of a study: one HTML file with figures, or text")
+def add(report: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     add_study(report)
     report.add_argument(
         "-o", "--output", metavar="FILE", help="output file, - for stdout (default: report.html in the study folder)"
     )
-    add_format(report, tuple(_ENDINGS))
+    report.add_argument(
+        "--format",
+        choices=tuple(_ENDINGS),
+        default="html",
+        help="html: one page with figures; json, csv and markdown: what rank prints in that format (default: html)",
+    )
+    add_examples(
+        report, "march-search report cpu-demo -o report.html", "march-search report cpu-demo --figures figures"
+    )
     report.add_argument("--figures", metavar="DIR", help="also write each figure to DIR as SVG and, with resvg-py, PNG")
     report.add_argument(
         "--tables",
@@ -53,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(named.record(), tokens=tokens, with_effects=True)
     root = root_option(named.folder.path.parent)
-    command = f"march-search study run {named.argument}{root}\nmarch-search report {named.name}{root}"
+    overrides = "".join(f" {shlex.quote(override)}" for override in named.folder.overrides)
+    command = f"march-search study run {named.argument}{overrides}{root}\nmarch-search report {named.name}{root}"
     cost = _cost(named.folder.path)
     is_page = options.format == "html"
     text = page(evidence, command, cost) if is_page else evidence_text(evidence, options.format)

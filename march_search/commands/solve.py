@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs
 from march_search.commands.options import (
     COST_OPTIONS,
+    add_examples,
     add_format,
     add_price_options,
     natural,
@@ -34,9 +34,8 @@ SELECTIONS = ("sample", "design", "pareto", "near", "count")
 """Options that print something else than the top of the set."""
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    solve = verbs.add_parser("solve", help="list every architecture inside a parameter budget")
+def add(solve: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
     solve.add_argument(
         "--budget", metavar="N", help="parameters: 220M, 1.3B, 2.2e8, 222_903_552 or a name such as t5-base"
     )
@@ -57,7 +56,13 @@ def add(verbs: Verbs) -> None:
     solve.add_argument("--descending", action="store_true", help="sort in descending order")
     solve.add_argument("--columns", metavar="A,B,...", help="columns to print, e.g. name,params,num_layers,hours")
     solve.add_argument("--figure", type=Path, metavar="FILE", help="also draw the whole set by depth and width, as SVG")
-    add_format(solve)
+    add_format(solve, holds="one row per architecture: its fields, parameters and FLOPs, with --device also its cost")
+    add_examples(
+        solve,
+        "march-search solve --budget 220M",
+        'march-search solve --budget 220M --where "num_heads * d_kv == d_model" --design 12',
+        "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
+    )
     _add_selections(solve)
     add_price_options(solve)
     solve.set_defaults(run=run)

@@ -1,13 +1,14 @@
 """The study that a STUDY argument names, for every command: its TOML file, its folder and its settings."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from march_search.config.changes import in_current_keys
 from march_search.config.deepspeed_config import read_deepspeed_file
 from march_search.config.loader import build, read_file
+from march_search.config.overrides import with_overrides
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
 from march_search.config.study_config import StudyConfig
 from march_search.errors import UsageError, nearest
@@ -27,7 +28,9 @@ class NamedStudy:
     file: Path | None
     """TOML file of the study; None if only the folder of a started study is known."""
     from_file: bool
-    """Whether the argument named the TOML file, whose settings then replace those that the folder keeps."""
+    """Whether the argument named the TOML file, whose settings are then compared with those that the folder keeps."""
+    overrides: tuple[str, ...] = ()
+    """Settings that replace those of the TOML file, as `KEY=VALUE`."""
 
     @property
     def name(self) -> str:
@@ -53,14 +56,16 @@ class NamedStudy:
 
         Raises:
             ConfigError: If the file is invalid.
+            UsageError: If an override is not `KEY=VALUE`.
         """
         if self.file is None:
             return self.folder.config(), Path()
-        table = read_file(self.file)
+        table = with_overrides(read_file(self.file), self.overrides)
         training = table.get("training")
         if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
             training["deepspeed"] = read_deepspeed_file(self.file.parent / Path(training["deepspeed"]).expanduser())
-        return build(StudyConfig, in_current_keys(table), str(self.file)), self.file.parent
+        source = " ".join([str(self.file), *(["with", *self.overrides] if self.overrides else [])])
+        return build(StudyConfig, in_current_keys(table), source), self.file.parent
 
     def to_continue(self) -> tuple[StudyFolder, StudyConfig]:
         """Return the folder and the settings of a started study whose trials are about to be continued.
@@ -69,20 +74,22 @@ class NamedStudy:
             UsageError: If the study has not been started.
             ConfigError: If the settings in a TOML file that was named differ from those that it was started with.
         """
-        folder, config = self.started()
-        folder.check_settings(config)
-        return folder, config
+        self._check_started()
+        config = self.load()[0] if self.from_file else self.folder.config()
+        self.folder.check_settings(config)
+        return self.folder, config
 
     def started(self) -> tuple[StudyFolder, StudyConfig]:
-        """Return the folder and the settings of a started study.
+        """Return the folder and the settings of a started study, as it was started.
 
-        A TOML file that was named also provides what the folder does not keep, such as a password.
+        A TOML file that was named only provides the storage, whose password the folder does not keep.
 
         Raises:
             UsageError: If the study has not been started.
         """
         self._check_started()
-        return self.folder, self.load()[0] if self.from_file else self.folder.config()
+        config = self.folder.config()
+        return self.folder, replace(config, storage=self.load()[0].storage) if self.from_file else config
 
     def record(self) -> "StudyRecord":
         """Return the trials of a started study, read from their folders.

@@ -3,11 +3,21 @@
 import argparse
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import Verbs, study_actions, study_worker
-from march_search.commands.options import add_format, add_root, add_study, amount, refuse_without_effect
+from march_search.commands import study_actions, study_worker
+from march_search.commands.options import (
+    STUDY_HELP,
+    add_action,
+    add_actions,
+    add_examples,
+    add_format,
+    add_root,
+    amount,
+    refuse_without_effect,
+)
 from march_search.commands.output import report_summary
 
 if TYPE_CHECKING:
@@ -16,24 +26,36 @@ if TYPE_CHECKING:
     from march_search.study.candidates import Candidates
 
 
-def add(verbs: Verbs) -> None:
-    """Add the command to the parser."""
-    study = verbs.add_parser("study", help="run, watch, stop and resume studies, or list the shipped ones")
-    actions = study.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(study))
-    listing = actions.add_parser("list", help="list the shipped studies and those in the --root folder")
+def add(study: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    actions = add_actions(study, "ACTION")
+    listing = add_action(actions, "list", "list the shipped studies and those in the --root folder")
     add_root(listing)
-    add_format(listing)
+    add_format(listing, holds="one row per study")
+    add_examples(listing, "march-search study list", "march-search study list --root /shared/runs")
     listing.set_defaults(run=run_list)
-    running = actions.add_parser(
-        "run", help="train the trials of a study; run it again to resume after an interruption"
+    running = add_action(actions, "run", "train the trials of a study; run it again to resume after an interruption")
+    running.add_argument("study", metavar="STUDY", nargs="?", help=STUDY_HELP)
+    running.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="settings that replace those of the file, e.g. training.tokens=2M devices.ranks=4 "
+        "(all keys: march-search keys)",
     )
-    add_study(running)
+    running.add_argument("--config", metavar="FILE", help="the study's TOML file, instead of STUDY")
+    add_root(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
     running.add_argument(
         "--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, 312TFLOPs,80GB, cpu"
     )
     running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
+    add_examples(
+        running,
+        "march-search study run cpu-demo --dry-run",
+        "march-search study run my.toml training.tokens=2M devices.ranks=4",
+    )
     running.set_defaults(run=run_study)
     study_actions.add_actions(actions)
     study_worker.add_actions(actions)
@@ -88,7 +110,6 @@ def _summary(folder: Path) -> dict[str, Any]:
 def run_study(options: argparse.Namespace) -> int:
     """Run a study, or print its plan."""
     from march_search.commands.output import print_pairs
-    from march_search.commands.studies import named_study
     from march_search.data import corpora, vocabulary
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
@@ -97,7 +118,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.study.plan import plan_rows
     from march_search.study.status import phase_rows
 
-    study = named_study(options.study, options.root)
+    study = _asked(options)
     if study.file is None:
         names = ("dry_run", "extend", "device", "rate")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
@@ -115,7 +136,8 @@ def run_study(options: argparse.Namespace) -> int:
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        rows = plan_rows(config, chosen, data_summary, folder.path)
+        rows = [("overrides", " ".join(study.overrides))] if study.overrides else []
+        rows += plan_rows(config, chosen, data_summary, folder.path)
         if not options.dry_run:
             _check_start(study, config, options.extend)
         if plan is None:
@@ -131,14 +153,34 @@ def run_study(options: argparse.Namespace) -> int:
     out = console(stderr=not options.dry_run)
     print_pairs(out, f"study {study.name}", rows)
     if options.dry_run:
-        if chosen.architectures:
-            _print_candidates(out, chosen, config)
-        num_models = price.built(price.stand_ins(config, chosen))
-        print(f"Checked: {num_models} models build with the predicted parameter count.")
+        _print_candidates(out, chosen, config)
+        if (options.device or config.devices.kind).lower() == "cpu":  # measured, so torch is loaded already
+            _check_models(chosen, config)
         return 0
     if options.extend:
         extension.adopt(folder, config, chosen, drawn)
     return _train(study, config, base, options.root, chosen, plan)
+
+
+def _asked(options: argparse.Namespace) -> "NamedStudy":
+    """Return the study to run, named by STUDY or --config, with the KEY=VALUE arguments.
+
+    Raises:
+        UsageError: If no study is named, or if the settings of a study that is only a folder are to be replaced.
+    """
+    from march_search.commands.studies import named_study
+    from march_search.errors import UsageError
+
+    words = [word for word in (options.config, options.study, *options.overrides) if word is not None]
+    if words and not options.config and "=" in words[0] and not Path(words[0]).exists():
+        raise UsageError(f"name a STUDY before {words[0]}, such as cpu-demo, or its file with --config FILE.")
+    if not words:
+        raise UsageError("name a STUDY to run, such as cpu-demo. To see all studies, run march-search study list.")
+    options.study, overrides = words[0], tuple(words[1:])
+    study = replace(named_study(options.study, options.root), overrides=overrides)
+    if study.file is None and overrides:
+        raise UsageError(f"{overrides[0]} has no effect on the folder of {study.name}: name its TOML file instead.")
+    return study
 
 
 def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
@@ -151,9 +193,11 @@ def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> No
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
-    """Print the architectures that a study would train."""
+    """Print the architectures that a study would train, if it knows any before its first trial."""
     from march_search.display import architectures, tables
 
+    if not chosen.architectures:
+        return
     budget, data, rows = chosen.found.budget, config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
@@ -162,6 +206,14 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
         rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)
+
+
+def _check_models(chosen: "Candidates", config: "StudyConfig") -> None:
+    """Build the models and print how many have the predicted number of parameters."""
+    from march_search.study import price
+
+    num_models = price.built(price.stand_ins(config, chosen))
+    print(f"Checked: {num_models} models build with the predicted parameter count.")
 
 
 def _train(
@@ -181,7 +233,7 @@ def _train(
     folder = study.folder
     gpus.claim(config.devices)
     make_folder(root)
-    folder.keep_settings(config, chosen.architectures)
+    folder.keep_settings(config, chosen.architectures, study.overrides)
     study_state.keep_candidates(folder.path, chosen)
     write_json(folder.path / "plan.json", sealed(plan))
     store = prepared_store(config, root, base)

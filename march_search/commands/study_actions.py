@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from march_search.commands import Verbs
-from march_search.commands.options import add_format, add_study, root_option
+from march_search.commands.options import add_action, add_examples, add_format, add_study, root_option
 from march_search.commands.output import report_summary
 
 if TYPE_CHECKING:
@@ -21,19 +21,27 @@ if TYPE_CHECKING:
 
 def add_actions(actions: Verbs) -> None:
     """Add the actions to `march-search study`."""
-    for name, run, text in (
-        ("status", run_status, "print states, workers, tokens and time left"),
-        ("show", run_show, "print one trial: settings, evaluations, outcome"),
-        ("stop", run_stop, "ask all workers on all hosts to save and exit"),
-        ("resume", run_resume, "resume a study with the settings it was started with"),
-        ("retry", run_retry, "train failed trials again, all of them or those with the given numbers"),
-        ("confirm", run_confirm, "train further seeds of the finalists, beyond the limits of [confirm]"),
-        ("delete", run_delete, "delete the folder and the records of a study"),
+    for name, run, text, example in (
+        ("status", run_status, "print states, workers, tokens and time left", "cpu-demo"),
+        ("show", run_show, "print one trial: settings, evaluations, outcome", "cpu-demo 3"),
+        ("stop", run_stop, "ask all workers on all hosts to save and exit", "cpu-demo"),
+        ("resume", run_resume, "resume a study with the settings it was started with", "cpu-demo"),
+        ("retry", run_retry, "train failed trials again, all of them or those with the given numbers", "cpu-demo 3 4"),
+        (
+            "confirm",
+            run_confirm,
+            "train further seeds of the finalists, beyond the limits of [confirm]",
+            "cpu-demo --max-seeds 5",
+        ),
+        ("delete", run_delete, "delete the folder and the records of a study", "cpu-demo --yes"),
     ):
-        parser = actions.add_parser(name, help=text)
+        parser = add_action(actions, name, text)
         add_study(parser)
-        if name in ("status", "show"):
-            add_format(parser)
+        add_examples(parser, f"march-search study {name} {example}")
+        if name == "status":
+            add_format(parser, holds="one row per trial; json also the workers and the totals")
+        if name == "show":
+            add_format(parser, holds="the settings, evaluations and outcome of the trial")
         if name == "show":
             parser.add_argument("trial", metavar="TRIAL", type=int, help="trial number, from 0")
         if name == "retry":

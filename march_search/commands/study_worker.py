@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from march_search.commands import Verbs
-from march_search.commands.options import add_study
+from march_search.commands.options import add_action, add_examples, add_study
 from march_search.commands.output import report_summary
 
 SBATCH = """#!/bin/bash
@@ -29,14 +29,16 @@ exit $code
 
 def add_actions(actions: Verbs) -> None:
     """Add the actions to `march-search study`."""
-    worker = actions.add_parser("worker", help="train trials of a started study, in parallel with other workers")
+    worker = add_action(actions, "worker", "train trials of a started study, in parallel with other workers")
     add_study(worker)
     worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
+    add_examples(worker, "march-search study worker my-study", "march-search study worker my-study --sbatch | sbatch")
     worker.set_defaults(run=run_worker)
-    proxy = actions.add_parser("storage-proxy", help="serve a PostgreSQL storage to many workers over gRPC")
+    proxy = add_action(actions, "storage-proxy", "serve a PostgreSQL storage to many workers over gRPC")
     proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, an environment variable with a PostgreSQL URL")
     proxy.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
     proxy.add_argument("--port", type=int, default=13000, help="port to listen on (default: 13000)")
+    add_examples(proxy, "march-search study storage-proxy env:STORAGE_URL --host 0.0.0.0")
     proxy.set_defaults(run=run_proxy)
 
 

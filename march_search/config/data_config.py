@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from march_search.architecture.spans import SpanLengths, span_lengths
 from march_search.config.loader import not_finite, refuse
+from march_search.errors import ConfigError
+
+SENTINELS = 100
+"""Number of sentinels, `<extra_id_0>` to `<extra_id_99>`, each for one corrupted span. Their ids are consecutive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,9 @@ class DataConfig:
     split_digits: bool = False
     """Whether the trained tokenizer makes every digit a separate token."""
     sequence_length: int = 512
-    """Tokens of text per example, before span corruption; at least 2. The data budget counts these tokens."""
+    """Tokens of text per example, before span corruption; at least 2. The data budget counts these tokens.
+    Encoder-decoder models need a sentinel for each corrupted span, and there are 100: about 2,000 tokens with the
+    default `noise_density` and `mean_span_length`. Decoder-only models read plain text of any length."""
     noise_density: float = 0.15
     """Fraction of an example's tokens that span corruption moves from the input to the target, in (0, 1)."""
     mean_span_length: float = 3.0
@@ -67,15 +73,9 @@ class DataConfig:
         if self.tokenizer_bytes < 1:
             yield "[data]: tokenizer_bytes must be at least 1."
         try:
-            lengths = self.lengths
+            _ = self.lengths
         except ValueError as error:
             yield f"[data]: {error}."
-        else:
-            if lengths.spans > 100:
-                yield (
-                    f"[data]: {self.sequence_length} tokens give {lengths.spans} spans, but there are only 100 "
-                    "sentinels: decrease sequence_length or increase mean_span_length."
-                )
         if self.tokenizer and (self.tokenizer_corpus or self.split_digits):
             yield (
                 "[data]: tokenizer_corpus and split_digits apply only to a trained tokenizer: remove them or tokenizer."
@@ -86,6 +86,18 @@ class DataConfig:
             yield f"[data]: validation_fraction must be in (0, 0.5), not {self.validation_fraction}."
         if self.validation_sequences < 2:
             yield "[data]: validation_sequences must be at least 2."
+
+    def check_sentinels(self, structure: str) -> None:
+        """Check that there is a sentinel for each corrupted span; decoder-only models read plain text and need none.
+
+        Raises:
+            ConfigError: If there are too few.
+        """
+        if structure != "decoder-only" and (spans := self.lengths.spans) > SENTINELS:
+            raise ConfigError(
+                f"[data]: {self.sequence_length} tokens give {spans} spans, but there are only {SENTINELS} sentinels: "
+                "decrease sequence_length or increase mean_span_length."
+            )
 
     @property
     def lengths(self) -> SpanLengths:

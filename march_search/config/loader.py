@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from march_search.config.counts import LIMIT, parse_count
+from march_search.config.familiar_keys import other_place, paths_of
 from march_search.errors import BudgetError, ConfigError, MarchSearchError, nearest, shown
 from march_search.files.atomic import one_line
 
@@ -67,13 +68,19 @@ def build(cls: type[T], table: Any, source: str) -> T:
             error lists all faults of the file.
     """
     faults: list[str] = []
-    built = gather(cls, table, faults)
+    built = gather(cls, table, faults, elsewhere=paths_of(cls))
     if built is None or faults:
         raise ConfigError.of_file(source, faults)
     return built
 
 
-def gather(cls: type[T], table: Any, faults: list[str], where: str = "") -> T | None:
+def gather(
+    cls: type[T],
+    table: Any,
+    faults: list[str],
+    where: str = "",
+    elsewhere: Mapping[str, str] = types.MappingProxyType({}),
+) -> T | None:
     """Build `cls` as `build` does, but append the faults to `faults`; return None if there are any.
 
     A misspelt key counts as the key that it resembles, and a value of the wrong type as its default, so that one fault
@@ -84,6 +91,7 @@ def gather(cls: type[T], table: Any, faults: list[str], where: str = "") -> T | 
         table: As in `build`.
         faults: List to append one sentence per fault to.
         where: Dotted path of `table` in the file, ending in a full stop, for the sentences.
+        elsewhere: Dotted path of each key in the tables of the file, to name the right place of a misplaced key.
     """
     if not isinstance(table, Mapping):
         name = f'"{where.rstrip(".")}" must be' if where else "expected"
@@ -93,8 +101,10 @@ def gather(cls: type[T], table: Any, faults: list[str], where: str = "") -> T | 
     before, given = len(faults), {name: table[name] for name in known if name in table}
     for key in table:
         if key not in known:
-            faults.append(f"unknown key {shown(where + str(key))}. {nearest(str(key), known)}")
-            for close in difflib.get_close_matches(str(key), sorted(known.keys() - table.keys()), n=1):
+            instead = other_place(str(key), elsewhere)
+            faults.append(f"unknown key {shown(where + str(key))}{instead or f'. {nearest(str(key), known)}'}")
+            similar = [] if instead else sorted(known.keys() - table.keys())
+            for close in difflib.get_close_matches(str(key), similar, n=1):
                 given.setdefault(close, table[key])
     values, wrong, required = {}, [], []
     for name, field in known.items():
@@ -102,7 +112,7 @@ def gather(cls: type[T], table: Any, faults: list[str], where: str = "") -> T | 
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             required.append(name)
         if name in given:
-            values[name] = _convert(hints[name], given[name], faults, where + name)
+            values[name] = _convert(hints[name], given[name], faults, where + name, elsewhere)
         elif name in required:
             faults.append(f'missing key "{where}{name}".')
         if len(faults) > number:
@@ -125,23 +135,23 @@ def _follows_from(fault: str, wrong: Sequence[str], hints: Mapping[str, Any]) ->
     return between_tables or any(re.search(rf"\b{name}\b", fault) for name in wrong)
 
 
-def _convert(hint: Any, value: Any, faults: list[str], key: str) -> Any:
+def _convert(hint: Any, value: Any, faults: list[str], key: str, elsewhere: Mapping[str, str]) -> Any:
     """Convert `value` to the type `hint`; append to `faults` if it has another type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return gather(hint, value, faults, f"{key}.")
+        return gather(hint, value, faults, f"{key}.", elsewhere)
     if hint is NumberText:
         hint, value = str, _as_text(value)
     if origin in (Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
         if len(inner) == 1 and not (value is None and type(None) in args):
-            return _convert(inner[0], value, faults, key)
+            return _convert(inner[0], value, faults, key, elsewhere)
         if any(type(value) is a for a in args):
             return value
     elif origin is Literal:
         return _choice(args, value, faults, key)
     elif origin is tuple and isinstance(value, list):
-        return tuple(_convert(args[0], item, faults, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(_convert(args[0], item, faults, f"{key}[{i}]", elsewhere) for i, item in enumerate(value))
     elif (origin is dict or hint is dict) and isinstance(value, Mapping):
         _check_plain(value, faults, key)
         return dict(value)

@@ -39,7 +39,9 @@ class Batches:
 
         Raises:
             DataError: If the store is too small for `config`.
+            ConfigError: If an example would have more corrupted spans than there are sentinels.
         """
+        config.check_sentinels(structure)
         store.require(config)
         self._config, self._seed, self._special = config, seed, store.special
         self._is_text = structure == "decoder-only"

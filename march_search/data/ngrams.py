@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.config import DataConfig
+from march_search.config.data_config import SENTINELS
 from march_search.data.batches import Batches
 from march_search.data.store import Store
 
@@ -58,10 +59,13 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
     Returns:
         `target_unigram_nats` and `target_bigram_nats` on the targets of span corruption, including sentinels and end
         tokens, comparable to the validation loss of an encoder-decoder. `text_unigram_nats` and `text_bigram_nats` on
-        the text, comparable to the validation loss of a decoder-only model.
+        the text, comparable to the validation loss of a decoder-only model. Without those on targets if examples are
+        too long for span corruption.
     """
     losses: dict[str, Any] = {}
     for name, structure in (("target", "encoder-decoder"), ("text", "decoder-only")):
+        if name == "target" and config.lengths.spans > SENTINELS:
+            continue
         batches = Batches(store, config, 0, structure)
         examples = max(1, min(batches.num_train, TRAIN_TOKENS // config.sequence_length))
         train_rows = batches.train(0, examples)[1]

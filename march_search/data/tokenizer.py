@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.config.data_config import SENTINELS
 from march_search.errors import DataError, nearest
 from march_search.files.atomic import one_line
 from march_search.files.json_tables import read_json
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 PAD = 0
 
 EOS = 1
-
-SENTINELS = 100
-"""Number of sentinels, `<extra_id_0>` to `<extra_id_99>`. Their ids are consecutive."""
 
 
 class Special(NamedTuple):

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,10 @@ def console(stderr: bool = False) -> "Console":
 
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(visible(text, lines=True), **options)
+
+        def on_broken_pipe(self) -> None:
+            """Leave a closed pipe to the caller; without this, rich exits with 1."""
+            raise BrokenPipeError from None
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else 200
@@ -237,12 +242,28 @@ def common_tail(names: Sequence[str]) -> str:
 
 
 def csv_text(rows: Sequence[Row], keys: Sequence[str]) -> str:
-    """Return the rows as comma-separated values with a header line; missing values are empty."""
+    """Return the rows as comma-separated values with a header line; missing values are empty.
+
+    A table inside a row becomes one column per value, named `key.inner`; a list becomes JSON.
+    """
+    flat = [dict(_cells({key: row.get(key) for key in keys})) for row in rows]
+    inner = {key: dict.fromkeys(name for row in flat for name in row if name.startswith(f"{key}.")) for key in keys}
+    names = [name for key in keys for name in (inner[key] or [key])]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, keys, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, names, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows([{k: "" if row.get(k) is None else row[k] for k in keys} for row in rows])
+    writer.writerows(flat)
     return buffer.getvalue()
+
+
+def _cells(row: Row, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of each cell of a CSV row."""
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _cells(value, f"{where}{key}.")
+        else:
+            text = json.dumps(value) if isinstance(value, list | tuple) else value
+            yield f"{where}{key}", "" if text is None else text
 
 
 def markdown_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -70,7 +70,7 @@ def compiler() -> Finding:
     return Finding("ok", f"{shutil.which(name)}; not needed, trials compile nothing")
 
 
-def root(folder: Path) -> Finding:
+def disk(folder: Path) -> Finding:
     """Check the free space and write speed of the disk that holds, or will hold, `folder`."""
     block, fix = os.urandom(2**20), "choose another folder with --root, or fix the space or permissions there"
     try:
@@ -99,6 +99,9 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-4}
 a GPU, kernels that sum in a varying order may round a bf16 weight differently. Without clipping, the losses differ by
 1e-2 in both precisions; with gradients that are reduced in bf16, by 3e-4."""
 
+SLOW_BF16 = 2
+"""Times that bf16 may take longer than fp32 on a CPU. Without instructions for bf16 it takes 10 to 60 times as long."""
+
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -114,6 +117,10 @@ def devices(bench: Bench) -> Finding:
     peaks = " and ".join(f"{measured[f'{kind}_flops'] / 1e9:.3g} GFLOP/s in {kind}" for kind in TOLERANCE)
     cores = f"{plural(measured['cores'], 'core')} with {measured['memory_bytes'] / 1e9:.3g} GB"
     cpu = f"{cores}; matrix products on {plural(measured['threads'], 'thread')}: {peaks}"
+    slower = measured["fp32_flops"] / measured["bf16_flops"]
+    if not gpus and slower > SLOW_BF16:
+        found = f"no GPU: trials run on the CPU; {cpu}: bf16 is {slower:.0f} times slower than fp32"
+        return Finding("note", found, 'set precision = "fp32" in [training]; the default is bf16', measured)
     return Finding("ok", f"{gpus}; {cpu}" if gpus else f"no GPU: trials run on the CPU; {cpu}", values=measured)
 
 

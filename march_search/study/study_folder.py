@@ -61,10 +61,17 @@ class StudyFolder:
         attrs = trial.user_attrs
         return self.trial(trial_number(trial), attrs["architecture"], attrs["seed"], attrs.get("learning_rate"))
 
-    def keep_settings(self, config: StudyConfig, architectures: Sequence[Architecture]) -> None:
+    def keep_settings(
+        self, config: StudyConfig, architectures: Sequence[Architecture], overrides: Sequence[str] | None = None
+    ) -> None:
         """Write the study's settings and architectures; once its token store exists, check that they are unchanged.
 
         A password in the storage URL is not written.
+
+        Args:
+            config: Settings of the study.
+            architectures: Architectures that it trains.
+            overrides: `KEY=VALUE` of the command line, already part of `config`; None keeps those that are recorded.
 
         Raises:
             ConfigError: If they changed; the message names the keys that differ.
@@ -75,14 +82,14 @@ class StudyFolder:
         settings["storage"] = public_storage(config.storage)
         with lock(self.path / "lock"):  # otherwise two concurrent starts would each create an id
             record = find_record(self.path)
-            if record is None:
-                write_record(self.path, {"schema_version": 1, "id": uuid.uuid4().hex, "settings": settings})
-            elif "store" not in record:  # the first start failed before any trial: settings fixed
-                write_record(self.path, record | {"settings": settings})
-            else:
+            if record is not None and "store" in record:  # else the first start failed before any trial
                 self._refuse_changes(record, settings)
-                if record["settings"] != settings:
-                    write_record(self.path, record | {"settings": settings})
+            changed = (record or {"schema_version": 1, "id": uuid.uuid4().hex}) | {"settings": settings}
+            if overrides is not None:
+                changed = {k: v for k, v in changed.items() if k != "overrides"}
+                changed |= {"overrides": list(overrides)} if overrides else {}
+            if changed != record:
+                write_record(self.path, changed)
 
     def check_settings(self, config: StudyConfig) -> None:
         """Check that a started study has the settings `config`; its architectures are not compared.
@@ -98,10 +105,17 @@ class StudyFolder:
     def _refuse_changes(self, record: Mapping[str, Any], settings: dict[str, Any]) -> None:
         """Raise a ConfigError if `settings` differ from those that the study in `record` was started with."""
         if changes := list(differences(filled(_settings(record), _DEFAULTS), settings, _FREE)):
+            name = self.path.name
             raise ConfigError(
-                f"{self.path.name} was started with different settings: {in_words(changes)}. Restore them, rename the "
-                "study's file to start a new study, or use another --root."
+                f"{name} was started with different settings: {in_words(changes)}. Restore them in its file or as "
+                f"KEY=VALUE, or continue it with march-search study resume {name}. For a new study, rename the file or "
+                "use another --root."
             )
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Settings that the command line gave when the study was started, as `KEY=VALUE`."""
+        return tuple(read_record(self.path).get("overrides", ()))
 
     @property
     def id(self) -> str:
@@ -193,7 +207,15 @@ _FREE = frozenset({
 
 _REMEDY = "Restore it from a copy, or delete the study's folder to start over."
 
-_RECORD = {"id?": str, "settings": dict, "store?": str, "store_path?": str, "space?": dict, "priors?": list}
+_RECORD = {
+    "id?": str,
+    "settings": dict,
+    "store?": str,
+    "store_path?": str,
+    "space?": dict,
+    "priors?": list,
+    "overrides?": list,
+}
 
 
 def read_record(study: Path) -> dict[str, Any]:

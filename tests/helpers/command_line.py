@@ -38,6 +38,18 @@ def run_command(*arguments: str, **environment: str) -> Ended:
     )
 
 
+def imported_by(*arguments: str) -> set[str]:
+    """Run `march-search` in a process of its own, which must succeed, and return the packages that it imported."""
+    code = (
+        "import sys; from march_search.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as error: code = error.code\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr); sys.exit(code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(ended.stderr.splitlines()[-1].split())
+
+
 def json_of(ended: Ended) -> dict[str, Any]:
     """Return the JSON object that a successful command printed."""
     assert ended.returncode == 0, ended.stderr
