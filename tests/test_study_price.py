@@ -18,7 +18,7 @@ from march_search.cost.setup import Setup
 from march_search.cost.speed import hours
 from march_search.errors import ConfigError, UsageError
 from march_search.study import candidates, price, usage
-from march_search.study.plan import plan_rows
+from march_search.study.plan import plan_rows, warning_rows
 
 A5000 = parse_device("A5000")
 
@@ -189,3 +189,18 @@ def test_the_rate_must_be_a_positive_number(rate: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["study", "run", "cpu-demo", "--dry-run", "--rate", rate])
     assert f'"{rate}" must be a number above 0' in capsys.readouterr().err
+
+
+def test_a_plan_warns_of_few_steps_and_of_bf16_that_is_slow_here() -> None:
+    training = replace(TOY_CONFIG.training, precision="bf16", tokens=10 * TOY_CONFIG.training.global_batch_tokens)
+    config, cpu = replace(TOY_CONFIG, training=training), replace(A5000, name="cpu", bf16_flops=1e9, fp32_flops=60e9)
+    assert warning_rows(config, cpu) == [
+        (
+            "warning",
+            "a trial has 10 optimizer steps, fewer than 50: lower global_batch_tokens or raise tokens in [training]",
+        ),
+        ("warning", 'bf16 is 60 times slower than fp32 on this CPU: set precision = "fp32" in [training]'),
+    ]
+    assert warning_rows(config, A5000)[1:] == warning_rows(config, None)[1:] == []
+    enough = replace(training, tokens=50 * training.global_batch_tokens, precision="fp32")
+    assert warning_rows(replace(config, training=enough), cpu) == []

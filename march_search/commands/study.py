@@ -115,7 +115,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
     from march_search.study import candidates, extension, price, usage
-    from march_search.study.plan import plan_rows
+    from march_search.study.plan import plan_rows, warning_rows
     from march_search.study.status import phase_rows
 
     study = _asked(options)
@@ -140,12 +140,13 @@ def run_study(options: argparse.Namespace) -> int:
         rows += plan_rows(config, chosen, data_summary, folder.path)
         if not options.dry_run:
             _check_start(study, config, options.extend)
+        device = None
         if plan is None:
             device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
             if device is None:
                 refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
             plan = price.priced_plan(config, chosen, device, options.rate)
-        rows += usage.price_rows(plan) + phase_rows(folder)
+        rows += usage.price_rows(plan) + phase_rows(folder) + warning_rows(config, device)
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 
 from march_search.errors import UsageError, shown
 
+SLOW_BF16 = 2.0
+"""Times that bf16 may take longer than fp32 on a CPU. Without instructions for bf16 it takes 10 to 60 times as long."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -50,6 +53,11 @@ class Device:
     def peak(self, precision: str) -> float:
         """Return the peak operations per second of all devices together."""
         return self.count * (self.bf16_flops if precision == "bf16" else self.fp32_flops)
+
+    @property
+    def bf16_slowdown(self) -> float:
+        """Time of matrix products in bf16, relative to fp32."""
+        return self.fp32_flops / self.bf16_flops
 
     def __str__(self) -> str:
         return self.name if self.count == 1 else f"{self.count}x{self.name}"

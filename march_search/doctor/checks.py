@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from march_search.config import DevicesConfig, TrainingConfig, TrialConfig
+from march_search.cost.devices import SLOW_BF16
 from march_search.display.tables import plural
 from march_search.doctor.bench import NEW_ENVIRONMENT, Bench, Finding
 from march_search.doctor.probe import DATA
@@ -98,9 +99,6 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-4}
 """Largest allowed relative difference of a loss. Measured on a CPU: 4e-8 in fp32 and 0 in bf16, at ZeRO 1, 2 and 3. On
 a GPU, kernels that sum in a varying order may round a bf16 weight differently. Without clipping, the losses differ by
 1e-2 in both precisions; with gradients that are reduced in bf16, by 3e-4."""
-
-SLOW_BF16 = 2
-"""Times that bf16 may take longer than fp32 on a CPU. Without instructions for bf16 it takes 10 to 60 times as long."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 

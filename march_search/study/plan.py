@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import fmean
 
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
+from march_search.config.search_config import LEAST_STEPS
+from march_search.cost.devices import SLOW_BF16, Device
 from march_search.display.tables import count, plural, si
 from march_search.space.budget import Budget
 from march_search.study.candidates import Candidates, how_many, rates
@@ -44,6 +46,27 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("devices", _devices(config)),
         ("files", str(root)),
     ]  # fmt: skip
+
+
+def warning_rows(config: StudyConfig, device: Device | None) -> list[tuple[str, str]]:
+    """Return one (label, text) pair for each setting with which trials would be slow or hardly train.
+
+    Args:
+        config: The study's settings.
+        device: Device of a trial; None if it is unknown.
+    """
+    training, texts = config.training, []
+    if training.steps < LEAST_STEPS:
+        texts.append(
+            f"a trial has {plural(training.steps, 'optimizer step')}, fewer than {LEAST_STEPS}: lower "
+            "global_batch_tokens or raise tokens in [training]"
+        )
+    if device is not None and training.precision == "bf16" and device.bf16_slowdown > SLOW_BF16:
+        texts.append(
+            f'bf16 is {device.bf16_slowdown:.0f} times slower than fp32 on this CPU: set precision = "fp32" in '
+            "[training]"
+        )
+    return [("warning", text) for text in texts]
 
 
 def _batch(config: StudyConfig) -> str:
