@@ -152,7 +152,9 @@ def test_every_architecture_of_the_first_level_counts_for_the_regime(tmp_path: P
     assert (evidence.regime.num_unused, evidence.regime.num_measured) == (2, 3)
     assert evidence.regime.gains == (0.02, 0.4)
     sentences = regime_sentences(evidence)
-    assert "2 of 3 architectures do not use it yet. The context gain is 0.020 to 0.400;" in sentences[0]
+    assert (
+        "Regime: 2 of 3 architectures hardly use their input yet. The context gain is 0.020 to 0.400;" in sentences[0]
+    )
 
 
 def change_gain(folder: Path, number: int, gain: float) -> None:
