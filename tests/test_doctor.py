@@ -141,8 +141,8 @@ def test_an_old_python_and_a_small_disk_are_reported(tmp_path: Path, monkeypatch
     assert checks.python().state == "failed"
     assert checks.python().text == "3.9.1 (requires >=3.11)"
     monkeypatch.setattr(checks, "ROOM_BYTES", 10**18)
-    assert checks.root(tmp_path).state == "note"
-    assert "choose a --root with 10 GB" in checks.root(tmp_path).fix
+    assert checks.disk(tmp_path).state == "note"
+    assert "choose a --root with 10 GB" in checks.disk(tmp_path).fix
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

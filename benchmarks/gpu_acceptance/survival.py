@@ -37,6 +37,9 @@ budget = "220M"
 strategy = "list"
 architectures = {architectures}
 
+[confirm]
+max_seeds = 1
+
 [pruner]
 kind = "none"
 
