@@ -111,6 +111,9 @@ def verdict(found: Finals, config: StudyConfig) -> str:
     if found.failed:
         reason = f"; {', '.join(found.failed)} had a failed seed (march-search study retry)"
     elif not found.following:
-        reason = f"; each has {config.confirm.max_seeds} seeds, the limit of [confirm] max_seeds"
+        fewest, limit = min(len(found.losses[name]) for name in found.left), config.confirm.max_seeds
+        reason = f"; each has {fewest} seeds, the limit of [confirm] max_seeds"
+        if fewest != limit:
+            reason = f"; each has at least {fewest} seeds, and [confirm] max_seeds is {limit}"
     others = ", ".join(rivals)
     return f"{leader} leads after {trials} complete trials, but is not separated {confidence} from {others}{reason}."
