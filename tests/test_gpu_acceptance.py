@@ -15,10 +15,10 @@ REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 from gpu_acceptance import bundle, exact, install, survival, throughput  # noqa: E402
+from gpu_acceptance.acceptance_run import AcceptanceRun, trial_settings  # noqa: E402
 from gpu_acceptance.agreement import SHAPES, SIZE, verdict  # noqa: E402
 from gpu_acceptance.scale import FULL, SCALES, Scale  # noqa: E402
 from gpu_acceptance.toggles import LEFT_OUT_TINY, SETTINGS  # noqa: E402
-from gpu_acceptance.workplace import Workplace, trial_settings  # noqa: E402
 from pip._vendor.packaging.specifiers import SpecifierSet  # noqa: E402
 
 from march_search import Architecture  # noqa: E402
@@ -92,10 +92,10 @@ def test_the_full_scale_is_what_its_documentation_says_and_fits_80_gb() -> None:
     assert needed.activations > 3 * (needed.total - needed.activations)  # a smaller micro batch helps
 
 
-def place(tmp_path: Path, seconds: float) -> Workplace:
-    """Return a workplace that has so many seconds."""
+def place(tmp_path: Path, seconds: float) -> AcceptanceRun:
+    """Return a run that has so many seconds."""
     deadline = time.monotonic() + seconds
-    return Workplace(out=tmp_path, scale_name="tiny", kind="cpu", store=tmp_path, deadline=deadline)
+    return AcceptanceRun(out=tmp_path, scale_name="tiny", kind="cpu", store=tmp_path, deadline=deadline)
 
 
 def test_a_failed_experiment_is_a_row_and_one_without_time_is_skipped(

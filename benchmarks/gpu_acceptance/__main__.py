@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from gpu_acceptance import exact, survival, throughput
+from gpu_acceptance.acceptance_run import AcceptanceRun, prepared
 from gpu_acceptance.scale import SCALES
-from gpu_acceptance.workplace import Workplace, prepared
 from march_search.errors import MarchSearchError, TrialError
 from march_search.processes import run_python
 
@@ -51,7 +51,7 @@ def _part(name: str, options: argparse.Namespace) -> int:
             kind = "cuda"
     root = out / "root"
     store = prepared(out, options.bundle and options.bundle.resolve(), SCALES[options.scale].data, root)
-    place = Workplace(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline)
+    place = AcceptanceRun(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline)
     print(f"{name}: {place.device().name}, at most {options.seconds:.0f} s", file=sys.stderr)
     return PARTS[name](place)
 

@@ -13,8 +13,8 @@ import zipfile
 from itertools import islice
 from pathlib import Path
 
+from gpu_acceptance.acceptance_run import prepared
 from gpu_acceptance.scale import FULL
-from gpu_acceptance.workplace import prepared
 from march_search.config import DataConfig
 from march_search.data.corpora import documents
 

@@ -13,7 +13,7 @@ from march_search.cost.setup import Setup
 from march_search.cost.speed import positions
 
 if TYPE_CHECKING:
-    from gpu_acceptance.workplace import Row, Workplace
+    from gpu_acceptance.acceptance_run import AcceptanceRun, Row
 
 REPLACED = ("utilisation", "attention_utilisation", "score_seconds", "launch_seconds", "layer_seconds")
 """Fields of `march_search.cost.devices.Device` that the measurements replace."""
@@ -21,7 +21,7 @@ REPLACED = ("utilisation", "attention_utilisation", "score_seconds", "launch_sec
 
 def measured(scale: str, kind: str, store: str, out: str) -> dict[str, Any]:
     """Return the constants that can be measured by themselves, at the sizes of the main shape."""
-    from gpu_acceptance.workplace import known_device
+    from gpu_acceptance.acceptance_run import known_device
 
     size, device = SCALES[scale], known_device(kind)
     a = Architecture.parse(size.shape)
@@ -38,7 +38,7 @@ def measured(scale: str, kind: str, store: str, out: str) -> dict[str, Any]:
     }
 
 
-def replacement(place: "Workplace", sessions: "list[Row]") -> dict[str, Any]:
+def replacement(place: "AcceptanceRun", sessions: "list[Row]") -> dict[str, Any]:
     """Return the constants, with what the sessions took beyond them as `layer_seconds`, and predictions with both."""
     direct, device, size = place.constants, place.device(), place.scale
     chosen = {name: direct[name] for name in REPLACED if name in direct}

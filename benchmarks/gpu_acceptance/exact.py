@@ -3,8 +3,8 @@
 from importlib import metadata
 from typing import Any
 
+from gpu_acceptance.acceptance_run import AcceptanceRun, Row
 from gpu_acceptance.agreement import SHAPES, SIZE, verdict
-from gpu_acceptance.workplace import Row, Workplace
 from march_search.commands.doctor import _checks
 from march_search.display.tables import Column
 from march_search.doctor.bench import row
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "triton", "deepspeed", "numpy", "scipy", "optuna", "transfo
 """Packages whose versions are recorded."""
 
 
-def run(place: Workplace) -> int:
+def run(place: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
     place.attempt("twelve shapes", 60, lambda: _agreement(place))
     for name, check in _checks(place.bench(120), place.out).items():
@@ -50,7 +50,7 @@ def _doctor(name: str, check: Any) -> Row:
     return {"result": result, "finding": found["text"], "values": found["values"]}
 
 
-def _agreement(place: Workplace) -> list[Row]:
+def _agreement(place: AcceptanceRun) -> list[Row]:
     """Return one row per shape."""
     vocabulary = f"-V{place.scale.data.vocab_size}" if place.scale.data.vocab_size < 1000 else "-V2048"
     names = {label: f"{SIZE}{words}{vocabulary}" for label, words in SHAPES.items()}

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from training_throughput import in_fp32
 
+from gpu_acceptance.acceptance_run import known_device
 from gpu_acceptance.scale import SCALES
 from gpu_acceptance.session import figures, release, settings
-from gpu_acceptance.workplace import known_device
 from march_search import Architecture
 from march_search.config import TrialConfig
 from march_search.data.batches import Batches, prefetch

@@ -16,8 +16,8 @@ from unittest import mock
 
 import torch
 
+from gpu_acceptance.acceptance_run import known_device, trial_settings
 from gpu_acceptance.scale import SCALES
-from gpu_acceptance.workplace import known_device, trial_settings
 from march_search import Architecture
 from march_search.config import TrialConfig
 from march_search.cost import speed

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_acceptance import trials
-from gpu_acceptance.workplace import CORPUS, Row, Workplace
+from gpu_acceptance.acceptance_run import CORPUS, AcceptanceRun, Row
 from march_search import Architecture
 from march_search.cost.memory import memory
 from march_search.cost.setup import study_setup
@@ -64,7 +64,7 @@ kind = "{kind}"
 """
 
 
-def run(place: Workplace) -> int:
+def run(place: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
     shutil.rmtree(place.out / "trials", ignore_errors=True)
     place.attempt("out of memory", 60, lambda: _out_of_memory(place))
@@ -76,7 +76,7 @@ def run(place: Workplace) -> int:
     return place.finish("survival", COLUMNS)
 
 
-def _out_of_memory(place: Workplace) -> Row:
+def _out_of_memory(place: AcceptanceRun) -> Row:
     """Train with a micro batch that does not fit; it must be halved until the trial completes."""
     scale = place.scale
     settings = {"micro_batch_sequences": scale.broad_sequences, "checkpoints": 0, "keep_weights": False}
@@ -101,7 +101,7 @@ def _out_of_memory(place: Workplace) -> Row:
     }
 
 
-def _stopped_and_resumed(place: Workplace, is_deterministic: bool) -> None:
+def _stopped_and_resumed(place: AcceptanceRun, is_deterministic: bool) -> None:
     """Train one trial twice, and others that are killed or interrupted and resumed; compare them."""
     scale, kind = place.scale, "deterministic" if is_deterministic else "default"
     step = scale.survivor_steps * 3 // 5
@@ -143,12 +143,12 @@ def _stopped_and_resumed(place: Workplace, is_deterministic: bool) -> None:
         place.attempt("SIGTERM and resumed", 40, lambda: compared("terminated", signal.SIGTERM))
 
 
-def _command_line(place: Workplace, *arguments: str) -> list[str]:
+def _command_line(place: AcceptanceRun, *arguments: str) -> list[str]:
     """Return a command of march-search for the study."""
     return [sys.executable, "-m", "march_search", *arguments, "--root", str(place.out / "root")]
 
 
-def _two_workers(place: Workplace) -> Row:
+def _two_workers(place: AcceptanceRun) -> Row:
     """Run the study with two workers at once; on one GPU, the second must be refused in one line."""
     scale = place.scale
     batch = scale.survivor_sequences * scale.data.sequence_length
@@ -196,7 +196,7 @@ def _worker(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
-def _after(place: Workplace) -> dict[str, list[str]]:
+def _after(place: AcceptanceRun) -> dict[str, list[str]]:
     """Return the commands that read the finished study, by name."""
     shutil.rmtree(place.out / "best", ignore_errors=True)
     return {
@@ -206,7 +206,7 @@ def _after(place: Workplace) -> dict[str, list[str]]:
     }
 
 
-def _command(place: Workplace, arguments: list[str]) -> Row:
+def _command(place: AcceptanceRun, arguments: list[str]) -> Row:
     """Run a command of march-search and return whether it succeeded, with its output."""
     ended = subprocess.run(
         _command_line(place, *arguments), capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ)

@@ -5,9 +5,9 @@ import shutil
 from functools import partial
 from typing import Any
 
+from gpu_acceptance.acceptance_run import AcceptanceRun, Row
 from gpu_acceptance.constants import replacement
 from gpu_acceptance.toggles import LEFT_OUT_TINY, ratio
-from gpu_acceptance.workplace import Row, Workplace
 from march_search.display.tables import Column, si, size
 from march_search.errors import TrialError
 from march_search.files.json_tables import read_json, write_json
@@ -39,7 +39,7 @@ SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 220, 120
 """Time limits on a GPU: of one shape in a process of its own, of all switched settings, and of Hugging Face's T5."""
 
 
-def run(place: Workplace) -> int:
+def run(place: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
     scale = place.scale
     for micro_batch in sorted(scale.micro_batches, key=lambda m: m != scale.middle):
@@ -84,14 +84,14 @@ def compared(row: Row, base: Row) -> Row:
     return found
 
 
-def _session(place: Workplace, name: str, shape: str, micro_batch: int, deterministic: bool = False) -> Row:
+def _session(place: AcceptanceRun, name: str, shape: str, micro_batch: int, deterministic: bool = False) -> Row:
     """Train one shape in a fresh process, so that its memory is its own."""
     label = name.replace(" ", "-")
     given = {"architecture": shape, "micro_batch": micro_batch, "deterministic": deterministic}
     return place.child("session", label, SHAPE_SECONDS, **given) | {"is_alone": not deterministic}
 
 
-def _toggles(place: Workplace) -> list[Row]:
+def _toggles(place: AcceptanceRun) -> list[Row]:
     """Return the rows of all switched settings, or of those that were reached in time."""
     skip = sorted(LEFT_OUT_TINY) if place.scale_name == "tiny" else []
     if not _can_compile(place):
@@ -115,7 +115,7 @@ def _toggles(place: Workplace) -> list[Row]:
     return rows
 
 
-def _huggingface(place: Workplace, name: str) -> Row:
+def _huggingface(place: AcceptanceRun, name: str) -> Row:
     """Train Hugging Face's T5, in a process of its own."""
     if importlib.util.find_spec("transformers") is None:
         return {"result": "skipped", "finding": "transformers is not installed"}
@@ -123,12 +123,12 @@ def _huggingface(place: Workplace, name: str) -> Row:
     return place.child("huggingface", f"huggingface-{compiled}", HUGGINGFACE_SECONDS, compiled=compiled)
 
 
-def _can_compile(place: Workplace) -> bool:
+def _can_compile(place: AcceptanceRun) -> bool:
     """Return whether torch.compile is tried: not in a rehearsal, where compiling would take most of the time."""
     return place.scale_name != "tiny" and bool(shutil.which("g++") or shutil.which("cc") or shutil.which("clang"))
 
 
-def _constants(place: Workplace) -> Row:
+def _constants(place: AcceptanceRun) -> Row:
     """Measure what the cost model assumes."""
     found: dict[str, Any] = place.child("constants", "constants", 90)
     share, launch = found["utilisation"], found["launch_seconds"]
@@ -137,7 +137,7 @@ def _constants(place: Workplace) -> Row:
     return {"finding": ", ".join(texts)}
 
 
-def _write_constants(place: Workplace) -> None:
+def _write_constants(place: AcceptanceRun) -> None:
     """Write constants.json from the direct measurements and the speeds of all sessions."""
     if place.constants:
         write_json(place.out / "constants.json", replacement(place, [row for row in place.rows if row.get("is_alone")]))

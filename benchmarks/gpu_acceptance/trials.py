@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gpu_acceptance.workplace import Workplace
+from gpu_acceptance.acceptance_run import AcceptanceRun
 from march_search.errors import TrialError
 from march_search.files.atomic import file_sha256
 from march_search.files.json_tables import read_json, write_json
@@ -24,7 +24,7 @@ LIMITED = (
 """Program that trains with a limit on its memory."""
 
 
-def make(place: Workplace, name: str, shape: str, sequences: int, steps: int, **training: Any) -> Path:
+def make(place: AcceptanceRun, name: str, shape: str, sequences: int, steps: int, **training: Any) -> Path:
     """Make the folder of a trial whose checkpoints follow after each quarter of its steps."""
     folder = place.out / "trials" / name
     folder.mkdir(parents=True)
@@ -35,7 +35,7 @@ def make(place: Workplace, name: str, shape: str, sequences: int, steps: int, **
 
 
 def train(
-    place: Workplace,
+    place: AcceptanceRun,
     folder: Path,
     watch: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
     limit: float = 0.0,
@@ -60,7 +60,7 @@ def train(
     return process.returncode
 
 
-def stopped(place: Workplace, folder: Path, step: int, signum: int) -> int:
+def stopped(place: AcceptanceRun, folder: Path, step: int, signum: int) -> int:
     """Train the trial, send it a signal after this step, and return its exit code."""
     sent: list[bool] = []
 
@@ -122,7 +122,7 @@ def hold_memory(folder: Path, scale: str, kind: str, store: str, out: str, leave
     return {"bytes": held.numel()}
 
 
-def holding(place: Workplace, leave: int) -> tuple[subprocess.Popen[bytes], Path]:
+def holding(place: AcceptanceRun, leave: int) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a process that leaves this many bytes of the GPU's memory, and wait until it holds the rest.
 
     Raises:

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
 def _device(_folder: Path, kind: str, **_: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from gpu_acceptance.workplace import known_device
+    from gpu_acceptance.acceptance_run import known_device
 
     return asdict(known_device(kind))
 

@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 @dataclass(kw_only=True)
-class Workplace:
+class AcceptanceRun:
     """What all experiments of a part need."""
 
     out: Path
