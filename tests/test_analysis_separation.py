@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from march_search.analysis.seed_prior import SeedPrior
-from march_search.analysis.separation import in_question, next_seeds, remaining, share
+from march_search.analysis.separation import in_question, remaining, share
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from racing_errors import DEVIATIONS, PRIOR, SHAPES, moderated, noise, power, selected
@@ -52,15 +52,14 @@ def test_what_was_eliminated_stays_eliminated() -> None:
         before = left
 
 
-def test_the_next_seeds_are_those_of_the_finalists_in_question() -> None:
-    assert next_seeds({"a": [4.0, 4.001], "b": [5.0, 5.001], "c": [5.5, 5.501]}, priors=ALL) == ()
+def test_the_finalists_in_question_are_those_that_no_other_one_eliminated() -> None:
     assert remaining({"a": [4.0, 4.001], "b": [5.0, 5.001], "c": [5.5, 5.501]}, priors=ALL) == ("a",)
-    assert next_seeds({"a": [4.0, 4.001], "b": [5.0, 5.001], "c": [4.0015, 4.002]}, priors=ALL) == ("a", "c")
-    assert next_seeds({"b": [4.1], "a": [4.0], "c": []}, priors=ALL) == ("a", "b")
-    assert next_seeds({"a": [4.0], "b": [6.0]}, priors=ALL) == ()
-    assert next_seeds({"a": [4.0]}, priors=ALL) == ()
-    assert next_seeds({}, priors=ALL) == remaining({}) == ()
-    assert next_seeds({"a": [4.0, 4.0], "b": [4.0, 4.0]}, priors=ALL) == ("a", "b")
+    assert remaining({"a": [4.0, 4.001], "b": [5.0, 5.001], "c": [4.0015, 4.002]}, priors=ALL) == ("a", "c")
+    assert remaining({"b": [4.1], "a": [4.0], "c": []}, priors=ALL) == ("a", "b")
+    assert remaining({"a": [4.0], "b": [6.0]}, priors=ALL) == ("a",)
+    assert remaining({"a": [4.0]}, priors=ALL) == ("a",)
+    assert remaining({}, priors=ALL) == remaining({}) == ()
+    assert remaining({"a": [4.0, 4.0], "b": [4.0, 4.0]}, priors=ALL) == ("a", "b")
 
 
 def test_a_prior_is_never_trusted_far() -> None:
@@ -71,5 +70,5 @@ def test_a_prior_is_never_trusted_far() -> None:
 
 def test_priors_come_from_the_names() -> None:
     names = [f"L{n}-D192-H4x32-F64-rope-V2048" for n in (2, 3)]
-    assert next_seeds({names[0]: [4.0, 4.0], names[1]: [5.0, 5.0]}) == ()
-    assert next_seeds({names[0]: [4.0, 4.0], names[1]: [4.001, 4.0]}) == tuple(names)
+    assert remaining({names[0]: [4.0, 4.0], names[1]: [5.0, 5.0]}) == (names[0],)
+    assert remaining({names[0]: [4.0, 4.0], names[1]: [4.001, 4.0]}) == tuple(names)

@@ -8,7 +8,6 @@ from march_search.analysis.measured_speed import measured_speed
 from march_search.analysis.pooling import Pooled
 from march_search.analysis.study_record import StudyRecord
 from march_search.config import OBJECTIVES, StudyConfig
-from march_search.config.loader import build
 from march_search.cost.measures import objective_value
 from march_search.errors import UsageError, nearest
 from march_search.space.pareto import front, knee, signed_columns
@@ -27,7 +26,7 @@ def pareto_rows(study: StudyRecord, by: Sequence[str] = ()) -> list[dict[str, An
     Raises:
         UsageError: If an objective is unknown or there are fewer than two.
     """
-    config = build(StudyConfig, {k: v for k, v in study.settings.items() if k != "architectures"}, study.name)
+    config = study.config
     by = tuple(by or config.search.objectives)
     for name in by:
         if name.removeprefix("-") not in OBJECTIVES:

@@ -7,7 +7,6 @@ from typing import Literal
 from march_search.analysis.finals import Finals, SeedTrial, finals, verdict
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.config import StudyConfig
-from march_search.config.loader import build
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,7 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
         study: The study as its folder records it.
         spent: Tokens that count towards `max_tokens`, from the storage; None to add up those of the trials.
     """
-    settings = {key: value for key, value in study.settings.items() if key != "architectures"}
-    config = build(StudyConfig, settings, study.name)
-    seeds = config.search.seeds
+    config, seeds = study.config, study.config.search.seeds
     searched = [t for t in study.trials if t.seed in seeds]
     further = [t for t in study.trials if t.seed not in seeds]
     paused, unfinished = (sum(t.state == state for t in searched) for state in ("paused", "unfinished"))

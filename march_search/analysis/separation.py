@@ -46,14 +46,6 @@ def share(seeds: int) -> float:
     return (1 - sum(SHARES)) * len(SHARES) / (seeds * (seeds - 1))
 
 
-def next_seeds(
-    losses: Mapping[str, Sequence[float]], confidence: float = 0.95, priors: Mapping[str, SeedPrior] | None = None
-) -> tuple[str, ...]:
-    """Return the architectures to train with one more seed: those of `remaining`, or none if one alone is left."""
-    left = remaining(losses, confidence, priors)
-    return left if len(left) > 1 else ()
-
-
 def remaining(
     losses: Mapping[str, Sequence[float]], confidence: float = 0.95, priors: Mapping[str, SeedPrior] | None = None
 ) -> tuple[str, ...]:

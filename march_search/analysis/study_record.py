@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -94,6 +95,15 @@ class StudyRecord:
     notes: tuple[str, ...] = ()
     """One line for each damaged file or line that was left out, and one for what the study's trials did not write."""
 
+    @cached_property
+    def config(self) -> StudyConfig:
+        """The settings as configuration.
+
+        Raises:
+            ConfigError: If a setting is not valid.
+        """
+        return _config(self.settings, self.name)
+
     @property
     def decay(self) -> str:
         """Learning rate schedule if it decays, else empty; with decay, a curve does not show losses of shorter runs."""
@@ -110,8 +120,7 @@ def read_study(folder: Path) -> StudyRecord:
     """
     path = folder / "study.json"
     settings = in_current_keys(read_table(path, {"settings": dict}, "Restore it from a copy.")["settings"], True)
-    chosen = {key: value for key, value in settings.items() if key != "architectures"}
-    pruner = build(StudyConfig, {"space": ""} | chosen, str(path)).pruner
+    pruner = _config(settings, str(path)).pruner
     found = find_trials(folder)
     trials, copies = _without_copies([_read_trial(trial, pruner) for trial in found.trials])
     if not trials and not found.damaged:
@@ -137,6 +146,12 @@ def _planned_trials(folder: Path) -> int:
         return int((find_table(folder / "plan.json", {"trials": int}, "") or {"trials": 0})["trials"])
     except StorageError:
         return 0
+
+
+def _config(settings: dict[str, Any], source: str) -> StudyConfig:
+    """Return the settings in study.json as configuration; `source` is named in errors."""
+    chosen = {key: value for key, value in settings.items() if key != "architectures"}
+    return build(StudyConfig, {"space": ""} | chosen, source)
 
 
 def _without_copies(trials: list[TrialRecord]) -> tuple[list[TrialRecord], list[str]]:

@@ -13,8 +13,6 @@ from march_search.analysis.evidence import Evidence
 from march_search.analysis.finals import Finals, finals
 from march_search.analysis.phase import seed_trials
 from march_search.architecture.architecture import Architecture
-from march_search.config import StudyConfig
-from march_search.config.loader import build
 from march_search.display.tables import plural, si
 from march_search.display.wording import listed, p_text, short_names
 
@@ -86,10 +84,8 @@ def _confirmed(evidence: Evidence) -> Finals | None:
     study = evidence.study
     if not evidence.ranking.first_rows[0]["is_final"]:
         return None
-    settings = {key: value for key, value in study.settings.items() if key != "architectures"}
-    config = build(StudyConfig, {"space": ""} | settings, study.name)
-    has_further = any(trial.seed not in config.search.seeds for trial in study.trials)
-    return finals(seed_trials(study.trials), config) if has_further else None
+    has_further = any(trial.seed not in study.config.search.seeds for trial in study.trials)
+    return finals(seed_trials(study.trials), study.config) if has_further else None
 
 
 def _tied(evidence: Evidence, first: Sequence[Row], confirmed: Finals | None) -> list[Row]:

@@ -109,7 +109,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
 
 
 def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
-    """Return the columns of a ranking that have a value in at least one row; all of them if there are no rows.
+    """Return the columns of a ranking that have a value in at least one row; all of them for an empty ranking.
 
     A question mark follows each figure that rests on an assumed seed noise, because the architecture has one seed.
     """

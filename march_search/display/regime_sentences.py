@@ -35,7 +35,7 @@ def regime_notes(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _ngrams(found: Regime) -> list[tuple[str, str]]:
-    """Return a note on architectures that are no better than a bigram model, if there are any."""
+    """Return at most one note: how many architectures do not beat a bigram model."""
     if not found.num_near_ngrams or found.bigram is None:
         return []
     who, are = _who(found.num_near_ngrams, found.num_compared), "is" if found.num_compared == 1 else "are"
@@ -47,7 +47,7 @@ def _ngrams(found: Regime) -> list[tuple[str, str]]:
 
 
 def _unused(found: Regime, context: str) -> list[tuple[str, str]]:
-    """Return a note on architectures that do not use their context yet, if there are any."""
+    """Return at most one note: how many architectures do not use their context yet."""
     if not found.num_unused or found.gains is None:
         return []
     (low, high), total = found.gains, found.num_measured

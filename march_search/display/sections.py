@@ -87,7 +87,7 @@ def markdown_sections(evidence: Evidence, heading: str = "", with_answer: bool =
     """
     parts = []
     for section in sections(evidence):
-        table = _markdown_table(section) if section.rows else "There are no rows yet."
+        table = _markdown_table(section) if section.rows else "No architecture is ranked yet."
         remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
         parts += [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
     if with_answer:
