@@ -18,6 +18,7 @@ from march_search.config import ConfirmConfig, PrunerConfig, SearchConfig, Study
 from march_search.config.changes import in_current_keys
 from march_search.config.loader import build
 from march_search.errors import ConfigError
+from march_search.study import candidates, extension
 from march_search.study.confirmation import is_confirmation
 from march_search.study.leases import Lease
 from march_search.study.status import phase_rows
@@ -174,6 +175,24 @@ def test_a_study_that_is_killed_while_it_confirms_resumes_there(tmp_path: Path) 
     assert (ended.complete, ended.failed, ended.left) == (9, 0, 0)
     assert seeds_of(tmp_path) == {name: [0, 1, 2] for name in DEEP}
     check_nothing_is_lost_or_counted_twice(tmp_path)
+
+
+def extend(root: Path, config: StudyConfig) -> None:
+    """Write an extension of the study as `study run --extend` does."""
+    folder, drawn = StudyFolder(root / "toy"), candidates.choose(config, root)
+    extension.adopt(folder, config, extension.extended_candidates(folder.path, config, drawn, True), drawn)
+
+
+@pytest.mark.parametrize("search", [{"seeds": (0, 1)}, {"architectures": DEEP}], ids=["a seed", "an architecture"])
+def test_an_extension_keeps_the_seeds_that_the_confirmation_trained(tmp_path: Path, search: dict) -> None:
+    config = listed(*DEEP[:2])
+    run_toy_study(tmp_path, config)
+    config = replace(config, search=replace(config.search, **search))
+    extend(tmp_path, config)
+    run_toy_study(tmp_path, config)
+    check_nothing_is_lost_or_counted_twice(tmp_path)
+    assert seeds_of(tmp_path) == dict.fromkeys(config.search.architectures, [0, 1, 2])
+    assert study_phase(read_study(tmp_path / "toy")).name == "complete"
 
 
 def test_a_failed_seed_is_named_and_ends_the_rounds_of_its_architecture() -> None:
