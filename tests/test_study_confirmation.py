@@ -191,7 +191,7 @@ def test_an_extension_keeps_the_seeds_that_the_confirmation_trained(tmp_path: Pa
     extend(tmp_path, config)
     run_toy_study(tmp_path, config)
     check_nothing_is_lost_or_counted_twice(tmp_path)
-    assert seeds_of(tmp_path) == dict.fromkeys(config.search.architectures, [0, 1, 2])
+    assert seeds_of(tmp_path) == {name: [0, 1, 2] for name in config.search.architectures}
     assert study_phase(read_study(tmp_path / "toy")).name == "complete"
 
 
