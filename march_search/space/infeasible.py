@@ -37,13 +37,13 @@ def solve_or_explain(space: SearchSpace) -> FeasibleSet:
 
 def closest(space: SearchSpace, budget: Budget) -> list[Architecture]:
     """Return the largest architecture below an unreachable `budget` and the smallest above it, where they exist."""
-    below = _first(space, budget, "-params", lambda near, far: (int(budget.low / far), int(budget.low / near)))
-    above = _first(space, budget, "params", lambda near, far: (int(budget.high * near), int(budget.high * far)))
+    below = _first(space, budget, -1, lambda near, far: (int(budget.low / far), int(budget.low / near)))
+    above = _first(space, budget, 1, lambda near, far: (int(budget.high * near), int(budget.high * far)))
     return below + above
 
 
 def _first(
-    space: SearchSpace, budget: Budget, key: str, band: Callable[[float, float], tuple[int, int]]
+    space: SearchSpace, budget: Budget, sign: int, band: Callable[[float, float], tuple[int, int]]
 ) -> list[Architecture]:
     """Return the nearest member on one side; search bands that start at the budget and grow fourfold in width."""
     near, width = 1.0, 0.001
@@ -53,7 +53,7 @@ def _first(
             return []
         found = solve_band(space, budget, low, high)
         if len(found):
-            return list(found.top(1, key))
+            return list(found.first(1, lambda members: sign * members.counted))
         near, width = 1 + width, 4 * width
 
 
