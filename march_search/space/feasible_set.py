@@ -126,7 +126,7 @@ class Selection(Sequence[Architecture], ABC):
             kept.append(numbers)
         return self.select(np.concatenate(kept))
 
-    def sample(self, n: int, seed: int) -> Selection:
+    def sample(self, n: int, seed: int) -> "Selection":
         """Return `n` different members, drawn uniformly at random; every subset is equally likely.
 
         The same seed gives the same sample.
@@ -141,7 +141,7 @@ class Selection(Sequence[Architecture], ABC):
         chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else ()
         return self.select(self.at(np.asarray(chosen, dtype=np.int64)))
 
-    def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> Selection:
+    def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> "Selection":
         """Return `n` members that are as different as possible along the axes `by`; see `design.spread_members`.
 
         Args:
@@ -160,7 +160,7 @@ class Selection(Sequence[Architecture], ABC):
         members = self.source.decode(pool)
         return self.select(pool[spread_members(members, n, by or self.source.space.varying, strata)])
 
-    def pareto(self, by: Sequence[str] = OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
+    def pareto(self, by: Sequence[str] = OBJECTIVES, setup: Setup = Setup()) -> "Selection":  # noqa: B008
         """Return the members that no other member dominates, sorted by the first objective, then by the next.
 
         A member dominates another if it is at least as good in all of `by` and better in one. Equal members all stay.
@@ -185,7 +185,7 @@ class Selection(Sequence[Architecture], ABC):
             numbers, points = numbers[optimal], points[optimal]
         return self.select(numbers[np.lexsort(points.T[::-1])])
 
-    def nearest(self, architecture: Architecture, n: int = 1) -> Selection:
+    def nearest(self, architecture: Architecture, n: int = 1) -> "Selection":
         """Return the `n` members nearest to an architecture, which may be a member; ties keep the order of the set.
 
         The distance is `Members.octaves_from`: twice the width, half the width and another activation are equally far.
