@@ -8,6 +8,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.errors import ConfigError, EmptySetError
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve, solve_band
+from march_search.space.named import shipped_spaces_with
 from march_search.space.space import SearchSpace
 
 _SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff")
@@ -18,6 +19,10 @@ _STEPS = {"d_model": 64, "d_kv": 32, "d_ff": 64}
 
 _FURTHER = 64
 """Number of values to try beyond each end of an axis."""
+
+
+AROUND = 'The space "auto" (--space auto) lays ranges around any budget.'
+"""Sentence for a budget outside a space."""
 
 
 def solve_or_explain(space: SearchSpace) -> FeasibleSet:
@@ -71,7 +76,9 @@ def _advice(space: SearchSpace, budget: Budget) -> str:
         return f"Closest: {named}. Widen the tolerance{', or ' * bool(wider)}{wider}."
     end = "largest" if counts[0] < budget.parameters else "smallest"
     advice = f"Widen {wider}" if wider else "No single axis reaches the budget: widen several axes, loosen a rule"
-    return f"The {end} is {named}. {advice}, or change the budget."
+    others = [name for name in shipped_spaces_with(budget) if name != space.name]
+    shipped = f"Shipped spaces that reach it: {', '.join(others)}. " if others else ""
+    return f"The {end} is {named}. {advice}, or change the budget. {shipped}{AROUND}"
 
 
 def _wider_ranges(space: SearchSpace) -> list[str]:
