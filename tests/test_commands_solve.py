@@ -255,7 +255,7 @@ def test_solve_prints_an_overview_that_counts_every_member(
     assert max(map(len, lines)) <= int(columns)
     assert lines[0] == "36,566 architectures have 220,000,000 parameters ± 1.5% (space t5)"
     heading = next(line for line in lines if line.startswith("layers ")).split()
-    rows = [line.split() for line in lines if re.match(r"\d+(–\d+)? ", line)]
+    rows = [line.split() for line in lines if re.match(r"\d+(–\d+)?  ", line)]
     assert all(len(row) == len(heading) for row in rows)
 
     def inside(value: int, label: str) -> bool:
@@ -340,3 +340,17 @@ def test_an_expression_for_an_axis_is_answered_with_the_rule_to_write(command: C
     path.write_text('[axes]\nd_ff = "4 * d_model"\n')
     message = one_line_error(command("solve", "--budget", "220M", "--space", str(path)))
     assert 'rules = ["d_ff == 4 * d_model"]' in message
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/solve.md"])
+def test_a_page_shows_the_overview_as_it_is_printed(
+    page: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = [line.rstrip() for line in command("solve", "--budget", "220M").stdout.splitlines()]
+    text = (Path(__file__).parent.parent / page).read_text().split("36,566 architectures have", 1)[1]
+    shown = ["36,566 architectures have" + line if not i else line for i, line in enumerate(text.splitlines())]
+    end = next(i for i, line in enumerate(shown) if line.startswith(("```", "$ ")))
+    kept = [line for line in shown[:end] if line.strip() not in ("", "…")]
+    assert len(kept) >= 6
+    assert set(kept) <= set(printed)
