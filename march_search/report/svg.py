@@ -30,7 +30,7 @@ ROOM = 1.14
 """Factor on the width of a text, for readers whose font is wider than that of the outlines."""
 
 SERIES = 6
-"""Number of series colours, which colour-blind readers can distinguish too (Okabe and Ito 2008)."""
+"""Number of series colours, which readers with any kind of dichromacy can distinguish, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
