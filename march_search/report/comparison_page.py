@@ -13,8 +13,8 @@ from march_search.report.ranking_figure import SHOWN
 CAPTIONS = {
     "differences": "Left of the line, the second study has the lower loss. Blue: after correction for the number of "
     "architectures, the difference exceeds noise.",
-    "orders": "Each line is an architecture, the best at the top. Lines that cross changed their order; highlighted: one "
-    "of the pairs that both studies separate from noise, in opposite orders.",
+    "orders": "Each line is an architecture, the best at the top. Lines that cross changed their order. Highlighted: a "
+    "pair that both studies separate from noise, in opposite orders.",
 }
 """Caption of each figure, by kind."""
 
