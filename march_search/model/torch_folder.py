@@ -11,7 +11,7 @@ from torch import Tensor
 from march_search.architecture.architecture import Architecture
 from march_search.files.atomic import save_tensors
 
-LOAD = '''"""Load the trained model: `from load import load`, or run this file to see its size. It needs march-search."""
+LOAD = '''"""Load the trained model: `from load import load`, or run this file for its size. It needs march-search."""
 
 import json
 from pathlib import Path
