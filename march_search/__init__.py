@@ -28,7 +28,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> "Any":
-    """Load exported names on demand: most need numpy, `FeasibleSampler` and `TrainingObjective` need Optuna, and `model` needs torch."""
+    """Load exported names on demand: most need numpy, some need Optuna, and `model` needs torch."""
     if name == "model":
         return import_module("march_search.model")
     if name in _HOMES:

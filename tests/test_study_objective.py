@@ -114,7 +114,7 @@ def test_the_script_of_the_documentation_trains_a_feasible_shape(corpus: Path, t
     page = (Path(__file__).parent.parent / "docs" / "optuna.md").read_text(encoding="utf-8")
     before, after = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     new = [line for line in after.splitlines() if line and line not in before.splitlines()]
-    assert len(new) == 5
+    assert len(new) <= 5
     (tmp_path / "my-study.toml").write_text(STUDY.format(corpus=corpus, tokens=4 * 256, vocab_size=512))
     script = after.replace("n_trials=20", "n_trials=1")
     ended = subprocess.run(
