@@ -12,10 +12,15 @@ from march_search.space.budget import Budget
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import stand_ins
 from march_search.study.rungs import notes
+from march_search.study.tracking import check_libraries
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
-    """Return (label, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
+    """Return (label, value) pairs: candidates, tokens, batch arithmetic, data, devices, files, trackers.
+
+    Raises:
+        ConfigError: If the library of a tracker is missing.
+    """
     training, data = config.training, config.data
     budget = chosen.found.budget
     many, seeds, learning_rates = how_many(chosen, config), config.search.seeds, rates(config)
@@ -45,6 +50,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         *([("rungs", note)] if (note := notes(config, many * len(learning_rates))) else []),
         ("devices", _devices(config)),
         ("files", str(root)),
+        *([("tracking", _tracking(config))] if config.tracking.to else []),
     ]  # fmt: skip
 
 
@@ -126,3 +132,9 @@ def _devices(config: StudyConfig) -> str:
     many = "" if devices.ranks == 1 else "es" if noun.endswith("s") else "s"
     together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
     return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {os.cpu_count()} CPU cores"
+
+
+def _tracking(config: StudyConfig) -> str:
+    """Describe where metrics are sent, and check that the libraries are installed."""
+    check_libraries(config.tracking)
+    return f"one run per trial to {' and '.join(config.tracking.to)}, project {config.tracking.project}"
