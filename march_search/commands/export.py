@@ -69,11 +69,11 @@ def _export_model(study: "StudyRecord", text: str, output: Path) -> None:
     """Write the model and the tokenizer of one trial into a new folder."""
     from march_search.analysis.ranking import find_trial
     from march_search.files.atomic import replacing_folder
-    from march_search.model.t5_weights import save_t5
+    from march_search.model.t5_weights import check_t5, save_t5
     from march_search.training import weights
 
     trial = find_trial(study, text)
-    trial.architecture.to_huggingface()  # raises if T5 cannot express it, before anything is read or written
+    check_t5(trial.architecture)  # before anything is read or written
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(output) as partial:
