@@ -114,7 +114,11 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
         metavar="BY",
         help=f"the Pareto set in BY (default: {PARETO}; prefix - to maximize)",
     )
-    other.add_argument("--near", metavar="NAME", help="architectures nearest to NAME, which may be off the budget")
+    other.add_argument(
+        "--near",
+        metavar="NAME|FILE",
+        help="architectures nearest to NAME, a config.json or a public model, which may be off the budget",
+    )
     other.add_argument("--count", action="store_true", help="print only the number of architectures")
     solve.add_argument("--seed", type=natural, metavar="S", help="seed of --sample and --design (default: 0)")
 
@@ -218,7 +222,7 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, fi
 
 def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
     """Return the members to print, and a description of their selection and order."""
-    from march_search.architecture.architecture import Architecture
+    from march_search.architecture.checkpoints import read_architecture
 
     seed, top = options.seed or 0, TOP if options.top is None else options.top
     if options.sample is not None:
@@ -235,7 +239,7 @@ def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> 
     if options.pareto is not None and options.sort is None:
         return chosen[: top or len(chosen)], f"{which}in order of these objectives{more}"
     if options.near is not None:
-        near = Architecture.parse(options.near)
+        near = read_architecture(options.near)
         return found.nearest(near, top), f"nearest to {near} first{more}"
     key = options.sort or "difference"
     return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"
