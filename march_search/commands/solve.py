@@ -41,7 +41,7 @@ OVERVIEW = (
 ADD_DEVICE = "With memory and hours: --device 8xA100."
 """Note below an overview without a device."""
 
-PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second")
+PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
 
 SELECTIONS = ("sample", "design", "pareto", "near", "count")
@@ -70,7 +70,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
         '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
-        "flops_per_token, depth, difference, memory, hours, tokens_per_second; repeatable",
+        "flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, prefill_ms, "
+        "decode_ms; repeatable",
     )
     solve.add_argument(
         "--top",
