@@ -117,17 +117,24 @@ def read_architecture(text: str) -> Architecture:
     word = text.strip()
     if word.lower() in CHECKPOINTS:
         return Architecture.parse(CHECKPOINTS[word.lower()])
-    path = Path(word)
-    if path.is_dir():
-        path = path / "config.json"
-    if path.suffix == ".json" or path.is_file():
-        return Architecture.from_huggingface(path)
     if re.match(r"L\d", word):
         return Architecture.parse(word)
+    if path := _config_file(word):
+        return Architecture.from_huggingface(path)
     raise ArchitectureError(
-        f"{shown(word)} is not an architecture: use a name such as L12-D768-H12x64-F3072-geglu, the path of a "
+        f"{shown(word)} is not an architecture name: use one such as L12-D768-H12x64-F3072-geglu, the path of a "
         f"config.json, or a public model. {nearest_checkpoint(word)}"
     )
+
+
+def _config_file(text: str) -> Path | None:
+    """Return the file that the text names, or the config.json in the folder that it names; None if there is neither."""
+    path = Path(text)
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        return path if path.suffix == ".json" or path.is_file() else None
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return None
 
 
 def nearest_checkpoint(word: str) -> str:
