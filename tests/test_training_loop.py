@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from march_search.data.batches import Batches
 from march_search.data.ngrams import reference_nats
 from march_search.data.store import Store
 from march_search.data.text_bytes import bits_per_nat
+from march_search.errors import ConfigError
 from march_search.files.json_tables import write_json
 from march_search.training.optimizer import schedule
 from march_search.trial import outcome
@@ -360,6 +362,36 @@ def test_schedules_rise_and_fall_as_configured() -> None:
     assert [round(wsd(step), 3) for step in range(11)] == [0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]
     root = schedule(TrainingConfig(**stable))
     assert [round(root(step), 3) for step in range(5, 11)] == [1, 1, 0.5, 0.293, 0.134, 0]
+
+
+def test_a_stable_trial_decays_at_its_end_and_the_z_loss_changes_gradients_only(make_trial: MakeTrial) -> None:
+    few = {"tokens": 8 * 256, "evaluations": 1, "checkpoints": 0, "schedule": "wsd", "decay_fraction": 0.5}
+    plain, pulled = make_trial("plain", **few), make_trial("pulled", **few, z_loss=0.01)
+    for folder in (plain, pulled):
+        ended = train(folder)
+        assert ended.returncode == 0, ended.stderr
+    rates = [line["learning_rate"] for line in lines(plain, "train")]
+    assert rates == pytest.approx([1e-2] * 5 + [5e-3, 1e-2 * (1 - 0.5**0.5), 1e-2 * (1 - 0.75**0.5)])
+    first, *others = zip(lines(plain, "train"), lines(pulled, "train"), strict=True)
+    assert first[0]["loss"] == first[1]["loss"]
+    assert first[0]["gradient_norm"] != first[1]["gradient_norm"]
+    assert any(one["loss"] != other["loss"] for one, other in others)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"z_loss": 2.0}, r"z_loss must be in \[0, 1\], not 2.0; PaLM uses 1e-4"),
+        ({"decay_fraction": 0.0}, r"decay_fraction must be in \(0, 1\], not 0.0"),
+        (
+            {"schedule": "wsd", "warmup_tokens": 40 * 256},
+            r"warmup_tokens \(10,240\) and the decay of wsd \(2,560 tokens, decay_fraction 0.2\) exceed tokens",
+        ),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(changed: dict, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        replace(TINY_TRAINING, **changed)
 
 
 def test_weight_decay_excludes_norms_keys_and_position_tables() -> None:

@@ -16,7 +16,7 @@ CLIENT_BLOCKS = ("optimizer", "scheduler")
 """Blocks that are checked but not passed on, because trials pass DeepSpeed their own optimizer and schedule."""
 
 _SCHEDULERS = {"constant": "WarmupLR", "linear": "WarmupDecayLR", "cosine": "WarmupCosineLR"}
-"""DeepSpeed's name of each schedule."""
+"""DeepSpeed's name of each schedule; it has none for `wsd`."""
 
 
 class Owned(NamedTuple):
@@ -147,7 +147,8 @@ def _scheduler_keys(training: TrainingConfig) -> dict[str, tuple[tuple[Any, ...]
     """Return the keys of the scheduler block that settings of [training] determine."""
     warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
     rate, end = training.learning_rate, training.final_learning_rate
-    kind: tuple[tuple[Any, ...], str] = (_SCHEDULERS[training.schedule],), f'schedule is "{training.schedule}"'
+    named = (_SCHEDULERS[training.schedule],) if training.schedule in _SCHEDULERS else ()
+    kind: tuple[tuple[Any, ...], str] = named, f'schedule is "{training.schedule}"'
     if training.schedule == "linear" and end:  # WarmupDecayLR always ends at 0
         kind = (), f"final_learning_rate is {end}"
     return {

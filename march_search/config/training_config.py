@@ -39,11 +39,20 @@ class TrainingConfig:
     """Term added to AdamW's denominator for numerical stability; above 0."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices. Norms, no-op keys and position tables are not decayed."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    z_loss: float = 0.0
+    """Coefficient of the z-loss, z_loss · log(Z)² per target token, in [0, 1]. It keeps logits from drifting (PaLM uses
+    1e-4: Chowdhery et al. 2022, arXiv 2204.02311). All recorded losses leave it out."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
     """Learning rate after the warm-up. `constant`: stays at the peak. `linear`, `cosine`: decays to
-    `final_learning_rate` at the end of the data budget."""
+    `final_learning_rate` at the end of the data budget. `wsd`: stays at the peak and decays over the last
+    `decay_fraction` of the budget (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395)."""
+    decay_fraction: float = 0.2
+    """Fraction of `tokens` over which `wsd` decays, in (0, 1], rounded to whole steps."""
+    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """How `wsd` decays: linearly, or as 1 - √(fraction of the decay that is done), which Hägele et al. 2024 (arXiv
+    2405.18392) found slightly better."""
     final_learning_rate: float = 0.0
-    """Final learning rate of `linear` and `cosine`, as a fraction of the peak, in [0, 1]."""
+    """Final learning rate of `linear`, `cosine` and `wsd`, as a fraction of the peak, in [0, 1]."""
     warmup_tokens: int = 0
     """Tokens over which the learning rate rises linearly from 0 to its peak; at most `tokens`."""
     gradient_clipping: float = 1.0
@@ -105,6 +114,16 @@ class TrainingConfig:
             yield "[training]: evaluations and micro_batch_sequences must be at least 1."
         if max(self.evaluations, self.checkpoints) > MOST_STOPS:
             yield f"[training]: evaluations and checkpoints must be at most {MOST_STOPS:,}."
+        if not 0 <= self.z_loss <= 1:
+            yield f"[training]: z_loss must be in [0, 1], not {self.z_loss}; PaLM uses 1e-4."
+        if not 0 < self.decay_fraction <= 1:
+            yield f"[training]: decay_fraction must be in (0, 1], not {self.decay_fraction}."
+        elif self.schedule == "wsd" and self.warmup_tokens > self.tokens - self.decay_tokens(self.tokens):
+            yield (
+                f"[training]: warmup_tokens ({self.warmup_tokens:,}) and the decay of wsd "
+                f"({self.decay_tokens(self.tokens):,} tokens, decay_fraction {self.decay_fraction:g}) exceed tokens "
+                f"({self.tokens:,})."
+            )
         if self.final_learning_rate > 1:
             yield f"[training]: final_learning_rate must not exceed 1, not {self.final_learning_rate}."
 
@@ -127,6 +146,10 @@ class TrainingConfig:
                     f"[training]: evaluate_at contains {tokens:,}; each value must be a multiple of "
                     f"global_batch_tokens ({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
                 )
+
+    def decay_tokens(self, end: int) -> int:
+        """Return the tokens over which `wsd` decays if it ends after `end` tokens: whole steps, at least one."""
+        return max(1, round(end * self.decay_fraction / self.global_batch_tokens)) * self.global_batch_tokens
 
     @property
     def steps(self) -> int:

@@ -148,6 +148,7 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_
     training, base = config.training, base_shape(config.training)
     torch.manual_seed(config.seed)
     model = build(architecture, training.init, training.activation_checkpointing, base)
+    model.z_loss = training.z_loss
     groups = parameter_groups(model, base)
     if rank_info.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])

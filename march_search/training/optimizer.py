@@ -72,19 +72,30 @@ def _rates(model: nn.Module, base: Architecture | None) -> dict[int, float]:
     return rates
 
 
+DECAYS: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "1-sqrt": lambda done: 1 - math.sqrt(done),
+}
+"""Learning rate during the decay, from 1 to 0, as a function of the fraction of the decay that is done."""
+
+
 def schedule(training: TrainingConfig) -> Callable[[int], float]:
     """Return the factor as a function of the step: a linear rise over `warmup_tokens`, then the configured schedule."""
     warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
-    end = training.final_learning_rate
+    end, start, is_wsd = training.final_learning_rate, warmup, training.schedule == "wsd"
+    decay = DECAYS[training.decay_shape if is_wsd else training.schedule]
+    if is_wsd:
+        start = training.steps - training.decay_tokens(training.tokens) // training.global_batch_tokens
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        if training.schedule == "constant":
+        if training.schedule == "constant" or step < start:
             return 1.0
-        done = min(1.0, (step - warmup) / max(1, training.steps - warmup))
-        left = 1 - done if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return end + (1 - end) * left
+        done = min(1.0, (step - start) / max(1, training.steps - start))
+        return end + (1 - end) * decay(done)
 
     return factor
 
