@@ -357,7 +357,8 @@ def test_schedules_rise_and_fall_as_configured() -> None:
     assert cosine(55) == pytest.approx(0.55)
     assert cosine(100) == pytest.approx(0.1)
     assert schedule(TINY_TRAINING)(11) == 1.0
-    stable = recipe | {"schedule": "wsd", "decay_fraction": 0.4}
+    stable = {"tokens": 10 * 256, "global_batch_tokens": 256, "warmup_tokens": 2 * 256}
+    stable |= {"schedule": "wsd", "decay_fraction": 0.4}
     wsd = schedule(TrainingConfig(**stable, decay_shape="linear", final_learning_rate=0.1))
     assert [round(wsd(step), 3) for step in range(11)] == [0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]
     root = schedule(TrainingConfig(**stable))
@@ -371,7 +372,7 @@ def test_a_stable_trial_decays_at_its_end_and_the_z_loss_changes_gradients_only(
         ended = train(folder)
         assert ended.returncode == 0, ended.stderr
     rates = [line["learning_rate"] for line in lines(plain, "train")]
-    assert rates == pytest.approx([1e-2] * 5 + [5e-3, 1e-2 * (1 - 0.5**0.5), 1e-2 * (1 - 0.75**0.5)])
+    assert rates == pytest.approx([1e-2] * 4 + [5e-3, 1e-2 * (1 - 0.5**0.5), 1e-2 * (1 - 0.75**0.5), 0])
     first, *others = zip(lines(plain, "train"), lines(pulled, "train"), strict=True)
     assert first[0]["loss"] == first[1]["loss"]
     assert first[0]["gradient_norm"] != first[1]["gradient_norm"]
