@@ -21,6 +21,10 @@ class TrainingConfig:
     micro_batch_sequences: int | None = None
     """Examples per micro batch on each rank; must divide the rank's share of the global batch. None uses the largest
     number that is predicted to fit into memory. Halved if memory runs out."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer. `muon`: Muon for the matrices of layers (queries, keys, values, gate and up each by itself), AdamW for
+    embeddings, norms, output layer and tables. Its steps are as large as AdamW's, so that one `learning_rate` serves
+    both. Its momentum is 0.95; `betas` and `epsilon` are AdamW's. Needs ZeRO stage 2 or less, without offloading."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW, in (0, 10). With `learning_rate_scaling = "width"`, the peak for a model of
     `base_shape`."""
@@ -110,22 +114,33 @@ class TrainingConfig:
                 yield f"[training]: {name} must not be negative, got {getattr(self, name)}."
         if self.epsilon <= 0:
             yield f"[training]: epsilon must be above 0, not {self.epsilon}."
+        yield from self._recipe_faults()
         if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
             yield "[training]: evaluations and micro_batch_sequences must be at least 1."
         if max(self.evaluations, self.checkpoints) > MOST_STOPS:
             yield f"[training]: evaluations and checkpoints must be at most {MOST_STOPS:,}."
+        if self.final_learning_rate > 1:
+            yield f"[training]: final_learning_rate must not exceed 1, not {self.final_learning_rate}."
+
+    def _recipe_faults(self) -> Iterator[str]:
+        """Yield one sentence for each refused setting of the optimizer, the z-loss and the decay."""
+        if self.optimizer == "muon" and self.zero_stage == 3:
+            yield (
+                '[training]: optimizer "muon" needs whole matrices, but zero_stage 3 partitions them: set zero_stage '
+                "to 2 or less."
+            )
         if not 0 <= self.z_loss <= 1:
             yield f"[training]: z_loss must be in [0, 1], not {self.z_loss}; PaLM uses 1e-4."
         if not 0 < self.decay_fraction <= 1:
             yield f"[training]: decay_fraction must be in (0, 1], not {self.decay_fraction}."
-        elif self.schedule == "wsd" and self.warmup_tokens > self.tokens - self.decay_tokens(self.tokens):
+        elif self.schedule != "wsd" or self.global_batch_tokens < 1:
+            return
+        elif self.warmup_tokens > self.tokens - self.decay_tokens(self.tokens):
             yield (
                 f"[training]: warmup_tokens ({self.warmup_tokens:,}) and the decay of wsd "
                 f"({self.decay_tokens(self.tokens):,} tokens, decay_fraction {self.decay_fraction:g}) exceed tokens "
                 f"({self.tokens:,})."
             )
-        if self.final_learning_rate > 1:
-            yield f"[training]: final_learning_rate must not exceed 1, not {self.final_learning_rate}."
 
     def _token_faults(self) -> Iterator[str]:
         """Yield one sentence for each refused number of tokens."""

@@ -34,6 +34,10 @@ class Setup:
     """ZeRO stage; bf16 uses at least 1."""
     checkpointing: bool = False
     """Whether the backward pass recomputes the activations of each layer."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer; Muon keeps one moment of the matrices of layers instead of two."""
+    global_batch_tokens: int = 1_048_576
+    """Tokens per optimizer step, over which the work of Muon is spread."""
     compiled: bool = False
     """Whether torch.compile fuses the operations of each layer."""
 
@@ -70,4 +74,6 @@ def study_setup(config: StudyConfig | TrialConfig, device: Any = STUDY_DEVICES) 
         precision=training.precision,
         zero_stage=training.zero_stage,
         checkpointing=training.activation_checkpointing,
+        optimizer=training.optimizer,
+        global_batch_tokens=training.global_batch_tokens,
     )

@@ -38,6 +38,7 @@ from march_search.training.engine import (
     use_deterministic_operations,
 )
 from march_search.training.metrics_file import MetricsFile
+from march_search.training.muon import MuonAndAdamW
 from march_search.training.optimizer import AdamW, parameter_groups, schedule
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.timing import Phases, Utilisation
@@ -141,7 +142,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
 
 
 def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_info: RankInfo) -> Any:
-    """Build the model, AdamW and the schedule under DeepSpeed; record the parameter groups in optimizer_groups.json."""
+    """Build the model, optimizer and schedule under DeepSpeed; record the groups in optimizer_groups.json."""
     quiet_deepspeed(rank_info.device)
     import deepspeed
 
@@ -149,10 +150,10 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_
     torch.manual_seed(config.seed)
     model = build(architecture, training.init, training.activation_checkpointing, base)
     model.z_loss = training.z_loss
-    groups = parameter_groups(model, base)
+    groups = parameter_groups(model, base, training.optimizer)
     if rank_info.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
-    optimizer = AdamW(
+    optimizer = (MuonAndAdamW if training.optimizer == "muon" else AdamW)(
         [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
