@@ -168,7 +168,7 @@ def _scheduler_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ..
     }
 
 
-def _fixed_keys(training: TrainingConfig) -> dict[str, Owned]:
+def _fixed_keys(training: "TrainingConfig") -> dict[str, Owned]:
     """Return the keys whose values are the same in all studies with the same optimizer."""
     is_muon = training.optimizer == "muon"
     optimizer = '[training] optimizer is "muon"' if is_muon else "march-search trains with torch's AdamW"
