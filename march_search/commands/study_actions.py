@@ -130,6 +130,7 @@ def _print_status(
         Column(key="state", heading="state", short="state", left=True),
         Column(key="tokens", heading="tokens", short="tokens", show=si),
         Column(key="loss", heading="loss", short="loss", show=lambda value: f"{value:.4f}"),
+        Column(key="bits_per_byte", heading="bits/byte", short="b/B", show="{:.4f}".format, wide_only=True),
         Column(key="retries", heading="retries", short="retries", wide_only=True),
         Column(key="worker", heading="worker", short="worker", left=True, wide_only=True),
     )

@@ -43,7 +43,8 @@ FAMILIAR = {
     "warmup_ratio": f"training.warmup_tokens to {{key}} × {_TOKENS}",
     **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad", "gradient_clip_val"), _CLIP),
     **dict.fromkeys(
-        ("lr_scheduler", "lr_scheduler_type", "scheduler"), 'training.schedule to "constant", "linear" or "cosine"'
+        ("lr_scheduler", "lr_scheduler_type", "scheduler"),
+        'training.schedule to "constant", "linear", "cosine" or "wsd"',
     ),
     "eval_steps": f"training.evaluations to {_TOKENS} / (eval_steps × {_BATCH})",
     "save_steps": f"training.checkpoints to {_TOKENS} / (save_steps × {_BATCH})",

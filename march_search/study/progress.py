@@ -79,7 +79,8 @@ class StudyProgress:
 
     def line(self, number: int, line: dict[str, Any]) -> None:
         """Show a metric line of a running trial."""
-        last = self._last[number] = self._last[number] | line | {f"{line['kind']}_loss": line["loss"]}
+        own = {f"{line['kind']}_{key}": line.get(key) for key in ("loss", "bits_per_byte")}
+        last = self._last[number] = self._last[number] | line | own
         if self._live:
             self._bars.update(self._tasks[number], completed=line["tokens"], text=self._text(last))
         elif line["kind"] == "evaluation":
@@ -95,7 +96,10 @@ class StudyProgress:
         """Return a running trial's tokens, loss, speed and time left as text."""
         parts = [f"{si(last['tokens'])}/{si(self._tokens)}" + " tokens" * self._wide]
         if "evaluation_loss" in last:
-            parts.append(f"loss {last['evaluation_loss']:.3f}")
+            bits = last.get("evaluation_bits_per_byte")
+            parts.append(
+                f"loss {last['evaluation_loss']:.3f}" + (f" ({bits:.3f} bits/byte)" if bits and self._wide else "")
+            )
         speed = last.get("tokens_per_second")
         if speed:
             left = duration((self._tokens - last["tokens"]) / speed)

@@ -62,12 +62,13 @@ def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[Frozen
         attrs, lease = trial.user_attrs, Lease.of(trial)
         metrics = read_metrics(folder.of_trial(trial))
         speeds = [line["tokens_per_second"] for line in metrics.lines if line.get("tokens_per_second")]
-        losses = [line["loss"] for line in metrics.of_kind("evaluation")]
+        last = (metrics.of_kind("evaluation") or ({},))[-1]
         rows.append({
             "trial": trial_number(trial), "name": attrs["architecture"], "seed": attrs["seed"],
             "learning_rate": attrs.get("learning_rate", config.training.learning_rate), "state": trial_state(trial),
             "tokens": metrics.tokens,
-            "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
+            "until": plan.targets.get(trial.number), "loss": last.get("loss"),
+            "bits_per_byte": last.get("bits_per_byte"),
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
             "worker": lease.worker if trial.state == TrialState.RUNNING else None,
             "retries": lease.retries, "spent_tokens": lease.spent, "reason": attrs.get("reason"),
