@@ -48,9 +48,24 @@ class Candidates:
 
 
 def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
-    """Return the search space with the study's parameter budget; a file in `folder` precedes a shipped space."""
+    """Return the search space with the study's parameter budget, and its vocabulary where the space leaves that open.
+
+    A file in `folder` precedes a shipped space.
+
+    Raises:
+        ConfigError: If the space or the budget is not valid, or if space and study set different vocabularies.
+    """
     beside = folder / config.space
     space = SearchSpace.load(beside if beside.is_file() else config.space)
+    vocabulary = (config.data.vocab_size,)
+    if space.vocab_size_is_open:
+        space = replace(space, axes=space.axes | {"vocab_size": vocabulary})
+    elif space.axes["vocab_size"] != vocabulary and config.search.strategy != "list":
+        sizes = " or ".join(f"{size:,}" for size in space.axes["vocab_size"])
+        raise ConfigError(
+            f"[data] vocab_size is {config.data.vocab_size:,}, but [axes] vocab_size of the space {space.name} is "
+            f"{sizes}: remove one of the two, or make them equal."
+        )
     if config.budget is None and config.tolerance is None and space.budget is not None:
         return space
     return space.with_budget(config.budget, config.tolerance)
