@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 
 from march_search import Architecture, SearchSpace, solve
-from march_search.errors import BudgetError
+from march_search.config import DataConfig, StudyConfig
+from march_search.errors import BudgetError, ConfigError
 from march_search.space.auto import VOCAB_SIZES, automatic_space, automatic_table, typical_vocab_size
+from march_search.space.budget import Budget
+from march_search.study.candidates import load_space
 
 
 @pytest.mark.parametrize("structure", ["encoder-decoder", "decoder-only"])
@@ -53,3 +58,13 @@ def test_the_table_is_a_space_file():
     )
     assert [rule.text for rule in SearchSpace.from_table(table).rules] == table["rules"]
     assert table["budget"] == {"parameters": "3M", "tolerance": "2%"}
+
+
+def test_a_study_may_take_the_space_auto_with_the_vocabulary_of_its_data(tmp_path: Path) -> None:
+    config = StudyConfig(space="auto", budget="3M", tolerance="1%", data=DataConfig(vocab_size=1024))
+    space = load_space(config, tmp_path)
+    assert space.axes["vocab_size"] == (1024,)
+    assert space.budget == Budget.parse("3M", "1%")
+    assert len(solve(space)) > 100
+    with pytest.raises(ConfigError, match='the space "auto" is laid around a budget'):
+        load_space(StudyConfig(space="auto"), tmp_path)

@@ -16,6 +16,7 @@ from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.infeasible import solve_or_explain
+from march_search.space.named import named_space
 from march_search.space.space import SearchSpace
 from march_search.study.warm_start import Prior, best_members, read_priors
 
@@ -56,7 +57,8 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
         ConfigError: If the space or the budget is not valid, or if space and study set different vocabularies.
     """
     beside = folder / config.space
-    space = SearchSpace.load(beside if beside.is_file() else config.space)
+    name = beside if beside.is_file() else config.space
+    space = named_space(name, config.budget, config.tolerance, vocab_size=config.data.vocab_size)
     vocabulary = (config.data.vocab_size,)
     if space.vocab_size_is_open:
         space = replace(space, axes=space.axes | {"vocab_size": vocabulary})
@@ -66,9 +68,7 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
             f"[data] vocab_size is {config.data.vocab_size:,}, but [axes] vocab_size of the space {space.name} is "
             f"{sizes}: remove one of the two, or make them equal."
         )
-    if config.budget is None and config.tolerance is None and space.budget is not None:
-        return space
-    return space.with_budget(config.budget, config.tolerance)
+    return space
 
 
 def structure(listed: Sequence[str], space: SearchSpace) -> str:

@@ -9,11 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from march_search.config.counts import parse_parameters
 from march_search.config.data_config import DataConfig
 from march_search.config.loader import as_count
 from march_search.config.training_config import TrainingConfig
 from march_search.data.vocabulary import padded_size
 from march_search.errors import MarchSearchError
+from march_search.space.auto import typical_vocab_size
+from march_search.space.named import AUTO
 from march_search.space.space import SearchSpace
 from march_search.study import gpus
 
@@ -129,9 +132,11 @@ def cpu_batch(tokens: int, unit: int) -> int | None:
 
 def _vocab_size(table: Mapping[str, Any], data: Mapping[str, Any], base: Path) -> tuple[int, str] | None:
     """Return the vocabulary size that the space or the tokenizer sets, and which of them; None if neither does."""
-    space, tokenizer = table.get("space"), data.get("tokenizer")
+    space, tokenizer, budget = table.get("space"), data.get("tokenizer"), table.get("budget")
     try:
-        if isinstance(space, str):
+        if space == AUTO and tokenizer is None and isinstance(budget, str):
+            return typical_vocab_size(parse_parameters(budget)), f"the space {AUTO}"
+        if isinstance(space, str) and space != AUTO:
             beside = base / space
             loaded = SearchSpace.load(beside if beside.is_file() else space)
             if not loaded.vocab_size_is_open and len(loaded.axes["vocab_size"]) == 1:
