@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_worker
+from march_search.commands import study_actions, study_new, study_worker
 from march_search.commands.options import (
     STUDY_HELP,
     add_action,
@@ -34,6 +34,7 @@ def add(study: argparse.ArgumentParser) -> None:
     add_format(listing, holds="one row per study")
     add_examples(listing, "march-search study list", "march-search study list --root /shared/runs")
     listing.set_defaults(run=run_list)
+    study_new.add_actions(actions)
     running = add_action(actions, "run", "train the trials of a study; run it again to resume after an interruption")
     running.add_argument("study", metavar="STUDY", nargs="?", help=STUDY_HELP)
     running.add_argument(
@@ -123,7 +124,8 @@ def run_study(options: argparse.Namespace) -> int:
         names = ("dry_run", "extend", "device", "rate")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
-    config, base = study.load()
+    named = options.dry_run and options.device
+    config, base, notes = study.loaded(("cpu" if options.device.lower() == "cpu" else "cuda") if named else None)
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
     if plan is not None:
@@ -138,6 +140,7 @@ def run_study(options: argparse.Namespace) -> int:
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         rows = [("overrides", " ".join(study.overrides))] if study.overrides else []
         rows += plan_rows(config, chosen, data_summary, folder.path)
+        rows += [("chosen", note) for note in notes]
         if not options.dry_run:
             _check_start(study, config, options.extend)
         device = None

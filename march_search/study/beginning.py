@@ -1,5 +1,6 @@
 """Size a new study so that its plan fits a number of minutes, from the speed of its device and the size of its text."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from march_search.config import (
 from march_search.config.counts import parse_parameters
 from march_search.config.search_config import LEAST_STEPS
 from march_search.data import corpora
+from march_search.data.sources import Embedded, Local
 from march_search.errors import ConfigError, DataError, UsageError
 from march_search.space.auto import VOCAB_SIZES, typical_vocab_size
 from march_search.space.named import AUTO
@@ -72,10 +74,8 @@ def text_bytes(corpus: str, base: Path) -> int | None:
     Raises:
         DataError: If the corpus does not exist.
     """
-    identity = getattr(corpora.source(DataConfig(corpus=corpus), base), "_bytes", None)
-    if identity is not None:
-        return int(identity())
-    return 4_900_000 if corpus == "wikipedia-summaries" else None
+    source = corpora.source(DataConfig(corpus=corpus), base)
+    return source.num_bytes() if isinstance(source, Local | Embedded) else None
 
 
 def draft(wish: Wish, num_bytes: int | None) -> StudyConfig:
@@ -141,43 +141,43 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
             f"{wish.corpus} has {num_bytes:,} bytes of text, but a study of {wish.budget} needs about {needed:,.0f}: "
             "add text, or use another --corpus."
         )
-    best = None
+    fits: StudyConfig | None = None
+    shortest = float("inf")
     for shapes in SHAPES:
         sized = replace(config, search=replace(config.search, trials=shapes))
         try:
             chosen = candidates.choose(sized, Path())
         except ConfigError:  # fewer shapes are feasible
             continue
-
-        def most(
-            tokens: int, sized: StudyConfig = sized, chosen: candidates.Candidates = chosen
-        ) -> tuple[float, StudyConfig]:
-            training = replace(sized.training, tokens=tokens, global_batch_tokens=_batch(config, tokens))
-            whole = tokens // training.global_batch_tokens * training.global_batch_tokens
-            training = replace(training, tokens=whole, warmup_tokens=training.global_batch_tokens * 20)
-            tried = replace(sized, training=training)
-            return seconds(tried, priced_plan(tried, chosen, device)), tried
-
-        low, high = least, max(least, limit)
-        shortest, tried = most(low)
-        if shortest > SPARED * wish.seconds:
-            best = best or (shortest, None)
-            best = (min(best[0], shortest), best[1])
+        tried = _with_tokens(sized, least)
+        time = seconds(tried, priced_plan(tried, chosen, device))
+        shortest = min(shortest, time)
+        if time > SPARED * wish.seconds:
             continue
+        low, high = least, max(least, limit)
         for _ in range(40):
             middle = (low + high) // 2
-            low, high = (middle, high) if most(middle)[0] <= SPARED * wish.seconds else (low, middle)
-        tried = most(low)[1]
-        best = (0.0, tried)
-        if tried.training.steps >= STEPS * 0.9 or shapes == SHAPES[-1]:
-            return tried
-    if best is not None and best[1] is not None:
-        return best[1]
-    minutes = (best[0] if best else wish.seconds) / SPARED / 60
+            tried = _with_tokens(sized, middle)
+            within = seconds(tried, priced_plan(tried, chosen, device)) <= SPARED * wish.seconds
+            low, high = (middle, high) if within else (low, middle)
+        fits = _with_tokens(sized, low)
+        if fits.training.steps >= 0.9 * STEPS:
+            return fits
+    if fits is not None:
+        return fits
     raise UsageError(
-        f"{wish.seconds / 60:g} minutes are too few for a study of {wish.budget}: use at least {minutes:,.1f}, or a "
-        "smaller --budget."
+        f"{wish.seconds / 60:g} minutes are too few for a study of {wish.budget}: use at least "
+        f"{math.ceil(shortest / SPARED / 60):,}, or a smaller --budget."
     )
+
+
+def _with_tokens(config: StudyConfig, tokens: int) -> StudyConfig:
+    """Return the study with about this data budget, in whole steps of a batch that suits it."""
+    batch = _batch(config, tokens)
+    training = replace(
+        config.training, tokens=tokens // batch * batch, global_batch_tokens=batch, warmup_tokens=20 * batch
+    )
+    return replace(config, training=training)
 
 
 def _batch(config: StudyConfig, tokens: int) -> int:
