@@ -108,7 +108,7 @@ def test_mig_instances_of_one_gpu_are_claimed_by_their_own_uuids(monkeypatch: py
 
 def test_the_reason_why_torch_finds_no_gpu_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    uuids, reason = gpus._found()
+    uuids, reason, _ = gpus._found()
     if uuids:
         pytest.skip("this machine has a GPU")
     assert reason  # such as: Torch not compiled with CUDA enabled
