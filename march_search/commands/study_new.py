@@ -176,7 +176,7 @@ evaluations = {training.evaluations}                  # per trial
 checkpoints = {training.checkpoints}                  # per trial; an interrupted trial resumes from the last
 
 [devices]
-kind = {json.dumps(config.devices.kind)}
+kind = {json.dumps(config.devices.kind)}  # cpu, or cuda for GPUs
 ranks = 1                        # processes per trial
 parallel_trials = {config.devices.parallel_trials}              # {cores}
 """
@@ -186,4 +186,4 @@ parallel_trials = {config.devices.parallel_trials}              # {cores}
 def _aligned(line: str) -> str:
     """Return a line of TOML with its comment in a column of its own."""
     setting, sign, comment = line.partition("  # ")
-    return f"{setting.rstrip():<33}# {comment.strip()}" if sign else line
+    return f"{setting.rstrip():<32} # {comment.strip()}" if sign else line
