@@ -62,7 +62,9 @@ def make_study(folder: Path, table: object, settings: str = "") -> str:
 
 
 def test_deepspeeds_configuration_is_complete() -> None:
-    training = TrainingConfig(tokens=2**21, global_batch_tokens=2**20, micro_batch_sequences=32, zero_stage=2)
+    training = TrainingConfig(
+        tokens=2**21, global_batch_tokens=2**20, micro_batch_sequences=32, zero_stage=2, precision="bf16"
+    )
     config = ds_config(training, BatchPlan.of(training, DataConfig(), ranks=8))
     assert config["train_batch_size"] == 2048 == 32 * 8 * config["gradient_accumulation_steps"]
     assert config["zero_optimization"]["stage"] == 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_worker
+from march_search.commands import study_actions, study_new, study_worker
 from march_search.commands.options import (
     STUDY_HELP,
     add_action,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from march_search.commands.studies import NamedStudy
     from march_search.config.study_config import StudyConfig
     from march_search.study.candidates import Candidates
+    from march_search.study.defaults import DeviceType
 
 
 def add(study: argparse.ArgumentParser) -> None:
@@ -34,6 +35,7 @@ def add(study: argparse.ArgumentParser) -> None:
     add_format(listing, holds="one row per study")
     add_examples(listing, "march-search study list", "march-search study list --root /shared/runs")
     listing.set_defaults(run=run_list)
+    study_new.add_actions(actions)
     running = add_action(actions, "run", "train the trials of a study; run it again to resume after an interruption")
     running.add_argument("study", metavar="STUDY", nargs="?", help=STUDY_HELP)
     running.add_argument(
@@ -123,7 +125,7 @@ def run_study(options: argparse.Namespace) -> int:
         names = ("dry_run", "extend", "device", "rate")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
-    config, base = study.load()
+    config, base, notes = study.loaded(_planned_type(options))
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
     if plan is not None:
@@ -137,7 +139,7 @@ def run_study(options: argparse.Namespace) -> int:
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         rows = [("overrides", " ".join(study.overrides))] if study.overrides else []
-        rows += plan_rows(config, chosen, data_summary, folder.path)
+        rows += plan_rows(config, chosen, data_summary, folder.path) + [("chosen", note) for note in notes]
         if not options.dry_run:
             _check_start(study, config, options.extend)
         device = None
@@ -182,6 +184,13 @@ def _asked(options: argparse.Namespace) -> "NamedStudy":
     if study.file is None and overrides:
         raise UsageError(f"{overrides[0]} has no effect on the folder of {study.name}: name its TOML file instead.")
     return study
+
+
+def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
+    """Return the type of the device that a plan is printed for; None for that of this machine."""
+    if not options.dry_run or options.device is None:
+        return None
+    return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 
 
 def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:

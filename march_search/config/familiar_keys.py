@@ -58,6 +58,13 @@ FAMILIAR = {
 """What to set instead of a key of another program, with the arithmetic between the two; `{key}` is the key itself."""
 
 
+REFUSED_VALUES = {
+    ("training.precision", "fp16"): "fp16 gradients underflow and need a loss scale, which skips steps, so that shapes "
+    'would not train on the same tokens: use "bf16", which is as fast and as small, or "fp32".',
+}
+"""Why a value that other programs take is refused, and what to use instead, by key and value."""
+
+
 def other_place(key: str, paths: Mapping[str, str]) -> str:
     """Return the end of the sentence about an unknown key: what to use instead; empty if that is not known.
 

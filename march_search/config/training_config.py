@@ -17,7 +17,9 @@ class TrainingConfig:
     tokens: int = 1000 * 1_048_576
     """Data budget: tokens of text per trial, before span corruption; a multiple of `global_batch_tokens`."""
     global_batch_tokens: int = 1_048_576
-    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`."""
+    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`. If a study on a CPU
+    leaves it out, it is the largest divisor of `tokens` that gives at least 1,000 steps and at most 8,192 tokens per
+    step; it is chosen once, when the study starts, and recorded."""
     micro_batch_sequences: int | None = None
     """Examples per micro batch on each rank; must divide the rank's share of the global batch. None uses the largest
     number that is predicted to fit into memory. Halved if memory runs out."""
@@ -61,8 +63,10 @@ class TrainingConfig:
     """Tokens over which the learning rate rises linearly from 0 to its peak; at most `tokens`."""
     gradient_clipping: float = 1.0
     """Global gradient norm to which gradients are clipped; 0 disables clipping."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32.
+    `auto` is `bf16` on GPUs and CPUs that have it in hardware, else `fp32`; it is resolved once, when the study starts,
+    and recorded."""
     deterministic: bool = False
     """Whether to use only operations whose results do not vary from run to run. On a CPU, all are. On a GPU, some
     backward passes sum in a varying order, so a trial that is repeated or resumed agrees in its data and settings, but

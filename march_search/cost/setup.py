@@ -75,7 +75,7 @@ def study_setup(config: "StudyConfig | TrialConfig", device: Any = STUDY_DEVICES
         noise_density=data.noise_density,
         mean_span_length=data.mean_span_length,
         micro_batch=config.batch.micro_batch,
-        precision=training.precision,
+        precision="fp32" if training.precision == "fp32" else "bf16",  # "auto" is resolved when a study is loaded
         zero_stage=training.zero_stage,
         checkpointing=training.activation_checkpointing,
         compiled=training.compile == "layers",
