@@ -71,12 +71,13 @@ def cluster() -> Iterator[dict[str, str]]:
     """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    daemons: list[subprocess.Popen[bytes]] = []
     try:
         _configure(folder)
-        _start(folder, environment)
+        _start(folder, environment, daemons)
         yield environment
     finally:
-        _end(environment["SLURM_CONF"])
+        _end(environment["SLURM_CONF"], daemons)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -98,14 +99,13 @@ def _configure(folder: Path) -> None:
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
 
-def _start(folder: Path, environment: dict[str, str]) -> None:
-    """Start munge, the controller and the node, and wait until the node takes jobs."""
+def _start(folder: Path, environment: dict[str, str], daemons: "list[subprocess.Popen[bytes]]") -> None:
+    """Start munge, the controller and the node as `daemons`, and wait until the node takes jobs."""
     munge = [
         "munged", "--foreground", "--force", "--num-threads=2", f"--socket={folder}/munge.socket",
         f"--key-file={folder}/munge.key", f"--pid-file={folder}/munge.pid", f"--seed-file={folder}/munge.seed",
         f"--log-file={folder}/munge.log",
     ]  # fmt: skip
-    daemons = []
     for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D"]):
         with (folder / f"{command[0]}.out").open("w") as output:
             daemons.append(
@@ -146,13 +146,12 @@ def processes(configuration: str) -> list[int]:
     return found
 
 
-def _end(configuration: str) -> None:
+def _end(configuration: str, daemons: "list[subprocess.Popen[bytes]]") -> None:
     """Kill all processes of a cluster and of its jobs, and wait until they are gone."""
     while pids := processes(configuration):
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
         time.sleep(0.05)
+    for daemon in daemons:
+        daemon.wait()

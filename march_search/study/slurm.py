@@ -99,7 +99,7 @@ def job_script(folder: Path, config: StudyConfig, trials: int, options: SlurmOpt
         *_remarks(config),
         "",
         *_activation(),
-        *(["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if devices.launcher == "srun" else []),
+        *(['export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'] if devices.launcher == "srun" else []),
     ]
     return "\n".join(lines) + "\n" + _BODY.replace("WORKER", worker)
 
@@ -118,8 +118,9 @@ while true; do
   code=$?
   [ "$signals" = "$before" ] && break # else a signal interrupted the wait
 done
-if [ "$signals" != 0 ] && [ "$code" = 143 ]; then
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+job="${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+if [ "$signals" != 0 ] && [ "$code" = 143 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job" # neither cancelled nor queued by Slurm already
 fi
 exit "$code"
 """
@@ -158,7 +159,7 @@ def _activation() -> list[str]:
     if (prefix / "conda-meta").is_dir() and conda.is_file():
         activate = f"conda activate {shlex.quote(str(prefix))}"
         return ["# shellcheck source=/dev/null", f"source {shlex.quote(str(conda))}", activate]
-    return [f"export PATH={shlex.quote(str(prefix / 'bin'))}:$PATH"]
+    return [f'export PATH={shlex.quote(str(prefix / "bin"))}:"$PATH"']
 
 
 def _quoted(text: str) -> str:
