@@ -219,9 +219,9 @@ def test_the_plan_of_the_page_runs_on_a_cluster_and_survives_a_requeue(tmp_path:
     assert f"{job}_[1-2]" in shell(watch, tmp_path, slurm) or f"{job}_1" in shell(watch, tmp_path, slurm)
     folder = tmp_path / "runs" / "my-study"
     trained = folder / "trials"
-    assert wait_until(lambda: sum(bool(read_metrics(p).tokens) for p in trained.iterdir()) == 2, 60), logs(folder)
+    assert wait_until(lambda: sum(bool(read_metrics(p).tokens) for p in trained.iterdir()) == 2, 180), logs(folder)
     shell(f"scontrol requeue {job}_1; scancel --batch --signal=TERM {job}_2", tmp_path, slurm)  # preemption; time limit
-    assert wait_until(lambda: not queue(slurm), 90), queue(slurm) + logs(folder)
+    assert wait_until(lambda: not queue(slurm), 180), queue(slurm) + logs(folder)
     trials = optuna_study(tmp_path / "runs", "my-study").trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2, logs(folder)
     assert len(list(trained.iterdir())) == 2
@@ -243,7 +243,7 @@ def test_srun_trains_a_trial_on_two_ranks(tmp_path: Path, slurm: dict[str, str])
     shell("march-search study create two.toml", tmp_path, slurm)
     shell("march-search study worker two --sbatch --workers 1 | sbatch", tmp_path, slurm)
     folder = tmp_path / "runs" / "two"
-    assert wait_until(lambda: not queue(slurm), 90), queue(slurm) + logs(folder)
+    assert wait_until(lambda: not queue(slurm), 180), queue(slurm) + logs(folder)
     assert [trial.state for trial in optuna_study(tmp_path / "runs", "two").trials] == [TrialState.COMPLETE], logs(
         folder
     )
@@ -258,9 +258,9 @@ def test_a_cancelled_job_is_not_queued_again(tmp_path: Path, slurm: dict[str, st
     shell("march-search study create gone.toml", tmp_path, slurm)
     shell("march-search study worker gone --sbatch --workers 1 | sbatch", tmp_path, slurm)
     folder = tmp_path / "runs" / "gone"
-    assert wait_until(lambda: any(read_metrics(p).tokens for p in (folder / "trials").iterdir()), 60), logs(folder)
+    assert wait_until(lambda: any(read_metrics(p).tokens for p in (folder / "trials").iterdir()), 180), logs(folder)
     shell("scancel --user root", tmp_path, slurm)
-    assert wait_until(lambda: not queue(slurm), 60), queue(slurm) + logs(folder)
+    assert wait_until(lambda: not queue(slurm), 180), queue(slurm) + logs(folder)
     assert "interrupted; run the same command again to resume" in logs(folder)
     assert {t.state for t in optuna_study(tmp_path / "runs", "gone").trials} == {TrialState.WAITING}
 
