@@ -1,4 +1,4 @@
-"""Compare the run time of `march-search solve` with that of `python -c "import numpy"`.
+"""Compare the run time of `march-search solve` with that of `python -c "import numpy"`, and of help with `pass`.
 
     python benchmarks/startup.py [--repeats 15]
 
@@ -12,6 +12,9 @@ import sys
 import time
 
 COMMANDS = {
+    "pass": ["-c", "pass"],
+    "--help": ["-m", "march_search", "--help"],
+    "--version": ["-m", "march_search", "--version"],
     "import numpy": ["-c", "import numpy"],
     "solve --budget 220M": ["-m", "march_search", "solve", "--budget", "220M"],
     "solve --budget 740M": ["-m", "march_search", "solve", "--budget", "740M"],
@@ -19,7 +22,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Print the median seconds of each command, and the ratio to `import numpy`."""
+    """Print the median seconds of each command, and the ratio to `import numpy` or `pass`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="runs of each command (default: 15)")
     repeats = parser.parse_args().repeats
@@ -29,9 +32,10 @@ def main() -> None:
             began = time.perf_counter()
             subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
             times[name].append(time.perf_counter() - began)
-    base = statistics.median(times["import numpy"])
     for name, values in times.items():
-        print(f"{name:<22} {statistics.median(values):6.3f} s  {statistics.median(values) / base:4.1f} x import numpy")
+        base = "pass" if name.startswith(("pass", "--")) else "import numpy"
+        ratio = statistics.median(values) / statistics.median(times[base])
+        print(f"{name:<22} {statistics.median(values):6.3f} s  {ratio:4.1f} x {base}")
 
 
 if __name__ == "__main__":

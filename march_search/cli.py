@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
 
 from march_search.errors import MarchSearchError, StorageError, visible
 
 TYPE_CHECKING = False  # importing typing and argparse takes longer than everything else here
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from typing import Any
 
 COMMANDS = {
@@ -27,12 +26,28 @@ COMMANDS = {
     "pareto": "print the Pareto-optimal architectures of a study",
     "report": "write a report of a study: one HTML file with figures, or text",
     "export": "write a trained trial, or all learning curves, for other programs",
-    "replay": "evaluate search strategies on recorded learning curves, without training",
+    "replay": "evaluate search strategies on recorded curves, without training",
     "data": "prepare or inspect the text of a study",
-    "doctor": "check the installation: libraries, devices, DeepSpeed, disk, a tiny trial",
+    "doctor": "check libraries, devices, DeepSpeed and disk; train a tiny trial",
     "completion": "print a script that completes commands and options in a shell",
 }
 """Help text of every command. The function `add` of the module of the same name adds its arguments."""
+
+PURPOSE = "Architecture search for transformers inside a parameter budget."
+
+OPTIONS = {"-h, --help": "show this help message and exit", "--version": "print the version and exit"}
+
+
+def help_text() -> str:
+    """Return the help of `march-search`. It is written here, because argparse takes longer to load than all of it."""
+    width = max(map(len, (*COMMANDS, *OPTIONS)))
+    commands, options = (
+        "".join(f"  {name:<{width}}  {text}\n" for name, text in table.items()) for table in (COMMANDS, OPTIONS)
+    )
+    return (
+        f"usage: march-search [-h] [--version] COMMAND ...\n\n{PURPOSE}\n\ncommands:\n{commands}\noptions:\n{options}\n"
+        "To see the options of a command and an example, run march-search COMMAND --help.\n"
+    )
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -41,10 +56,12 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     Args:
         command: The command whose arguments are needed, so that the others are not imported; None for all of them.
     """
+    from importlib import import_module
+
     from march_search.commands.parser import Parser
 
-    top = Parser(prog="march-search", description="Architecture search for transformers inside a parameter budget.")
-    top.add_argument("--version", action="store_true", help="print the version and exit")
+    top = Parser(prog="march-search", description=PURPOSE)
+    top.add_argument("--version", action="store_true", help=OPTIONS["--version"])
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
     for name, text in COMMANDS.items():
         is_needed = command in (None, name)
@@ -52,7 +69,7 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
         if is_needed:
             import_module(f"march_search.commands.{name}").add(verb)
     top.set_defaults(whole_parser=parser)
-    top.epilog = "To see the options of a command and an example, run march-search COMMAND --help."
+    top.fixed_help = help_text()
     return top
 
 
@@ -72,23 +89,32 @@ def _parsed(words: Sequence[str]) -> Any:
     if options.version:
         options.run = _print_version
     elif options.verb is None:
-        options.run = lambda _: top.print_help()
+        options.run = _print_help
     return options
 
 
-def _print_version(_: Any) -> int:
+def _print_version(_: Any = None) -> None:
     """Print the version of the package."""
     from march_search import __version__
 
     print(__version__)
-    return 0
+
+
+def _print_help(_: Any = None) -> None:
+    """Print the help of all commands."""
+    print(help_text(), end="")
+
+
+AT_ONCE = {(): _print_help, ("-h",): _print_help, ("--help",): _print_help, ("--version",): _print_version}
+"""What runs without argparse, by the words of the command line."""
 
 
 def _guarded(words: Sequence[str]) -> int:
     """Parse the arguments and run the chosen command; print errors that the user can fix as one line."""
     try:
-        if words == ["--version"]:  # at once, without argparse
-            code = _print_version(None)
+        if at_once := AT_ONCE.get(tuple(words)):
+            at_once()
+            code = 0
         else:
             options = _parsed(words)
             code = int(options.run(options) or 0)

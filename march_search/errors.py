@@ -12,11 +12,9 @@ MarchSearchError
     └── DivergedError     the loss or a gradient is not finite
 """
 
-import reprlib
-from collections.abc import Iterable, Sequence
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother, _SHORT.maxlevel = 60, 40, 60, 3
+TYPE_CHECKING = False  # importing typing takes longer than this file
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 def shown(value: object) -> str:
@@ -24,8 +22,12 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         text = value if len(value) <= 60 else f"{value[:40]}…{value[-10:]}"
         return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) + '"'
+    import reprlib  # here, because only errors need it
+
+    short = reprlib.Repr()
+    short.maxstring, short.maxlong, short.maxother, short.maxlevel = 60, 40, 60, 3
     try:
-        return _SHORT.repr(value)
+        return short.repr(value)
     except ValueError:  # Python prints no number of more than 4,300 digits
         return "a number of thousands of digits"
 
@@ -50,7 +52,7 @@ MOST_FAULTS = 20
 """Number of faults of one file that an error lists."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: "Iterable[str]") -> str:
     """Return the end of an error message: the known word closest to `word`, or all known words if none is close."""
     import difflib  # here, because only errors need it
 
@@ -84,7 +86,7 @@ class ConfigError(MarchSearchError):
         return "\n".join(self.faults)
 
     @classmethod
-    def of_file(cls, source: str, faults: Sequence[str]) -> "ConfigError":
+    def of_file(cls, source: str, faults: "Sequence[str]") -> "ConfigError":
         """Return the error for all faults of a file: one line if there is one fault, else the file and a list."""
         if len(faults) == 1:
             return cls(f"{source}: {faults[0]}")

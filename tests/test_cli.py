@@ -213,6 +213,17 @@ def test_version_and_help_import_no_library(option: str) -> None:
     assert own - {"sitecustomize", "usercustomize"} == {"march_search"}
 
 
+def test_the_help_of_all_commands_fits_80_columns_and_loads_no_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = command_in_process(capsys)("--help").stdout
+    assert printed == parser().format_help()
+    assert max(map(len, printed.splitlines())) <= 80
+    assert imported_by("--help") & {"argparse", "typing", "re"} == imported_by("--version") & {
+        "argparse",
+        "typing",
+        "re",
+    }
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_in_process(capsys)("--version").stdout.strip() == __version__
 

@@ -2,13 +2,19 @@
 
 import csv
 import io
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
 
-from march_search import SearchSpace, solve
+from march_search import Architecture, SearchSpace, solve
+from march_search.cost.devices import parse_device
+from march_search.cost.memory import memory_bytes
+from march_search.cost.setup import Setup
+from march_search.cost.speed import flops_per_token, hours, tokens_per_second
 
 T5_BASE = "L12-D768-H12x64-F3072"
 
@@ -29,7 +35,7 @@ def test_solve_prints_a_table_with_the_tolerance(command: Command) -> None:
 @pytest.mark.parametrize("columns", ["80", "160"])
 def test_a_table_fits_the_terminal(command: Command, columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    lines = command("solve", "--budget", "740M").stdout.splitlines()
+    lines = command("solve", "--budget", "740M", "--top", "20").stdout.splitlines()
     assert max(map(len, lines)) <= int(columns)
     names = [line.split()[0] for line in lines if line.strip().startswith("L") and "-D" in line]
     assert len(names) == 20
@@ -236,3 +242,115 @@ def test_solve_has_no_explain_option(command: Command) -> None:
     ended = command("solve", "--explain", T5_BASE)
     assert ended.returncode == 2
     one_line_error(ended)
+
+
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_solve_prints_an_overview_that_counts_every_member(
+    command: Command, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    printed = command("solve", "--budget", "220M").stdout
+    assert printed == command("solve", "--budget", "220M").stdout
+    lines = [line.strip() for line in printed.splitlines()]
+    assert max(map(len, lines)) <= int(columns)
+    assert lines[0] == "36,566 architectures have 220,000,000 parameters ± 1.5% (space t5)"
+    heading = next(line for line in lines if line.startswith("layers ")).split()
+    rows = [line.split() for line in lines if re.match(r"\d+(–\d+)?  ", line)]
+    assert all(len(row) == len(heading) for row in rows)
+
+    def inside(value: int, label: str) -> bool:
+        low, _, high = label.partition("–")
+        return int(low) <= value <= int(high or low)
+
+    pairs = [(a.num_layers, a.d_model) for a in solve(SearchSpace.load("t5").with_budget("220M"))]
+    for depths, *cells in rows:
+        for widths, cell in zip(heading[1:-1], cells, strict=False):
+            expected = sum(inside(depth, depths) and inside(width, widths) for depth, width in pairs)
+            assert cell == (f"{expected:,}" if expected else "·")
+    assert sum(int(row[-1].replace(",", "")) for row in rows) == len(pairs)
+    names = {line.split()[0] for line in lines if re.match(r"L\d+-D", line)}
+    design = json_of(command("solve", "--budget", "220M", "--design", "12", "--format", "json"))
+    assert names == {a["name"] for a in design["architectures"]}
+    assert "--design 24 --by num_layers,d_model" in " ".join(lines)
+
+
+def test_other_formats_and_options_print_rows_without_an_overview(command: Command) -> None:
+    for words in (("--format", "markdown"), ("--top", "20"), ("--sort", "flops"), ("--columns", "name,params")):
+        assert "Shapes by depth" not in command("solve", "--budget", "220M", *words).stdout
+    top = json_of(command("solve", "--budget", "220M", "--format", "json"))
+    assert (len(top["architectures"]), top["total"]) == (20, 36_566)
+
+
+MEASURED = [
+    ("flops_per_token <= 5e8", lambda a, setup: flops_per_token(a, setup) <= 5e8),
+    ("hours < 0.0013 and num_layers >= 2", lambda a, setup: hours(a, setup) < 0.0013 and a.num_layers >= 2),
+    ("params_non_embedding / params > 0.8", lambda a, _: a.num_params_non_embedding / a.num_params > 0.8),
+    ("depth >= 6 or memory < 5e8", lambda a, setup: 2 * a.num_layers >= 6 or memory_bytes(a, setup) < 5e8),
+    ("tokens_per_second > 2.3e8", lambda a, setup: tokens_per_second(a, setup) > 2.3e8),
+    ("difference <= 1000", lambda a, _: abs(a.num_params - 1_300_000) <= 1000),
+    ("feed_forward_proj == 'relu' and flops < 6e6", lambda a, s: not a.is_gated and flops_per_token(a, s) < 6e6),
+]
+
+
+@pytest.mark.parametrize(("rule", "meets"), MEASURED, ids=[rule for rule, _ in MEASURED])
+def test_measures_filter_the_whole_set_exactly(
+    rule: str, meets: Callable[[Architecture, Setup], bool], command: Command
+) -> None:
+    setup = Setup(device=parse_device("8xA100"))
+    every = list(solve(SearchSpace.load("cpu-demo")))
+    expected = [a.name for a in every if meets(a, setup)]
+    words = ("solve", "--space", "cpu-demo", "--device", "8xA100", "--where", rule, "--top", "0")
+    if not expected:
+        assert "None of the" in one_line_error(command(*words))
+        return
+    value = json_of(command(*words, "--format", "json"))
+    assert sorted(a["name"] for a in value["architectures"]) == sorted(expected)
+    assert value["total"] == len(expected)
+    title = command(*words).stdout.splitlines()[0]
+    assert title.startswith(f"{len(expected):,} of {len(every):,} architectures")
+    assert title.endswith(rule)
+
+
+def test_a_price_in_a_condition_needs_a_device(command: Command) -> None:
+    ended = command("solve", "--budget", "220M", "--where", "hours < 3")
+    assert "hours depends on the device: add one, such as --device 8xA100." in one_line_error(ended)
+    words = ("solve", "--budget", "220M", "--count", "--where", "hours < 0.3", "--device", "8xA100")
+    assert 0 < int(command(*words).stdout) < 36_566
+    ended = command("solve", "--budget", "220M", "--where", "hours < 0.01", "--device", "8xA100")
+    assert ended.returncode == 3
+    assert "hours is between 0.1" in one_line_error(ended)
+
+
+def test_a_budget_outside_the_space_names_spaces_that_reach_it(command: Command) -> None:
+    message = one_line_error(command("solve", "--budget", "3M"))
+    names = re.search(r"Shipped spaces that reach it: ([\w, -]+)\.", message)
+    assert names
+    assert "cpu-1m" in names[1].split(", ")
+    for name in names[1].split(", "):
+        assert int(command("solve", "--budget", "3M", "--space", name, "--count").stdout) > 0
+    assert "--space auto" in message
+    value = json_of(command("solve", "--budget", "3M", "--space", "auto", "--design", "5", "--format", "json"))
+    assert (value["space"], len(value["architectures"])) == ("auto", 5)
+    assert all(abs(a["num_params"] / 3e6 - 1) <= 0.015 for a in value["architectures"])
+    assert 'the space "auto" is laid around a budget' in one_line_error(command("solve", "--space", "auto"))
+
+
+def test_an_expression_for_an_axis_is_answered_with_the_rule_to_write(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[axes]\nd_ff = "4 * d_model"\n')
+    message = one_line_error(command("solve", "--budget", "220M", "--space", str(path)))
+    assert 'rules = ["d_ff == 4 * d_model"]' in message
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/solve.md"])
+def test_a_page_shows_the_overview_as_it_is_printed(
+    page: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = [line.rstrip() for line in command("solve", "--budget", "220M").stdout.splitlines()]
+    text = (Path(__file__).parent.parent / page).read_text().split("36,566 architectures have", 1)[1]
+    shown = ["36,566 architectures have" + line if not i else line for i, line in enumerate(text.splitlines())]
+    end = next(i for i, line in enumerate(shown) if line.startswith(("```", "$ ")))
+    kept = [line for line in shown[:end] if line.strip() not in ("", "…")]
+    assert len(kept) >= 6
+    assert set(kept) <= set(printed)

@@ -12,11 +12,17 @@ from march_search.errors import nearest, shown, visible
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports errors in one line, and accepts TRIAL after options."""
 
+    fixed_help = ""
+    """Help to print instead of the one that argparse composes."""
     _has_commands = False
     _is_parsing = False
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | settings)
+
+    def format_help(self) -> str:
+        """Return the help."""
+        return self.fixed_help or super().format_help()
 
     def add_subparsers(self, **settings: Any) -> Any:
         """Add the parsers of commands."""

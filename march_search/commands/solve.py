@@ -1,7 +1,7 @@
 """`march-search solve`: list every architecture inside a parameter budget."""
 
 import argparse
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,30 @@ from march_search.commands.options import (
     price_setup,
     refuse_without_effect,
 )
+from march_search.errors import UsageError
 
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
-    from march_search.space.feasible_set import FeasibleSet, Selection
+    from march_search.space.feasible_set import Selection
+    from march_search.space.space import SearchSpace
 
 PARETO = "flops,memory,-depth"
 """Default objectives of `--pareto`."""
 
 TOP = 20
-"""Architectures printed by default."""
+"""Architectures printed without an overview, and by the other formats."""
+
+SPREAD = 12
+"""Architectures of the spread in an overview."""
+
+OVERVIEW = (
+    "Nearest to the budget: --top 20. All: --top 0 --format csv. Another choice: --design 24 --by num_layers,d_model, "
+    '--sample 12, --pareto, --near NAME. Fewer: --where "num_heads * d_kv == d_model".'
+)
+"""Note below an overview: how to ask further."""
+
+ADD_DEVICE = "With memory and hours: --device 8xA100."
+"""Note below an overview without a device."""
 
 PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second")
 """Measures and columns that depend on the device and the setup of a trial."""
@@ -39,19 +53,35 @@ def add(solve: argparse.ArgumentParser) -> None:
     solve.add_argument(
         "--budget", metavar="N", help="parameters: 220M, 1.3B, 2.2e8, 222_903_552 or a name such as t5-base"
     )
-    solve.add_argument("--space", default="t5", metavar="NAME|FILE", help="shipped space, or a TOML file (default: t5)")
+    solve.add_argument(
+        "--space",
+        default="t5",
+        metavar="NAME|FILE",
+        help="shipped space, a TOML file, or auto, which lays ranges around the budget (default: t5)",
+    )
     solve.add_argument(
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
     solve.add_argument("--counting", choices=("total", "non-embedding"), help="parameters that the budget counts")
     solve.add_argument(
-        "--where", action="append", default=[], metavar="RULE", help='extra rule, e.g. "num_heads >= 16"; repeatable'
+        "--where",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
+        '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
+        "flops_per_token, depth, difference, memory, hours, tokens_per_second; repeatable",
     )
-    solve.add_argument("--top", type=natural, metavar="N", help="architectures to print (default: 20; 0: all)")
+    solve.add_argument(
+        "--top",
+        type=natural,
+        metavar="N",
+        help="architectures to print (0: all; default: an overview, or 20 in other formats)",
+    )
     solve.add_argument(
         "--sort",
         metavar="KEY",
-        help="sort by difference, params, flops, depth, memory, hours or a field (default: difference)",
+        help="sort by a field or a measure, such as difference, params, flops or hours (default: difference)",
     )
     solve.add_argument("--descending", action="store_true", help="sort in descending order")
     solve.add_argument("--columns", metavar="A,B,...", help="columns to print, e.g. name,params,num_layers,hours")
@@ -61,6 +91,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         solve,
         "march-search solve --budget 220M",
         'march-search solve --budget 220M --where "num_heads * d_kv == d_model" --design 12',
+        "march-search solve --budget 3M --space auto",
+        'march-search solve --budget 220M --device 8xA100 --where "hours < 3"',
         "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
     )
     _add_selections(solve)
@@ -88,36 +120,78 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the feasible set of a space, best first, or a selection of it."""
-    from march_search.architecture.architecture import DEFAULTS
+    """Print an overview of the feasible set of a space, its members, best first, or a selection of them."""
     from march_search.display.architectures import columns_named, solve_row
-    from march_search.space.infeasible import solve_or_explain
-    from march_search.space.rules import Rule
-    from march_search.space.space import SearchSpace
+    from march_search.space.conditions import parse_conditions, prices_in, solve_where
+    from march_search.space.named import named_space
 
     asked = columns_named(options.columns.split(",")) if options.columns is not None else None
-    priced = options.device is not None or any(column.key in PRICED for column in asked or ())
-    _refuse_options_without_effect(options, priced)
+    rules, measured = parse_conditions(options.where)
+    prices = prices_in(measured)
+    if prices and options.device is None:
+        raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
+    priced = options.device is not None and options.count is False
+    priced = priced or any(column.key in PRICED for column in asked or ())
+    _refuse_options_without_effect(options, priced, bool(prices))
     setup = price_setup(options)
-    space = SearchSpace.load(options.space)
-    space = space.with_budget(options.budget, options.tolerance, options.counting)
-    space = replace(space, rules=space.rules + tuple(Rule.parse(text, DEFAULTS) for text in options.where))
-    found = solve_or_explain(space)
+    space = named_space(options.space, options.budget, options.tolerance, options.counting)
+    chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
         _draw(found, options.figure)
     if options.count:
         print(len(found))
         return 0
-    chosen, description = _select(found, options, setup)
+    is_overview = _is_overview(options, found)
+    if is_overview:
+        chosen, description = found.design(SPREAD).top(0, "d_model").top(0, "num_layers"), OVERVIEW
+    else:
+        chosen, description = _select(found, options, setup)
     rows = [
-        solve_row(a, found.budget.difference_percent(number), setup, priced)
+        solve_row(a, found.source.budget.difference_percent(number), setup, priced)
         for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True)
     ]
-    _print(rows, found, description, options, setup, priced, asked)
+    title = _title(found, space, [rule.text for rule in rules], [rule.text for rule in measured])
+    if is_overview:
+        title = _print_overview(found, title)
+    _print(rows, found, title, description, options, setup, priced, asked)
     return 0
 
 
-def _refuse_options_without_effect(options: argparse.Namespace, priced: bool) -> None:
+def _is_overview(options: argparse.Namespace, found: "Selection") -> bool:
+    """Return whether to print an overview: nothing narrower was asked for, and the set is too large to list."""
+    others = (*SELECTIONS, "sort", "descending", "columns")
+    return (
+        options.format == "table"
+        and options.top is None
+        and len(found) > TOP
+        and not any(getattr(options, name) for name in others)
+    )
+
+
+def _title(found: "Selection", space: "SearchSpace", where: Sequence[str], measured: Sequence[str]) -> str:
+    """Return the line with the number of architectures, and how many are left by the conditions about measures."""
+    budget, source = found.source.budget, "; ".join([f"space {space.name}", *where])
+    if not measured:
+        verb = "architecture has" if len(found) == 1 else "architectures have"
+        return f"{len(found):,} {verb} {budget} ({source})"
+    verb = "meets" if len(found) == 1 else "meet"
+    total = len(found.source)
+    return f"{len(found):,} of {total:,} architectures with {budget} ({source}) {verb} {' and '.join(measured)}"
+
+
+def _print_overview(found: "Selection", title: str) -> str:
+    """Print the number of architectures, then by depth and width; return the title of the spread that follows."""
+    from march_search.display.cross_table import print_cross_table
+    from march_search.display.tables import console
+
+    out = console()
+    out.print(title, style="bold")
+    out.print()
+    print_cross_table(out, found)
+    return f"{SPREAD} of them, as different as possible"
+
+
+def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, filtered: bool) -> None:
     """Refuse options that the chosen selection ignores.
 
     Raises:
@@ -129,7 +203,8 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool) ->
     if selection in ("sample", "design", "near", "count"):
         refuse_without_effect(options, ("sort", "descending"), f"with --{selection}, which has its own order")
     if selection == "count":
-        refuse_without_effect(options, ("columns", "device"), "with --count, which prints one number")
+        no_effect = ("columns",) if filtered else ("columns", "device")
+        refuse_without_effect(options, no_effect, "with --count, which prints one number")
     if selection != "design":
         refuse_without_effect(options, ("by", "strata"), "without --design N")
     if selection not in ("sample", "design"):
@@ -137,11 +212,11 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool) ->
     if selection == "pareto" and options.sort is None:
         refuse_without_effect(options, ("descending",), "without --sort KEY")
     keys = [str(options.sort), *str(options.pareto).split(",")]
-    if not (priced or any(key.removeprefix("-") in PRICED for key in keys)):
+    if not (priced or filtered or any(key.removeprefix("-") in PRICED for key in keys)):
         refuse_without_effect(options, COST_OPTIONS, "without --device D, which adds memory, tokens/s and hours")
 
 
-def _select(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
+def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
     """Return the members to print, and a description of their selection and order."""
     from march_search.architecture.architecture import Architecture
 
@@ -166,7 +241,7 @@ def _select(found: "FeasibleSet", options: argparse.Namespace, setup: "Setup") -
     return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"
 
 
-def _draw(found: "FeasibleSet", path: Path) -> None:
+def _draw(found: "Selection", path: Path) -> None:
     """Write the figure of the set."""
     from march_search.files.atomic import write_output
     from march_search.report.page import standalone
@@ -177,7 +252,8 @@ def _draw(found: "FeasibleSet", path: Path) -> None:
 
 def _print(
     rows: list[dict[str, Any]],
-    found: "FeasibleSet",
+    found: "Selection",
+    title: str,
     description: str,
     options: argparse.Namespace,
     setup: "Setup",
@@ -189,17 +265,19 @@ def _print(
     from march_search.commands.output import print_rows
     from march_search.display import architectures
 
-    verb = "architecture has" if len(found) == 1 else "architectures have"
     columns = asked or (architectures.PRICED_COLUMNS if priced else architectures.SOLVE_COLUMNS)
-    notes = [f"{len(rows):,} shown, {description}."]
+    notes = [] if description == OVERVIEW else [f"{len(rows):,} shown, {description}."]
     if any(column.key == "flops_per_token" for column in columns):
         length = setup.sequence_length
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
-    budget = found.budget
+    if description == OVERVIEW:
+        notes.append(OVERVIEW if priced else f"{OVERVIEW} {ADD_DEVICE}")
+    budget = found.source.budget
     head = {
-        "space": found.space.name,
+        "space": found.source.space.name,
         "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
         "total": len(found),
+        "where": options.where,
     }
     if asked and options.format in ("json", "csv"):
         rows = [{column.key: row[column.key] for column in asked} for row in rows]
@@ -207,7 +285,7 @@ def _print(
         options.format,
         rows,
         columns,
-        title=f"{len(found):,} {verb} {found.budget} (space {found.space.name})",
+        title=title,
         notes=[*notes, *(price_notes(setup) if priced else ())],
         legend=f"{architectures.NARROW_LEGEND}, diff: from the budget" if not asked and not priced else "",
         head=head | ({"setup": setup_table(setup)} if priced else {}),

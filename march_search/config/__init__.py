@@ -1,10 +1,16 @@
 """Study and trial settings: one dataclass per table of a study's TOML file, validated before anything starts."""
 
-from march_search.config.data_config import DataConfig
-from march_search.config.devices_config import BatchPlan, DevicesConfig
-from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
-from march_search.config.study_config import StudyConfig, TrialConfig
-from march_search.config.training_config import TrainingConfig, spread
+from importlib import import_module
+
+TYPE_CHECKING = False  # importing typing takes longer than this file
+if TYPE_CHECKING:
+    from typing import Any
+
+    from march_search.config.data_config import DataConfig
+    from march_search.config.devices_config import BatchPlan, DevicesConfig
+    from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
+    from march_search.config.study_config import StudyConfig, TrialConfig
+    from march_search.config.training_config import TrainingConfig, spread
 
 __all__ = [
     "ADAPTIVE",
@@ -20,3 +26,26 @@ __all__ = [
     "TrialConfig",
     "spread",
 ]
+
+_HOMES = {
+    "ADAPTIVE": "search_config",
+    "OBJECTIVES": "search_config",
+    "BatchPlan": "devices_config",
+    "ConfirmConfig": "search_config",
+    "DataConfig": "data_config",
+    "DevicesConfig": "devices_config",
+    "PrunerConfig": "search_config",
+    "SearchConfig": "search_config",
+    "StudyConfig": "study_config",
+    "TrainingConfig": "training_config",
+    "TrialConfig": "study_config",
+    "spread": "training_config",
+}
+"""Module of each exported name."""
+
+
+def __getattr__(name: str) -> "Any":
+    """Load exported names on demand: `solve` needs counts and files, not the settings of a study."""
+    if name in _HOMES:
+        return getattr(import_module(f"march_search.config.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from march_search.config import BatchPlan, TrainingConfig
 from march_search.config.loader import read_file
 from march_search.errors import shown
+
+if TYPE_CHECKING:
+    from march_search.config import BatchPlan, TrainingConfig
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that ZeRO collects before it reduces them; trials pass this number to DeepSpeed."""
@@ -62,7 +64,7 @@ def own_names(user_keys: Mapping[str, Any]) -> dict[str, Any]:
     return renamed | {key: value for key, value in user_keys.items() if key == "bf16"}
 
 
-def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
+def ds_config(training: "TrainingConfig", plan: "BatchPlan") -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`. The optimizer and schedule are passed as objects instead.
 
     The user's keys are added, except those that the study determines. `check_deepspeed` checks them before.
@@ -96,7 +98,7 @@ def ds_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
     return _merged(ours, own_names(training.deepspeed), owned_keys(training, plan))
 
 
-def owned_keys(training: TrainingConfig, plan: BatchPlan, rates: Sequence[float] = ()) -> dict[str, Owned]:
+def owned_keys(training: "TrainingConfig", plan: "BatchPlan", rates: Sequence[float] = ()) -> dict[str, Owned]:
     """Return the DeepSpeed keys that the study determines, by dotted name.
 
     Args:
@@ -132,7 +134,7 @@ def owned_keys(training: TrainingConfig, plan: BatchPlan, rates: Sequence[float]
     return owned | _fixed_keys()
 
 
-def _optimizer_keys(training: TrainingConfig) -> dict[str, tuple[tuple[Any, ...], str]]:
+def _optimizer_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ...], str]]:
     """Return the keys of the optimizer block that settings of [training] determine."""
     betas = list(training.betas)
     return {
@@ -143,7 +145,7 @@ def _optimizer_keys(training: TrainingConfig) -> dict[str, tuple[tuple[Any, ...]
     }
 
 
-def _scheduler_keys(training: TrainingConfig) -> dict[str, tuple[tuple[Any, ...], str]]:
+def _scheduler_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ...], str]]:
     """Return the keys of the scheduler block that settings of [training] determine."""
     warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
     rate, end = training.learning_rate, training.final_learning_rate
@@ -192,7 +194,7 @@ def _fixed_keys() -> dict[str, Owned]:
     }
 
 
-def _zero_stage(training: TrainingConfig) -> int:
+def _zero_stage(training: "TrainingConfig") -> int:
     """Return the ZeRO stage of the trials; bf16 needs at least 1."""
     return max(training.zero_stage, 1) if training.precision == "bf16" else training.zero_stage
 

@@ -23,7 +23,8 @@ class StudyConfig:
     """Settings of a study: the top-level keys of its TOML file, and one field per table."""
 
     space: str
-    """Name of a shipped search space, or path of a space's TOML file, relative to the study's file."""
+    """Name of a shipped search space, or path of a space's TOML file, relative to the study's file. `"auto"` lays
+    ranges around `budget`, for encoder-decoders with the vocabulary of `[data]`."""
     description: str = ""
     """One-line description, printed by `study list`."""
     question: str = ""

@@ -2,7 +2,6 @@
 
 import os
 import re
-import statistics
 import time
 from dataclasses import dataclass, replace
 
@@ -189,7 +188,9 @@ def products_per_second(precision: str, device: str, size: int) -> list[float]:
 
 def this_cpu() -> Device:
     """Return this machine as a device; measure its peaks with 1024 x 1024 matrix products, in about half a second."""
-    fp32_flops, bf16_flops = (statistics.median(products_per_second(p, "cpu", 1024)) for p in ("fp32", "bf16"))
+    from statistics import median
+
+    fp32_flops, bf16_flops = (median(products_per_second(p, "cpu", 1024)) for p in ("fp32", "bf16"))
     return Device(
         name="cpu",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

@@ -1,12 +1,14 @@
 """How a trial would run: devices, data budget, batch and precision."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from march_search.architecture.spans import span_lengths
-from march_search.config import StudyConfig, TrialConfig
 from march_search.cost.devices import A5000, Device
 from march_search.errors import ConfigError
+
+if TYPE_CHECKING:
+    from march_search.config import StudyConfig, TrialConfig
 
 STUDY_DEVICES = replace(A5000, count=8)
 """Devices of the 2023 study, as fast as its software was."""
@@ -57,7 +59,7 @@ class Setup:
         return 2 if self.precision == "bf16" else 4
 
 
-def study_setup(config: StudyConfig | TrialConfig, device: Any = STUDY_DEVICES) -> Setup:
+def study_setup(config: "StudyConfig | TrialConfig", device: Any = STUDY_DEVICES) -> Setup:
     """Return the cost model's description of a trial of the study on `device`."""
     training, data = config.training, config.data
     return Setup(

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from march_search.analysis.comparison import short_letters
-from march_search.analysis.further_seeds import MOST
 from march_search.architecture.architecture import CHOICES, Architecture
 from march_search.cost import memory, speed
 from march_search.cost.setup import Setup
@@ -113,6 +111,8 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
 
     A question mark follows each figure that rests on an assumed seed noise, because the architecture has one seed.
     """
+    from march_search.analysis.comparison import short_letters  # here, because `solve` does not need it
+
     columns = (
         Column(key="rank", heading="rank", short="#"),
         _NAME,
@@ -154,6 +154,8 @@ def _mark(row: Row) -> str:
 
 def _further_seeds(row: Row, has_noise: bool) -> str | None:
     """Return the range of further seeds that would separate a row from the next: `3`, `3–12?`, `3+` or `>1000`."""
+    from march_search.analysis.further_seeds import MOST
+
     if row["difference_to_next"] is None or not has_noise:
         return None
     low, high = row["further_seeds_low"], row["further_seeds_high"]

@@ -181,6 +181,11 @@ def print_notes(out: "Console", notes: Sequence[tuple[str, bool]]) -> None:
         out.print()
 
 
+def fits(out: "Console", rows: Sequence[Row], columns: Sequence[Column]) -> bool:
+    """Return whether a table fits the console in its wide layout."""
+    return _fits(out, _table(rows, columns, True, None))
+
+
 def _fits(out: "Console", table: "Table") -> bool:
     """Return whether the table fits without folding any cell."""
     from rich.measure import Measurement

@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
-
 from march_search.display.tables import count
 from march_search.report.svg import WIDTH, Figure, Scale, scale
-from march_search.space.feasible_set import FeasibleSet
+from march_search.space.census import census
+from march_search.space.feasible_set import Selection
 
 LEFT, TOP, BOTTOM = 64, 56, 392
 """Edges of the plot."""
@@ -15,21 +14,20 @@ LARGEST = 11
 """Radius of the dot with the most architectures."""
 
 
-def shapes(found: FeasibleSet) -> Figure:
+def shapes(found: Selection) -> Figure:
     """Draw one dot per depth and width; its area is the number of architectures there."""
-    members = found.members()
-    points = np.stack([members.axis("num_layers"), members.axis("d_model")])
-    cells, numbers = np.unique(points, axis=1, return_counts=True)
-    figure = Figure(f"Architectures with {found.budget}, by depth and width", BOTTOM + 48)
+    depths, widths, numbers = (column.tolist() for column in census(found))
+    budget, largest = found.source.budget, max(numbers)
+    figure = Figure(f"Architectures with {budget}, by depth and width", BOTTOM + 48)
     right = WIDTH - 24
-    x = scale(cells[0].tolist(), LEFT, right, "log", room=0.03)
-    y = scale(cells[1].tolist(), BOTTOM, TOP, "log", room=0.03)
+    x = scale(depths, LEFT, right, "log", room=0.03)
+    y = scale(widths, BOTTOM, TOP, "log", room=0.03)
     figure.y_axis(y, LEFT, right, "d_model", count, _powers(y))
     figure.x_axis(x, TOP, BOTTOM, "layers per stack", count, _powers(x))
-    figure.text(right, TOP - 36, f"{len(found):,} architectures with {found.budget}", "axis", "end")
-    figure.text(right, TOP - 18, f"dot area: architectures, at most {numbers.max():,}", "tick", "end")
-    for depth, width, number in zip(*cells.tolist(), numbers.tolist(), strict=True):
-        radius = max(0.8, LARGEST * math.sqrt(number / numbers.max()))
+    figure.text(right, TOP - 36, f"{len(found):,} architectures with {budget}", "axis", "end")
+    figure.text(right, TOP - 18, f"dot area: architectures, at most {largest:,}", "tick", "end")
+    for depth, width, number in zip(depths, widths, numbers, strict=True):
+        radius = max(0.8, LARGEST * math.sqrt(number / largest))
         label = f"{depth} layers, d_model {width}: {number:,} architectures"
         figure.dot(x(depth), y(width), "shapes", label, round(radius, 2))
     return figure

@@ -22,6 +22,7 @@ from march_search.space.design import spread_members
 from march_search.space.grid import DEPTHS, OTHERS, Combination, Family, Intervals, Ints, Mesh, check_size
 from march_search.space.members import Members
 from march_search.space.pareto import front
+from march_search.space.rules import Rule
 from march_search.space.space import SearchSpace
 
 CHUNK = 1 << 20
@@ -106,6 +107,90 @@ class Selection(Sequence[Architecture], ABC):
             order = np.argsort(keys, kind="stable")[: n or None]
             best, keys = best[order], keys[order]
         return self.select(best)
+
+    def at(self, positions: Ints) -> Ints:
+        """Return the indices in `source` of the members at these positions of the selection."""
+        return self.numbers()[positions]
+
+    def where(self, rules: Sequence[Rule], setup: Setup = Setup()) -> "Selection":  # noqa: B008
+        """Return the members that meet all rules, in the same order; a rule may name axes and `members.MEASURES`.
+
+        Raises:
+            ConfigError: If a rule cannot be evaluated.
+        """
+        kept = [self.numbers(0, 0)]
+        for start in range(0, len(self), CHUNK):
+            numbers = self.numbers(start, start + CHUNK)
+            for rule in rules:
+                numbers = numbers[self.source.decode(numbers).holds(rule, setup)]
+            kept.append(numbers)
+        return self.select(np.concatenate(kept))
+
+    def sample(self, n: int, seed: int) -> "Selection":
+        """Return `n` different members, drawn uniformly at random; every subset is equally likely.
+
+        The same seed gives the same sample.
+
+        Raises:
+            ConfigError: If `seed` or `n` is negative, or `n` exceeds the size of the set.
+        """
+        if seed < 0:
+            raise ConfigError(f"seed must be a whole number of at least 0, not {seed}.")
+        if not 0 <= n <= len(self):
+            raise ConfigError(f"cannot sample {n:,} different architectures: the feasible set has {len(self):,}.")
+        chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else ()
+        return self.select(self.at(np.asarray(chosen, dtype=np.int64)))
+
+    def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> "Selection":
+        """Return `n` members that are as different as possible along the axes `by`; see `design.spread_members`.
+
+        Args:
+            n: Number of members.
+            by: Axes; empty for all that vary.
+            seed: Seed of the uniform sample of `POOL` members that a larger set is reduced to first.
+            strata: Axes whose combinations of values take turns.
+
+        Raises:
+            ConfigError: If `n` exceeds the size of the set, or an axis is unknown.
+        """
+        if not 0 <= n <= len(self):
+            raise ConfigError(f"cannot choose a design of {n:,} architectures: the feasible set has {len(self):,}.")
+        size = max(POOL, n)
+        pool = self.numbers() if len(self) <= size else np.sort(self.sample(size, seed).numbers())
+        members = self.source.decode(pool)
+        return self.select(pool[spread_members(members, n, by or self.source.space.varying, strata)])
+
+    def pareto(self, by: Sequence[str] = OBJECTIVES, setup: Setup = Setup()) -> "Selection":  # noqa: B008
+        """Return the members that no other member dominates, sorted by the first objective, then by the next.
+
+        A member dominates another if it is at least as good in all of `by` and better in one. Equal members all stay.
+
+        Args:
+            by: Measures or axes as in `top`; smaller is better, or larger with the prefix `-`.
+            setup: How a trial would run.
+
+        Raises:
+            UsageError: If `by` is empty or contains an unknown measure.
+        """
+        if not by:
+            raise UsageError("a Pareto set needs at least one objective, such as flops,memory,-depth.")
+        numbers, points = self.numbers(0, 0), np.zeros((0, len(by)))
+        for start in range(0, max(len(self), 1), CHUNK):
+            more = self.numbers(start, start + CHUNK)
+            members = self.source.decode(more)
+            columns = [(-1.0 if key[0:1] == "-" else 1.0) * members.measure(key.removeprefix("-"), setup) for key in by]
+            numbers = np.concatenate([numbers, more])
+            points = np.concatenate([points, np.stack(columns, axis=1)])
+            optimal = front(points)
+            numbers, points = numbers[optimal], points[optimal]
+        return self.select(numbers[np.lexsort(points.T[::-1])])
+
+    def nearest(self, architecture: Architecture, n: int = 1) -> "Selection":
+        """Return the `n` members nearest to an architecture, which may be a member; ties keep the order of the set.
+
+        The distance is `Members.octaves_from`: twice the width, half the width and another activation are equally far.
+        """
+        return self.first(n, lambda members: members.octaves_from(architecture))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,6 +308,10 @@ class FeasibleSet(Selection):
         """Return the member indices from `start` up to `stop`."""
         return np.arange(start, len(self) if stop is None else min(stop, len(self)))
 
+    def at(self, positions: Ints) -> Ints:
+        """Return the positions, which are the indices."""
+        return positions
+
     def decode(self, numbers: Ints) -> Members:
         """Return the members with these (n,) indices as columns."""
         interval = np.searchsorted(self.begins, numbers, side="right") - 1
@@ -264,71 +353,6 @@ class FeasibleSet(Selection):
         """Index of the combination with these outer values; the last value is the actual number of decoder layers."""
         combinations = enumerate(self.combinations)
         return {(*c.family.others.values(), c.outer["num_layers"], c.depth): index for index, c in combinations}
-
-    def sample(self, n: int, seed: int) -> Selection:
-        """Return `n` different members, drawn uniformly at random; every subset is equally likely.
-
-        The same seed gives the same sample.
-
-        Raises:
-            ConfigError: If `seed` or `n` is negative, or `n` exceeds the size of the set.
-        """
-        if seed < 0:
-            raise ConfigError(f"seed must be a whole number of at least 0, not {seed}.")
-        if not 0 <= n <= len(self):
-            raise ConfigError(f"cannot sample {n:,} different architectures: the feasible set has {len(self):,}.")
-        chosen = np.random.default_rng(seed).choice(len(self), size=n, replace=False) if n else self.numbers(0, 0)
-        return self.select(np.asarray(chosen, dtype=np.int64))
-
-    def design(self, n: int, by: Sequence[str] = (), seed: int = 0, strata: Sequence[str] = ()) -> Selection:
-        """Return `n` members that are as different as possible along the axes `by`; see `design.spread_members`.
-
-        Args:
-            n: Number of members.
-            by: Axes; empty for all that vary.
-            seed: Seed of the uniform sample of `POOL` members that a larger set is reduced to first.
-            strata: Axes whose combinations of values take turns.
-
-        Raises:
-            ConfigError: If `n` exceeds the size of the set, or an axis is unknown.
-        """
-        if not 0 <= n <= len(self):
-            raise ConfigError(f"cannot choose a design of {n:,} architectures: the feasible set has {len(self):,}.")
-        size = max(POOL, n)
-        pool = self.numbers() if len(self) <= size else np.sort(self.sample(size, seed).numbers())
-        return self.select(pool[spread_members(self.decode(pool), n, by or self.space.varying, strata)])
-
-    def pareto(self, by: Sequence[str] = OBJECTIVES, setup: Setup = Setup()) -> Selection:  # noqa: B008
-        """Return the members that no other member dominates, sorted by the first objective, then by the next.
-
-        A member dominates another if it is at least as good in all of `by` and better in one. Equal members all stay.
-
-        Args:
-            by: Measures or axes as in `top`; smaller is better, or larger with the prefix `-`.
-            setup: How a trial would run.
-
-        Raises:
-            UsageError: If `by` is empty or contains an unknown measure.
-        """
-        if not by:
-            raise UsageError("a Pareto set needs at least one objective, such as flops,memory,-depth.")
-        numbers, points = self.numbers(0, 0), np.zeros((0, len(by)))
-        for start in range(0, max(len(self), 1), CHUNK):
-            more = self.numbers(start, start + CHUNK)
-            members = self.decode(more)
-            columns = [(-1.0 if key[0:1] == "-" else 1.0) * members.measure(key.removeprefix("-"), setup) for key in by]
-            numbers = np.concatenate([numbers, more])
-            points = np.concatenate([points, np.stack(columns, axis=1)])
-            optimal = front(points)
-            numbers, points = numbers[optimal], points[optimal]
-        return self.select(numbers[np.lexsort(points.T[::-1])])
-
-    def nearest(self, architecture: Architecture, n: int = 1) -> Selection:
-        """Return the `n` members nearest to an architecture, which may be a member; ties keep the order of the set.
-
-        The distance is `Members.octaves_from`: twice the width, half the width and another activation are equally far.
-        """
-        return self.first(n, lambda members: members.octaves_from(architecture))
 
     def project(self, architecture: Architecture) -> Architecture:
         """Return the member nearest to an architecture, which is the architecture if it is a member.

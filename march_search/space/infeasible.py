@@ -8,6 +8,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.errors import ConfigError, EmptySetError
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve, solve_band
+from march_search.space.named import shipped_spaces_with
 from march_search.space.space import SearchSpace
 
 _SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff")
@@ -18,6 +19,10 @@ _STEPS = {"d_model": 64, "d_kv": 32, "d_ff": 64}
 
 _FURTHER = 64
 """Number of values to try beyond each end of an axis."""
+
+
+AROUND = 'The space "auto" (--space auto) lays ranges around any budget.'
+"""Sentence for a budget outside a space."""
 
 
 def solve_or_explain(space: SearchSpace) -> FeasibleSet:
@@ -37,13 +42,13 @@ def solve_or_explain(space: SearchSpace) -> FeasibleSet:
 
 def closest(space: SearchSpace, budget: Budget) -> list[Architecture]:
     """Return the largest architecture below an unreachable `budget` and the smallest above it, where they exist."""
-    below = _first(space, budget, "-params", lambda near, far: (int(budget.low / far), int(budget.low / near)))
-    above = _first(space, budget, "params", lambda near, far: (int(budget.high * near), int(budget.high * far)))
+    below = _first(space, budget, -1, lambda near, far: (int(budget.low / far), int(budget.low / near)))
+    above = _first(space, budget, 1, lambda near, far: (int(budget.high * near), int(budget.high * far)))
     return below + above
 
 
 def _first(
-    space: SearchSpace, budget: Budget, key: str, band: Callable[[float, float], tuple[int, int]]
+    space: SearchSpace, budget: Budget, sign: int, band: Callable[[float, float], tuple[int, int]]
 ) -> list[Architecture]:
     """Return the nearest member on one side; search bands that start at the budget and grow fourfold in width."""
     near, width = 1.0, 0.001
@@ -53,7 +58,7 @@ def _first(
             return []
         found = solve_band(space, budget, low, high)
         if len(found):
-            return list(found.top(1, key))
+            return list(found.first(1, lambda members: sign * members.counted))
         near, width = 1 + width, 4 * width
 
 
@@ -71,7 +76,9 @@ def _advice(space: SearchSpace, budget: Budget) -> str:
         return f"Closest: {named}. Widen the tolerance{', or ' * bool(wider)}{wider}."
     end = "largest" if counts[0] < budget.parameters else "smallest"
     advice = f"Widen {wider}" if wider else "No single axis reaches the budget: widen several axes, loosen a rule"
-    return f"The {end} is {named}. {advice}, or change the budget."
+    others = [name for name in shipped_spaces_with(budget) if name != space.name]
+    shipped = f"Shipped spaces that reach it: {', '.join(others)}. " if others else ""
+    return f"The {end} is {named}. {advice}, or change the budget. {shipped}{AROUND}"
 
 
 def _wider_ranges(space: SearchSpace) -> list[str]:

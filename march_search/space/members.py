@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 
 from march_search.architecture import flops
 from march_search.architecture.architecture import Architecture
-from march_search.cost.measures import SHAPE_MEASURES
+from march_search.cost.measures import COLUMN_NAMES, SHAPE_MEASURES
 from march_search.cost.setup import Setup
 from march_search.errors import UsageError, nearest
 from march_search.space.grid import MESH, Combination, Ints, Mesh
+from march_search.space.rules import Rule
 from march_search.space.space import AXES
 
 Numbers = NDArray[np.float64]
 
-MEASURES = ("difference", "params", "flops", "depth", "memory", "hours")
-"""Keys to order members by, besides the axes: distance from the budget in parameters, parameters, operations per
-token, layers of all stacks, bytes per device, and hours per trial."""
+MEASURES = ("difference", *SHAPE_MEASURES, *COLUMN_NAMES)
+"""Keys to order or filter members by, besides the axes: distance from the budget in parameters, and what
+`cost/measures.py` lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +67,9 @@ class Members:
         """
         if name == "difference":
             return np.abs(self.counted - self.target)
-        if name == "params":
-            return self.counted
         if name in MEASURES:
-            return self.map(lambda shape: SHAPE_MEASURES[name](shape, setup))
+            function = SHAPE_MEASURES[COLUMN_NAMES.get(name, name)]
+            return self.map(lambda shape: function(shape, setup))
         if name not in AXES:
             raise UsageError(f'cannot order architectures by "{name}". {nearest(name, (*MEASURES, *AXES))}')
         values = self.axis(name)
@@ -83,10 +83,29 @@ class Members:
         """Return (n,) values of a function that takes a shape whose numbers may be arrays."""
         result = np.zeros(len(self))
         for chosen, combination in self._by_combination():
-            shape = combination.shape(self.mesh[chosen])
-            shape.d_ff = self.d_ff[chosen]
-            result[chosen] = function(shape)
+            result[chosen] = function(self._shape(chosen, combination))
         return result
+
+    def holds(self, rule: Rule, setup: Setup) -> NDArray[np.bool_]:
+        """Return the (n,) members that meet a rule about axes and measures.
+
+        Raises:
+            ConfigError: If the rule cannot be evaluated.
+        """
+        measured = {name: self.measure(name, setup) for name in rule.names & {*MEASURES}}
+        result = np.zeros(len(self), dtype=bool)
+        for chosen, combination in self._by_combination():
+            values = vars(self._shape(chosen, combination)) | {"num_decoder_layers": combination.depth}
+            if values["d_bottleneck"] is None:
+                values["d_bottleneck"] = values["d_model"]
+            result[chosen] = rule.holds(values | {name: column[chosen] for name, column in measured.items()})
+        return result
+
+    def _shape(self, chosen: Ints, combination: Combination) -> SimpleNamespace:
+        """Return the rows `chosen`, which belong to one combination, as a shape whose numbers may be arrays."""
+        shape = combination.shape(self.mesh[chosen])
+        shape.d_ff = self.d_ff[chosen]
+        return shape
 
     def octaves_from(self, architecture: Architecture) -> Numbers:
         """Return the (n,) Euclidean distances from an architecture over all axes.

@@ -1,5 +1,6 @@
 """Search spaces: read spaces/*.toml into axes of values, shape rules and a parameter budget."""
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,11 @@ def _values(axis: str, given: Any, faults: list[str]) -> tuple[Any, ...]:
     return tuple(sorted(values)) if all(type(v) is int for v in values) else values
 
 
+def _fields_in(text: str) -> list[str]:
+    """Return the axes that a text mentions, if it is an expression of them."""
+    return [word for word in re.findall(r"[a-z_]+", text) if word in AXES]
+
+
 def _value(axis: str, value: Any, faults: list[str]) -> Any:
     """Return a value of an axis, with counts such as `"32K"` as ints; append to `faults` if it is refused."""
     key = f'"axes.{axis}"'
@@ -212,7 +218,12 @@ def _value(axis: str, value: Any, faults: list[str]) -> Any:
     elif not (axis == "share_layers" and value == "all"):
         most = _LARGEST.get(axis, 2**20)
         number = as_count(value)
-        if number is None or not 1 <= number <= most:
+        if number is None and isinstance(value, str) and (names := _fields_in(value)):
+            faults.append(
+                f"{key} cannot be the expression {shown(value)}: give it the range to search, and tie it to "
+                f"{' and '.join(names)} with rules = [{shown(f'{axis} == {value}')}]."
+            )
+        elif number is None or not 1 <= number <= most:
             faults.append(f"{key} must be whole numbers from 1 to {most:,}, not {shown(value)}.")
         return number
     return value

@@ -16,6 +16,7 @@ from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.infeasible import solve_or_explain
+from march_search.space.named import named_space
 from march_search.space.space import SearchSpace
 from march_search.study.warm_start import Prior, best_members, read_priors
 
@@ -50,10 +51,8 @@ class Candidates:
 def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
     """Return the search space with the study's parameter budget; a file in `folder` precedes a shipped space."""
     beside = folder / config.space
-    space = SearchSpace.load(beside if beside.is_file() else config.space)
-    if config.budget is None and config.tolerance is None and space.budget is not None:
-        return space
-    return space.with_budget(config.budget, config.tolerance)
+    name = beside if beside.is_file() else config.space
+    return named_space(name, config.budget, config.tolerance, vocab_size=config.data.vocab_size)
 
 
 def structure(listed: Sequence[str], space: SearchSpace) -> str:
