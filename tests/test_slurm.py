@@ -225,7 +225,7 @@ def test_the_plan_of_the_page_runs_on_a_cluster_and_survives_a_requeue(tmp_path:
     trials = optuna_study(tmp_path / "runs", "my-study").trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2, logs(folder)
     assert len(list(trained.iterdir())) == 2
-    assert logs(folder).count("DUE TO JOB REQUEUE") == 2
+    assert logs(folder).count("interrupted; run the same command again to resume") == 2
     leases = [Lease.of(trial) for trial in trials]
     assert [lease.attempt for lease in leases] == [2, 2]  # both were saved, and resumed by the requeued jobs
     assert all(lease.spent == 393_216 and lease.orphaned + lease.retries == 0 for lease in leases)
