@@ -78,7 +78,7 @@ def test_status_lists_learning_rates_and_trials_to_come(tmp_path: Path, capsys: 
     table = capsys.readouterr().out
     assert "toy: 3 of 8 trials ended (3 complete, 1 waiting, 4 to come)" in table
     assert "rate" in table
-    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k currently planned" in table
+    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k expected" in table
     assert main(["study", "status", "toy", "--root", str(tmp_path), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)["trials"]
     assert [(row["learning_rate"], row["tokens"]) for row in rows] == [
