@@ -136,6 +136,8 @@ def test_each_zero_stage_partitions_what_it_should() -> None:
     ("precision", "stage", "ranks"), [("fp32", 0, 1), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 1, 2), ("bf16", 2, 1)]
 )
 def test_a_rank_of_deepspeed_uses_the_predicted_memory(precision: str, stage: int, ranks: int, tmp_path: Path) -> None:
+    if precision == "bf16" and ranks > 1 and torch.__version__.startswith("2.5."):
+        pytest.skip("gloo of torch 2.5 cannot gather bf16 weights (a view made without gradients)")
     script, meeting = Path(__file__).parent / "helpers" / "engine_memory.py", tmp_path / "meeting"
     settings = {"WORLD_SIZE": str(ranks), "MARCH_SEARCH_MEETING": str(meeting)}
     processes = [

@@ -88,12 +88,19 @@ def markdown_sections(evidence: Evidence, heading: str = "", with_answer: bool =
     """
     parts = []
     for section in sections(evidence):
-        table = _markdown_table(section) if section.rows else "No architecture is ranked yet."
-        remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
-        parts += [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
+        parts.append(markdown_section(section, heading))
     if with_answer:
-        parts[1:1] = [f"**{name}:** {text}" for name, text in heading_lines(evidence)]
+        title, rest = parts[0].split("\n\n", 1)
+        parts[:1] = [title, *(f"**{name}:** {text}" for name, text in heading_lines(evidence)), rest]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def markdown_section(section: Section, heading: str = "") -> str:
+    """Return a section as Markdown: its title, its table, and its warnings and notes as a list."""
+    table = _markdown_table(section) if section.rows else "No architecture is ranked yet."
+    remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
+    parts = [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
+    return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
 def _markdown_table(section: Section) -> str:
