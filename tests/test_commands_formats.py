@@ -160,7 +160,7 @@ def format_choices() -> dict[str, tuple[str, ...]]:
 
 def test_every_command_with_a_study_has_root_and_every_format_is_the_same_set() -> None:
     assert set(format_choices()) == set(COMMANDS)
-    other = {"report": ("html", "json", "csv", "markdown"), "export": ("hf", "curves")}
+    other = {"report": ("html", "json", "csv", "markdown"), "export": ("hf", "torch", "curves")}
     assert format_choices() == {name: other.get(name, FORMATS) for name in COMMANDS}
     for name, leaf in leaves(parser()):
         names = {action.dest for action in leaf._actions}
