@@ -91,14 +91,17 @@ class NamedStudy:
         table, notes = defaults.filled(table, self.file.parent, device_type)
         return LoadedStudy(build(StudyConfig, table, source), self.file.parent, notes)
 
-    def to_continue(self) -> tuple[StudyFolder, StudyConfig]:
+    def to_continue(self, first: str = "run") -> tuple[StudyFolder, StudyConfig]:
         """Return the folder and the settings of a started study whose trials are about to be continued.
+
+        Args:
+            first: Action of `march-search study` that an error suggests if the study has not been started.
 
         Raises:
             UsageError: If the study has not been started.
             ConfigError: If the settings in a TOML file that was named differ from those that it was started with.
         """
-        self._check_started()
+        self._check_started(first)
         config = self.load()[0] if self.from_file else self.folder.config()
         self.folder.check_settings(config)
         return self.folder, config
@@ -127,11 +130,11 @@ class NamedStudy:
         self._check_started()
         return read_study(self.folder.path)
 
-    def _check_started(self) -> None:
+    def _check_started(self, first: str = "run") -> None:
         """Raise a UsageError if the study has not been started below its root."""
         if not self.is_started:
             raise UsageError(
-                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study run "
+                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study {first} "
                 f"{self.argument} first."
             )
 
