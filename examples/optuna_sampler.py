@@ -2,7 +2,8 @@
 
     python examples/optuna_sampler.py
 
-No model is trained: the objective is a formula that stands in for a validation loss.
+No model is trained: the objective is a formula that stands in for a validation loss. To train models instead, replace
+`objective` by `march_search.TrainingObjective("my-study.toml", sampler.suggest)`, as docs/optuna.md explains.
 """
 
 import optuna

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from march_search.sampler.feasible_sampler import FeasibleSampler
     from march_search.space.feasible_set import FeasibleSet, solve
     from march_search.space.space import SearchSpace
+    from march_search.study.objective import TrainingObjective
 
-__all__ = ["Architecture", "FeasibleSampler", "FeasibleSet", "SearchSpace", "__version__", "solve"]
+__all__ = ["Architecture", "FeasibleSampler", "FeasibleSet", "SearchSpace", "TrainingObjective", "__version__", "solve"]
 
 __version__ = "0.1.0"
 
@@ -20,13 +21,14 @@ _HOMES = {
     "FeasibleSampler": "sampler.feasible_sampler",
     "FeasibleSet": "space.feasible_set",
     "SearchSpace": "space.space",
+    "TrainingObjective": "study.objective",
     "solve": "space.feasible_set",
 }
 """Module of each exported name."""
 
 
 def __getattr__(name: str) -> "Any":
-    """Load exported names on demand: most need numpy, `FeasibleSampler` needs Optuna, and `model` needs torch."""
+    """Load exported names on demand: most need numpy, some need Optuna, and `model` needs torch."""
     if name == "model":
         return import_module("march_search.model")
     if name in _HOMES:

@@ -1,6 +1,7 @@
 """`march-search export`: Hugging Face's T5 loads a trained trial, with the same logits and the same tokens."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,48 @@ def test_hugging_face_loads_the_export_with_equal_logits(
     stored = json.loads((tmp_path / "out" / "config.json").read_text())["dtype"]
     assert stored == ("bfloat16" if training.get("precision") == "bf16" else "float32")
     assert loaded(tmp_path / "out").dtype == getattr(torch, stored)
+
+
+LOSS = """
+import sys, torch
+sys.path.insert(0, "out")
+from load import load
+net, batch = load(), torch.load("batch.pt", weights_only=True)
+torch.save(net(*batch).detach(), "loss.pt")
+print(sum(p.numel() for p in net.parameters()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        pytest.param(f"{TIED}-rope", {}, id="a shape that T5 cannot express"),
+        pytest.param(UNTIED, {"precision": "bf16"}, id="bf16", marks=pytest.mark.torture),
+    ],
+)
+def test_load_py_gives_the_model_of_the_trial_with_the_same_loss_to_the_bit(
+    make: MakeTrial, tmp_path: Path, name: str, training: dict
+) -> None:
+    name = Architecture.parse(name).name
+    trial = make(f"0000-{name}-s0", architecture=name, tokens=8 * 256, checkpoints=0, **training)
+    assert train(trial).returncode == 0
+    command = ["export", "study", "best", "--format", "torch", "--root", str(tmp_path), "-o", str(tmp_path / "a/out")]
+    assert main(command) == 0
+    made = {path.name for path in (tmp_path / "a/out").iterdir()}
+    assert made == {"config.json", "load.py", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    torch.save((INPUTS, TARGETS), tmp_path / "a" / "batch.pt")
+    code = f"import torch; torch.set_num_threads(1){LOSS}"
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(Path(march_search.__file__).parent.parent)}
+    ended = subprocess.run(command, cwd=tmp_path / "a", env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == Architecture.parse(name).num_params
+    tensors = weights.load(trial)
+    model = build(Architecture.parse(name)).to(tensors["embedding"].dtype)
+    model.load_state_dict(tensors)
+    assert torch.equal(torch.load(tmp_path / "a" / "loss.pt", weights_only=True), model(INPUTS, TARGETS).detach())
+    config = json.loads((tmp_path / "a/out/config.json").read_text())
+    assert (config["name"], config["sequence_length"], config["eos_token_id"]) == (name, DATA.sequence_length, 1)
 
 
 def test_the_export_includes_the_tokenizer_and_does_not_need_transformers(
@@ -215,7 +258,7 @@ def test_what_t5_cannot_express_is_refused_by_field(
     assert export(tmp_path) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.endswith(f"is not a Hugging Face T5: {field}.\n")
+    assert err.endswith(f"is not a Hugging Face T5: {field}. Use --format torch, which writes every shape.\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -260,10 +303,18 @@ def test_curves_are_written_as_a_table_for_replay(tmp_path: Path, capsys: pytest
     written = command(*curves, "-o", str(tmp_path / "curves.json"))
     assert (written.returncode, written.stdout) == (0, "")
     assert json.loads((tmp_path / "curves.json").read_text()) == table
+    asked = ("--strategy", "rungs", "--root", str(tmp_path), "--format", "json")
+    replayed = [command("replay", source, *asked) for source in (str(tmp_path / "curves.json"), "two")]
+    assert [ended.returncode for ended in replayed] == [0, 0]
+    assert replayed[0].stdout.replace(str(tmp_path / "curves.json"), "two") == replayed[1].stdout
     for arguments, words in (
         ((*curves, "best"), "--format curves writes all complete trials of the study: remove TRIAL."),
         (curves[:4], "--format hf needs a TRIAL and an output folder: march-search export STUDY best -o DIR."),
         ((*curves[:4], "best"), "--format hf needs a TRIAL and an output folder"),
+        (
+            (*curves[:4], "--format", "torch"),
+            "--format torch needs a TRIAL and an output folder: march-search export STUDY best --format torch -o DIR.",
+        ),
     ):
         refused = command(*arguments)
         assert refused.returncode == 2

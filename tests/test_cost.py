@@ -136,6 +136,8 @@ def test_each_zero_stage_partitions_what_it_should() -> None:
     ("precision", "stage", "ranks"), [("fp32", 0, 1), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 1, 2), ("bf16", 2, 1)]
 )
 def test_a_rank_of_deepspeed_uses_the_predicted_memory(precision: str, stage: int, ranks: int, tmp_path: Path) -> None:
+    if precision == "bf16" and ranks > 1 and torch.__version__.startswith("2.5."):
+        pytest.skip("gloo of torch 2.5 cannot gather bf16 weights (a view made without gradients)")
     script, meeting = Path(__file__).parent / "helpers" / "engine_memory.py", tmp_path / "meeting"
     settings = {"WORLD_SIZE": str(ranks), "MARCH_SEARCH_MEETING": str(meeting)}
     processes = [
@@ -173,7 +175,7 @@ def test_the_peak_of_a_step_is_predicted(
 ) -> None:
     a = replace(SMALL, position="rotary", **fields)
     chunk, block = {"cpu": rows * a.vocab_size, "other": 0}, {"cpu": 2 * a.vocab_size, "other": 0}
-    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
     for module in ("model.loss", "cost.memory"):
         monkeypatch.setattr(f"march_search.{module}.CHUNK_LOGITS", chunk)
         monkeypatch.setattr(f"march_search.{module}.BLOCK_LOGITS", block)
@@ -252,7 +254,7 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
 def test_activations_are_what_autograd_saves(fields: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
     a = replace(SMALL, **fields)
     setup = Setup(precision=precision, micro_batch=2)
     assert activation_bytes(a, setup) == pytest.approx(saved_bytes(a, setup), rel=0.1)

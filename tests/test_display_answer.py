@@ -12,7 +12,8 @@ from march_search.analysis.study_record import read_study
 from march_search.display.answer import StudyAnswer, study_answer
 from march_search.display.notes import MOST, Note, shown_notes, study_notes
 from march_search.display.wording import listed, p_text
-from march_search.report.ranking_figure import phone_figure, ranking_figure
+from march_search.report.ranking_figure import ranking_figure
+from march_search.report.svg import COLUMN
 
 APART = ([4.1, 4.1001, 4.1002], [4.3, 4.3001, 4.3002], [4.5, 4.5001, 4.5002], [4.7, 4.7001, 4.7002])
 SHORT = [name.removesuffix("-rope-V2048") for name in SHAPES]
@@ -144,7 +145,7 @@ def test_every_format_shows_the_levels(tmp_path: Path, command: Command) -> None
     assert "| after tokens |" in text
     assert "| 210k |" in text
     evidence = study_evidence(read_study(tmp_path / "synthetic"))
-    for figure in (ranking_figure(evidence), phone_figure(evidence)):
+    for figure in (ranking_figure(evidence), ranking_figure(evidence, COLUMN)):
         assert figure is not None
         assert "stopped after 210k tokens" in figure.svg()
         assert "trained to the end: 1.05M tokens" in figure.svg()

@@ -3,16 +3,15 @@
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.browser import browser as browser  # noqa: PLC0414
 from helpers.command_line import one_line_error, run_command
 from helpers.studies import DATA, write_study
 from hypothesis import given, settings
@@ -162,20 +161,6 @@ def test_labels_are_moved_apart_as_little_as_possible() -> None:
     assert spread_apart([98, 99], 15, 0, 100) == [85, 100]
     assert scale([1, 2, 4], 0, 90, "log", 0)(2) == pytest.approx(45)
     assert scale([0.0, 1.0], 0, 1, room=0).ticks(5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, which must be installed in CI."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None and not os.environ.get("CI"):
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])

@@ -215,6 +215,22 @@ def test_enqueued_shapes_and_partial_shapes_are_respected() -> None:
         sampler.suggest(study.ask())
 
 
+def test_an_exhausted_set_ends_the_study_with_one_message(caplog: pytest.LogCaptureFixture) -> None:
+    study = optuna.create_study(sampler=(sampler := FeasibleSampler(SMALL, "random")))
+    study.optimize(lambda trial: loss(sampler.suggest(trial)), n_trials=len(SMALL) + 5)
+    assert len(study.trials) == len(SMALL)
+    assert [record.message for record in caplog.records if record.name.startswith("march_search")] == [
+        f"All {len(SMALL):,} feasible architectures are taken: the study ends after the running trials. For more, "
+        "widen the space or the tolerance, or set replicates."
+    ]
+
+
+def test_the_sampler_of_the_package_loads_without_torch() -> None:
+    code = "import sys; from march_search import FeasibleSampler; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"
+
+
 def test_an_exhausted_partial_shape_does_not_end_the_study() -> None:
     sampler = FeasibleSampler(SMALL, "random")
     study = optuna.create_study(sampler=sampler)

@@ -3,42 +3,50 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.commands.options import add_examples, add_study
-from march_search.errors import UsageError
+from march_search.errors import ArchitectureError, UsageError
+from march_search.files.atomic import one_line, replacing_folder
 
 if TYPE_CHECKING:
-    from march_search.analysis.study_record import StudyRecord
+    from torch import Tensor
+
+    from march_search.analysis.study_record import StudyRecord, TrialRecord
 
 
 def add(export: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_study(export)
     export.add_argument(
-        "trial", metavar="TRIAL", nargs="?", help="for hf: 'best', an architecture name or a trial number"
+        "trial", metavar="TRIAL", nargs="?", help="for a model: 'best', an architecture name or a trial number"
     )
     export.add_argument(
         "--format",
-        choices=("hf", "curves"),
+        choices=(*MODELS, "curves"),
         default="hf",
         help="hf: folder with config.json, model.safetensors and tokenizer of a T5 for Hugging Face transformers; "
+        "torch: folder with the weights of any shape, config.json, tokenizer and load.py, which loads them; "
         "curves: JSON with the losses of all complete trials, for replay (default: hf)",
     )
     add_examples(
         export,
         "march-search export cpu-demo best -o model",
+        "march-search export cpu-demo best --format torch -o model",
         "march-search export cpu-demo --format curves -o curves.json",
     )
     export.add_argument(
-        "-o", "--output", metavar="PATH", help="hf: folder to make; curves: JSON file (default: standard output)"
+        "-o", "--output", metavar="PATH", help="model: folder to make; curves: JSON file (default: standard output)"
     )
     export.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write one trial as a T5 of Hugging Face transformers, or a study's learning curves as a table for `replay`."""
+    """Write the model of one trial, or a study's learning curves as a table for `replay`."""
     from march_search.commands.studies import named_study
 
     study = named_study(options.study, options.root).record()
@@ -48,8 +56,11 @@ def run(options: argparse.Namespace) -> int:
         _export_curves(study, options.output)
     else:
         if options.trial is None or options.output is None:
-            raise UsageError("--format hf needs a TRIAL and an output folder: march-search export STUDY best -o DIR.")
-        _export_model(study, options.trial, Path(options.output))
+            example = "best" + ("" if options.format == "hf" else f" --format {options.format}") + " -o DIR"
+            raise UsageError(
+                f"--format {options.format} needs a TRIAL and an output folder: march-search export STUDY {example}."
+            )
+        _export_model(study, options.trial, Path(options.output), MODELS[options.format])
     return 0
 
 
@@ -65,21 +76,68 @@ def _export_curves(study: "StudyRecord", output: str | None) -> None:
     print_or_write(output or "-", json_text(value))
 
 
-def _export_model(study: "StudyRecord", text: str, output: Path) -> None:
+@dataclass(frozen=True)
+class _Format:
+    """A format in which models are written."""
+
+    check: Callable[[Architecture], object]
+    """Raises an ArchitectureError if the format cannot express a shape."""
+    save: "Callable[[TrialRecord, Mapping[str, Tensor], Path, Mapping[str, int]], None]"
+    """Writes the weights of a trial into a folder; the last argument holds the tokenizer's token IDs."""
+
+
+def _check_t5(a: Architecture) -> None:
+    """Raise an ArchitectureError that names `--format torch` if T5 cannot express a shape."""
+    from march_search.architecture.huggingface import t5_config
+
+    try:
+        t5_config(a.name, asdict(a), DEFAULTS)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{one_line(error)}. Use --format torch, which writes every shape.") from None
+
+
+def _save_t5(trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]) -> None:
+    """Write a T5 of Hugging Face transformers."""
+    from march_search.model.t5_weights import save_t5
+
+    save_t5(trial.architecture, tensors, folder, token_ids)
+
+
+def _save_torch(
+    trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]
+) -> None:
+    """Write our own module, with what its inputs look like."""
+    from march_search.model.torch_folder import save_torch
+
+    data, training = trial.config.data, trial.config.training
+    about: dict[str, Any] = {
+        "sequence_length": data.sequence_length,
+        "noise_density": data.noise_density,
+        "mean_span_length": data.mean_span_length,
+        "tokens": training.tokens,
+        "seed": trial.seed,
+        "loss": trial.loss,
+    }
+    save_torch(trial.architecture, tensors, folder, {**token_ids, **about})
+
+
+MODELS = {"hf": _Format(_check_t5, _save_t5), "torch": _Format(lambda a: None, _save_torch)}
+"""Formats of a model by their names."""
+
+
+def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _Format) -> None:
     """Write the model and the tokenizer of one trial into a new folder."""
     from march_search.analysis.ranking import find_trial
-    from march_search.files.atomic import replacing_folder
-    from march_search.model.t5_weights import check_t5, save_t5
     from march_search.training import weights
 
     trial = find_trial(study, text)
-    check_t5(trial.architecture)  # before anything is read or written
+    model_format.check(trial.architecture)  # before anything is read or written
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(output) as partial:
         if partial is None:
             raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
-        save_t5(trial.architecture, tensors, partial, save_tokenizer(trial.store, partial))
+        model_format.save(trial, tensors, partial, save_tokenizer(trial.store, partial))
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
 
 

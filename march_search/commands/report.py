@@ -1,15 +1,17 @@
-"""`march-search report`: write a study as one HTML page or as text, and its figures and tables as files."""
+"""`march-search report`: write a study, or a comparison of studies, as one HTML page or as text, with its figures."""
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from march_search.commands.options import add_examples, add_study, root_option
+from march_search.commands.options import STUDY_HELP, add_examples, add_root, refuse_without_effect, root_option
 
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
+    from march_search.analysis.study_comparison import StudyComparison
 
 
 _ENDINGS = {"html": "html", "json": "json", "csv": "csv", "markdown": "md"}
@@ -18,9 +20,13 @@ _ENDINGS = {"html": "html", "json": "json", "csv": "csv", "markdown": "md"}
 
 def add(report: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    add_study(report)
+    report.add_argument("study", nargs="+", metavar="STUDY", help=f"{STUDY_HELP}; several are compared with the first")
+    add_root(report)
     report.add_argument(
-        "-o", "--output", metavar="FILE", help="output file, - for stdout (default: report.html in the study folder)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="output file, - for stdout (default: report.html in the study folder; needed to compare)",
     )
     report.add_argument(
         "--format",
@@ -29,9 +35,16 @@ def add(report: argparse.ArgumentParser) -> None:
         help="html: one page with figures; json, csv and markdown: what rank prints in that format (default: html)",
     )
     add_examples(
-        report, "march-search report cpu-demo -o report.html", "march-search report cpu-demo --figures figures"
+        report,
+        "march-search report cpu-demo -o report.html",
+        "march-search report cpu-demo --figures figures",
+        "march-search report cpu-demo my-study -o compare.html",
     )
-    report.add_argument("--figures", metavar="DIR", help="also write each figure to DIR as SVG and, with resvg-py, PNG")
+    report.add_argument(
+        "--figures",
+        metavar="DIR",
+        help="also write each figure to DIR, one column of a paper wide, as SVG and, with resvg-py, PNG",
+    )
     report.add_argument(
         "--tables",
         metavar="DIR",
@@ -47,6 +60,8 @@ def add(report: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the report."""
+    if len(options.study) > 1:
+        return _compare(options)
     from march_search.analysis.evidence import study_evidence
     from march_search.commands.output import print_or_write
     from march_search.commands.rank import evidence_text
@@ -54,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
     from march_search.config.counts import parse_count
     from march_search.errors import StorageError
     from march_search.files.atomic import write_text
-    from march_search.report.page import page
+    from march_search.report.page import figure_files, page
 
-    named = named_study(options.study, options.root)
+    named = named_study(options.study[0], options.root)
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(named.record(), tokens=tokens, with_effects=True)
     root = root_option(named.folder.path.parent)
@@ -75,10 +90,59 @@ def run(options: argparse.Namespace) -> int:
     elif print_or_write(options.output, text):
         print(options.output)
     if options.figures:
-        _write_figures(evidence, Path(options.figures))
+        _write_figures(figure_files(evidence), Path(options.figures))
     if options.tables:
         _write_tables(evidence, Path(options.tables), command, cost)
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """Write the comparison of the first study with each of the others."""
+    from dataclasses import replace
+
+    from march_search.analysis.evidence import study_evidence
+    from march_search.analysis.study_comparison import compare_studies
+    from march_search.commands.output import print_or_write
+    from march_search.commands.studies import named_study
+    from march_search.display.comparison_sections import comparison_answer, comparison_names
+    from march_search.errors import UsageError
+    from march_search.report.comparison_page import comparison_files
+
+    refuse_without_effect(options, ("tables", "horizon"), "on a comparison; remove it, or name one study")
+    if options.output is None:
+        raise UsageError("a comparison belongs to no study's folder: name its file with -o, e.g. -o compare.html.")
+    records = [named_study(text, options.root).record() for text in options.study]
+    if len({record.name for record in records}) < len(records):
+        records = [replace(record, name=text) for record, text in zip(records, options.study, strict=True)]
+    if len({record.name for record in records}) < len(records):
+        raise UsageError("a study cannot be compared with itself: name each study once.")
+    first, *others = [study_evidence(record) for record in records]
+    found = [compare_studies(first, other) for other in others]
+    if print_or_write(options.output, _comparison_text(found, options)):
+        print("\n".join(comparison_answer(comparison, comparison_names(found)) for comparison in found))
+        print(options.output)
+    if options.figures:
+        _write_figures(comparison_files(found), Path(options.figures))
+    return 0
+
+
+def _comparison_text(found: "list[StudyComparison]", options: argparse.Namespace) -> str:
+    """Return a comparison in the format that the options ask for."""
+    from march_search.display.comparison_sections import comparison_markdown, comparison_rows, comparison_values
+    from march_search.display.tables import csv_text
+    from march_search.report.comparison_page import comparison_page
+
+    if options.format == "json":
+        return json.dumps(comparison_values(found), indent=1, allow_nan=False) + "\n"
+    if options.format == "markdown":
+        return comparison_markdown(found)
+    if options.format == "csv":
+        rows = comparison_rows(found)
+        return csv_text(rows, list(dict.fromkeys(key for row in rows for key in row)))
+    names = " ".join(shlex.quote(text) for text in options.study)
+    return comparison_page(
+        found, f"march-search report {names}{root_option(options.root)} -o {shlex.quote(options.output)}"
+    )
 
 
 def _cost(folder: Path) -> list[tuple[str, str]]:
@@ -109,13 +173,13 @@ def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[t
         print(folder / f"{evidence.study.name}.{ending}")
 
 
-def _write_figures(evidence: "Evidence", folder: Path) -> None:
+def _write_figures(drawn: dict[str, str], folder: Path) -> None:
     """Write every figure as SVG and, if resvg-py is installed, as PNG."""
     from march_search.files.atomic import make_folder, write_text
-    from march_search.report.page import figure_files, png
+    from march_search.report.page import png
 
     make_folder(folder)
-    drawn, missing = figure_files(evidence), False
+    missing = False
     for name, text in drawn.items():
         write_text(folder / f"{name}.svg", text)
         pixels = png(text)

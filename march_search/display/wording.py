@@ -14,7 +14,11 @@ NAMED = 3
 
 def short_names(evidence: Evidence) -> dict[str, str]:
     """Return the short name of each architecture: its name without the ending that all have in common."""
-    full_names = [trial.architecture.name for trial in evidence.study.trials]
+    return shortened([trial.architecture.name for trial in evidence.study.trials])
+
+
+def shortened(full_names: Sequence[str]) -> dict[str, str]:
+    """Return the short name of each architecture name, without the ending that all have in common."""
     tail = common_tail(list(dict.fromkeys(full_names)))
     return {name: name.removesuffix(tail) or name for name in full_names}
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -44,11 +43,6 @@ def _sublayers(layer: Mapping[str, Tensor], is_gated: bool) -> Iterator[tuple[st
     yield "feed_forward_norm.weight", "DenseReluDense", {**into, "wo": layer["feed_forward.wo"]}
 
 
-def check_t5(a: Architecture) -> dict[str, Any]:
-    """Return the config.json of a T5; raise ArchitectureError if T5 cannot express the architecture."""
-    return t5_config(a.name, asdict(a), DEFAULTS)
-
-
 def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, token_ids: Mapping[str, int]) -> None:
     """Write config.json and model.safetensors for `T5ForConditionalGeneration.from_pretrained`.
 
@@ -62,7 +56,7 @@ def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, token_
         ArchitectureError: If T5 cannot express this architecture.
     """
     dtype = str(tensors["embedding"].dtype).removeprefix("torch.")
-    config = check_t5(a) | {**token_ids, "dtype": dtype}
+    config = t5_config(a.name, asdict(a), DEFAULTS) | {**token_ids, "dtype": dtype}
     weights = {name: tensor.contiguous() for name, tensor in t5_tensors(a, tensors).items()}
     save_tensors(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,10 @@
 """Renders the report of a study as one self-contained HTML file: question, results, and how to reproduce them."""
 
 import json
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +18,49 @@ from march_search.display.sentences import explanation
 from march_search.display.tables import Column, plural
 from march_search.display.wording import short_names
 from march_search.report import svg
+from march_search.report.captions import captions
 from march_search.report.figures import figures
-from march_search.report.ranking_figure import phone_figure
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 
-CAPTIONS = {
-    "ranking": "Validation loss of each architecture and its tie group (letters). Lower is better.",
-    "curves": "Validation loss over training. Grey: all other architectures, and pruned trials.",
-    "depth": "Validation loss against depth.",
-    "width": "Validation loss against width.",
-    "map": "Lowest validation loss for each depth and width.",
-    "front": "Validation loss against training speed. The line is the Pareto front. Speeds are medians over the log "
-    "lines of a trial, then over seeds; hollow: trials ran beside others, or seeds differ by over 10%.",
-    "effects": "Change in loss when one dimension doubles and the others are fixed. Grey: not significant.",
-    "horizon": "Differences to the leader: now (hollow), and their 95% intervals at a larger data budget.",
-}
-"""Caption of each figure, by name."""
+PNG_WIDTH = 990
+"""Pixels of a PNG across: 300 per inch of `svg.COLUMN_INCHES`."""
+
+_DENSITY = b"pHYs" + struct.pack(">IIB", 11811, 11811, 1)
+DENSITY_CHUNK = struct.pack(">I", 9) + _DENSITY + struct.pack(">I", zlib.crc32(_DENSITY))
+"""Part of a PNG file that says 300 pixels per inch (11,811 per metre); it stands after the first 33 bytes."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure as the page holds it."""
+
+    name: str
+    desk: str
+    """SVG for a wide window."""
+    phone: str
+    """SVG for a narrow window."""
+    paper: str
+    """SVG file for one column of a paper."""
+    caption: str
+
+
+def drawings(
+    wide: Mapping[str, svg.Figure], narrow: Mapping[str, svg.Figure], words: Mapping[str, str]
+) -> dict[str, Drawing]:
+    """Return figures as the page holds them, by name.
+
+    Args:
+        wide: Figures for a wide window.
+        narrow: The same figures with the width of a column.
+        words: Caption of each figure.
+    """
+    return {
+        name: Drawing(name, figure.svg(), narrow[name].svg(), standalone(narrow[name]), words.get(name, ""))
+        for name, figure in wide.items()
+    }
 
 
 def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) -> str:
@@ -44,11 +71,11 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
         command: command that runs the study again.
         cost: (quantity, planned and actual value) pairs.
     """
-    drawn = {name: figure.svg() for name, figure in figures(evidence).items()}
-    phone = phone_figure(evidence)
+    drawn = drawings(figures(evidence), figures(evidence, svg.COLUMN), captions(evidence))
     ranking, *others = (_table(section, evidence) for section in sections(evidence))
     settings, phase = evidence.study.settings, study_phase(evidence.study)
-    return _template().render(
+    return rendered(
+        "report.html.j2",
         name=evidence.study.name,
         question=settings.get("question") or settings.get("description") or "",
         criterion=settings.get("answer") or "",
@@ -60,13 +87,20 @@ def page(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ())
         ranking=ranking,
         sections=others,
         figures=drawn,
-        phone=phone.svg() if phone else "",
-        captions=CAPTIONS,
         cost=cost,
         command=command,
         settings=json.dumps(settings, indent=1, ensure_ascii=False),
         versions=versions(evidence),
-        styles=_style("figures.css") + _style("report.css"),
+    )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """Return a page from its template, with the style sheets."""
+    styles = _style("figures.css") + _style("report.css")
+    return (
+        _templates()
+        .get_template(template)
+        .render(**values, styles=styles, png_width=PNG_WIDTH, density_chunk=list(DENSITY_CHUNK))
     )
 
 
@@ -78,30 +112,39 @@ def counts(evidence: Evidence) -> str:
 
 
 def figure_files(evidence: Evidence) -> dict[str, str]:
-    """Return each figure as the text of a self-contained SVG file, by name."""
-    return {name: standalone(figure) for name, figure in figures(evidence).items()}
+    """Return each figure as the text of an SVG file for one column of a paper, by name."""
+    return {name: standalone(figure) for name, figure in figures(evidence, svg.COLUMN).items()}
 
 
 def standalone(figure: svg.Figure) -> str:
-    """Return a figure as the text of a self-contained SVG file, in light colours."""
-    return figure.svg(_resolved(_style("figures.css")))
+    """Return a figure as the text of an SVG file, in light colours, that needs no font and no style sheet."""
+    return figure.file(_resolved(_style("figures.css")))
 
 
-def png(text: str, scale: int = 2) -> bytes | None:
-    """Render an SVG file as PNG, enlarged by `scale`; return None if the package resvg-py is not installed."""
+def png(text: str) -> bytes | None:
+    """Render an SVG file as PNG, `PNG_WIDTH` pixels wide; return None if the package resvg-py is not installed."""
     try:
         from resvg_py import svg_to_bytes
     except ImportError:
         return None
-    return bytes(svg_to_bytes(svg_string=text, width=svg.WIDTH * scale, background="white"))
+    needs_fonts = "<text" in text
+    pixels = bytes(
+        svg_to_bytes(svg_string=text, width=PNG_WIDTH, dpi=300, background="white", skip_system_fonts=not needs_fonts)
+    )
+    return pixels[:33] + DENSITY_CHUNK + pixels[33:]
 
 
-def _table(section: Section, evidence: Evidence) -> dict[str, Any]:
-    """Return a section in the form that the template expects: headings, and cells with their sort keys."""
-    short, is_ranking = short_names(evidence), section.rows is evidence.ranking.rows
+def table(section: Section, short: Mapping[str, str], coloured: int = 0, is_ranking: bool = False) -> dict[str, Any]:
+    """Return a section in the form that the template expects: headings, and cells with their sort keys.
+
+    Args:
+        section: The table.
+        short: Short name of each architecture.
+        coloured: Number of rows, from the first, that have the colour of a series.
+        is_ranking: Whether the table can be sorted, and has its notes elsewhere.
+    """
     columns = [c for c in section.columns if any(c.value(row) is not None for row in section.rows)]
     rows = [[_cell(column, row, short) for column in columns] for row in section.rows]
-    coloured = min(svg.SERIES, len(evidence.ranking.first_rows)) if is_ranking else 0
     for index, row in enumerate(rows):
         row[0]["swatch"] = index if index < coloured else None
     starts = [0, *section.breaks]
@@ -119,12 +162,27 @@ def _table(section: Section, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _cell(column: Column, row: dict[str, Any], short: dict[str, str]) -> dict[str, Any]:
-    """Return one cell of a table."""
-    value = column.value(row)
-    text = short.get(str(value), str(value)) if column.key == "name" else column.text(row)
+def _table(section: Section, evidence: Evidence) -> dict[str, Any]:
+    """Return a section of a study; the ranking has colours."""
+    is_ranking = section.rows is evidence.ranking.rows
+    coloured = min(svg.SERIES, len(evidence.ranking.first_rows)) if is_ranking else 0
+    return table(section, short_names(evidence), coloured, is_ranking)
+
+
+def _cell(column: Column, row: dict[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    """Return one cell of a table; a name may break after each hyphen, and a number between its words."""
+    value, is_name = column.value(row), column.key == "name"
+    text = short.get(str(value), str(value)) if is_name else column.text(row)
     key = value if isinstance(value, int | float) else "" if value is None else text
-    return {"text": text, "key": key, "left": column.left, "why": column.key == "reason"}
+    parts = text.replace("-", "-\0").split("\0") if is_name else [text] if column.left else text.split(" ")
+    return {
+        "parts": parts,
+        "key": key,
+        "left": column.left,
+        "is_name": is_name,
+        "is_missing": value in (None, ""),
+        "is_long": column.left and len(text) > 9,
+    }
 
 
 def versions(evidence: Evidence) -> list[tuple[str, str]]:
@@ -137,12 +195,11 @@ def versions(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 @cache
-def _template() -> "Template":
-    """Return the template of the page; it escapes everything except the style sheet and the figures."""
+def _templates() -> "Environment":
+    """Return the templates of the pages; they escape everything except the style sheets and the figures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("march_search", "report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    return Environment(loader=PackageLoader("march_search", "report"), autoescape=True, undefined=StrictUndefined)
 
 
 def _style(name: str) -> str:

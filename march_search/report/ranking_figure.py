@@ -8,7 +8,7 @@ from march_search.analysis.evidence import Evidence
 from march_search.display.answer import shares_letter
 from march_search.display.sentences import loss_unit
 from march_search.display.wording import level_title, short_names
-from march_search.report.svg import PHONE, SERIES, WIDTH, Figure, scale
+from march_search.report.svg import SERIES, WIDTH, Figure, label_room, scale
 
 SHOWN = 60
 """Maximum number of architectures in a figure with one line each; the axis label gives the total if there are more."""
@@ -39,7 +39,7 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
     for index, (css, text) in enumerate(keys):
         at = (0.0, 14 + 20 * index) if stacked else (index % 2 * width / 2, 14 + 20 * (index // 2))
         _key(figure, *at, css, text)
-    left = 8.0 if stacked else 8 + 8.2 * max(len(names[row["name"]]) for row in rows)  # the leader's name is bold
+    left = 8.0 if stacked else 8 + label_room((names[row["name"]] for row in rows), is_bold=True)
     top, first = float(head), 0
     for level, height in zip(levels, heights, strict=True):
         if title > 4:
@@ -47,11 +47,6 @@ def ranking_figure(evidence: Evidence, width: float = WIDTH) -> Figure | None:
         _panel(figure, level, first, names, (top + title, left, step), evidence)
         top, first = top + height, first + len(level)
     return figure
-
-
-def phone_figure(evidence: Evidence) -> Figure | None:
-    """Draw the ranking for a phone."""
-    return ranking_figure(evidence, PHONE)
 
 
 def cut(rows: Sequence[Any]) -> str:
@@ -68,7 +63,7 @@ def _panel(
     evidence: Evidence,
 ) -> None:
     """Draw the architectures of one level below `top`, with their own axis; `first` is the index of the best one."""
-    (top, left, step), stacked = place, figure.width < 500
+    (top, left, step), stacked = place, figure.is_narrow
     bottom, right = top + step * len(level), figure.width - (12 if stacked else LETTERS)
     leader, coloured = evidence.ranking.rows[0], min(SERIES, len(evidence.ranking.first_rows))
     ends = [row[k] for row in level for k in ("interval_low", "interval_high") if row[k] is not None]
@@ -86,6 +81,8 @@ def _panel(
         css, strong = f"s{number}" if number < coloured else "rest", " strong" * (row is leader)
         if stacked:
             y += 9
+            css_behind = "tied-band" if row is not leader and shares_letter(row, leader) else "behind"
+            figure.box(left - 3, y - 25, label_room([name], bool(strong)) + 6, 15, css_behind)
             figure.text(left, y - 14, name, f"name{strong}")
         else:
             figure.text(left, y + 4, name, f"name{strong}", "end")
@@ -99,7 +96,8 @@ def _panel(
             figure.path([(x(row["interval_low"]), y), (x(row["interval_high"]), y)], f"{css} interval{kind}", tooltip)
         for loss in row["losses"] if len(row["losses"]) > 1 else ():
             figure.dot(x(loss), y, f"{css} seed", f"{name}, one seed: {loss:.4f}", 3)
-        tooltip = f"{name}: {row['loss']:.4f}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
+        bits = "" if row["bits_per_byte"] is None else f" ({row['bits_per_byte']:.4f} bits/byte)"
+        tooltip = f"{name}: {row['loss']:.4f}{bits}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
         figure.dot(x(row["loss"]), y, f"{css} mark", tooltip)
 
 

@@ -4,19 +4,33 @@ All text is escaped here and nowhere else. Everything else in a figure is number
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Literal
 
-WIDTH = 720
-"""Usual width of a figure, in SVG units; heights vary."""
+from march_search.report.outlines import definitions, is_known, outline, text_width
 
-PHONE = 372
-"""Width of a figure for a phone, in SVG units."""
+WIDTH = 720
+"""Width of a figure that stands alone, in SVG units; heights vary."""
+
+HALF = 560
+"""Width of one of two figures side by side."""
+
+COLUMN = 372
+"""Width of a figure for a phone, and for one column of a paper."""
+
+COLUMN_INCHES = 3.3
+"""Width of a column of a paper; 12 units of text become 7.7 points."""
+
+SMALL, NORMAL = 12, 13
+"""Font sizes: of ticks and cells, and of all other text."""
+
+ROOM = 1.14
+"""Factor on the width of a text, for readers whose font is wider than that of the outlines."""
 
 SERIES = 6
-"""Number of series colours, which colour-blind readers can distinguish too (Okabe and Ito 2008)."""
+"""Number of series colours, which readers with any kind of dichromacy can distinguish, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +86,40 @@ def scale(
     return Scale(low=low - wide, high=high + wide, start=start, end=end)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """Text of a figure, with its baseline at `y`."""
+
+    x: float
+    y: float
+    text: str
+    css: str
+    anchor: str
+
+    @property
+    def size(self) -> int:
+        """Font size."""
+        return SMALL if {"tick", "cell-text"} & {*self.css.split()} else NORMAL
+
+    @property
+    def is_bold(self) -> bool:
+        """Whether the text is bold."""
+        return "strong" in self.css.split()
+
+    def svg(self) -> str:
+        """Return the text as SVG."""
+        place = f'x="{self.x:.1f}" y="{self.y:.1f}" font-size="{self.size}" text-anchor="{self.anchor}"'
+        return f'<text {place} class="{self.css}">{escape(self.text)}</text>'
+
+    def outline(self) -> str:
+        """Return the text as outlines; a text with other characters stays a text."""
+        if not is_known(self.text):
+            return self.svg()
+        share = {"start": 0.0, "middle": 0.5, "end": 1.0}[self.anchor]
+        start = self.x - share * text_width(self.text, self.size, self.is_bold)
+        return outline(self.text, (start, self.y), self.size, self.css, self.is_bold)
+
+
 @dataclass
 class Figure:
     """Marks of one figure, in drawing order."""
@@ -82,8 +130,13 @@ class Figure:
     """Height in SVG units."""
     width: float = WIDTH
     """Width in SVG units."""
-    parts: list[str] = field(default_factory=list)
-    """SVG elements drawn so far."""
+    parts: list[str | Label] = field(default_factory=list)
+    """SVG elements and texts drawn so far."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the figure has the width of a column."""
+        return self.width < 500
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> None:
         """Draw a straight line."""
@@ -107,16 +160,25 @@ class Figure:
 
     def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start") -> None:
         """Draw text with its baseline at `y`."""
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}">{escape(text)}</text>')
+        self.parts.append(Label(x=x, y=y, text=text, css=css, anchor=anchor))
+
+    def text_inside(self, x: float, y: float, text: str, css: str = "") -> None:
+        """Draw text that starts at `x`, or as far left of it as the figure's right edge needs."""
+        self.text(max(0.0, min(x, self.width - ROOM * text_width(text, NORMAL))), y, text, css)
 
     def x_axis(
         self, x: Scale, top: float, bottom: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
     ) -> None:
-        """Draw vertical grid lines with their values, and the title `name`, below."""
-        for value in ticks or x.ticks():
+        """Draw vertical grid lines with their values, and the title `name`, below; values that overlap are left out."""
+        end = -math.inf
+        for value in ticks or x.ticks(4 if self.is_narrow else 5):
+            half = ROOM * text_width(show(value), SMALL) / 2
             self.line(x(value), top, x(value), bottom)
-            self.text(x(value), bottom + 17, show(value), "tick", "middle")
-        self.text((x.start + x.end) / 2, bottom + 36, name, "axis", "middle")
+            if x(value) - half > end:
+                self.text(x(value), bottom + 17, show(value), "tick", "middle")
+                end = x(value) + half + 6
+        half = ROOM * text_width(name, NORMAL) / 2
+        self.text(max(half, min((x.start + x.end) / 2, self.width - half)), bottom + 36, name, "axis", "middle")
 
     def y_axis(
         self, y: Scale, left: float, right: float, name: str, show: Callable[[float], str], ticks: Sequence[float] = ()
@@ -127,16 +189,27 @@ class Figure:
             self.text(left - 8, y(value) + 4, show(value), "tick", "end")
         self.text(0, min(y.start, y.end) - 12, name, "axis")
 
-    def svg(self, style: str = "") -> str:
-        """Return the figure as SVG; with a `style`, as the content of a standalone file."""
-        attributes = (
-            f' xmlns="http://www.w3.org/2000/svg" width="{self.width:g}" height="{self.height:g}"' if style else ""
-        )
-        styled = f"<style>{style}</style>" if style else ""
+    def svg(self) -> str:
+        """Return the figure as SVG for the page, which has the style sheet."""
+        return self._element("", "".join(part if isinstance(part, str) else part.svg() for part in self.parts))
+
+    def file(self, style: str) -> str:
+        """Return the figure as the text of an SVG file with its own style sheet, and with text as outlines.
+
+        A figure with the width of a column is `COLUMN_INCHES` wide.
+        """
+        texts = [part for part in self.parts if isinstance(part, Label)]
+        drawn = "".join(part if isinstance(part, str) else part.outline() for part in self.parts)
+        unit, scale = ("in", COLUMN_INCHES / COLUMN) if self.is_narrow else ("", 1.0)
+        size = f'width="{self.width * scale:.5g}{unit}" height="{self.height * scale:.5g}{unit}"'
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        known = definitions((label.text, label.is_bold) for label in texts if is_known(label.text))
+        return self._element(f"{spaces} {size} ", f"<style>{style}</style>{known}{drawn}")
+
+    def _element(self, attributes: str, content: str) -> str:
+        """Return the SVG element."""
         box = f'viewBox="0 0 {self.width:g} {self.height:g}"'
-        return (
-            f'<svg{attributes} {box} role="img" aria-label="{escape(self.title)}">{styled}{"".join(self.parts)}</svg>'
-        )
+        return f'<svg {attributes}{box} role="img" aria-label="{escape(self.title)}">{content}</svg>'
 
 
 def spread_apart(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -152,6 +225,11 @@ def spread_apart(positions: Sequence[float], gap: float, low: float, high: float
     for place, at in zip(moved, order, strict=True):
         result[at] = place
     return result
+
+
+def label_room(texts: Iterable[str], is_bold: bool = False) -> float:
+    """Return the width that the longest of several labels needs."""
+    return ROOM * max((text_width(text, NORMAL, is_bold) for text in texts), default=0.0)
 
 
 def _title(label: str) -> str:

@@ -5,6 +5,7 @@ from what was really tried. Until the other sampler can propose, as at the start
 """
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -26,6 +27,8 @@ from march_search.sampler.dimensions import Dimensions, axis_value
 from march_search.sampler.neighbours import Neighbours
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.space import AXES
+
+_LOGGER = logging.getLogger(__name__)
 
 ARCHITECTURE = "architecture"
 """User attribute of a trial that holds the name of its architecture."""
@@ -62,6 +65,7 @@ class FeasibleSampler(BaseSampler):
         self._neighbours = Neighbours(found)
         self.dimensions, self._lock = Dimensions(self._neighbours, listed), threading.RLock()
         self._numbers: dict[str, int | None] = {}
+        self._ended = False
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -129,6 +133,19 @@ class FeasibleSampler(BaseSampler):
         """Reseed the inner sampler, so that each thread draws different values."""
         self.inner.reseed_rng()
 
+    def _stop(self, study: optuna.Study) -> None:
+        """End `study.optimize` after the running trials, with one message; outside of `study.optimize`, do nothing."""
+        try:
+            study.stop()
+        except RuntimeError:
+            return
+        if not self._ended:
+            self._ended, times = True, f" {self.replicates} times each" if self.replicates > 1 else ""
+            _LOGGER.warning(
+                f"All {len(self.found):,} feasible architectures are taken{times}: the study ends after the running "
+                "trials. For more, widen the space or the tolerance, or set replicates."
+            )
+
     def _exhausted(self, attrs: Mapping[str, Any]) -> optuna.TrialPruned:
         """Return the exception for a trial when no untried member is left."""
         if fixed := attrs.get("fixed_params"):
@@ -158,7 +175,7 @@ class FeasibleSampler(BaseSampler):
             number = self._choose(trial, proposed, fixed, {n for n, k in taken.items() if k >= self.replicates})
             if number is None:
                 if not fixed:
-                    _stop(study)
+                    self._stop(study)
                 return None
             chosen = self.found[number]
             self._numbers[chosen.name] = number
@@ -166,7 +183,7 @@ class FeasibleSampler(BaseSampler):
             taken = self._taken(study, trial)
             if taken[number] < self.replicates:
                 if sum(min(k, self.replicates) for k in taken.values()) + 1 >= self.replicates * len(self.found):
-                    _stop(study)  # this was the last member
+                    self._stop(study)  # this was the last member
                 return chosen
             study._storage.set_trial_user_attr(trial._trial_id, ARCHITECTURE, "")
             time.sleep(random.random() * 0.05)  # so that the two do not collide again
@@ -217,12 +234,6 @@ class FeasibleSampler(BaseSampler):
             except ValueError:
                 self._numbers[name] = None
         return self._numbers[name]
-
-
-def _stop(study: optuna.Study) -> None:
-    """End `study.optimize` after the running trials; outside of `study.optimize`, do nothing."""
-    with contextlib.suppress(RuntimeError):
-        study.stop()
 
 
 def _listed(values: Mapping[str, Any]) -> str:

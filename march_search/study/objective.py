@@ -1,0 +1,134 @@
+"""Train architectures under the settings of a study's file, as the objective of any Optuna study."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+
+from march_search.architecture.architecture import Architecture
+from march_search.config import StudyConfig
+from march_search.config.changes import in_current_keys
+from march_search.config.loader import build, read_file
+from march_search.config.shipped import shipped_path
+from march_search.data.prepare import prepare
+from march_search.errors import TrialError
+from march_search.files.atomic import lock
+from march_search.study.study_folder import StudyFolder
+from march_search.study.trial_process import TrialProcess
+from march_search.trial.outcome import TrialOutcome, completed_outcome, pruned_outcome, write_outcome
+from march_search.trial.own_trials import find_trials
+
+_COMMAND = (sys.executable, "-m", "march_search.training")
+"""Command that trains a trial, and restarts it if it hangs or runs out of memory."""
+
+_POLL_SECONDS = 0.1
+
+
+class TrainingObjective:
+    """Objective of an Optuna study: trains one architecture per trial and returns its validation loss.
+
+    A trial trains in a process of its own, in `ROOT/NAME/trials/`. An architecture that was trained before, in this or
+    an earlier process, is not trained again, and one that was interrupted resumes from its last checkpoint.
+    """
+
+    def __init__(
+        self,
+        study: str | Path,
+        suggest: Callable[[optuna.Trial], Architecture],
+        *,
+        root: str | Path = "runs",
+        name: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Read the settings and prepare the text.
+
+        Args:
+            study: A study's TOML file, or the name of a shipped study. `[data]`, `[training]` and `[devices]` count.
+            suggest: Returns the architecture of a trial, such as `sampler.suggest` of a `FeasibleSampler`. It may
+                suggest a `learning_rate`, too, which replaces that of the file.
+            root: Folder in which studies are kept.
+            name: Name of the folder in `root`; by default that of the file with `-optuna`.
+            seed: Training seed.
+
+        Raises:
+            ConfigError: If the file is invalid, or the folder was started with different settings.
+            DataError: If the text cannot be prepared.
+        """
+        file = shipped_path("studies", str(study))
+        self.config = build(StudyConfig, in_current_keys(read_file(file)), str(file))
+        self.suggest, self.seed = suggest, seed
+        self.folder = StudyFolder.of(Path(root), name or f"{file.stem}-optuna")
+        self.folder.keep_settings(replace(self.config, storage=None), [])
+        self.store = prepare(self.config.data, Path(root), file.parent, tokens=self.config.training.tokens)
+        self.folder.keep_store(self.store)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train the architecture of `trial` and return its validation loss, in nats per target token; NaN if it failed.
+
+        Evaluations are reported to the trial, so that a pruner of Optuna can stop it.
+
+        Raises:
+            TrialPruned: If the pruner stops the trial.
+            TrialError: If the trial fails for another reason than divergence or lack of memory.
+        """
+        architecture = self.suggest(trial)
+        folder = self._folder(architecture, trial.params.get("learning_rate"))
+        trial.set_user_attr("folder", str(folder))
+        outcome = completed_outcome(folder) or self._train(trial, folder)
+        write_outcome(folder, outcome)
+        if outcome["state"] == "pruned":
+            raise optuna.TrialPruned(outcome["text"])
+        if outcome["state"] == "failed":
+            raise TrialError(f"{folder}: {outcome['text']}")
+        return math.nan if outcome["loss"] is None else float(outcome["loss"])
+
+    def _folder(self, architecture: Architecture, rate: float | None) -> Path:
+        """Return the folder of the trial with this shape and rate, created if it is new."""
+        with lock(self.folder.path / "lock"):
+            found = find_trials(self.folder.path).trials
+            wanted = (architecture.name, self.seed, self.config.training.learning_rate if rate is None else rate)
+            for known in found:
+                if (known.config.architecture, known.config.seed, known.config.training.learning_rate) == wanted:
+                    return known.folder
+            number = max((known.number for known in found), default=-1) + 1
+            folder = self.folder.trial(number, architecture.name, self.seed, rate)
+            self.folder.write_trial(folder, self.config, architecture.name, self.seed, self.store, rate)
+        return folder
+
+    def _train(self, trial: optuna.Trial, folder: Path) -> TrialOutcome:
+        """Train until the trial ends or is pruned; if this process is interrupted, save its state first."""
+        child = TrialProcess.start(folder, self.config.devices, _COMMAND)
+        reported: set[int] = set()
+        try:
+            ended = False
+            while not ended:
+                ended = child.process.poll() is not None
+                for line in child.new_lines():
+                    if line["kind"] == "evaluation" and line["tokens"] not in reported:
+                        reported.add(line["tokens"])
+                        if len(trial.study.directions) == 1 and self._prunes(trial, line["tokens"], line["loss"]):
+                            text = "stopped by the pruner of the Optuna study"
+                            return pruned_outcome(line["loss"], line["tokens"], text)
+                time.sleep(0 if ended else _POLL_SECONDS)
+        except BaseException:
+            while child.process.poll() is None:
+                child.ask_to_stop()
+                time.sleep(_POLL_SECONDS)
+            raise
+        finally:
+            child.kill()
+        if outcome := completed_outcome(folder):
+            return outcome
+        state, text = child.failure()
+        return {"state": state, "tokens": None, "loss": None, "text": text}
+
+    def _prunes(self, trial: optuna.Trial, tokens: int, loss: float) -> bool:
+        """Report an evaluation, and return whether the pruner stops the trial; it never stops a complete one."""
+        if tokens == self.config.training.tokens:
+            return False
+        trial.report(loss, tokens)
+        return trial.should_prune()

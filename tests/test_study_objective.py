@@ -1,0 +1,127 @@
+"""An Optuna script of a user's own trains real trials, resumes them, and is described by the documentation."""
+
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from helpers.trials import wait_until
+
+from march_search import Architecture, SearchSpace, TrainingObjective, solve
+from march_search.analysis.study_record import read_study
+
+STUDY = """
+space = "cpu-1m"
+[data]
+corpus = "{corpus}"
+vocab_size = {vocab_size}
+sequence_length = 32
+validation_fraction = 0.2
+validation_sequences = 24
+[training]
+tokens = {tokens}
+global_batch_tokens = 256
+learning_rate = 1e-2
+precision = "fp32"
+evaluations = 2
+checkpoints = 2
+[devices]
+kind = "cpu"
+threads = 1
+"""
+
+SCRIPT = """
+import optuna
+from march_search import Architecture, TrainingObjective
+
+def suggest(trial):
+    d = trial.suggest_int("d_model", 16, 32, step=16)
+    return Architecture.parse(f"L1-D{d}-H2x16-F64-V400")
+
+objective = TrainingObjective("mine.toml", suggest)
+study = optuna.create_study(storage="sqlite:///mine.db", study_name="mine", load_if_exists=True)
+study.enqueue_trial({"d_model": 32})
+study.optimize(objective, n_trials=1)
+print(study.trials[-1].value)
+"""
+
+
+@pytest.fixture
+def folder(corpus: Path, tmp_path: Path) -> Path:
+    """A folder with a study's file and a script."""
+    (tmp_path / "mine.toml").write_text(STUDY.format(corpus=corpus, tokens=200 * 256, vocab_size=400))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "script.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_an_interrupted_script_resumes_its_trial_and_trains_nothing_twice(folder: Path) -> None:
+    interrupted = start(folder)
+    trials = folder / "runs" / "mine-optuna" / "trials"
+    assert wait_until(lambda: list(trials.glob("*/metrics.jsonl")), 120)
+    [trial] = trials.iterdir()
+    assert wait_until(lambda: len((trial / "metrics.jsonl").read_text().splitlines()) > 3, 120)
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=120)
+    assert interrupted.returncode not in (0, None)
+    assert not (trial / "result.json").exists(), errors
+    assert list(trial.glob("checkpoints/step-*/manifest.json"))
+    second = start(folder)
+    printed, errors = second.communicate(timeout=240)
+    assert second.returncode == 0, errors
+    assert [path.name for path in trials.iterdir()] == [trial.name]
+    result = json.loads((trial / "result.json").read_text())
+    assert float(printed) == result["loss"]
+    changed = (trial / "result.json").stat().st_mtime_ns
+    third = start(folder)
+    assert float(third.communicate(timeout=120)[0]) == result["loss"]
+    assert (trial / "result.json").stat().st_mtime_ns == changed
+    [record] = read_study(folder / "runs" / "mine-optuna").trials
+    assert (record.state, record.loss) == ("complete", result["loss"])
+
+
+def test_a_pruner_of_the_study_stops_a_trial_at_the_learning_rate_that_it_suggested(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY.format(corpus=corpus, tokens=16 * 256, vocab_size=400))
+
+    def suggest(trial: optuna.Trial) -> Architecture:
+        trial.suggest_float("learning_rate", 1e-5, 9.0)
+        return Architecture.parse("L1-D16-H2x8-F32-V400")
+
+    objective = TrainingObjective(tmp_path / "mine.toml", suggest, root=tmp_path / "runs")
+    study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=1.0))
+    study.enqueue_trial({"learning_rate": 1e-3})
+    study.optimize(objective, n_trials=1)
+    assert study.trials[0].state == optuna.trial.TrialState.PRUNED
+    assert list(study.trials[0].intermediate_values) == [8 * 256]
+    [record] = read_study(tmp_path / "runs" / "mine-optuna").trials
+    assert (record.state, record.config.training.learning_rate) == ("pruned", 1e-3)
+    assert math.isfinite(record.loss)
+
+
+def test_the_script_of_the_documentation_trains_a_feasible_shape(corpus: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "optuna.md").read_text(encoding="utf-8")
+    before, after = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    new = [line for line in after.splitlines() if line and line not in before.splitlines()]
+    assert len(new) <= 5
+    (tmp_path / "my-study.toml").write_text(STUDY.format(corpus=corpus, tokens=4 * 256, vocab_size=512))
+    script = after.replace("n_trials=20", "n_trials=1")
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    [record] = read_study(tmp_path / "runs" / "my-study-optuna").trials
+    assert record.state == "complete"
+    assert ended.stdout.split() == [record.architecture.name, str(record.loss)]
+    assert record.architecture in solve(SearchSpace.load("cpu-1m"))
