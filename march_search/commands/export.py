@@ -66,7 +66,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _export_curves(study: "StudyRecord", output: str | None) -> None:
     """Write the learning curves of the complete trials."""
-    from dataclasses import asdict
 
     from march_search.commands.output import print_or_write
     from march_search.files.json_tables import json_text
