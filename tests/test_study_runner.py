@@ -253,7 +253,9 @@ def test_a_study_name_never_leaves_the_root(tmp_path: Path, name: str) -> None:
 
 def test_an_architecture_must_have_the_vocabulary_of_the_data(tmp_path: Path) -> None:
     other = replace(TOY_CONFIG, data=DataConfig(vocab_size=4096))
-    with pytest.raises(ConfigError, match=r"vocab_size is 4,096, but \[axes\] vocab_size of the space cpu-demo is 2,048"):
+    with pytest.raises(
+        ConfigError, match=r"vocab_size is 4,096, but \[axes\] vocab_size of the space cpu-demo is 2,048"
+    ):
         candidates.choose(other, tmp_path)
     listed = SearchConfig(strategy="list", architectures=("L2-D96-H3x32-F256-V2048",))
     with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
