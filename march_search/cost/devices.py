@@ -95,7 +95,8 @@ LAUNCH_SECONDS = 5e-4
 """Seconds to launch the kernels of a layer, forward and backward: about 60 of 8 microseconds, assumed."""
 
 BASIS = (
-    "fitted on 44 published speeds on A100 and H100; median error 11% on a program left out; this one was never timed"
+    "fitted on 44 published speeds on A100 and H100; median error 11% on a program left out; "
+    "this program has not been timed on a GPU"
 )
 """Source of the prices, as one clause."""
 
