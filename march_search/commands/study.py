@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, plan_cost, storage, usage
+    from march_search.study import candidates, extension, plan_cost, usage
     from march_search.study.plan import plan_rows, product, warnings
     from march_search.study.status import phase_rows
 
@@ -124,15 +125,11 @@ def run_study(options: argparse.Namespace) -> int:
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        if options.dry_run:
-            storage.check_unchanged(config.storage, folder.path)
-        else:
-            _check_start(study, config, options.extend)
+        _check_start(study, config, options)
         device = None
         if plan is None:
             plan, device = _priced(options, config, chosen)
-        store = folder.store if study.is_started else None
-        alerts = warnings(config, plan, device, text_tokens(config.data, base, store))
+        alerts = warnings(config, plan, device, text_tokens(config.data, base, _store(study)))
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
@@ -222,13 +219,28 @@ def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
     return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 
 
-def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
-    """Check, before anything is measured, that a study can be started, or continued with the settings of its file."""
+def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.Namespace) -> None:
+    """Check, before anything is measured, that a study can be started, or continued with the settings of its file.
+
+    For a plan, the storage is opened without changing it.
+    """
     from march_search.study import storage
 
-    if study.is_started and not extend:
+    if options.dry_run:
+        storage.check_unchanged(config.storage, study.folder.path)
+        return
+    if study.is_started and not options.extend:
         study.folder.check_settings(config)
     storage.check(config.storage, study.folder.path)
+
+
+def _store(study: "NamedStudy") -> Path | None:
+    """Return the token store of a study; None if it has not been prepared."""
+    from march_search.errors import StorageError
+
+    with suppress(StorageError):
+        return study.folder.store
+    return None
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
