@@ -222,10 +222,12 @@ def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
 def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.Namespace) -> None:
     """Check, before anything is measured, that a study can be started, or continued with the settings of its file.
 
-    For a plan, the storage is opened without changing it.
+    For a plan, the storage is opened without changing it, and the libraries of trackers are looked for.
     """
     from march_search.study import storage
+    from march_search.study.tracking import check_libraries
 
+    check_libraries(config.tracking)
     if options.dry_run:
         storage.check_unchanged(config.storage, study.folder.path)
         return
