@@ -96,8 +96,8 @@ class NamedStudy:
             raise ConfigError.of_file(
                 source,
                 [
-                    '[devices] kind is "auto" and this machine has no GPU, so precision and batch would be those of its '
-                    "CPU: add devices.kind=cuda, or devices.kind=cpu, to the command."
+                    '[devices] kind is "auto" and this machine has no GPU, so the study would get the precision and '
+                    "batch of its CPU: add devices.kind=cuda, or devices.kind=cpu, to the command."
                 ],
             )
         table, notes = defaults.filled(table, self.file.parent, device_type)

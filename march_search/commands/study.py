@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,7 @@ def run_study(options: argparse.Namespace) -> int:
         device = None
         if plan is None:
             plan, device = _priced(options, config, chosen)
-        store = folder.store if study.is_started else None
-        alerts = warnings(config, plan, device, text_tokens(config.data, base, store))
+        alerts = warnings(config, plan, device, text_tokens(config.data, base, _store(study)))
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
@@ -222,7 +222,7 @@ def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
 def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.Namespace) -> None:
     """Check, before anything is measured, that a study can be started, or continued with the settings of its file.
 
-    The dry run writes nothing, so it only checks the storage and the libraries.
+    For a plan, the storage is opened without changing it, and the libraries of trackers are looked for.
     """
     from march_search.study import storage
     from march_search.study.tracking import check_libraries
@@ -234,6 +234,15 @@ def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.N
     if study.is_started and not options.extend:
         study.folder.check_settings(config)
     storage.check(config.storage, study.folder.path)
+
+
+def _store(study: "NamedStudy") -> Path | None:
+    """Return the token store of a study; None if it has not been prepared."""
+    from march_search.errors import StorageError
+
+    with suppress(StorageError):
+        return study.folder.store
+    return None
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:
