@@ -28,7 +28,7 @@ class Memory(NamedTuple):
     gradients: Any
     """Gradients, their accumulation buffer and ZeRO's bucket."""
     optimizer: Any
-    """AdamW's two moments, and the fp32 master weights where ZeRO keeps them separately."""
+    """AdamW's two moments, one for the matrices of Muon, and the fp32 master weights where ZeRO keeps them apart."""
     activations: Any
     """Activations of one micro batch that the backward pass needs."""
     transients: Any
@@ -53,14 +53,23 @@ def memory(a: Any, setup: Setup) -> Memory:
     total = sum(parameters.param_groups(a).values())
     stage, devices, width = setup.stage, setup.device.count, setup.scalar_bytes
     shared = 1 / devices
+    saved = _moments_saved(a, setup)
     gradients = 4 * shared if stage >= 2 else 4 + 2 * (setup.precision == "bf16")
     return Memory(
         weights=total * width * (shared if stage == 3 else 1),
         gradients=total * gradients + BUCKET_ELEMENTS * width * (stage > 0),
-        optimizer=total * (8 if stage == 0 else 12 * shared),
+        optimizer=total * (8 if stage == 0 else 12 * shared) - saved * (shared if stage else 1),
         activations=activation_bytes(a, setup),
         transients=transient_bytes(a, setup),
     )
+
+
+def _moments_saved(a: Any, setup: Setup) -> Any:
+    """Return the bytes by which Muon's state is smaller than AdamW's: one moment of the matrices of layers."""
+    matrices = ("attention", "cross_attention", "feed_forward", "projection")
+    groups = parameters.param_groups(a).items()
+    total: Any = sum(number for name, number in groups if name.partition(".")[2] in matrices)
+    return 4 * total * (setup.optimizer == "muon")
 
 
 def memory_bytes(a: Any, setup: Setup) -> Any:
@@ -88,7 +97,8 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     In a layer of width W with H heads of total width I, each position keeps two norm inputs (2 W) in each of two
     sublayers (three in a decoder), queries, keys, values and the result (4 I, plus 2 I if rotary), H fp32 normalisers,
     and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
-    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer.
+    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer. That a
+    compiled layer recomputes cheap operations and keeps less is not counted.
     """
     total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
@@ -141,8 +151,8 @@ def transient_bytes(a: Any, setup: Setup) -> Any:
 
     The loss holds a chunk of logits, a block of them in fp32, and with several chunks the fp32 sum of the output
     layer's gradient beside those of two chunks. On a GPU, the backward pass of attention with a trained bias writes
-    the bias gradient of every example, (B, H, L, M). In the encoder this comes after the decoder's activations were
-    freed.
+    the bias gradient of every example, (B, H, L, M), unless `attention = "flex"` is set. In the encoder this comes
+    after the decoder's activations were freed.
     """
     kind, width = "cpu" if setup.device.keeps_scores else "other", setup.scalar_bytes
     logits = setup.micro_batch * positions(a, setup).target * a.vocab_size
@@ -151,7 +161,7 @@ def transient_bytes(a: Any, setup: Setup) -> Any:
     output_layer = a.vocab_size * a.d_model * (logits > chunk)
     sums = output_layer * (4 + (width + 4 * setup.device.keeps_scores) * (width < 4))  # a CPU adds bf16 as an fp32 copy
     peak: Any = chunk * width + np.maximum(4 * block + 4 * output_layer, sums)
-    if a.position != "relative" or setup.device.keeps_scores:
+    if a.position != "relative" or setup.device.keeps_scores or setup.sums_bias:
         return peak
     freed: Any = 0
     for stack, num_layers in reversed(parameters.stacks(a)):

@@ -52,6 +52,8 @@ class SearchSpace:
     equals `d_model` if there is no bottleneck."""
     description: str = ""
     """Purpose of the space."""
+    vocab_size_is_open: bool = False
+    """Whether the space leaves `vocab_size` to the study that uses it."""
 
     @classmethod
     def load(cls, name: str | Path) -> "SearchSpace":
@@ -88,7 +90,14 @@ class SearchSpace:
             faults.append(str(error))
         if faults:
             raise ConfigError.of_file(source, faults)
-        return cls(name=name, budget=budget, axes=axes, rules=tuple(rules), description=parsed.description)
+        return cls(
+            name=name,
+            budget=budget,
+            axes=axes,
+            rules=tuple(rules),
+            description=parsed.description,
+            vocab_size_is_open="vocab_size" not in parsed.axes,
+        )
 
     def with_budget(
         self, parameters: str | None = None, tolerance: str | None = None, count: Count | None = None
