@@ -74,7 +74,10 @@ def agreement(small: SizeLosses, large: SizeLosses, seed: int = 0) -> SizeAgreem
     ratio = float(np.square(large.errors_A).mean() / np.square(small.errors_A).mean())
     angle = float(deming_angles(small.means_A[None], large.means_A[None], ratio)[0])
     turns_B = (deming_angles(first_BA, second_BA, ratio) - angle + math.pi / 2) % math.pi - math.pi / 2
-    bounds = [angle + min(0.0, float(np.quantile(turns_B, tail))), angle + max(0.0, float(np.quantile(turns_B, 1 - tail)))]
+    bounds = [
+        angle + min(0.0, float(np.quantile(turns_B, tail))),
+        angle + max(0.0, float(np.quantile(turns_B, 1 - tail))),
+    ]
     is_bounded = -math.pi / 2 < bounds[0] and bounds[1] < math.pi / 2
     return SizeAgreement(
         small=small.size,
