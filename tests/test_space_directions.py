@@ -51,7 +51,8 @@ def test_an_expression_may_have_lower_precedence_than_a_comparison_and_decoder_l
         {
             "budget": {"parameters": "1M", "tolerance": "20%"},
             "axes": {
-                "num_layers": [1, 2, 3], "num_decoder_layers": [1, 2, 3], "d_model": {"min": 32, "max": 256, "multiple_of": 8},
+                "num_layers": [1, 2, 3], "num_decoder_layers": [1, 2, 3],
+                "d_model": {"min": 32, "max": 256, "multiple_of": 8},
                 "num_heads": [2, 4], "d_kv": 16, "d_ff": {"min": 32, "max": 512, "multiple_of": 8}, "vocab_size": 512,
             },
         }

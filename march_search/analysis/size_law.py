@@ -174,6 +174,6 @@ def check_forecast(sizes: Sequence[SizeLosses], seed: int = 0) -> ForecastCheck:
     return ForecastCheck(
         forecast=found,
         intervals=expected,
-        held=tuple(i.low <= seen <= i.high for i, seen in zip(expected, last.means_A, strict=True)),
+        held=tuple(bool(i.low <= seen <= i.high) for i, seen in zip(expected, last.means_A, strict=True)),
         accuracy=float((signs[0] == signs[1]).mean()),
     )

@@ -1,10 +1,11 @@
-"""Convert between the fields of an architecture and the config.json of a T5 in Hugging Face transformers."""
+"""Convert between the fields of an architecture and the config.json of a T5, or by `huggingface_decoders` of others."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture.huggingface_decoders import FAMILIES, config_from_decoder, fields_from_decoder
 from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.errors import ArchitectureError, nearest
 
@@ -12,7 +13,7 @@ MAX_DISTANCE = 128
 """Distance from which on all relative positions share T5's last bucket."""
 
 EPSILON = 1e-6
-"""Added to the mean square in T5's norms."""
+"""Added to the mean square in T5's norms, where a config.json leaves it out."""
 
 START_TOKEN = 0
 """Token that T5's decoder starts with: the padding token."""
@@ -23,13 +24,13 @@ SIZES = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_lay
 FIXED = {
     "relative_attention_num_buckets": RELATIVE_BUCKETS,
     "relative_attention_max_distance": MAX_DISTANCE,
-    "layer_norm_epsilon": EPSILON,
     "is_encoder_decoder": True,
 }
 """Keys of a config.json that have one value in every architecture here."""
 
 ACTIVATIONS = {
     "relu": "relu",
+    "gelu": "exact-gelu",
     "gelu_new": "gelu",
     "silu": "silu",
     "gated-relu": "gated-relu",
@@ -40,10 +41,10 @@ ACTIVATIONS = {
 """Our name of each `feed_forward_proj` in transformers, whose plain `gelu` is the exact form and `gated-gelu` the tanh
 form that is used here in both."""
 
-MODEL_TYPES = ("t5", "mt5")
-"""Values of `model_type` that can be read."""
+T5_TYPES = ("t5", "mt5")
+"""Values of `model_type` that are read as a T5."""
 
-FREE = (*SIZES, "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
+FREE = (*SIZES, "norm_epsilon", "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
 """Fields that may have any value in T5. `max_length` has no effect without learned positions."""
 
 
@@ -58,8 +59,11 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
     """
     source, table = ("config", config) if isinstance(config, Mapping) else (str(config), _read(Path(config)))
     kind = table.get("model_type", "t5")
-    if kind not in MODEL_TYPES:
-        raise ArchitectureError(f'{source}: model_type "{kind}" cannot be expressed. {nearest(str(kind), MODEL_TYPES)}')
+    if kind in FAMILIES:
+        return fields_from_decoder(kind, table, source)
+    if kind not in T5_TYPES:
+        known = (*T5_TYPES, *FAMILIES)
+        raise ArchitectureError(f'{source}: model_type "{kind}" cannot be expressed. {nearest(str(kind), known)}')
     for key, value in FIXED.items():
         if table.get(key, value) != value:
             raise ArchitectureError(f"{source}: {key} is {table[key]!r}, but only {value!r} can be expressed.")
@@ -73,10 +77,22 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
         "num_decoder_layers": table.get("num_decoder_layers"),
         "feed_forward_proj": ACTIVATIONS[activation],
         "tie_word_embeddings": table.get("tie_word_embeddings", True),
+        "norm_epsilon": table.get("layer_norm_epsilon", EPSILON),
     }
 
 
 def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an architecture: of a T5, or of a decoder-only family.
+
+    Raises:
+        ArchitectureError: If transformers cannot express a field. The message names the first one.
+    """
+    if fields["structure"] == "decoder-only":
+        return config_from_decoder(name, fields, defaults)
+    return t5_config(name, fields, defaults)
+
+
+def t5_config(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json of `T5ForConditionalGeneration` for an architecture.
 
     Args:
@@ -93,6 +109,11 @@ def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[s
                 f"{name} is not a Hugging Face T5: {field} is {fields[field]!r}, but T5 supports only {default!r}."
             )
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    if fields["feed_forward_proj"] not in activations:
+        raise ArchitectureError(
+            f"{name} is not a Hugging Face T5: feed_forward_proj is {fields['feed_forward_proj']!r}, but only "
+            f"{', '.join(sorted(activations))} can be written."
+        )
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -101,6 +122,7 @@ def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[s
         "feed_forward_proj": activations[fields["feed_forward_proj"]],
         "tie_word_embeddings": fields["tie_word_embeddings"],
         **FIXED,
+        "layer_norm_epsilon": fields["norm_epsilon"],
         "dropout_rate": 0.0,
         "pad_token_id": 0,
         "eos_token_id": 1,

@@ -5,20 +5,28 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
     from march_search.analysis.ladder_record import LadderRecord
     from march_search.commands.studies import LoadedStudy, NamedStudy
+    from march_search.config.study_config import StudyConfig
+    from march_search.cost.devices import Device
+    from march_search.study.candidates import Candidates
     from march_search.study.ladder_sizes import LadderSize
 
 RunOne = Callable[["NamedStudy", argparse.Namespace], int]
 """Function that runs one study, or prints its plan, and returns the exit code."""
 
+PriceOne = Callable[[argparse.Namespace, "StudyConfig", "Candidates"], "tuple[dict[str, Any], Device | None]"]
+"""Function that prices one study and returns its plan, and the devices of a trial."""
 
-def run_ladder(study: "NamedStudy", loaded: "LoadedStudy", options: argparse.Namespace, run_one: RunOne) -> int:
+
+def run_ladder(
+    study: "NamedStudy", loaded: "LoadedStudy", options: argparse.Namespace, run_one: RunOne, priced: PriceOne
+) -> int:
     """Run the study of each size, or print the plans; a size starts when the one before has ended.
 
     The learning rate that is best at the smallest size is carried to the others. A trial that fails does not stop the
@@ -33,7 +41,7 @@ def run_ladder(study: "NamedStudy", loaded: "LoadedStudy", options: argparse.Nam
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
     if options.dry_run:
-        return _plan(study, loaded, sizes, options)
+        return _plan(study, loaded, sizes, options, priced)
     keep_ladder(study.folder.path, loaded.config, sizes)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
@@ -105,28 +113,30 @@ def _carried(smallest: "LadderSize", folder: Path, root: Path, loaded: "LoadedSt
 
 
 def _plan(
-    study: "NamedStudy", loaded: "LoadedStudy", sizes: "tuple[LadderSize, ...]", options: argparse.Namespace
+    study: "NamedStudy",
+    loaded: "LoadedStudy",
+    sizes: "tuple[LadderSize, ...]",
+    options: argparse.Namespace,
+    priced: PriceOne,
 ) -> int:
     """Print the arms and the price of each size, then the sum."""
     from march_search.commands.output import print_pairs
     from march_search.data import corpora, vocabulary
+    from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import Column, console, count, duration, plural, print_table, si
-    from march_search.study import candidates, price
+    from march_search.study import candidates
     from march_search.study.ladder_sizes import arm_rows
-    from march_search.study.plan import warning_rows
+    from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
     data = "; ".join([corpora.check(config.data, loaded.base), vocabulary.check(config.data, loaded.base)])
-    rates = config.search.learning_rates or (config.training.learning_rate,)
-    device = price.device_of(config, options.device, torch_is_loaded=True)
-    if device is None:
-        refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
-    tuned = f"{len(rates)} learning rates at {sizes[0].size}, the best one after that" if len(rates) > 1 else ""
+    rates = config.search.learning_rates
+    tuned = f"; {len(rates)} learning rates at {sizes[0].size}, the best one after that" if len(rates) > 1 else ""
     print_pairs(out, f"ladder {study.name}", [
         ("question", config.question or "–"),
         ("sizes", ", ".join(f"{size.size} for {si(size.tokens)} tokens" for size in sizes)),
         ("arms", f"{', '.join(arm.name for arm in config.ladder.arms)}; effects are measured from the first"),
-        ("trials", f"{plural(len(config.search.seeds), 'seed')} per arm and size{'; ' if tuned else ''}{tuned}"),
+        ("trials", f"{plural(len(config.search.seeds), 'seed')} per arm and size{tuned}"),
         ("data", data),
         *[("chosen", note) for note in loaded.notes],
     ])  # fmt: skip
@@ -134,34 +144,37 @@ def _plan(
         Column(key="arm", heading="arm", short="arm", left=True),
         Column(key="name", heading="name", short="name", left=True),
         Column(key="params", heading="parameters", short="params", show=count),
-        Column(key="missed", heading="not kept", short="not kept", left=True, wide_only=True),
     )
     plans = []
     for size in sizes:
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        own, base = _size_study(study, size, options.root, carried).load()
+        own, base, _ = _size_study(study, size, options.root, carried).loaded()
         chosen = candidates.choose(own, base)
-        plan = price.priced_plan(own, chosen, device, options.rate)
-        time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])} on {device}"
+        plan, device = priced(options, own, chosen)
+        time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])}"
         title = f"{size.size}: {plan['trials']} trials, {si(plan['tokens'])} tokens, {si(plan['flops'])} FLOPs{time}"
         rows = arm_rows(config, size)
         notes = [f"not kept at {size.size}: {row['arm']}: {row['missed']}" for row in rows if row["missed"]]
-        warnings = [text for _, text in warning_rows(own, device)]
-        print_table(out, rows, columns[:3], title, notes, warnings=warnings)
-        if (options.device or own.devices.kind).lower() == "cpu":
-            price.built(chosen.architectures)
+        alerts = [f"WARNING: {text}" for text in warnings(own, plan, device, text_tokens(own.data, base))]
+        print_table(out, rows, columns, title, notes, warnings=alerts)
         plans.append(plan)
-    trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
-    total = f"all sizes: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs"
-    if device is not None:
-        hours = sum(plan["device_hours"] for plan in plans)
-        total += f", {duration(sum(plan['seconds'] for plan in plans))}; {hours:,.3g} device-hours on {device}"
-        total += f" × {options.rate:g} = {hours * options.rate:,.2f}" if options.rate is not None else ""
-        total += f"; {device.basis}"
-    else:
-        total += "; add --device 8xA5000 to see the time"
-    out.print(total, soft_wrap=True)
+    out.print(_total(plans), soft_wrap=True)
     return 0
+
+
+def _total(plans: "list[dict[str, Any]]") -> str:
+    """Return the sum of the plans of all sizes in words."""
+    from march_search.display.tables import duration, si
+
+    trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
+    words, last = f"all sizes: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs", plans[-1]
+    if last["device_hours"] is None:
+        return f"{words}; add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR the money"
+    hours = sum(plan["device_hours"] for plan in plans)
+    words += f"; {duration(sum(plan['seconds'] for plan in plans))}, {hours:,.3g} device-hours on {last['device']}"
+    if last["rate"] is not None:
+        words += f", {hours * last['rate']:,.2f} at {last['rate']:g} per device-hour"
+    return f"{words}; prices: {last['basis']}"
 
 
 def ladder_status(

@@ -36,7 +36,7 @@ class LadderConfig:
     tokens_per_parameter: float = 20.0
     """Training tokens per parameter of the budget, rounded to whole steps; they replace `tokens` of `[training]`.
     `warmup_tokens` holds for the smallest size, and grows with the tokens."""
-    tokens: tuple[int, ...] = ()
+    tokens_by_size: tuple[int, ...] = ()
     """Training tokens of each size, in the order of `budgets`, instead of `tokens_per_parameter`; multiples of
     `global_batch_tokens`."""
     directions: dict[str, float] = field(default_factory=dict)
@@ -73,8 +73,9 @@ class LadderConfig:
             yield f"[ladder]: budgets must be at least two, ascending, not {list(self.budgets)}."
         if not all(_SIZE.fullmatch(size) for size in self.sizes):
             yield f"[ladder]: budgets must be written shortly, such as 250K or 4M, not {list(self.budgets)}."
-        if self.tokens and len(self.tokens) != len(self.budgets):
-            yield f"[ladder]: tokens has {len(self.tokens)} entries for {len(self.budgets)} budgets: list one for each."
+        if self.tokens_by_size and len(self.tokens_by_size) != len(self.budgets):
+            entries = f"{len(self.tokens_by_size)} entries for {len(self.budgets)} budgets"
+            yield f"[ladder]: tokens_by_size has {entries}: list one for each."
         if not 0 < self.tokens_per_parameter < 1e6:
             yield f"[ladder]: tokens_per_parameter must be above 0 and below 1e6, not {self.tokens_per_parameter}."
         names = [arm.name for arm in self.arms]

@@ -101,11 +101,12 @@ class StudyConfig:
             yield "[ladder]: arms replace the candidates: remove architectures, warm_start and strategy from [search]."
         if self.training.evaluate_at:
             yield "[ladder]: tokens differ by size: use evaluations instead of evaluate_at in [training]."
-        uneven = [tokens for tokens in self.ladder.tokens if tokens % self.training.global_batch_tokens or tokens < 1]
+        batch = self.training.global_batch_tokens
+        uneven = [tokens for tokens in self.ladder.tokens_by_size if tokens < 1 or tokens % batch]
         if uneven:
             yield (
-                f"[ladder]: tokens has {uneven[0]:,}, which is not a multiple of global_batch_tokens "
-                f"({self.training.global_batch_tokens:,}) of [training]."
+                f"[ladder]: tokens_by_size has {uneven[0]:,}, which is not a multiple of global_batch_tokens "
+                f"({batch:,}) of [training]."
             )
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import CHOICES, Architecture
-from march_search.cost import memory, speed
+from march_search.cost import inference, memory, speed
 from march_search.cost.setup import Setup
 from march_search.display.tables import Column, Row, chance, count, percent, si, size
 from march_search.errors import UsageError, nearest
@@ -60,6 +60,13 @@ PRICE_COLUMNS = (
     Column(key="hours", heading="hours", short="hours", show="{:.3g}".format),
 )
 
+INFERENCE_COLUMNS = (
+    Column(key="cache_bytes_per_token", heading="cache/token", short="cache", show=size),
+    Column(key="prefill_ms", heading="prefill ms", short="prefill", show="{:.3g}".format),
+    Column(key="decode_ms", heading="decode ms", short="decode", show="{:.3g}".format),
+)
+"""Columns of generating text, which are printed where they are asked for."""
+
 PRICED_COLUMNS = (_NAME, *(replace(column, wide_only=True) for column in SHAPE_COLUMNS), *_COUNTS, *PRICE_COLUMNS)
 """Columns with a device. On a narrow terminal only the name shows the shape."""
 
@@ -76,11 +83,14 @@ def solve_row(a: Architecture, difference_percent: float, setup: Setup, priced: 
 
 
 def price(a: Architecture, setup: Setup) -> dict[str, float]:
-    """Return the predicted cost of training `a`: bytes on each device, tokens per second, and hours."""
+    """Return the predicted cost of `a`: bytes on each device, tokens per second and hours of training, and of text."""
     return {
         "memory_bytes": round(memory.memory_bytes(a, setup)),
         "tokens_per_second": round(speed.tokens_per_second(a, setup), 3),
         "hours": round(speed.hours(a, setup), 4),
+        "cache_bytes_per_token": round(inference.cache_bytes_per_token(a, setup)),
+        "prefill_ms": round(float(inference.prefill_ms(a, setup)), 4),
+        "decode_ms": round(float(inference.decode_ms(a, setup)), 4),
     }
 
 
@@ -92,7 +102,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     Raises:
         UsageError: If a column is unknown.
     """
-    known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS)}
+    known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS, *INFERENCE_COLUMNS)}
     known |= {axis: Column(key=axis, heading=axis, short=axis, left=axis in CHOICES) for axis in AXES}
     known |= {column.short: column for column in PRICE_COLUMNS}
     known |= {

@@ -16,9 +16,9 @@ from march_search.errors import ConfigError, EmptySetError, nearest, shown
 from march_search.space.feasible_set import FeasibleSet, solve
 from march_search.space.members import Members, Numbers
 from march_search.space.rules import Rule
-from march_search.space.space import AXES, SearchSpace
+from march_search.space.space import AXES, SearchSpace, rule_values
 
-SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff")
+SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "num_key_value_heads", "d_kv", "d_ff")
 """Axes that are free to follow a direction. The others have the first value of the space, unless a field sets them."""
 
 KEPT = 0.1
@@ -55,10 +55,7 @@ class Direction:
 
     def octaves(self, shape: Any) -> Any:
         """Return log2(value / aim) for a shape, whose numbers may be arrays; infinite if the value is not positive."""
-        values = dict(vars(shape))
-        if values["num_decoder_layers"] is None:
-            values["num_decoder_layers"] = values["num_layers"]
-        value = np.asarray(self.rule.left(values), float)
+        value = np.asarray(self.rule.left(rule_values(vars(shape))), float)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log2(value / self.aim), np.inf)
 

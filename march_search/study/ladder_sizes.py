@@ -81,7 +81,7 @@ def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str
     for index, (size, text) in enumerate(zip(ladder.sizes, ladder.budgets, strict=True)):
         parameters = parse_parameters(text)
         tokens = max(1, round(ladder.tokens_per_parameter * parameters / batch)) * batch
-        tokens = ladder.tokens[index] if ladder.tokens else tokens
+        tokens = ladder.tokens_by_size[index] if ladder.tokens_by_size else tokens
         space = load_space(replace(config, budget=text, ladder=LadderConfig()), base)
         arms = []
         for arm in ladder.arms:
