@@ -117,7 +117,7 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, plan_cost, storage, usage
+    from march_search.study import candidates, extension, plan_cost, usage
     from march_search.study.plan import plan_rows, product, warnings
     from march_search.study.status import phase_rows
 
@@ -134,10 +134,7 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        if options.dry_run:
-            storage.check_unchanged(config.storage, folder.path)
-        else:
-            _check_start(study, config, options.extend)
+        _check_start(study, config, options)
         device = None
         if plan is None:
             plan, device = _priced(options, config, chosen)
@@ -232,11 +229,19 @@ def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
     return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 
 
-def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
-    """Check, before anything is measured, that a study can be started, or continued with the settings of its file."""
-    from march_search.study import storage
+def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.Namespace) -> None:
+    """Check, before anything is measured, that a study can be started, or continued with the settings of its file.
 
-    if study.is_started and not extend:
+    The dry run writes nothing, so it only checks the storage and the libraries.
+    """
+    from march_search.study import storage
+    from march_search.study.tracking import check_libraries
+
+    check_libraries(config.tracking)
+    if options.dry_run:
+        storage.check_unchanged(config.storage, study.folder.path)
+        return
+    if study.is_started and not options.extend:
         study.folder.check_settings(config)
     storage.check(config.storage, study.folder.path)
 

@@ -11,6 +11,7 @@ from march_search.config.devices_config import DevicesConfig
 from march_search.config.ladder_config import ArmConfig, LadderConfig
 from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
 from march_search.config.study_config import StudyConfig
+from march_search.config.tracking_config import TrackingConfig
 from march_search.config.training_config import TrainingConfig
 
 TABLES: dict[str, type] = {
@@ -23,6 +24,7 @@ TABLES: dict[str, type] = {
     "data": DataConfig,
     "training": TrainingConfig,
     "devices": DevicesConfig,
+    "tracking": TrackingConfig,
 }
 """Settings classes by the name of their table in a study's TOML file; the first has the keys above all tables."""
 

@@ -12,6 +12,7 @@ from march_search.config.ladder_config import LadderConfig
 from march_search.config.loader import NumberText, refuse
 from march_search.config.scaling import base_shape
 from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
+from march_search.config.tracking_config import TrackingConfig
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import BudgetError, ConfigError, MarchSearchError
 
@@ -59,6 +60,8 @@ class StudyConfig:
     """The `[training]` table: how every trial is trained."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     """The `[devices]` table: the devices and processes of each trial."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """The `[tracking]` table: the experiment trackers that metrics are sent to."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
