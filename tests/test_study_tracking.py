@@ -69,7 +69,7 @@ def test_a_tracker_has_each_step_once_with_settings_and_outcome(
     assert run_toy_study(tmp_path, toy_config(tracker)).complete == 2
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert all(re.match("✓ trial|trial", line) for line in printed.err.splitlines()), printed.err
+    assert all(re.match("search: |✓ trial |trial ", line) for line in printed.err.splitlines()), printed.err
     folders = sorted(tmp_path.glob("toy/trials/*"))
     runs = stored_runs(tracker, tmp_path, "toys")
     assert [run.steps for run in runs] == [expected_steps(folder) for folder in folders]

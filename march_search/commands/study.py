@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_create, study_new, study_worker
+from march_search.commands import study_actions, study_create, study_ladder, study_new, study_worker
 from march_search.commands.options import (
     add_action,
     add_actions,
@@ -39,6 +39,7 @@ def add(study: argparse.ArgumentParser) -> None:
     study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
+    running.add_argument("--up-to", metavar="SIZE", help="of a ladder, train the sizes up to this one")
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",
@@ -97,7 +98,21 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Run a study, or print its plan."""
+    """Run a study or the studies of a ladder, or print the plan."""
+    study = _asked(options)
+    if study.file is None:
+        names = ("dry_run", "extend", "device", "rate", "up_to")
+        refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
+        return study_actions.run_resume(options)
+    loaded = study.loaded(_planned_type(options), is_created=options.create)
+    if loaded.config.ladder.budgets:
+        return study_ladder.run_ladder(study, loaded, options, _run_one, _priced)
+    refuse_without_effect(options, ("up_to",), f"on {study.name}, which is not a ladder")
+    return _run_one(study, options)
+
+
+def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
+    """Run one study, or print its plan."""
     from march_search.data import corpora, vocabulary
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import console
@@ -107,11 +122,6 @@ def run_study(options: argparse.Namespace) -> int:
     from march_search.study.plan import plan_rows, product, warnings
     from march_search.study.status import phase_rows
 
-    study = _asked(options)
-    if study.file is None:
-        names = ("dry_run", "extend", "device", "rate")
-        refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
-        return study_actions.run_resume(options)
     config, base, notes = study.loaded(_planned_type(options), is_created=options.create)
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
