@@ -215,7 +215,7 @@ def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:
 def test_the_plan_states_scaled_learning_rates_and_their_base_shape(tmp_path: Path, command: Command) -> None:
     scaled = 'learning_rate = 5e-3\nlearning_rate_scaling = "width"\nbase_shape = "L2-D128-H4x32-F512"'
     (tmp_path / "s.toml").write_text(STUDY.format(data="", training=scaled))
-    ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run")
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run", "--device", "A5000")
     assert ended.returncode == 0, ended.stderr
     recipe = (
         "AdamW, learning rate 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant schedule numerics betas"
@@ -231,7 +231,7 @@ def test_a_study_may_name_a_deepspeed_file_in_its_folder(tmp_path: Path, command
         ({"fp_16": {}}, 2, 'mine.toml: [training.deepspeed]: DeepSpeed has no key "fp_16". Did you mean "fp16"?'),
     ):
         (tmp_path / "ds.json").write_text(json.dumps(table))
-        ended = command("study", "run", str(tmp_path / "mine.toml"), "--dry-run")
+        ended = command("study", "run", str(tmp_path / "mine.toml"), "--dry-run", "--device", "A5000")
         assert ended.returncode == code, ended.stderr
         assert words in (ended.stderr or ended.stdout)
 
@@ -286,7 +286,7 @@ def test_a_plan_opens_the_storage_and_creates_nothing(tmp_path: Path, command: C
 
 
 def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Path, command: Command) -> None:
-    root = ("--root", str(tmp_path), "--dry-run", "--device", "cpu")
+    root = ("--root", str(tmp_path), "--dry-run", "--device", "A5000")
     file = str(shipped_folder("studies") / "cpu-demo.toml")
     given = ("training.tokens=1_024_000", "devices.ranks=2", "search.trials=3")
     for study in (("cpu-demo",), (file,), ("--config", file)):
@@ -310,7 +310,7 @@ def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corru
     tmp_path: Path, command: Command
 ) -> None:
     given = ("data.sequence_length=2048", "training.global_batch_tokens=8192", "training.tokens=1_048_576")
-    given += ("--dry-run", "--device", "cpu", "--root", str(tmp_path))
+    given += ("--dry-run", "--device", "A5000", "--root", str(tmp_path))
     ended = command(
         "study", "run", "cpu/decoder-only", *given, "training.warmup_tokens=8192", "data.noise_density=0.15"
     )

@@ -98,7 +98,7 @@ def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
     assert planned(capped)["confirm"]["tokens"] == 4 * 4096
     unlimited = planned(replace(config, confirm=ConfirmConfig(max_seeds=0)), device=A5000)
     assert rows_of(unlimited)["tokens"] == "98.3k and more over all trials"
-    assert " and more on A5000" in rows_of(unlimited)["time"]
+    assert rows_of(unlimited)["time"].endswith(" and more with 3 trials at a time, each on A5000")
     assert planned(replace(config, confirm=ConfirmConfig(max_seeds=1)))["confirm"] is None
 
 
