@@ -175,7 +175,7 @@ def test_the_peak_of_a_step_is_predicted(
 ) -> None:
     a = replace(SMALL, position="rotary", **fields)
     chunk, block = {"cpu": rows * a.vocab_size, "other": 0}, {"cpu": 2 * a.vocab_size, "other": 0}
-    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
     for module in ("model.loss", "cost.memory"):
         monkeypatch.setattr(f"march_search.{module}.CHUNK_LOGITS", chunk)
         monkeypatch.setattr(f"march_search.{module}.BLOCK_LOGITS", block)
@@ -254,7 +254,7 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
 def test_activations_are_what_autograd_saves(fields: dict, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
     a = replace(SMALL, **fields)
     setup = Setup(precision=precision, micro_batch=2)
     assert activation_bytes(a, setup) == pytest.approx(saved_bytes(a, setup), rel=0.1)

@@ -106,6 +106,7 @@ PRIVATE = {
     "deepspeed: runtime.utils.clip_grad_norm_": _exists("deepspeed.runtime.utils", "clip_grad_norm_"),
     "deepspeed: attributes of DeepSpeedConfig": _parsed_configuration_has_the_keys,
     "torch: _softmax_backward_data": _exists("torch", "_softmax_backward_data"),
+    "torch: _dynamo.config.recompile_limit": _exists("torch._dynamo.config", "recompile_limit"),
     "torch: Tensor._base": _exists("torch", "Tensor", "_base"),
     "torch: AdamW.step has a wrapped function": _exists("torch.optim", "AdamW", "step", "__wrapped__"),
     "datasets: config.HF_DATASETS_CACHE": _exists("datasets.config", "HF_DATASETS_CACHE"),

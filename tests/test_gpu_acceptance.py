@@ -14,11 +14,11 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from gpu_acceptance import bundle, exact, install, survival, throughput  # noqa: E402
+from gpu_acceptance import agreement, bundle, exact, install, survival, throughput  # noqa: E402
 from gpu_acceptance.acceptance_run import AcceptanceRun, trial_settings  # noqa: E402
 from gpu_acceptance.agreement import SHAPES, SIZE, verdict  # noqa: E402
 from gpu_acceptance.scale import FULL, SCALES, Scale  # noqa: E402
-from gpu_acceptance.toggles import LEFT_OUT_TINY, SETTINGS  # noqa: E402
+from gpu_acceptance.toggles import COMPILED, LEFT_OUT_TINY, SETTINGS  # noqa: E402
 from pip._vendor.packaging.specifiers import SpecifierSet  # noqa: E402
 
 from march_search import Architecture  # noqa: E402
@@ -45,7 +45,7 @@ def test_a_rehearsal_on_a_cpu_passes_in_all_parts(tmp_path: Path) -> None:
         assert all(row["result"] in ("ok", "skipped") for row in part["rows"])
     assert {*SHAPES} <= {row["name"] for row in parts["exact"]["rows"]}
     rows = {row["name"]: row for row in parts["speed"]["rows"]}
-    assert {*SETTINGS} - LEFT_OUT_TINY - {"compiled layers"} <= {*rows}
+    assert {*SETTINGS} - LEFT_OUT_TINY - COMPILED <= {*rows}
     assert rows["attention: math"]["loss_difference"] < 1e-4
     assert rows["Hugging Face T5"]["losses"] == pytest.approx(rows["as trained"]["losses"], abs=1e-3)
     survived = {row["name"]: row for row in parts["survival"]["rows"]}
@@ -128,6 +128,32 @@ def test_the_math_backend_and_wrong_numbers_are_failures_on_a_gpu() -> None:
         "failed",
         "logits are worse in bf16",
     )
+
+
+def test_flex_attention_must_agree_with_fp64() -> None:
+    distances = {"logits": 0.003, "queries": 0.004, "keys": 0.005, "values": 0.002, "bias": 0.006}
+    good = exact.flex_row("flex, decoder", distances)
+    assert (good["finding"], good["logits"], good["gradients"]) == ("agrees", 0.003, 0.006)
+    for wrong in (0.03, float("nan")):
+        bad = exact.flex_row("flex, decoder", distances | {"bias": wrong})
+        assert (bad["result"], bad["finding"]) == ("failed", "too far from fp64: bias")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own code
+def test_the_comparison_of_flex_attention_runs_on_the_dense_passes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import torch.nn.attention.flex_attention as module
+
+    from march_search.model import flex
+
+    monkeypatch.setattr(module, "_validate_device", lambda *_: None, raising=False)
+    eager = torch.compile(flex._biased, backend="eager", dynamic=False, fullgraph=True)
+    monkeypatch.setattr(flex, "_compiled", lambda: eager)
+    small = {name: (2, n // 8, m // 8, k, c) for name, (_, n, m, k, c) in agreement.FLEX_CASES.items() if n == m}
+    monkeypatch.setattr(agreement, "FLEX_CASES", small | {"no-op key": (2, 9, 10, 16, True)})
+    rows = agreement.flex_agreement("cpu")["rows"]
+    assert len(rows) == len(small) + 1
+    assert all(exact.flex_row(name, found)["finding"] == "agrees" for name, found in rows.items())
 
 
 def test_speed_is_compared_only_with_the_same_shape() -> None:

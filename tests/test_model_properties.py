@@ -133,7 +133,7 @@ def test_checkpointing_gives_the_same_loss_and_gradients(system):
 def test_sdpa_gives_the_same_loss_and_gradients_as_the_cpu_kernels(monkeypatch, system):
     results = []
     for keys in (512, 0):
-        monkeypatch.setattr("march_search.model.attention.CPU_KEYS", {"fp32": keys, "other": keys})
+        monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": keys, "other": keys})
         model, inputs = built(system)
         loss = model(inputs, TARGETS)
         loss.backward()

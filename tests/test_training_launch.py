@@ -16,6 +16,7 @@ from helpers.trials import (
     MakeTrial,
     alive,
     change_config,
+    child_processes,
     lines,
     result,
     run_trial,
@@ -258,3 +259,37 @@ def test_invalid_launch_settings_are_refused(settings: dict, message: str) -> No
         DevicesConfig(**settings)
     assert all(fault.startswith("[devices]: ") for fault in caught.value.faults)
     assert any(fault.endswith(message) for fault in caught.value.faults)
+
+
+EXPANDABLE = "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "version", "expected"),
+    [
+        ("cuda", {}, "2.11.0+cu130", {"PYTORCH_ALLOC_CONF": EXPANDABLE}),
+        ("auto", {}, "2.13.0", {"PYTORCH_ALLOC_CONF": EXPANDABLE}),
+        ("cuda", {}, "2.9.1", {"PYTORCH_CUDA_ALLOC_CONF": EXPANDABLE}),
+        ("cuda", {}, "2.5.1", {"PYTORCH_CUDA_ALLOC_CONF": EXPANDABLE}),
+        ("cpu", {}, "2.13.0", {}),
+        ("cuda", {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "2.13.0", {}),
+        ("cuda", {"PYTORCH_ALLOC_CONF": ""}, "2.9.1", {}),
+    ],
+)
+def test_the_allocator_grows_its_segments_unless_the_user_configures_it(kind, given, version, expected) -> None:
+    assert launch.allocator_environment(kind, given, version) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads the environment of a process from /proc")
+@pytest.mark.parametrize(("kind", "count"), [("auto", 1), ("cpu", 0)])
+def test_the_process_of_a_rank_has_the_setting_of_the_allocator(
+    make_trial: MakeTrial, monkeypatch, kind, count
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    process = start_trial(change_config(make_trial("one"), "devices", kind=kind))
+    assert wait_until(lambda: child_processes(process))
+    environments = [Path(f"/proc/{pid}/environ").read_text() for pid in child_processes(process)]
+    process.terminate()
+    process.wait()
+    assert [text.count(EXPANDABLE) for text in environments] == [count]

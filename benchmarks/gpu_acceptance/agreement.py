@@ -49,6 +49,49 @@ KERNELS = ("flash", "fmha", "attention", "sdpa", "softmax")
 """Parts of the names of GPU kernels that belong to attention or replace it."""
 
 
+TOLERANCE_FLEX = 2e-2
+"""Largest distance of FlexAttention's results and gradients in bf16 from those in fp64, relative to the norm."""
+
+FLEX_CASES = {
+    "encoder": (12, 451, 451, 64, False),
+    "decoder": (12, 118, 118, 64, True),
+    "decoder, no-op key": (8, 118, 119, 64, True),
+    "pooled queries, no-op key": (8, 226, 452, 64, False),
+    "heads of 80": (4, 128, 128, 80, True),
+    "heads of 8": (4, 100, 100, 8, False),
+}
+"""Heads, queries, keys, `d_kv`, and whether a causal mask applies, by name."""
+
+
+def flex_agreement(kind: str, **_: Any) -> dict[str, Any]:
+    """Return how far FlexAttention in bf16 lies from fp64 on the same device, for each case."""
+    from march_search.model import flex
+
+    device, rows = torch.device(kind), {}
+    for name, (heads, length, keys, d_kv, is_causal) in FLEX_CASES.items():
+        generator = torch.Generator(device).manual_seed(0)
+        sizes = [(32, heads, n, d_kv) for n in (length, keys, keys, length)]
+        q, k, v, grad = (torch.randn(size, device=device, generator=generator).bfloat16() for size in sizes)
+        bias = torch.randn(heads, length, keys, device=device, generator=generator)
+        inputs = [x.requires_grad_() for x in (q, k, v, bias)]
+        mask = flex.causal_block_mask(length, keys > length, device) if is_causal else None
+        found = flex.attention(q, k, v, bias, mask, d_kv**-0.5)
+        values = [found, *torch.autograd.grad(found, inputs, grad)]
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        scores = exact[0] @ exact[1].mT * d_kv**-0.5 + exact[3]
+        if is_causal:
+            future = torch.full((length, length), -torch.inf, device=device, dtype=torch.float64).triu_(1)
+            scores = scores + torch.nn.functional.pad(future, (0, keys - length))
+        expected = torch.softmax(scores, -1) @ exact[2]
+        wanted = [expected, *torch.autograd.grad(expected, exact, grad.double())]
+        names = ("logits", "queries", "keys", "values", "bias")
+        pairs = zip(names, values, wanted, strict=True)
+        rows[f"flex, {name}"] = {
+            part: float((x.double() - y).norm() / y.norm().clamp_min(1e-12)) for part, x, y in pairs
+        }
+    return {"rows": rows}
+
+
 def agreement(scale: str, kind: str, store: str, out: str, names: list[str]) -> dict[str, Any]:
     """Return one row per shape: distances from the CPU, and the operations and kernels of attention."""
     torch.backends.cuda.matmul.allow_tf32 = False

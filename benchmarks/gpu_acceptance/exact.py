@@ -4,7 +4,7 @@ from importlib import metadata
 from typing import Any
 
 from gpu_acceptance.acceptance_run import AcceptanceRun, Row
-from gpu_acceptance.agreement import SHAPES, SIZE, verdict
+from gpu_acceptance.agreement import SHAPES, SIZE, TOLERANCE_FLEX, verdict
 from march_search.commands.doctor import _checks
 from march_search.display.tables import Column
 from march_search.doctor.bench import row
@@ -33,11 +33,13 @@ PACKAGES = ("torch", "triton", "deepspeed", "numpy", "scipy", "optuna", "transfo
 def run(place: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
     place.attempt("twelve shapes", 60, lambda: _agreement(place))
+    place.attempt("FlexAttention against fp64", 30, lambda: _flex(place))
     for name, check in _checks(place.bench(120), place.out).items():
         if name not in LEFT_OUT[place.scale_name]:
             place.attempt(f"doctor {name}", 20, lambda name=name, check=check: _doctor(name, check))
     place.notes += [
         "logits, gradients: distance from the CPU in fp32, relative to the norm; gradients of the worst parameter.",
+        f"flex: distance of attention in bf16 from fp64; at most {TOLERANCE_FLEX}.",
         "bf16: largest error in bf16 as a multiple of the CPU's error in bf16. attention: kinds that a bf16 step uses.",
     ]
     return place.finish("exact", COLUMNS, {"versions": {name: _version(name) for name in PACKAGES}})
@@ -64,6 +66,21 @@ def _agreement(place: AcceptanceRun) -> list[Row]:
         rows.append({"name": label, "shape": name, "result": result, "finding": finding} | measured | values)
         rows[-1]["bf16"] = worst
     return rows
+
+
+def _flex(place: AcceptanceRun) -> Row | list[Row]:
+    """Return one row per case of FlexAttention."""
+    if place.kind != "cuda":
+        return {"result": "skipped", "finding": "FlexAttention has no backward pass on a CPU"}
+    return [flex_row(name, found) for name, found in place.child("flex", "flex", 120)["rows"].items()]
+
+
+def flex_row(name: str, distances: dict[str, float]) -> Row:
+    """Return the row of one case: `failed` if any distance from fp64 is too large, or not a number."""
+    far = [part for part, distance in distances.items() if not distance <= TOLERANCE_FLEX]
+    found = {"result": "failed", "finding": f"too far from fp64: {', '.join(far)}"} if far else {"finding": "agrees"}
+    worst = max(distance for part, distance in distances.items() if part != "logits")
+    return {"name": name, "logits": distances["logits"], "gradients": worst, "distances": distances} | found
 
 
 def _version(name: str) -> str | None:

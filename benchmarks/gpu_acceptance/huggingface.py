@@ -1,6 +1,7 @@
 """Train Hugging Face's T5 from the same weights, on the same micro batches, with the same optimizer."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,7 +96,8 @@ def _trained(
     del model, parameters, copies, optimizer
     release()
     name = "Hugging Face T5, compiled" if compiled else "Hugging Face T5"
-    found = figures(lines[-steps:], config, a, known_device(device.type), compiled)
+    config = replace(config, training=replace(config.training, compile="layers" if compiled else "none"))
+    found = figures(lines[-steps:], config, a, known_device(device.type))
     for key in [key for key in found if key.startswith("predicted")]:
         del found[key]
     return {"name": name} | found | peaks | {"losses": [line["loss"] for line in lines]}

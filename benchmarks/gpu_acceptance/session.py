@@ -22,7 +22,7 @@ from march_search import Architecture
 from march_search.config import TrialConfig
 from march_search.cost import speed
 from march_search.cost.memory import memory
-from march_search.cost.setup import Setup, study_setup
+from march_search.cost.setup import study_setup
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.training import evaluation, loop, timing
@@ -34,8 +34,8 @@ from march_search.training.ranks import StopRequest
 class Switches:
     """What a session does differently from a trial."""
 
-    is_compiled: bool = False
-    """Whether torch.compile compiles each layer."""
+    training: dict[str, str] = field(default_factory=dict)
+    """Values of `[training]`, such as `compile` and `attention`."""
     is_pinned: bool = True
     """Whether batches for a GPU are copied from pinned memory."""
     has_timers: bool = False
@@ -76,37 +76,40 @@ def trained(
     folder: Path, out: Path, config: TrialConfig, rank_info: RankInfo, steps: int, warm_up: int, switches: Switches
 ) -> dict[str, Any]:
     """Train `warm_up` steps, then `steps` measured ones, and return their figures."""
+    config = _with(config, **switches.training)
     if switches.has_timers:
         training = {"deepspeed": {"timers": {"throughput": {"enabled": True}}}}
         config = _with(config, **training)
+    is_compiled = config.training.compile != "none"
     began = time.perf_counter()
     lines = Lines()
     with _switched(switches):
         trial = _trial(folder, out, config, rank_info, lines)
-        if switches.is_compiled:
-            compile_layers(trial.engine.module)
         if rank_info.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         micro_batches = prefetch(loop._micro_batches(trial))
         first = 0.0
-        for _ in range(warm_up + switches.is_compiled + steps):
+        for _ in range(warm_up + is_compiled + steps):
             loop._one_step(trial, micro_batches)
             first = first or time.perf_counter() - began
         micro_batches.close()
     peaks = memory_of_all(rank_info)
     a = trial.architecture
+    paths = {name: f"{path.name}: {path.reason}" for name, path in trial.engine.module.attention_paths.items()}
     trial.engine.destroy()
     del trial
     release()
-    found = figures(lines.lines[-steps:], config, a, known_device(rank_info.device.type), switches.is_compiled)
-    return found | peaks | {"first_step_seconds": first, "losses": [line["loss"] for line in lines.lines]}
+    found = figures(lines.lines[-steps:], config, a, known_device(rank_info.device.type))
+    return (
+        found
+        | peaks
+        | {"attention": paths, "first_step_seconds": first, "losses": [line["loss"] for line in lines.lines]}
+    )
 
 
-def figures(
-    lines: list[dict[str, Any]], config: TrialConfig, a: Architecture, device: Any, is_compiled: bool
-) -> dict[str, Any]:
+def figures(lines: list[dict[str, Any]], config: TrialConfig, a: Architecture, device: Any) -> dict[str, Any]:
     """Return the medians of the measured steps, and the predictions of the cost model."""
-    setup = _setup(config, device, is_compiled)
+    setup = study_setup(config, device)
     tokens = config.training.global_batch_tokens
     seconds = statistics.median(tokens / line["tokens_per_second"] for line in lines)
     share = [line["data_wait_seconds"] / (tokens / line["tokens_per_second"]) for line in lines]
@@ -127,23 +130,11 @@ def figures(
     }
 
 
-def compile_layers(model: Any) -> None:
-    """Compile each layer of the model."""
-    for stack in (model.encoder, model.decoder):
-        for layer in stack.layers if stack is not None else ():
-            layer.compile()
-
-
 def release() -> None:
     """Free the memory of the last session."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _setup(config: TrialConfig, device: Any, is_compiled: bool) -> Setup:
-    """Return the cost model's description of a session."""
-    return replace(study_setup(config, device), compiled=is_compiled)
 
 
 def _with(config: TrialConfig, **training: Any) -> TrialConfig:

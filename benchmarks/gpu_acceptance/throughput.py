@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu_acceptance.acceptance_run import AcceptanceRun, Row
 from gpu_acceptance.constants import replacement
-from gpu_acceptance.toggles import LEFT_OUT_TINY, ratio
+from gpu_acceptance.toggles import COMPILED, LEFT_OUT_TINY, ratio
 from march_search.display.tables import Column, si, size
 from march_search.errors import TrialError
 from march_search.files.json_tables import read_json, write_json
@@ -35,7 +35,7 @@ COLUMNS = (
     Column(key="finding", heading="finding", short="finding", left=True, show=lambda text: str(text)[:60]),
 )
 
-SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 220, 120
+SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 240, 120
 """Time limits on a GPU: of one shape in a process of its own, of all switched settings, and of Hugging Face's T5."""
 
 
@@ -95,7 +95,7 @@ def _toggles(place: AcceptanceRun) -> list[Row]:
     """Return the rows of all switched settings, or of those that were reached in time."""
     skip = sorted(LEFT_OUT_TINY) if place.scale_name == "tiny" else []
     if not _can_compile(place):
-        skip.append("compiled layers")
+        skip += sorted(COMPILED)
         place.notes.append("torch.compile was left out: it needs a C++ compiler, and more time than a rehearsal.")
     try:
         rows: list[Row] = place.child("toggles", "toggles", TOGGLE_SECONDS, skip=skip)["rows"]

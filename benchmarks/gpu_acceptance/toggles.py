@@ -9,14 +9,17 @@ from march_search.doctor.bench import in_words
 from march_search.files.json_tables import write_json
 from march_search.training.engine import join_ranks
 
+SDPA = {"attention": "sdpa"}
+
 SETTINGS: dict[str, tuple[str, Switches]] = {
     "as trained": ("", Switches()),
-    "compiled layers": ("", Switches(is_compiled=True)),
+    "attention: sdpa": ("", Switches(training=SDPA)),
+    "attention: flex": ("", Switches(training={"attention": "flex"})),
+    "compiled layers": ("", Switches(training={"compile": "layers"})),
     "timer on": ("", Switches(has_timers=True)),
     "not pinned": ("", Switches(is_pinned=False)),
-    "attention: efficient": ("", Switches(backend="EFFICIENT_ATTENTION")),
-    "attention: cuDNN": ("", Switches(backend="CUDNN_ATTENTION")),
-    "attention: math": ("", Switches(backend="MATH")),
+    "attention: cuDNN": ("", Switches(backend="CUDNN_ATTENTION", training=SDPA)),
+    "attention: math": ("", Switches(backend="MATH", training=SDPA)),
     "rotary": ("-rope", Switches()),
     "rotary, flash": ("-rope", Switches(backend="FLASH_ATTENTION")),
     "rotary, cuDNN": ("-rope", Switches(backend="CUDNN_ATTENTION")),
@@ -24,8 +27,11 @@ SETTINGS: dict[str, tuple[str, Switches]] = {
 }
 """Word added to the shape, and switches, by name. The first and the last are alike and show how far speeds drift."""
 
-LEFT_OUT_TINY = {"attention: efficient", "attention: cuDNN", "rotary, flash", "rotary, cuDNN"}
+LEFT_OUT_TINY = {"attention: cuDNN", "rotary, flash", "rotary, cuDNN"}
 """Settings left out on a CPU, which has no such backends."""
+
+COMPILED = {name for name, (_, switches) in SETTINGS.items() if "compile" in switches.training}
+"""Settings that need a compiler."""
 
 
 def toggles(folder: Path, scale: str, kind: str, store: str, out: str, skip: list[str]) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def toggles(folder: Path, scale: str, kind: str, store: str, out: str, skip: lis
         if losses:
             same = reference.setdefault(word, losses)
             row["loss_difference"] = max(abs(x - y) for x, y in zip(losses, same, strict=False))
-        if switches.is_compiled:
+        if switches.training.get("compile") == "layers":
             row["graph_breaks"] = _graph_breaks()
         rows.append({"name": name} | row)
         write_json(folder / "rows.json", {"rows": rows})

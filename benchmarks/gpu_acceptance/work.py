@@ -41,6 +41,12 @@ def _agreement(_folder: Path, **given: Any) -> dict[str, Any]:
     return agreement(**given)
 
 
+def _flex(_folder: Path, **given: Any) -> dict[str, Any]:
+    from gpu_acceptance.agreement import flex_agreement
+
+    return flex_agreement(**given)
+
+
 def _session(folder: Path, **given: Any) -> dict[str, Any]:
     from gpu_acceptance.session import one_session
 
@@ -74,6 +80,7 @@ def _hold(folder: Path, **given: Any) -> dict[str, Any]:
 WORKS: dict[str, Callable[..., dict[str, Any]]] = {
     "device": _device,
     "agreement": _agreement,
+    "flex": _flex,
     "session": _session,
     "toggles": _toggles,
     "huggingface": _huggingface,

@@ -59,6 +59,17 @@ class TrainingConfig:
     also gradients, 3 also weights. bf16 uses at least stage 1."""
     activation_checkpointing: bool = False
     """Whether to recompute each layer in the backward pass instead of storing its activations."""
+    attention: Literal["auto", "sdpa", "flex"] = "auto"
+    """How attention with a trained bias, that is with relative positions, is computed on a GPU. `sdpa`: by torch's
+    memory-efficient kernel, which writes the bias gradient of every example. `flex`: by FlexAttention, which sums this
+    gradient while it runs; needs torch 2.6, Triton and a C compiler, and is an error if it fails. `auto`: by
+    FlexAttention in bf16 where it can run, after comparing it with SDPA at the start, and by SDPA otherwise. Other
+    positions use flash attention anyway. No GPU has run `flex` yet. No effect on a CPU."""
+    compile: Literal["none", "layers"] = "none"
+    """Whether torch.compile compiles each layer for training. `layers` needs a C++ compiler on a CPU, Triton and a C
+    compiler on a GPU, and a minute or more at the start of each trial; evaluations stay uncompiled. Losses differ
+    slightly from those of `none`. Not with `zero_stage = 3`, whose weights are gathered inside the layers. `none` is
+    the default until a GPU has measured `layers`."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Additional DeepSpeed settings, such as offloading, as a table or as the path of a JSON or Hjson file relative to
     the study's file. `"auto"`, like a key that is left out, keeps the value that follows from the study's settings. A
@@ -95,6 +106,11 @@ class TrainingConfig:
             yield (
                 f'[training]: learning_rate_scaling "width" needs init "t5", which scales matrices by their fan-in, '
                 f'not "{self.init}".'
+            )
+        if self.compile == "layers" and self.zero_stage == 3:
+            yield (
+                '[training]: compile "layers" needs zero_stage 0, 1 or 2, not 3, which gathers weights inside the '
+                "layers."
             )
         for name in ("weight_decay", "warmup_tokens", "gradient_clipping", "checkpoints", "final_learning_rate"):
             if getattr(self, name) < 0:

@@ -88,7 +88,8 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     In a layer of width W with H heads of total width I, each position keeps two norm inputs (2 W) in each of two
     sublayers (three in a decoder), queries, keys, values and the result (4 I, plus 2 I if rotary), H fp32 normalisers,
     and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
-    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer.
+    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer. That a
+    compiled layer recomputes cheap operations and keeps less is not counted.
     """
     total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
@@ -141,8 +142,8 @@ def transient_bytes(a: Any, setup: Setup) -> Any:
 
     The loss holds a chunk of logits, a block of them in fp32, and with several chunks the fp32 sum of the output
     layer's gradient beside those of two chunks. On a GPU, the backward pass of attention with a trained bias writes
-    the bias gradient of every example, (B, H, L, M). In the encoder this comes after the decoder's activations were
-    freed.
+    the bias gradient of every example, (B, H, L, M), unless `attention = "flex"` is set. In the encoder this comes
+    after the decoder's activations were freed.
     """
     kind, width = "cpu" if setup.device.keeps_scores else "other", setup.scalar_bytes
     logits = setup.micro_batch * positions(a, setup).target * a.vocab_size
@@ -151,7 +152,7 @@ def transient_bytes(a: Any, setup: Setup) -> Any:
     output_layer = a.vocab_size * a.d_model * (logits > chunk)
     sums = output_layer * (4 + (width + 4 * setup.device.keeps_scores) * (width < 4))  # a CPU adds bf16 as an fp32 copy
     peak: Any = chunk * width + np.maximum(4 * block + 4 * output_layer, sums)
-    if a.position != "relative" or setup.device.keeps_scores:
+    if a.position != "relative" or setup.device.keeps_scores or setup.sums_bias:
         return peak
     freed: Any = 0
     for stack, num_layers in reversed(parameters.stacks(a)):

@@ -38,6 +38,8 @@ class Setup:
     """Whether the backward pass recomputes the activations of each layer."""
     compiled: bool = False
     """Whether torch.compile fuses the operations of each layer."""
+    sums_bias: bool = False
+    """Whether attention surely sums the gradient of a trained bias over the examples while it runs."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -72,4 +74,6 @@ def study_setup(config: "StudyConfig | TrialConfig", device: Any = STUDY_DEVICES
         precision=training.precision,
         zero_stage=training.zero_stage,
         checkpointing=training.activation_checkpointing,
+        compiled=training.compile == "layers",
+        sums_bias=training.attention == "flex",
     )

@@ -64,11 +64,11 @@ def libraries() -> Finding:
 
 
 def compiler() -> Finding:
-    """Report the C++ compiler. Trials on a CPU need none, because DeepSpeed's compiled operations are disabled."""
+    """Report the C++ compiler. Trials on a CPU need one only with `compile`: DeepSpeed's operations are disabled."""
     name = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if name is None:
-        return Finding("note", "no C++ compiler found; not needed, trials compile nothing")
-    return Finding("ok", f"{shutil.which(name)}; not needed, trials compile nothing")
+        return Finding("note", 'no C++ compiler found; needed only for compile = "layers"')
+    return Finding("ok", f'{shutil.which(name)}; needed only for compile = "layers"')
 
 
 def disk(folder: Path) -> Finding:

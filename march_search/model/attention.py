@@ -4,22 +4,20 @@ Shape suffixes: B examples, L query positions, M key positions, S encoder positi
 K `d_kv`, X = H * K inner width, E width of the encoder's output; scores_BHLM.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from march_search.architecture.parameters import LayerGroup
-from march_search.model import cpu
+from march_search.model import cpu, flex
+from march_search.model.attention_path import Bias, PathName, choose_path, padded_width, platform_of
 from march_search.model.init import Kinds
 from march_search.model.positions import PositionInfo, rotate
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one self-attention, each (B, S, H, K), before rotary rotation."""
-
-CPU_KEYS = {"fp32": 64, "other": 512}
-"""Number of keys up to which plain products are faster than SDPA on a CPU (measured with torch 2.13)."""
 
 
 class Attention(nn.Module):
@@ -42,14 +40,28 @@ class Attention(nn.Module):
         if self.noop_key is not None:
             yield "noop_key", self.noop_key, self.sizes
 
-    def attend(self, q_BLHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, position_info: PositionInfo | None) -> Tensor:
-        """Apply attention and the output matrix; return the addition to the residual stream, (B, L, W)."""
+    def attend(
+        self,
+        q_BLHK: Tensor,
+        k_BMHK: Tensor,
+        v_BMHK: Tensor,
+        position_info: PositionInfo | None,
+        path: PathName | None = None,
+    ) -> Tensor:
+        """Apply attention and the output matrix; return the addition to the residual stream, (B, L, W).
+
+        Args:
+            q_BLHK, k_BMHK, v_BMHK: Queries, keys and values.
+            position_info: Bias and causal mask; None in cross-attention, which has neither.
+            path: How attention is computed; None chooses by device and shape.
+        """
         if self.has_noop:
             k_BMHK, v_BMHK = self._with_noop(k_BMHK, v_BMHK)
         q_BHLK, k_BHMK, v_BHMK = q_BLHK.transpose(1, 2), k_BMHK.transpose(1, 2), v_BMHK.transpose(1, 2)
         bias_HLM, causal = (position_info.bias_HLM, position_info.causal) if position_info else (None, False)
         bias_HLM = None if bias_HLM is None else bias_HLM[: self.heads]
-        y_BHLK = scaled_attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, self.scale)
+        block_mask = position_info.block_mask if position_info else None
+        y_BHLK = scaled_attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, self.scale, path, block_mask)
         return F.linear(y_BHLK.transpose(1, 2).flatten(2), self.o)
 
     def _with_noop(self, k_BMHK: Tensor, v_BMHK: Tensor) -> KeysValues:
@@ -95,7 +107,7 @@ class SelfAttention(Attention):
         keys_values = k_BMHK, v_BMHK
         if position_info.turn_L is not None and position_info.turn_M is not None:
             q_BLHK, k_BMHK = rotate(q_BLHK, position_info.turn_L), rotate(k_BMHK, position_info.turn_M)
-        return self.attend(q_BLHK, k_BMHK, v_BMHK, position_info), keys_values
+        return self.attend(q_BLHK, k_BMHK, v_BMHK, position_info, position_info.path), keys_values
 
 
 class CrossAttention(Attention):
@@ -119,11 +131,17 @@ class CrossAttention(Attention):
             yield kind, self.kv, {inputs: self.kv.shape[1]}
         yield from super().kinds()
 
-    def forward(self, x_BLW: Tensor, memory: Tensor | KeysValues) -> Tensor:
-        """Return the addition to the residual stream; `memory` is the encoder's output or a layer's keys and values."""
+    def forward(self, x_BLW: Tensor, memory: Tensor | KeysValues, path: PathName | None = None) -> Tensor:
+        """Return the addition to the residual stream.
+
+        Args:
+            x_BLW: Normalised residual stream.
+            memory: The encoder's output, or the keys and values of one of its layers.
+            path: How attention is computed; None chooses by device and shape.
+        """
         (q_BLHK,) = self._split(F.linear(x_BLW, self.q), 1)
         k_BSHK, v_BSHK = self._keys_values(memory)
-        return self.attend(q_BLHK, k_BSHK, v_BSHK, None)
+        return self.attend(q_BLHK, k_BSHK, v_BSHK, None, path)
 
     def _keys_values(self, memory: Tensor | KeysValues) -> tuple[Tensor, ...]:
         if isinstance(memory, Tensor):
@@ -135,18 +153,44 @@ class CrossAttention(Attention):
 
 
 def scaled_attention(
-    q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool, scale: float
+    q_BHLK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMK: Tensor,
+    bias_HLM: Tensor | None,
+    causal: bool,
+    scale: float,
+    path: PathName | None = None,
+    block_mask: Any = None,
 ) -> Tensor:
     """Return softmax(scale q k' + bias) v.
 
-    This uses SDPA, which does not store the scores if its backend can avoid it. Short sequences on a CPU use plain
-    products instead: there, SDPA's backward pass takes 2 to 10 times as long in bf16, and SDPA stores the scores anyway
-    if the bias needs a gradient.
+    Args:
+        q_BHLK, k_BHMK, v_BHMK: Queries, keys and values.
+        bias_HLM: Bias, which includes any causal mask; None for none.
+        causal: Whether the kernel applies a causal mask. Needs no bias and as many keys as queries.
+        scale: Factor of the products of queries and keys.
+        path: How attention is computed, from `choose_path`; None calls it.
+        block_mask: Causal mask of the path "flex", whose bias is in fp32 and includes none.
     """
-    if q_BHLK.device.type == "cpu":
-        needs_scores = bias_HLM is not None and bias_HLM.requires_grad
-        short = CPU_KEYS["fp32" if q_BHLK.dtype == torch.float32 and not needs_scores else "other"]
-        if k_BHMK.shape[2] <= short:
-            return cast(Tensor, cpu.attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, scale))
+    if path is None:
+        path = _path_of(q_BHLK, k_BHMK, bias_HLM, causal)
+    if path == "flex":
+        return flex.attention(q_BHLK, k_BHMK, v_BHMK, cast(Tensor, bias_HLM), block_mask, scale)
+    if path == "cpu-products":
+        return cast(Tensor, cpu.attention(q_BHLK, k_BHMK, v_BHMK, bias_HLM, causal, scale))
+    d_kv = q_BHLK.shape[-1]
+    zeros = (0, padded_width(path, d_kv) - d_kv)
+    if zeros[1]:
+        q_BHLK, k_BHMK, v_BHMK = (F.pad(x, zeros) for x in (q_BHLK, k_BHMK, v_BHMK))
     bias_1HLM = None if bias_HLM is None else bias_HLM[None]
-    return F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, bias_1HLM, is_causal=causal, scale=scale)
+    y_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BHMK, v_BHMK, bias_1HLM, is_causal=causal, scale=scale)
+    return y_BHLK[..., :d_kv] if zeros[1] else y_BHLK
+
+
+def _path_of(q_BHLK: Tensor, k_BHMK: Tensor, bias_HLM: Tensor | None, causal: bool) -> PathName:
+    """Return the path of attention outside a model, without FlexAttention."""
+    bias: Bias = "causal" if causal else "none"
+    if bias_HLM is not None:
+        bias = "trained" if bias_HLM.requires_grad else "fixed"
+    platform = platform_of(q_BHLK.device)
+    return choose_path(platform, q_BHLK.dtype, q_BHLK.shape[-1], bias, k_BHMK.shape[2], "sdpa").name

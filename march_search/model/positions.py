@@ -5,7 +5,7 @@ P positions after pooling; bias_HLM has M + 1 keys if a no-op key exists, whose 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +13,29 @@ from torch import Tensor
 
 from march_search.architecture.huggingface import MAX_DISTANCE
 from march_search.architecture.parameters import RELATIVE_BUCKETS
+from march_search.model.attention_path import PathName
 
 ROTARY_BASE = 10000.0
 """Base of the rotary frequencies (Su et al. 2021, section 3.2.2)."""
 
 
 class PositionInfo(NamedTuple):
-    """Positional information for attention, shared by all layers with the same positions."""
+    """Positional information for attention, and how it is computed; shared by all layers with the same positions."""
 
     bias_HLM: Tensor | None
-    """Bias added to the scores, including the causal mask. The first dimension may be 1."""
+    """Bias added to the scores, including the causal mask unless `path` is "flex". The first dimension may be 1."""
     causal: bool
     """Whether attention must apply the causal mask, because the bias does not include it."""
     turn_L: tuple[Tensor, Tensor] | None
     """Cosine and sine of the queries' rotary angles, each (L, 1, K)."""
     turn_M: tuple[Tensor, Tensor] | None
     """Cosine and sine of the keys' rotary angles, each (M, 1, K)."""
+    path: PathName | None = None
+    """How self-attention is computed; None chooses by device and shape."""
+    cross_path: PathName | None = None
+    """How cross-attention is computed."""
+    block_mask: Any = None
+    """FlexAttention's causal mask if `path` is "flex"."""
 
 
 def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bool) -> Tensor:
@@ -47,11 +54,16 @@ def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bo
     return offset_LM + torch.where(distance_LM < exact, distance_LM, far_LM)
 
 
-def relative_bias(table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool) -> Tensor:
-    """Return the bias of shape (H, L, M) from a table of shape (buckets, H). If `causal`, the future is -inf."""
+def relative_bias(
+    table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool, has_mask: bool = True
+) -> Tensor:
+    """Return the bias of shape (H, L, M) from a table of shape (buckets, H).
+
+    If `causal`, the future is -inf, unless `has_mask` is False.
+    """
     buckets_LM = relative_buckets(positions_L, positions_M, bidirectional=not causal)
     bias_HLM = F.embedding(buckets_LM, table).permute(2, 0, 1)
-    if causal:
+    if causal and has_mask:
         bias_HLM = bias_HLM + causal_mask(positions_L, positions_M, bias_HLM.dtype)
     return F.pad(bias_HLM, (0, 1)) if noop else bias_HLM.contiguous()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from march_search.architecture.architecture import Architecture
 from march_search.architecture.huggingface import START_TOKEN
 from march_search.errors import ArchitectureError
+from march_search.model.attention_path import AttentionPath
 from march_search.model.init import Kinds, initialise, recipe_of
 from march_search.model.loss import mean_loss, token_losses
 from march_search.model.stack import Stack
@@ -25,7 +26,7 @@ class Seq2Seq(nn.Module):
     in the `forward` of the module that owns it, as ZeRO stage 3 requires.
     """
 
-    def __init__(self, architecture: Architecture, checkpointing: bool = False) -> None:
+    def __init__(self, architecture: Architecture, checkpointing: bool = False, attention: str = "auto") -> None:
         """Allocate all parameters without initialising them. Use `build` to create a model."""
         super().__init__()
         a = self.architecture = architecture
@@ -33,8 +34,8 @@ class Seq2Seq(nn.Module):
         absolute = a.position == "absolute"
         self.position_embedding = nn.Parameter(torch.empty(a.max_length, a.d_model)) if absolute else None
         has_encoder = a.structure == "encoder-decoder"
-        self.encoder = Stack(a, a.num_layers, is_decoder=False, checkpointing=checkpointing) if has_encoder else None
-        self.decoder = Stack(a, a.decoder_layers, is_decoder=True, checkpointing=checkpointing)
+        self.encoder = Stack(a, a.num_layers, False, checkpointing, attention) if has_encoder else None
+        self.decoder = Stack(a, a.decoder_layers, True, checkpointing, attention)
         self.lm_head = None if a.tie_word_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.d_model))
 
     def kinds(self) -> Kinds:
@@ -84,6 +85,16 @@ class Seq2Seq(nn.Module):
         """Return the mean loss per example over its target tokens in nats, float32 of shape (B,), without gradient."""
         return cast(Tensor, self(inputs_BI, targets_BT, "example_losses"))
 
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """The `encoder`, if there is one, and the `decoder`."""
+        return {"decoder": self.decoder} if self.encoder is None else {"encoder": self.encoder, "decoder": self.decoder}
+
+    @property
+    def attention_paths(self) -> dict[str, AttentionPath]:
+        """How attention was computed in the last pass with gradients, as `encoder self`, `decoder self` and so on."""
+        return {f"{name} {kind}": path for name, stack in self.stacks.items() for kind, path in stack.paths.items()}
+
     def logits(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:
         """Return the next-token logits of shape (B, T, V), in the parameters' dtype."""
         return cast(Tensor, self(inputs_BI, targets_BT, "logits"))
@@ -106,7 +117,11 @@ class Seq2Seq(nn.Module):
 
 
 def build(
-    architecture: Architecture, init: str = "t5", checkpointing: bool = False, base: Architecture | None = None
+    architecture: Architecture,
+    init: str = "t5",
+    checkpointing: bool = False,
+    base: Architecture | None = None,
+    attention: str = "auto",
 ) -> Seq2Seq:
     """Build the model of an architecture, in float32 on the default device (`meta` allocates no memory).
 
@@ -116,11 +131,12 @@ def build(
             first.
         checkpointing: Whether to recompute each layer in the backward pass instead of storing its activations.
         base: Base shape for the factors by which `march_search.config.scaling` changes `init`; None for no change.
+        attention: How attention with a trained bias is computed on a GPU: `auto`, `sdpa` or `flex`.
 
     Raises:
         ConfigError: If the recipe is unknown.
     """
     recipe = recipe_of(init)
-    model = Seq2Seq(architecture, checkpointing)
+    model = Seq2Seq(architecture, checkpointing, attention)
     initialise(model, recipe, base)
     return model

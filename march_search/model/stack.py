@@ -3,6 +3,8 @@
 Shape suffixes: B examples, L positions, W residual width of a layer, D `d_model`, H heads, M key positions.
 """
 
+import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,10 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from march_search.architecture.architecture import Architecture
 from march_search.architecture.flops import reduced_length
 from march_search.architecture.parameters import RELATIVE_BUCKETS, LayerGroup, layer_shapes, most_heads, projections
+from march_search.errors import ConfigError
+from march_search.model import flex
 from march_search.model.attention import CrossAttention, KeysValues, SelfAttention
+from march_search.model.attention_path import AttentionPath, Bias, choose_path, platform_of
 from march_search.model.init import Kinds
 from march_search.model.layers import FeedForward, Projection, RMSNorm
 from march_search.model.positions import PositionInfo, causal_mask, pool, pool_positions, relative_bias, rotary_turn
+
+_LOGGER = logging.getLogger(__name__)
+
+RECOMPILATIONS = 8
+"""Shapes of inputs for which torch.compile may compile each layer of a stack."""
 
 
 class Memory(NamedTuple):
@@ -53,17 +63,26 @@ class Layer(nn.Module):
         added_BLW, keys_values = self.attention(self.norm(x_BLW), long_BMW, position_info)
         x_BLW = x_BLW + added_BLW
         if self.cross_norm is not None and self.cross_attention is not None:
-            x_BLW = x_BLW + self.cross_attention(self.cross_norm(x_BLW), memory)
+            x_BLW = x_BLW + self.cross_attention(self.cross_norm(x_BLW), memory, position_info.cross_path)
         return x_BLW + self.feed_forward(self.feed_forward_norm(x_BLW)), keys_values
 
 
 class Stack(nn.Module):
     """Encoder or decoder."""
 
-    def __init__(self, a: Architecture, num_layers: int, is_decoder: bool, checkpointing: bool) -> None:
+    def __init__(
+        self, a: Architecture, num_layers: int, is_decoder: bool, checkpointing: bool, attention: str = "auto"
+    ) -> None:
         """Allocate one `Layer` for each set of shared weights, and the projections between different widths."""
         super().__init__()
         self.architecture, self.is_decoder, self.checkpointing = a, is_decoder, checkpointing
+        self.attention_setting = attention
+        self.paths: dict[str, AttentionPath] = {}
+        """How attention was computed in the last pass with gradients: `self`, and `cross` in a decoder."""
+        self.after_layer: Callable[[Tensor], None] | None = None
+        """Called with the residual stream after each layer, outside compiled code."""
+        self._compiled: list[Callable[..., Any]] = []
+        self._flex_faults: dict[tuple[object, ...], str] = {}
         share = num_layers if a.share_layers == "all" else a.share_layers
         self.shapes = layer_shapes(a, num_layers)
         has_cross = is_decoder and a.structure == "encoder-decoder"
@@ -94,16 +113,32 @@ class Stack(nn.Module):
                 keys_M, queries_L = queries_L, pool_positions(queries_L, reduced) if pools else queries_L
                 position_info.clear()
             turning = shape.d_kv if self.architecture.position == "rotary" else 0
+            source = self._source(memory, i)
             if turning not in position_info:
-                position_info[turning] = self._position_info(queries_L, keys_M, turning, x_BLW.dtype)
-            arguments = (x_BLW, position_info[turning], self._source(memory, i), reduced if pools else None)
-            x_BLW, layer_keys_values = self._apply_layer(self.layers[self.uses[i]], arguments)
+                end = len(self.uses) if reduced == length or i > middle else middle + pools
+                position_info[turning] = self._position_info(
+                    queries_L, keys_M, turning, x_BLW.dtype, list(range(i, end)), len(x_BLW), source
+                )
+            arguments = (x_BLW, position_info[turning], source, reduced if pools else None)
+            x_BLW, layer_keys_values = self._apply_layer(self.uses[i], arguments)
+            if self.after_layer is not None:
+                self.after_layer(x_BLW)
             if self.keeps_keys_values:
                 keys_values.append(layer_keys_values)
         return Memory(self.norm(self._project(len(self.uses), x_BLW)), keys_values)
 
-    def _apply_layer(self, layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor, KeysValues]:
-        """Return the layer's result; with `checkpointing`, do not store its activations."""
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each layer for training. Passes without gradients, such as evaluations, stay uncompiled.
+
+        A layer is compiled once for each shape of its inputs.
+        """
+        flex.allow_recompilations(RECOMPILATIONS * len(self.layers))
+        self._compiled = [torch.compile(layer, backend=backend, dynamic=False) for layer in self.layers]
+
+    def _apply_layer(self, index: int, arguments: tuple[Any, ...]) -> tuple[Tensor, KeysValues]:
+        """Return the result of `layers[index]`; with `checkpointing`, do not store its activations."""
+        is_compiled = bool(self._compiled) and torch.is_grad_enabled()
+        layer: Callable[..., Any] = self._compiled[index] if is_compiled else self.layers[index]
         if self.checkpointing and torch.is_grad_enabled():
             result = checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -121,14 +156,102 @@ class Stack(nn.Module):
             return memory and memory.output_BSD
         return memory.keys_values[layer]
 
-    def _position_info(self, queries_L: Tensor, keys_M: Tensor, d_kv: int, dtype: torch.dtype) -> PositionInfo:
-        """Return the positional information of queries and keys. `d_kv` is used only for rotary positions."""
+    def _position_info(
+        self,
+        queries_L: Tensor,
+        keys_M: Tensor,
+        d_kv: int,
+        dtype: torch.dtype,
+        segment: list[int],
+        examples: int,
+        source: Tensor | KeysValues | None,
+    ) -> PositionInfo:
+        """Return the positional information of queries and keys, and how attention is computed.
+
+        Args:
+            queries_L, keys_M: Positions.
+            d_kv: Width of a head, used only for rotary positions.
+            dtype: Type of the activations.
+            segment: Indices of the layers with these positions.
+            examples: Number of examples.
+            source: What cross-attention reads; None without it.
+        """
         noop = self.architecture.noop_key != "none"
-        bias_HLM, turn_L, turn_M = None, None, None
+        turn_L, turn_M = None, None
+        if self.architecture.position == "rotary":
+            turn_L, turn_M = rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype)
+        path, cross_path = self._choose(keys_M, dtype, segment, source)
+        if path.name == "flex":
+            flexible = self._flexible_info(queries_L, keys_M, cross_path)
+            fault = self._flex_fault(flexible, queries_L, keys_M, dtype, segment, examples)
+            if not fault:
+                self._remember(path, cross_path)
+                return flexible
+            path = AttentionPath("efficient", f"FlexAttention failed: {fault}")
+        self._remember(path, cross_path)
+        bias_HLM = None
         if self.relative_bias is not None:
             bias_HLM = relative_bias(self.relative_bias, queries_L, keys_M, self.is_decoder, noop)
         elif self.is_decoder and noop:
             bias_HLM = F.pad(causal_mask(queries_L, keys_M, dtype), (0, 1))
-        if self.architecture.position == "rotary":
-            turn_L, turn_M = rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype)
-        return PositionInfo(bias_HLM, self.is_decoder and bias_HLM is None, turn_L, turn_M)
+        causal = self.is_decoder and bias_HLM is None
+        return PositionInfo(bias_HLM, causal, turn_L, turn_M, path.name, cross_path and cross_path.name)
+
+    def _choose(
+        self, keys_M: Tensor, dtype: torch.dtype, segment: list[int], source: Tensor | KeysValues | None
+    ) -> tuple[AttentionPath, AttentionPath | None]:
+        """Return how self-attention and cross-attention of these layers are computed; None without the latter."""
+        platform, noop = platform_of(keys_M.device), self.architecture.noop_key != "none"
+        d_kv = max(self.shapes[i].d_kv for i in segment)
+        bias: Bias = "none"
+        if self.relative_bias is not None:
+            bias = "trained" if self.relative_bias.requires_grad and torch.is_grad_enabled() else "fixed"
+        elif self.is_decoder:
+            bias = "fixed" if noop else "causal"
+        own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting)
+        if source is None:
+            return own, None
+        length = (source if isinstance(source, Tensor) else source[0]).shape[1]
+        return own, choose_path(platform, dtype, d_kv, "none", length + noop)
+
+    def _remember(self, path: AttentionPath, cross_path: AttentionPath | None) -> None:
+        """Keep how attention is computed in training, to be recorded."""
+        if torch.is_grad_enabled():
+            self.paths = {"self": path} | ({"cross": cross_path} if cross_path else {})
+
+    def _flexible_info(self, queries_L: Tensor, keys_M: Tensor, cross_path: AttentionPath | None) -> PositionInfo:
+        """Return the positional information for FlexAttention: its bias is in fp32 and does not include the mask."""
+        noop, table = self.architecture.noop_key != "none", cast(Tensor, self.relative_bias).float()
+        bias_HLM = relative_bias(table, queries_L, keys_M, self.is_decoder, noop, has_mask=False)
+        mask = flex.causal_block_mask(len(keys_M), noop, keys_M.device) if self.is_decoder else None
+        return PositionInfo(bias_HLM, False, None, None, "flex", cross_path and cross_path.name, mask)
+
+    def _flex_fault(
+        self,
+        info: PositionInfo,
+        queries_L: Tensor,
+        keys_M: Tensor,
+        dtype: torch.dtype,
+        segment: list[int],
+        examples: int,
+    ) -> str:
+        """Return why FlexAttention cannot compute these layers; empty if it can. Each shape is tried once.
+
+        Raises:
+            ConfigError: If it cannot although the settings demand it.
+        """
+        for i in segment:
+            shape = self.shapes[i]
+            key = (shape.width, shape.heads, shape.d_kv, len(queries_L), len(keys_M), examples, dtype)
+            if key not in self._flex_faults:
+                layer, is_first = cast(Layer, self.layers[self.uses[i]]), not any(self._flex_faults.values())
+                lengths = (len(queries_L), len(keys_M))[: 1 + (len(queries_L) != len(keys_M))]
+                sizes = [(examples, length, shape.width) for length in lengths]
+                fault = self._flex_faults[key] = flex.fault(layer.attention, info, self.is_decoder, sizes, dtype)
+                if fault and self.attention_setting == "flex":
+                    raise ConfigError(f'[training]: attention = "flex" fails here: {fault}. Set "auto" or "sdpa".')
+                if fault and is_first:
+                    _LOGGER.warning(f"attention: FlexAttention fails here, and SDPA takes its place: {fault}.")
+            if self._flex_faults[key]:
+                return self._flex_faults[key]
+        return ""

@@ -23,6 +23,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 from march_search.config import TrainingConfig, TrialConfig
@@ -119,6 +120,7 @@ def _run(folder: Path, until: int | None, once: bool) -> int:
         _ = config.batch
     except ConfigError as error:
         raise ConfigError(f"{folder / 'trial.json'}: {error}") from None
+    os.environ.update(launch.allocator_environment(config.devices.kind, os.environ, version("torch")))
     settings.check_unchanged(folder, config)
     last = _last_step(config.training, until)
     if result.complete_result(folder, config) is not None:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from march_search.config import DevicesConfig
+from march_search.config import DevicesConfig, TrainingConfig
 from march_search.errors import TrialError
+from march_search.model.attention_path import missing_compiler
 from march_search.training import ranks
 
 GROUP_TIMEOUT = timedelta(minutes=10)
@@ -119,6 +120,20 @@ def use_deterministic_operations() -> None:
     """Make torch use operations whose results do not vary from run to run, or raise where it has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it for deterministic products
     torch.use_deterministic_algorithms(True)
+
+
+def check_compiler(training: TrainingConfig, rank_info: RankInfo) -> None:
+    """Check that torch.compile has the compiler that it needs, if the settings use it.
+
+    Raises:
+        TrialError: If a compiler or Triton is missing.
+    """
+    lacks = missing_compiler(rank_info.device.type) if training.compile != "none" else ""
+    if lacks:
+        raise TrialError(
+            f'[training]: compile = "{training.compile}" needs {lacks}, which is not installed. Install it, or set '
+            'compile = "none".'
+        )
 
 
 def quiet_deepspeed(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Train a trial: build the model and engine, take steps, evaluate, write checkpoints and the result."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -23,10 +24,10 @@ from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files.atomic import file_sha256, make_folder
 from march_search.files.json_tables import write_json
 from march_search.model import build
-from march_search.model.layers import FeedForward
 from march_search.training import checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
 from march_search.training.engine import (
     RankInfo,
+    check_compiler,
     describe_machine,
     from_first,
     join_ranks,
@@ -42,6 +43,8 @@ from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.timing import Phases, Utilisation
 from march_search.trial.metrics import read_metrics
 from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, seal_result, validation_file
+
+_LOGGER = logging.getLogger(__name__)
 
 Batch = tuple[torch.Tensor | None, torch.Tensor]
 """Inputs and targets. Inputs are None for a decoder-only model."""
@@ -103,6 +106,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     if config.training.deterministic:
         use_deterministic_operations()
     check_deepspeed(config.training, config.batch)
+    check_compiler(config.training, rank_info)
     config = micro_batch.fit_micro_batch(folder, config, rank_info)
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
     validation = evaluation.Validation.of(batches)
@@ -125,7 +129,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     ranks.beat(ranks.STARTING)
     trial.step, trial.seconds = checkpoint.load(trial.engine, folder / "checkpoints", rank_info)
     trial.saved = trial.step
-    ranks.send_heartbeats_from(module for module in trial.engine.module.modules() if isinstance(module, FeedForward))
+    ranks.send_heartbeats_from(trial.engine.module.stacks.values())
     if rank_info.is_first:
         trial.metrics = MetricsFile(folder / "metrics.jsonl", trial.step)
     evaluated = _steps(trial, last_step)
@@ -143,7 +147,9 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_
 
     training, base = config.training, base_shape(config.training)
     torch.manual_seed(config.seed)
-    model = build(architecture, training.init, training.activation_checkpointing, base)
+    # The trial run of FlexAttention calls layers out of order, which has not been tried with the hooks of ZeRO 3.
+    attention = "sdpa" if training.zero_stage == 3 and training.attention == "auto" else training.attention
+    model = build(architecture, training.init, training.activation_checkpointing, base, attention)
     groups = parameter_groups(model, base)
     if rank_info.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
@@ -163,6 +169,9 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_
         dist_init_required=False,
     )
     keep_gradient_norm(engine)
+    if training.compile == "layers":
+        for stack in model.stacks.values():
+            stack.compile_layers()
     return engine
 
 
@@ -174,8 +183,12 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
     last: dict[str, float] = {}
     if trial.step == last_step and not _is_evaluated(trial):  # an earlier process stopped here without evaluating
         last = _evaluate(trial)
+    began_at = trial.step
     while trial.step < last_step:
         _one_step(trial, micro_batches)
+        if trial.step == began_at + 1 and trial.rank_info.is_first:
+            paths = trial.engine.module.attention_paths.items()
+            _LOGGER.info(f"attention: {'; '.join(f'{name}: {path.name} ({path.reason})' for name, path in paths)}.")
         if trial.step in evaluate_after:
             last = _evaluate(trial)
         if trial.step in save_after:
@@ -334,6 +347,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     "peak_flops": trial.utilisation.peak_flops,
                     **memory,
                     **seals,
+                    "attention": {name: path.name for name, path in trial.engine.module.attention_paths.items()},
                     "micro_batch_halvings": micro_batch.halvings(trial.folder),
                     "training": asdict(training),
                     **describe_machine(rank_info),

@@ -40,16 +40,19 @@ def beat(sign: bytes = TRAINING) -> None:
             os.write(int(pipe), sign)
 
 
-def send_heartbeats_from(modules: Iterable[Any]) -> None:
-    """Send a heartbeat after each forward and backward pass of these modules, as a micro batch may take an hour."""
+def send_heartbeats_from(stacks: Iterable[Any]) -> None:
+    """Send a heartbeat after each layer of these `Stack`s, forward and backward, as a micro batch may take an hour.
 
-    def ran(_module: Any, _inputs: Any, output: Any) -> None:
+    The stacks call it between their layers: a system call inside a layer would break its graph in torch.compile.
+    """
+
+    def ran(output: Any) -> None:
         beat()
         if output.requires_grad:
             output.register_hook(lambda _: beat())
 
-    for module in modules:
-        module.register_forward_hook(ran)
+    for stack in stacks:
+        stack.after_layer = ran
 
 
 class StopRequest:
