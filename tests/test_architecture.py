@@ -32,20 +32,42 @@ def architectures(draw: st.DrawFn) -> Architecture:
         "d_bottleneck": draw(st.none() | st.just(64)),
         "length_reduction": draw(st.sampled_from([1.0, 0.5, 0.25])),
     }
+    if draw(st.booleans()):
+        values |= {
+            "num_key_value_heads": draw(st.none() | st.sampled_from(divisors(values["num_heads"]))),
+            "rotary_fraction": draw(st.sampled_from([1.0, 0.5])),
+            "rotary_base": draw(st.sampled_from([10000.0, 500000.0, 1.5e6])),
+            "attention_window": draw(st.none() | st.integers(1, 64)),
+            "global_every": draw(st.sampled_from([0, 2, 3])),
+            "logit_softcap": draw(st.none() | st.sampled_from([30.0, 0.5])),
+            "norm_epsilon": draw(st.sampled_from([1e-6, 1e-5, 1e-12])),
+        }
     try:
         return Architecture(**values)
     except ArchitectureError:
-        repaired = {"structure": "encoder-decoder", "head_schedule": "constant", "cross_attention": "output"}
-        if values["bottleneck"] != "none" and values["d_bottleneck"] is None:
-            repaired["d_bottleneck"] = 64
-        if values["bottleneck"] == "none":
-            repaired["d_bottleneck"] = None
-        depth = min(values["num_layers"], values["num_decoder_layers"] or 6)
-        if values["share_layers"] != "all" and (values["share_layers"] > depth or values["bottleneck"] != "none"):
-            repaired["share_layers"] = 1
-        if values["bottleneck"] != "none":
-            repaired["share_layers"] = 1
-        return Architecture(**values | repaired)
+        return Architecture(**values | repairs(values))
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number."""
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def repairs(values: dict) -> dict:
+    """Values of the fields that would otherwise contradict each other."""
+    repaired = {"structure": "encoder-decoder", "head_schedule": "constant", "cross_attention": "output"}
+    repaired |= {"parallel_block": False, "length_reduction": 1.0, "rotary_fraction": 1.0}
+    repaired["d_bottleneck"] = None if values["bottleneck"] == "none" else values["d_bottleneck"] or 64
+    depth = min(values["num_layers"], values["num_decoder_layers"] or 6)
+    if values["bottleneck"] != "none" or (values["share_layers"] != "all" and values["share_layers"] > depth):
+        repaired["share_layers"] = 1
+    if values["position"] == "none":
+        repaired["position"] = "relative"
+    if values["position"] != "rotary":
+        repaired["rotary_base"] = 10000.0
+    if values.get("attention_window") is None or values["global_every"] > depth:
+        repaired["global_every"] = 0
+    return repaired
 
 
 def test_the_default_is_t5_base() -> None:
@@ -101,6 +123,33 @@ def test_untying_adds_one_embedding(a: Architecture) -> None:
     assert untied - tied == a.vocab_size * a.d_model
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"num_key_value_heads": 4}, "KV4"),
+        ({"qk_norm": "head", "norm": "layer", "norm_position": "post", "bias": "qkv"}, "qknorm-ln-postnorm-bqkv"),
+        (
+            {"qk_norm": "all", "bias": "all", "structure": "decoder-only", "position": "none"},
+            "dec-nopos-qknormall-ball",
+        ),
+        ({"position": "rotary", "rotary_fraction": 0.25, "rotary_base": 500000}, "rope-RF0.25-RB500000"),
+        (
+            {"attention_window": 512, "global_every": 6, "logit_softcap": 30, "norm_epsilon": 1e-5},
+            "W512-G6-C30-E0.00001",
+        ),
+        ({"feed_forward_proj": "exact-gelu", "parallel_block": True, "structure": "decoder-only"}, "dec-exactgelu-par"),
+    ],
+)
+def test_a_field_of_current_families_adds_a_word(fields: dict, name: str) -> None:
+    a = Architecture(**fields)
+    assert a.name == f"{Architecture().name}-{name}"
+    assert Architecture.parse(a.name) == a
+
+
+def test_as_many_key_value_heads_as_heads_changes_nothing() -> None:
+    assert Architecture(num_key_value_heads=12) == Architecture()
+
+
 def test_sharing_all_layers_counts_the_weights_of_one_layer() -> None:
     one = Architecture(num_layers=1).num_params
     assert Architecture(num_layers=12, share_layers="all").num_params == one
@@ -147,6 +196,29 @@ def test_stating_an_equal_decoder_depth_changes_nothing() -> None:
         ({"bottleneck": "growing", "d_bottleneck": 100}, "needs multiples of 64"),
         ({"length_reduction": 0.0}, "length_reduction must lie in"),
         ({"position": "rotary", "d_kv": 5}, "d_kv must be a multiple of 2, not 5"),
+        ({"num_key_value_heads": 5}, r"num_key_value_heads \(5\) must divide num_heads \(12\)"),
+        ({"num_key_value_heads": 24}, r"num_key_value_heads \(24\) must divide num_heads \(12\)"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number of at least 1, not 0"),
+        ({"num_key_value_heads": 6, "head_schedule": "more-first"}, "leave num_key_value_heads at None"),
+        ({"qk_norm": "head", "cross_attention": "layer-shared"}, "qk_norm='head' needs cross_attention='output'"),
+        ({"parallel_block": True}, "parallel_block needs structure='decoder-only'"),
+        ({"position": "none"}, "position='none' needs structure='decoder-only'"),
+        ({"rotary_fraction": 0.5}, "rotary_fraction=0.5 needs position='rotary', not 'relative'"),
+        ({"rotary_base": 1e6}, "rotary_base=1000000.0 needs position='rotary', not 'relative'"),
+        ({"rotary_base": True, "position": "rotary"}, r"rotary_base must lie in \[1, 1e\+12\], not True"),
+        (
+            {"rotary_fraction": 0.3, "position": "rotary"},
+            r"rotary_fraction \(0.3\) times d_kv \(64\) must be a multiple",
+        ),
+        ({"rotary_fraction": 0.01, "position": "rotary"}, "must be a multiple of 2"),
+        ({"attention_window": 0}, "attention_window must be a whole number of at least 1, not 0"),
+        ({"global_every": 4}, "global_every=4 needs an attention_window"),
+        ({"global_every": -1}, "global_every must be a whole number of at least 0, not -1"),
+        ({"attention_window": 64, "global_every": 1}, "global_every=1 leaves no layer with a window"),
+        ({"attention_window": 64, "global_every": 13}, "global_every=13 exceeds the number of layers"),
+        ({"attention_window": 64, "length_reduction": 0.5}, "use one of the two"),
+        ({"logit_softcap": 0.0}, r"logit_softcap must lie in \[0.001, 1e\+06\], not 0.0"),
+        ({"norm_epsilon": "1e-6"}, "norm_epsilon must lie in"),
     ],
 )
 def test_an_invalid_architecture_is_refused_in_one_line(fields: dict, message: str) -> None:

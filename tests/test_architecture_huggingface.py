@@ -40,8 +40,8 @@ def test_transformers_agrees_on_missing_keys() -> None:
         ({"model_type": "llama"}, 'config: model_type "llama" cannot be expressed. Known: mt5, t5.'),
         ({"relative_attention_num_buckets": 64}, "config: relative_attention_num_buckets is 64, but only 32 can be"),
         (
-            {"feed_forward_proj": "gelu"},
-            'config: feed_forward_proj "gelu" cannot be expressed. Known: relu, gelu_new,',
+            {"feed_forward_proj": "tanh"},
+            'config: feed_forward_proj "tanh" cannot be expressed. Known: relu, gelu, gelu_new,',
         ),
         ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0."),
     ],

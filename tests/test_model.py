@@ -5,11 +5,10 @@ import random
 
 import pytest
 import torch
-from helpers.architectures import random_architectures
+from helpers.architectures import BUILT, random_architectures
 from torch.utils.flop_counter import FlopCounterMode
 
 from march_search import Architecture
-from march_search.architecture.architecture import CHOICES
 from march_search.architecture.flops import forward_flops
 from march_search.errors import ArchitectureError, ConfigError
 from march_search.model import RECIPES, build
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 )
 def test_random_architectures_have_the_parameters_and_operations_of_the_formulas(part):
     draw, architectures = random.Random(1), random_architectures(220)[part]
-    for field, values in CHOICES.items():
+    for field, values in BUILT.items():
         assert {getattr(a, field) for a in architectures} == set(values)
     for a in architectures:
         with torch.device("meta"), torch.no_grad():

@@ -22,6 +22,7 @@ from march_search.space.space import AXES
 
 T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
 RULES = ["num_heads * d_kv == d_model", "1 <= d_ff / d_model <= 4", "d_ff % 128 == 0 or num_layers > 1", "d_ff != 192"]
+RULES += ["num_heads <= 2 * num_key_value_heads", "attention_window < 8 or num_layers > 2"]
 
 
 def lists(values: list, most: int) -> st.SearchStrategy[list]:
@@ -45,7 +46,16 @@ def space_tables(draw: st.DrawFn) -> dict:
         "share_layers": lists([1, 2, "all"], 2),
         "d_bottleneck": lists([64, 128], 2),
         "length_reduction": lists([1.0, 0.5], 2),
+        "num_key_value_heads": lists([1, 2, 3, 4], 3),
+        "rotary_fraction": lists([1.0, 0.5, 0.0625], 2),
+        "rotary_base": lists([10000.0, 5e5], 2),
+        "attention_window": lists(["none", 4, 64], 2),
+        "global_every": lists([0, 1, 2], 2),
+        "logit_softcap": lists(["none", 30], 2),
+        "norm_epsilon": lists([1e-6, 1e-5], 2),
     }
+    if draw(st.booleans()):  # two thirds of the fields make sense for one stack only, or in rotary positions
+        axes |= {"structure": "decoder-only", "position": draw(lists(["rotary", "none"], 2))}
     for axis in draw(st.lists(st.sampled_from(sorted(extra)), max_size=4, unique=True)):
         axes[axis] = draw(extra[axis])
     budget = {
@@ -72,6 +82,7 @@ def brute_force(space: SearchSpace) -> set[Architecture]:
             continue
         count = a.num_params if space.budget.count == "total" else a.num_params_non_embedding
         shown = fields | {"num_decoder_layers": a.decoder_layers, "d_bottleneck": a.d_bottleneck or a.d_model}
+        shown |= {"num_key_value_heads": a.key_value_heads, "attention_window": a.attention_window or 0}
         if space.budget.low <= count <= space.budget.high and all(eval(r.text, {}, shown) for r in space.rules):
             found.add(a)
     return found

@@ -11,18 +11,35 @@ from march_search.errors import ArchitectureError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "structure": ("encoder-decoder", "decoder-only"),
-    "feed_forward_proj": ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu"),
-    "position": ("relative", "absolute", "rotary"),
+    "feed_forward_proj": ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu", "exact-gelu"),
+    "position": ("relative", "absolute", "rotary", "none"),
     "tie_word_embeddings": (True, False),
     "cross_attention": ("output", "layer", "layer-shared"),
     "head_schedule": ("constant", "more-first", "more-last", "more-first-same-width", "more-last-same-width"),
     "bottleneck": ("none", "flat", "shrinking", "growing"),
     "noop_key": ("none", "learned", "fixed"),
+    "qk_norm": ("none", "head", "all"),
+    "norm": ("rms", "layer"),
+    "norm_position": ("pre", "post"),
+    "bias": ("none", "qkv", "all"),
+    "parallel_block": (False, True),
 }
 """Fields with a fixed list of values."""
 
-COUNTS = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "max_length")
+COUNTS = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "max_length")
 """Fields that must be whole numbers of at least 1."""
+
+OPTIONAL_COUNTS = ("num_decoder_layers", "d_bottleneck", "num_key_value_heads", "attention_window")
+"""Fields that may also be None."""
+
+NUMBERS: dict[str, tuple[float, float]] = {
+    "length_reduction": (1 / 1024, 1.0),
+    "rotary_fraction": (1 / 1024, 1.0),
+    "rotary_base": (1.0, 1e12),
+    "logit_softcap": (1e-3, 1e6),
+    "norm_epsilon": (1e-12, 1e-2),
+}
+"""Smallest and largest value of each field that need not be a whole number; `logit_softcap` may also be None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +67,11 @@ class Architecture:
     vocab_size: int = 32128
     """Number of tokens in the vocabulary, including special tokens."""
     feed_forward_proj: str = "relu"
-    """Activation; the prefix `gated-` adds a gate (Shazeer 2020), which takes three matrices instead of two."""
+    """Activation; the prefix `gated-` adds a gate (Shazeer 2020), which takes three matrices instead of two. `gelu` is
+    the tanh form, `exact-gelu` the one with the error function."""
     position: str = "relative"
-    """Position encoding: `relative` (T5 bias, 32 buckets per head, once per stack), `absolute` (learned) or `rotary`
-    (Su et al. 2021)."""
+    """Position encoding: `relative` (T5 bias, 32 buckets per head, once per stack), `absolute` (learned), `rotary`
+    (Su et al. 2021), or `none`, which leaves the order to the causal mask."""
     max_length: int = 1024
     """Number of positions for `absolute`; otherwise unused."""
     tie_word_embeddings: bool = True
@@ -74,6 +92,35 @@ class Architecture:
     """Fraction of positions that the encoder keeps from its middle layer on (after Dai et al. 2020)."""
     noop_key: str = "none"
     """Extra key with a zero value in every attention: `learned`, or `fixed` at a score of zero."""
+    num_key_value_heads: int | None = None
+    """Number of heads of the keys and values, which groups of query heads share (Ainslie et al. 2023). It must divide
+    `num_heads`; None means as many as `num_heads` (an equal number is stored as None)."""
+    qk_norm: str = "none"
+    """RMSNorm of queries and keys: `head` normalises each head with weights of width `d_kv` (Qwen3), `all` the whole
+    width of all heads (OLMo 2)."""
+    norm: str = "rms"
+    """Norms of the residual stream: `rms` has a weight, `layer` subtracts the mean and has a weight and a bias."""
+    norm_position: str = "pre"
+    """`pre` normalises the input of each sublayer, `post` its output before the residual sum (OLMo 2)."""
+    bias: str = "none"
+    """Linear layers with a bias: `qkv` has those of queries, keys and values (Qwen2), `all` all of attention and
+    feed-forward (GPT-2). The output layer has none."""
+    parallel_block: bool = False
+    """Whether attention and feed-forward of a layer read the same residual stream (GPT-NeoX), each with its norm."""
+    rotary_fraction: float = 1.0
+    """Fraction of the dimensions of a head that `rotary` positions turn, from the first on."""
+    rotary_base: float = 10000.0
+    """Base of the wavelengths of `rotary` positions."""
+    attention_window: int | None = None
+    """Number of positions that self-attention sees, up to and including its own; an encoder also sees as many after it.
+    None means all."""
+    global_every: int = 0
+    """With a window, every layer whose number, counted from 1, is a multiple of this sees all positions; 0 means that
+    no layer does."""
+    logit_softcap: float | None = None
+    """Bound c of the logits of the output layer, c·tanh(logits / c) (Gemma 2); None means no bound."""
+    norm_epsilon: float = 1e-6
+    """Added to the mean square, or the variance, in every norm."""
 
     def __post_init__(self) -> None:
         """Validate each field, then their combination."""
@@ -85,34 +132,50 @@ class Architecture:
                 raise ArchitectureError(f"{name} must be one of {options}, not {getattr(self, name)!r}.")
         if self.share_layers != "all":
             self._check_count("share_layers")
-        if self.d_bottleneck is not None:
-            self._check_count("d_bottleneck")
-        if not isinstance(self.length_reduction, int | float) or not 1 / 1024 <= self.length_reduction <= 1:
-            raise ArchitectureError(f"length_reduction must lie in [1/1024, 1], not {self.length_reduction!r}.")
-        object.__setattr__(self, "length_reduction", float(self.length_reduction))
+        for name in OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                self._check_count(name)
+        self._check_count("global_every", least=0)
+        for name in NUMBERS:
+            self._check_number(name)
+        if self.num_key_value_heads == self.num_heads:
+            object.__setattr__(self, "num_key_value_heads", None)
         if self.structure == "encoder-decoder" and self.num_decoder_layers == self.num_layers:
             object.__setattr__(self, "num_decoder_layers", None)
         for refused, sentence in parameters.refusals(self):
             if refused:
                 raise ArchitectureError(f"Invalid architecture: {sentence.format(**asdict(self))}.")
 
-    def _check_count(self, name: str) -> None:
-        """Check that the field is a whole number of at least 1, and store it as an int."""
+    def _check_count(self, name: str, least: int = 1) -> None:
+        """Check that the field is a whole number of at least `least`, and store it as an int."""
         value = getattr(self, name)
-        if value is None and name == "num_decoder_layers":
-            return
         try:
             number = operator.index(value)
         except TypeError:
-            number = 0
-        if number < 1 or isinstance(value, bool):
-            raise ArchitectureError(f"{name} must be a whole number of at least 1, not {value!r}.")
+            number = least - 1
+        if number < least or isinstance(value, bool):
+            raise ArchitectureError(f"{name} must be a whole number of at least {least}, not {value!r}.")
         object.__setattr__(self, name, number)
+
+    def _check_number(self, name: str) -> None:
+        """Check that the field lies between its bounds, and store it as a float."""
+        value, (low, high) = getattr(self, name), NUMBERS[name]
+        if value is None and name == "logit_softcap":
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            lowest = "1/1024" if low == 1 / 1024 else f"{low:g}"
+            raise ArchitectureError(f"{name} must lie in [{lowest}, {high:g}], not {value!r}.")
+        object.__setattr__(self, name, float(value))
 
     @property
     def decoder_layers(self) -> int:
         """Number of layers in the decoder, or in the only stack."""
         return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def key_value_heads(self) -> int:
+        """Number of heads of the keys and values."""
+        return self.num_heads if self.num_key_value_heads is None else self.num_key_value_heads
 
     @property
     def is_gated(self) -> bool:

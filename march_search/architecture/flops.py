@@ -1,9 +1,10 @@
 """Count the floating-point operations of matrix products and attention, for one architecture or arrays of them.
 
 A multiply-add counts as two operations. The count includes every weight matrix at every position where it is applied,
-the attention scores and their product with the values (over the full matrix, also with a causal mask), and the output
-layer. It excludes embedding look-ups, norms, softmax, activation functions, residual sums and the no-op key. The
-backward pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
+the attention scores and their product with the values (over the full matrix, also with a causal mask; with a window of
+W positions, at most W keys per query, or 2 W - 1 in an encoder), and the output layer. It excludes embedding look-ups,
+norms, biases, softmax, activation functions, residual sums and the no-op key. The backward pass costs twice the forward
+pass (Kaplan et al. 2020, section 2.1).
 """
 
 from typing import Any
@@ -68,11 +69,13 @@ def _encoder(a: Any, length: int, reduced: int) -> Any:
     total, before = 0, True
     for run in layer_groups(a, a.num_layers):
         if not run.second_half:
-            total = total + run.applied * _layer(a, run, length, length)
+            total = total + run.applied * _layer(a, run, length, length, False)
             continue
         first = 1 if before else 0
         total = (
-            total + first * _layer(a, run, reduced, length) + (run.applied - first) * _layer(a, run, reduced, reduced)
+            total
+            + first * _layer(a, run, reduced, length, False)
+            + (run.applied - first) * _layer(a, run, reduced, reduced, False)
         )
         before = False
     return total + _moves(a, a.num_layers, length, reduced)
@@ -82,7 +85,7 @@ def _decoder(a: Any, num_layers: int, input_length: int, reduced: int, length: i
     """Return the operations of a decoder with `length` positions over an encoder with `reduced` output positions."""
     total, before = _moves(a, num_layers, length, length), True
     for run in layer_groups(a, num_layers):
-        total = total + run.applied * _layer(a, run, length, length)
+        total = total + run.applied * _layer(a, run, length, length, True)
         if not input_length:
             continue
         own_layer = a.cross_attention != "output"
@@ -95,16 +98,23 @@ def _decoder(a: Any, num_layers: int, input_length: int, reduced: int, length: i
     return total
 
 
-def _layer(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
+def seen_keys(keys: int, window: int | None, is_causal: bool) -> int:
+    """Return the largest number of keys that one query sees."""
+    return keys if window is None else min(keys, window if is_causal else 2 * window - 1)
+
+
+def _layer(a: Any, run: LayerGroup, queries: int, keys: int, is_causal: bool) -> Any:
     """Return the operations of self-attention and feed-forward in one layer."""
     matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
-    attention = 4 * run.width * run.inner * (queries + keys) + 4 * queries * keys * run.inner
-    return attention + 2 * queries * matrices * run.width * a.d_ff
+    attention = 4 * run.width * (run.inner * queries + run.key_value_inner * keys)
+    scores = 4 * queries * seen_keys(keys, run.window, is_causal) * run.inner
+    return attention + scores + 2 * queries * matrices * run.width * a.d_ff
 
 
 def _cross(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
     """Return the operations of cross-attention in one layer."""
-    weights = {"output": a.d_model * run.inner, "layer": run.inner * run.inner, "layer-shared": 0}[a.cross_attention]
+    source = {"output": a.d_model, "layer": run.key_value_inner, "layer-shared": 0}[a.cross_attention]
+    weights = source * run.key_value_inner
     return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
 
 

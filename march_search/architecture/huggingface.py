@@ -12,7 +12,7 @@ MAX_DISTANCE = 128
 """Distance from which on all relative positions share T5's last bucket."""
 
 EPSILON = 1e-6
-"""Added to the mean square in T5's norms."""
+"""Added to the mean square in T5's norms, where a config.json leaves it out."""
 
 START_TOKEN = 0
 """Token that T5's decoder starts with: the padding token."""
@@ -23,13 +23,13 @@ SIZES = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_lay
 FIXED = {
     "relative_attention_num_buckets": RELATIVE_BUCKETS,
     "relative_attention_max_distance": MAX_DISTANCE,
-    "layer_norm_epsilon": EPSILON,
     "is_encoder_decoder": True,
 }
 """Keys of a config.json that have one value in every architecture here."""
 
 ACTIVATIONS = {
     "relu": "relu",
+    "gelu": "exact-gelu",
     "gelu_new": "gelu",
     "silu": "silu",
     "gated-relu": "gated-relu",
@@ -43,7 +43,7 @@ form that is used here in both."""
 MODEL_TYPES = ("t5", "mt5")
 """Values of `model_type` that can be read."""
 
-FREE = (*SIZES, "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
+FREE = (*SIZES, "norm_epsilon", "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
 """Fields that may have any value in T5. `max_length` has no effect without learned positions."""
 
 
@@ -73,6 +73,7 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
         "num_decoder_layers": table.get("num_decoder_layers"),
         "feed_forward_proj": ACTIVATIONS[activation],
         "tie_word_embeddings": table.get("tie_word_embeddings", True),
+        "norm_epsilon": table.get("layer_norm_epsilon", EPSILON),
     }
 
 
@@ -93,6 +94,11 @@ def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[s
                 f"{name} is not a Hugging Face T5: {field} is {fields[field]!r}, but T5 supports only {default!r}."
             )
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    if fields["feed_forward_proj"] not in activations:
+        raise ArchitectureError(
+            f"{name} is not a Hugging Face T5: feed_forward_proj is {fields['feed_forward_proj']!r}, but only "
+            f"{', '.join(sorted(activations))} can be written."
+        )
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -101,6 +107,7 @@ def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[s
         "feed_forward_proj": activations[fields["feed_forward_proj"]],
         "tie_word_embeddings": fields["tie_word_embeddings"],
         **FIXED,
+        "layer_norm_epsilon": fields["norm_epsilon"],
         "dropout_rate": 0.0,
         "pad_token_id": 0,
         "eos_token_id": 1,

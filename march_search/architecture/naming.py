@@ -4,6 +4,7 @@ Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file n
 """
 
 import re
+from decimal import Decimal
 from typing import Any
 
 from march_search.errors import ArchitectureError
@@ -27,6 +28,15 @@ WORDS: dict[str, tuple[str, Any]] = {
     "Sall": ("share_layers", "all"),
     "noop": ("noop_key", "learned"),
     "noopfixed": ("noop_key", "fixed"),
+    "exactgelu": ("feed_forward_proj", "exact-gelu"),
+    "nopos": ("position", "none"),
+    "qknorm": ("qk_norm", "head"),
+    "qknormall": ("qk_norm", "all"),
+    "ln": ("norm", "layer"),
+    "postnorm": ("norm_position", "post"),
+    "bqkv": ("bias", "qkv"),
+    "ball": ("bias", "all"),
+    "par": ("parallel_block", True),
 }
 """Words that set a field to a fixed value."""
 
@@ -35,6 +45,13 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "V": ("vocab_size", int),
     "S": ("share_layers", int),
     "R": ("length_reduction", float),
+    "KV": ("num_key_value_heads", int),
+    "RF": ("rotary_fraction", float),
+    "RB": ("rotary_base", float),
+    "W": ("attention_window", int),
+    "G": ("global_every", int),
+    "C": ("logit_softcap", float),
+    "E": ("norm_epsilon", float),
 }
 """Letters that set a field to the number after them."""
 
@@ -44,7 +61,7 @@ _SHAPE = re.compile(
 
 _BOTTLENECK = re.compile(r"B(flat|shrinking|growing)(\d+)", re.ASCII)
 
-_NUMBER = re.compile(r"([A-Z])([\d.]+)", re.ASCII)
+_NUMBER = re.compile(r"([A-Z]{1,2})([\d.]+)", re.ASCII)
 
 
 def encode(values: dict[str, Any], defaults: dict[str, Any]) -> str:
@@ -55,13 +72,19 @@ def encode(values: dict[str, Any], defaults: dict[str, Any]) -> str:
     changed = {field: value for field, value in values.items() if value != defaults[field]}
     parts += [word for word, (field, value) in WORDS.items() if field in changed and changed[field] == value]
     parts += [
-        f"{letter}{changed[field]}"
+        f"{letter}{_decimal(changed[field])}"
         for letter, (field, _) in NUMBERS.items()
         if field in changed and changed[field] != "all"
     ]
     if values["bottleneck"] != "none":
         parts.append(f"B{values['bottleneck']}{values['d_bottleneck']}")
     return "-".join(parts)
+
+
+def _decimal(value: float) -> str:
+    """Return a number as short as possible and without an exponent, which would need a sign."""
+    text = f"{Decimal(repr(value)):f}"
+    return text.removesuffix(".0")
 
 
 def decode(name: str) -> dict[str, Any]:

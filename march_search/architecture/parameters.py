@@ -1,12 +1,13 @@
 """Count parameters with a closed formula: plain integers for one architecture, int64 arrays for millions at once.
 
-Notation: V is `vocab_size`, D is `d_model`, F is `d_ff`, I is `num_heads * d_kv`, m is the number of feed-forward
-matrices (2, or 3 if gated), and n is the number of layers in a stack. Without any of the special fields:
+Notation: V is `vocab_size`, D is `d_model`, F is `d_ff`, I is `num_heads * d_kv`, J is `num_key_value_heads * d_kv`
+(equal to I by default), m is the number of feed-forward matrices (2, or 3 if gated), and n is the number of layers in a
+stack. Without any of the special fields:
 
-    encoder layer   4·D·I (q, k, v, o)  +  m·D·F  +  2·D (RMSNorm weights)
-    decoder layer   4·D·I  +  cross  +  m·D·F  +  3·D
-    cross           4·D·I (`output`),  2·D·I + 2·I² (`layer`: k and v projected again from those of encoder layer i),
-                    2·D·I (`layer-shared`)
+    encoder layer   2·D·I (q, o)  +  2·D·J (k, v)  +  m·D·F  +  2·D (RMSNorm weights)
+    decoder layer   2·D·I  +  2·D·J  +  cross  +  m·D·F  +  3·D (2·D without an encoder)
+    cross           2·D·I, and 2·D·J (`output`), 2·J² (`layer`: k and v projected again from those of encoder layer i),
+                    or nothing (`layer-shared`)
     stack           + D (final RMSNorm)  +  32·heads (relative position bias, once per stack)
     model           V·D once (twice if untied)  +  `max_length`·D (absolute positions, shared by both stacks)
 
@@ -17,8 +18,13 @@ Special fields change the count as follows:
     share_layers    each set of shared weights counts once, including its norms
     bottleneck      layer i has width w_i; a w·w' matrix is added at each change of width in D, w_0 … w_(n-1), D;
                     `output` cross-attention projects keys and values from the encoder's output, whose width is D
-    noop_key        `learned` adds I scalars to every attention
-    length_reduction, gating function, rotary positions: no change
+    noop_key        `learned` adds J scalars to every attention
+    qk_norm         adds 2·d_kv (`head`) or I + J (`all`) to every attention
+    norm            `layer` doubles the weights of all norms except those of qk_norm
+    bias            `qkv` adds I + 2·J to every attention (I without its own keys and values); `all` adds D more to
+                    each, and (m - 1)·F + D to every feed-forward layer
+    length_reduction, gating function, rotary or no positions, norm_position, parallel_block, attention_window,
+    logit_softcap: no change
 """
 
 from collections.abc import Iterator
@@ -46,32 +52,52 @@ class LayerGroup(NamedTuple):
     """Number of attention heads."""
     d_kv: Any
     """Width of one head."""
+    key_value_heads: Any
+    """Number of heads of the keys and values."""
+    window: int | None = None
+    """Number of positions that self-attention sees; None for all."""
 
     @property
     def inner(self) -> Any:
-        """Total width of all heads."""
+        """Total width of all query heads."""
         return self.heads * self.d_kv
+
+    @property
+    def key_value_inner(self) -> Any:
+        """Total width of all heads of the keys, or of the values."""
+        return self.key_value_heads * self.d_kv
 
 
 def layer_groups(a: Any, num_layers: int) -> list[LayerGroup]:
-    """Return the layers of a stack in order, with equal neighbours grouped."""
+    """Return the layers of a stack, with equal ones of the same part of the stack grouped."""
     share = num_layers if a.share_layers == "all" else a.share_layers
     widths = layer_widths(a, num_layers)
     varying = a.bottleneck in ("shrinking", "growing")
-    runs: dict[tuple[int, int], list[int]] = {}
+    runs: dict[tuple[int, int, int | None], list[int]] = {}
     for layer in range(num_layers):
-        count = runs.setdefault((_third(layer, num_layers), layer if varying else 0), [0, 0])
+        key = _third(layer, num_layers), layer if varying else 0, layer_window(a, layer)
+        count = runs.setdefault(key, [0, 0])
         count[0] += 1
         count[1] += layer % share == 0
     return [
-        LayerGroup(applied, sets, third > 0, widths[layer], *_heads(a, third))
-        for (third, layer), (applied, sets) in runs.items()
+        LayerGroup(applied, sets, third > 0, widths[layer], *_heads(a, third), window)
+        for (third, layer, window), (applied, sets) in runs.items()
     ]
 
 
 def layer_shapes(a: Any, num_layers: int) -> list[LayerGroup]:
-    """Return one `Run` per layer, in order, for building the stack of a model."""
-    return [run._replace(applied=1, sets=1) for run in layer_groups(a, num_layers) for _ in range(run.applied)]
+    """Return one group per layer, in order, for building the stack of a model."""
+    widths, thirds = layer_widths(a, num_layers), [_third(layer, num_layers) for layer in range(num_layers)]
+    return [
+        LayerGroup(1, 1, third > 0, width, *_heads(a, third), layer_window(a, layer))
+        for layer, (third, width) in enumerate(zip(thirds, widths, strict=True))
+    ]
+
+
+def layer_window(a: Any, layer: int) -> int | None:
+    """Return the number of positions that self-attention of a layer, counted from 0, sees; None for all."""
+    sees_all = a.global_every and (layer + 1) % a.global_every == 0
+    return None if sees_all else a.attention_window
 
 
 def layer_widths(a: Any, num_layers: int) -> list[Any]:
@@ -124,20 +150,25 @@ def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
     """Return the parameters of one stack by group."""
     cross = stack == "decoder" and a.structure != "decoder-only"
     runs = layer_groups(a, num_layers)
-    noop = a.noop_key == "learned"
-    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
-    groups = {f"{stack}.attention": sum(r.sets * (4 * r.width + noop) * r.inner for r in runs)}
+    groups = {f"{stack}.attention": sum(r.sets * _attention(a, r, 2 * r.width * r.key_value_inner) for r in runs)}
     if cross:
-        groups[f"{stack}.cross_attention"] = sum(
-            r.sets * (2 * r.width * r.inner + _cross_keys_values(a, r) + noop * r.inner) for r in runs
-        )
-    groups[f"{stack}.feed_forward"] = sum(r.sets * matrices * r.width for r in runs) * a.d_ff
-    groups[f"{stack}.norm"] = sum(r.sets * (2 + cross) * r.width for r in runs) + a.d_model
+        groups[f"{stack}.cross_attention"] = sum(r.sets * _attention(a, r, *_cross_keys_values(a, r)) for r in runs)
+    constant, slope = feed_forward_line(a, runs)
+    groups[f"{stack}.feed_forward"] = constant + slope * a.d_ff
+    per_norm = 2 if a.norm == "layer" else 1
+    groups[f"{stack}.norm"] = per_norm * (sum(r.sets * (2 + cross) * r.width for r in runs) + a.d_model)
     if a.bottleneck != "none":
         groups[f"{stack}.projection"] = sum((w != v) * (w * v) for w, v in projections(a, num_layers))
     if a.position == "relative":
         groups[f"{stack}.position_bias"] = RELATIVE_BUCKETS * most_heads(runs)
     return groups
+
+
+def feed_forward_line(a: Any, runs: list[LayerGroup]) -> tuple[Any, Any]:
+    """Return the constant and the slope in `d_ff` of the parameters of these feed-forward layers."""
+    matrices, biased = 3 if a.feed_forward_proj.startswith("gated-") else 2, a.bias == "all"
+    slope = sum(r.sets * (matrices * r.width + biased * (matrices - 1)) for r in runs)
+    return biased * sum(r.sets * r.width for r in runs), slope
 
 
 def most_heads(runs: list[LayerGroup]) -> Any:
@@ -148,11 +179,26 @@ def most_heads(runs: list[LayerGroup]) -> Any:
     return heads
 
 
-def _cross_keys_values(a: Any, run: LayerGroup) -> Any:
-    """Return the parameters of the key and value projections in cross-attention."""
+def _attention(a: Any, run: LayerGroup, keys_values: Any, has_own: bool = True) -> Any:
+    """Return the parameters of one attention with matrices of `keys_values` parameters, if it `has_own` ones."""
+    inner, key_value_inner = run.inner, run.key_value_inner
+    total = 2 * run.width * inner + keys_values
+    if a.noop_key == "learned":
+        total = total + key_value_inner
+    if a.qk_norm != "none":
+        total = total + (2 * run.d_kv if a.qk_norm == "head" else inner + key_value_inner)
+    if a.bias != "none":
+        total = total + inner + 2 * key_value_inner * has_own + run.width * (a.bias == "all")
+    return total
+
+
+def _cross_keys_values(a: Any, run: LayerGroup) -> tuple[Any, bool]:
+    """Return the parameters of the key and value matrices in cross-attention, and whether there are any."""
     if a.cross_attention == "output":
-        return 2 * a.d_model * run.inner
-    return 2 * run.inner * run.inner if a.cross_attention == "layer" else 0
+        return 2 * a.d_model * run.key_value_inner, True
+    if a.cross_attention == "layer":
+        return 2 * run.key_value_inner * run.key_value_inner, True
+    return 0, False
 
 
 def _third(layer: int, num_layers: int) -> int:
@@ -162,7 +208,14 @@ def _third(layer: int, num_layers: int) -> int:
     return 0 if layer < num_layers // 2 else 2
 
 
-def _heads(a: Any, third: int) -> tuple[Any, Any]:
+def _heads(a: Any, third: int) -> tuple[Any, Any, Any]:
+    """Return (num_heads, d_kv, key/value heads) of a layer in this part of the stack."""
+    heads, d_kv = _query_heads(a, third)
+    follows = a.num_key_value_heads is None or a.head_schedule != "constant"  # other numbers are refused there
+    return heads, d_kv, heads if follows else a.num_key_value_heads
+
+
+def _query_heads(a: Any, third: int) -> tuple[Any, Any]:
     """Return (num_heads, d_kv) of a layer in this part of the stack."""
     if a.head_schedule == "constant" or third == 1:
         return a.num_heads, a.d_kv
@@ -213,17 +266,70 @@ def refusals(a: Any) -> Iterator[tuple[Any, str]]:
     )
     same_width = a.head_schedule.endswith("same-width")
     yield same_width & (a.d_kv % 2 == 1), "head_schedule={head_schedule!r} halves d_kv: d_kv must be even, not {d_kv}"
-    multiple = 4 if same_width else 2
-    yield (
-        (a.position == "rotary") & (a.d_kv % multiple != 0),
-        f"rotary positions rotate pairs of dimensions: d_kv must be a multiple of {multiple}, not {{d_kv}}",
-    )
+    if a.position == "rotary":
+        multiple = 4 if same_width else 2
+        turned = f"d_kv must be a multiple of {multiple}, not {{d_kv}}"
+        if a.rotary_fraction != 1.0:
+            turned = (
+                f"rotary_fraction ({{rotary_fraction}}) times d_kv ({{d_kv}}) must be a multiple of {multiple}, "
+                "at least that"
+            )
+        width = a.d_kv * a.rotary_fraction
+        yield (
+            (abs(width / multiple - np.rint(width / multiple)) > 1e-6) | (width < multiple - 0.5),
+            f"rotary positions rotate pairs of dimensions: {turned}",
+        )
     yield (
         scheduled and shared and any(_group_spans_halves(n, a.share_layers) for n in depths),
         "share_layers={share_layers!r} would share one set of weights between layers with different heads: "
         "head_schedule={head_schedule!r} changes the heads within a stack",
     )
     yield from _bottleneck_refusals(a, shared)
+    yield from _attention_refusals(a, depths)
+    yield (
+        a.parallel_block and not decoder_only,
+        "parallel_block needs structure='decoder-only': in a decoder with an encoder, cross-attention stands between "
+        "attention and feed-forward",
+    )
+
+
+def _attention_refusals(a: Any, depths: list[int]) -> Iterator[tuple[Any, str]]:
+    """Yield the items of `refusals` about key/value heads, norms of queries and keys, positions and windows."""
+    if a.num_key_value_heads is not None:
+        yield (
+            a.num_heads % a.num_key_value_heads != 0,
+            "num_key_value_heads ({num_key_value_heads}) must divide num_heads ({num_heads})",
+        )
+        yield (
+            (a.head_schedule != "constant") & (a.num_key_value_heads != a.num_heads),
+            "head_schedule={head_schedule!r} changes num_heads within a stack: leave num_key_value_heads at None",
+        )
+    yield (
+        a.qk_norm != "none" and a.cross_attention != "output",
+        "qk_norm={qk_norm!r} needs cross_attention='output': with {cross_attention!r}, keys are those of the encoder",
+    )
+    yield (
+        a.position == "none" and a.structure != "decoder-only",
+        "position='none' needs structure='decoder-only': without a causal mask, an encoder cannot tell the order",
+    )
+    for field, default in (("rotary_fraction", 1.0), ("rotary_base", 10000.0)):
+        yield (
+            a.position != "rotary" and getattr(a, field) != default,
+            f"{field}={{{field}}} needs position='rotary', not {{position!r}}",
+        )
+    yield (
+        a.attention_window is None and a.global_every != 0,
+        "global_every={global_every} needs an attention_window: without one, every layer sees all positions",
+    )
+    yield a.global_every == 1, "global_every=1 leaves no layer with a window: leave attention_window at None"
+    yield (
+        a.global_every > max(depths),
+        "global_every={global_every} exceeds the number of layers in a stack: use 0",
+    )
+    yield (
+        a.attention_window is not None and a.length_reduction != 1.0,
+        "attention_window counts positions, which length_reduction={length_reduction} merges: use one of the two",
+    )
 
 
 def _bottleneck_refusals(a: Any, shared: bool) -> Iterator[tuple[Any, str]]:

@@ -86,10 +86,11 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     """Return the bytes that autograd keeps for one micro batch of `march_search.model`; SDPA on a GPU keeps no scores.
 
     In a layer of width W with H heads of total width I, each position keeps two norm inputs (2 W) in each of two
-    sublayers (three in a decoder), queries, keys, values and the result (4 I, plus 2 I if rotary), H fp32 normalisers,
-    and F to 4 F scalars around the activation function. With checkpointing, a layer keeps only its input, and the
-    largest layer counts once in full. The loss keeps the gradients of its input and of the output layer. That a
-    compiled layer recomputes cheap operations and keeps less is not counted.
+    sublayers (three in a decoder), queries and the result (2 I), keys and values (2 J), again what is turned by rotary
+    positions or normalised by qk_norm (I + J each), H fp32 normalisers, and F to 4 F scalars around the activation
+    function. With checkpointing, a layer keeps only its input, and the largest layer counts once in full. The loss
+    keeps the gradients of its input and of the output layer. That a compiled layer recomputes cheap operations and
+    keeps less is not counted.
     """
     total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
@@ -120,12 +121,13 @@ def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
 
 def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width: int) -> Any:
     """Return the bytes that a layer with `length` positions keeps; `memory_length` counts encoder output positions."""
-    inner, rotary = run.inner, a.position == "rotary"
-    scalars = length * (4 * run.width + (4 + 2 * rotary) * inner + _feed_forward_scalars(a))
+    queries_keys, again = run.inner + run.key_value_inner, (a.position == "rotary") + (a.qk_norm != "none")
+    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a))
     normalisers = length * run.heads
     if memory_length:
         own = a.cross_attention != "layer-shared"
-        scalars = scalars + length * (2 * run.width + 2 * inner) + memory_length * 2 * inner * own
+        scalars = scalars + length * (2 * run.width + 2 * run.inner) + memory_length * 2 * run.key_value_inner * own
+        scalars = scalars + (length * run.inner + memory_length * run.key_value_inner) * (a.qk_norm != "none")
         normalisers = 2 * normalisers
     return scalars * width + normalisers * 4
 

@@ -82,27 +82,40 @@ def attention_flops(a: Any, setup: Setup, is_fused: bool) -> Any:
     """
     total: Any = 0
     for group, length, memory, is_causal in _layers(a, setup):
-        own = length / 2 if is_fused and is_causal else length
+        own = seen_keys(length, group.window, is_causal, is_fused)
         total = total + group.applied * group.inner * length * (own + memory)
     return total * (14 if is_fused else 12) / setup.sequence_length
+
+
+def seen_keys(length: int, window: int | None, is_causal: bool, is_fused: bool) -> float:
+    """Return the keys per query whose scores are computed: with fused attention the mean number of those it sees."""
+    most = flops.seen_keys(length, window, is_causal)
+    if not is_fused:
+        return most
+    if window is None or window >= length:
+        return length / 2 if is_causal else length
+    side = window - window**2 / (2 * length)
+    return side if is_causal else 2 * side
 
 
 def moved_bytes(a: Any, setup: Setup) -> Any:
     """Return the bytes per token that a GPU reads and writes between operations; attention scores are left out.
 
-    The forward pass of a layer of width W with heads of total width I moves, per position, 14 W scalars (two norms, two
-    residual sums, inputs and outputs of products), 8 I (14 I more with rotary positions), and 4 F (8 F if gated);
-    cross-attention moves 7 W + 4 I, and 4 I + W per position of the encoder's output. The backward pass moves twice as
+    The forward pass of a layer of width W with queries of total width I and keys of J moves, per position, 14 W scalars
+    (two norms, two residual sums, inputs and outputs of products), 4 (I + J) (7 (I + J) more with rotary positions, and
+    as much with qk_norm), and 4 F (8 F if gated); cross-attention moves 7 W + 4 I, and 4 J + W per position of the
+    encoder's output. The backward pass moves twice as
     much. A logit is written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the
     fp32 sum once per micro batch.
     """
     rotary, is_gated = a.position == "rotary", a.feed_forward_proj.startswith("gated-")
     total: Any = 0
     for group, length, memory, _ in _layers(a, setup):
-        width, inner = group.width, group.inner
-        size = length * (14 * width + (8 + 14 * rotary) * inner + (8 if is_gated else 4) * a.d_ff)
+        width, inner, key_value_inner = group.width, group.inner, group.key_value_inner
+        queries_keys = (4 + 7 * rotary + 7 * (a.qk_norm != "none")) * (inner + key_value_inner)
+        size = length * (14 * width + queries_keys + (8 if is_gated else 4) * a.d_ff)
         if memory:
-            size = size + length * (7 * width + 4 * inner) + memory * (width + 4 * inner)
+            size = size + length * (7 * width + 4 * inner) + memory * (width + 4 * key_value_inner)
         total = total + group.applied * size
     total = 3 * total + 13 * positions(a, setup).target * a.vocab_size
     gradients = 8 * sum(parameters.param_groups(a).values()) / setup.micro_batch

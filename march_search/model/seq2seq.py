@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from march_search.architecture.architecture import Architecture
-from march_search.architecture.huggingface import START_TOKEN
+from march_search.architecture.huggingface import EPSILON, START_TOKEN
 from march_search.errors import ArchitectureError
 from march_search.model.attention_path import AttentionPath
 from march_search.model.init import Kinds, initialise, recipe_of
@@ -116,6 +116,24 @@ class Seq2Seq(nn.Module):
             raise ArchitectureError(f"{self.architecture.name} is {self.architecture.structure} and {needs}.")
 
 
+UNBUILT = {
+    "num_key_value_heads": (None,),
+    "qk_norm": ("none",),
+    "norm": ("rms",),
+    "norm_position": ("pre",),
+    "bias": ("none",),
+    "parallel_block": (False,),
+    "rotary_fraction": (1.0,),
+    "rotary_base": (10000.0,),
+    "attention_window": (None,),
+    "logit_softcap": (None,),
+    "norm_epsilon": (EPSILON,),
+    "position": ("relative", "absolute", "rotary"),
+    "feed_forward_proj": ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu"),
+}
+"""Values of the fields that are counted for any value, but built only for these."""
+
+
 def build(
     architecture: Architecture,
     init: str = "t5",
@@ -135,7 +153,14 @@ def build(
 
     Raises:
         ConfigError: If the recipe is unknown.
+        ArchitectureError: If the architecture can be counted but not built yet.
     """
+    for field, built in UNBUILT.items():
+        if (value := getattr(architecture, field)) not in built:
+            raise ArchitectureError(
+                f"{architecture.name} cannot be built yet: {field} is {value!r}, and only "
+                f"{', '.join(map(repr, built))} can be built."
+            )
     recipe = recipe_of(init)
     model = Seq2Seq(architecture, checkpointing, attention)
     initialise(model, recipe, base)

@@ -31,11 +31,15 @@ class Dimensions:
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
-        """Parameters that `suggest` records; decoder layers only if their number may differ from the encoder's."""
+        """Parameters that `suggest` records; decoder layers only if their number may differ from the encoder's, and
+        key/value heads only if theirs may differ from that of all heads."""
         combinations, listed = self._neighbours.found.combinations, self._listed
         equal = all(c.depth == c.outer["num_layers"] for c in combinations)
         equal = equal and all(a.decoder_layers == a.num_layers for a in listed)
-        varying = [a for a in AXES if not self.distributions[a].single() and not (equal and a == "num_decoder_layers")]
+        follow = {"num_decoder_layers"} if equal else set()
+        if not self._neighbours.found.space.has_groups and all(a.num_key_value_heads is None for a in listed):
+            follow.add("num_key_value_heads")
+        varying = [a for a in AXES if not self.distributions[a].single() and a not in follow]
         return tuple(a for a in AXES if a in SHAPE_AXES or a in varying)
 
     def suggest(self, trial: Trial) -> Architecture:
@@ -70,6 +74,8 @@ class Dimensions:
         equal_depths = "num_decoder_layers" not in {*params, *self.axes}
         if values["structure"] == "decoder-only" or equal_depths:
             values["num_decoder_layers"] = None
+        if "num_key_value_heads" not in {*params, *self.axes} and not self._neighbours.found.space.has_groups:
+            values["num_key_value_heads"] = None
         if values["bottleneck"] == "none":
             values["d_bottleneck"] = None
         return Architecture(**values)
@@ -80,9 +86,11 @@ class Dimensions:
 
 
 def axis_value(a: Architecture, axis: str) -> Any:
-    """Return the value of an axis as a parameter: decoder layers as an integer, 0 for no bottleneck."""
+    """Return the value of an axis as a parameter: layers and heads as integers, 0 for no bottleneck."""
     if axis == "num_decoder_layers":
         return a.decoder_layers
+    if axis == "num_key_value_heads":
+        return a.key_value_heads
     return 0 if axis == "d_bottleneck" and a.d_bottleneck is None else getattr(a, axis)
 
 

@@ -342,7 +342,7 @@ class FeasibleSet(Selection):
         """Return the index of the member `a`."""
         combination = self._outer_index[*(getattr(a, axis) for axis in OTHERS), a.num_layers, a.decoder_layers]
         rows = slice(self.starts[combination], [*self.starts, len(self.intervals.mesh)][combination + 1])
-        mesh = self.combinations[combination].mesh.point(vars(a))
+        mesh = self.combinations[combination].mesh.point(vars(a) | {"num_key_value_heads": a.key_value_heads})
         d_ff = int(np.searchsorted(self.d_ff, a.d_ff))
         key = self.intervals.mesh[rows].astype(np.int64) * len(self.d_ff) + self.intervals.first[rows]
         interval = int(rows.start + np.searchsorted(key, mesh * len(self.d_ff) + d_ff, side="right") - 1)

@@ -1,7 +1,7 @@
 """Find the feasible values of `d_ff` at every point of a search space's grid.
 
 The parameter count is linear in `d_ff`: `count = constant + slope * d_ff`. The feasible values at one grid point are
-therefore one interval, found by division; only rules that mention `d_ff` can split it. Five axes form a mesh of int64
+therefore one interval, found by division; only rules that mention `d_ff` can split it. Six axes form a mesh of int64
 arrays that is searched at once. The other axes are looped over: a `Family` fixes all of them except the depths, and a
 `Combination` fixes the depths as well.
 """
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from march_search.architecture import parameters
 from march_search.errors import ConfigError
 from march_search.space.budget import Budget
-from march_search.space.space import AXES, SearchSpace
+from march_search.space.space import AXES, SearchSpace, rule_values
 
 Ints = NDArray[np.int64]
 
-MESH = ("vocab_size", "d_model", "num_heads", "d_kv", "d_bottleneck")
+MESH = ("vocab_size", "d_model", "num_heads", "num_key_value_heads", "d_kv", "d_bottleneck")
 """Axes that form the mesh."""
 
 DEPTHS = ("num_layers", "num_decoder_layers")
@@ -75,9 +75,9 @@ def _bound(space: SearchSpace) -> int:
     width, heads, d_kv, d_ff, vocab_size, max_length, depth = (max(space.axes[axis]) for axis in axes)
     depth += max(other or depth for other in space.axes["num_decoder_layers"])
     inner = 2 * heads * d_kv  # a head schedule has up to twice the heads or the width in some layers
-    attention = 8 * width * inner + ("layer" in space.axes["cross_attention"]) * 2 * inner**2 + 32 * inner
+    attention = 8 * width * inner + ("layer" in space.axes["cross_attention"]) * 2 * inner**2 + 42 * inner + 2 * width
     return int(
-        depth * (attention + 3 * width * d_ff + 2 * width**2 + 4 * width) + width * (2 * vocab_size + max_length)
+        depth * (attention + (3 * width + 2) * d_ff + 2 * width**2 + 9 * width) + width * (2 * vocab_size + max_length)
     )
 
 
@@ -128,7 +128,7 @@ class Mesh:
 
     def point(self, values: Mapping[str, Any]) -> int:
         """Return the point with these values, each of which must be on its axis."""
-        indices = [axis.index(values[name]) for name, axis in zip(MESH, self.axes, strict=True)]
+        indices = [axis.index(values[name]) if len(axis) > 1 else 0 for name, axis in zip(MESH, self.axes, strict=True)]
         return int(np.ravel_multi_index(indices, self.shape))
 
 
@@ -152,9 +152,7 @@ class Family:
 
     def keep(self, shape: SimpleNamespace, wanted: Callable[[frozenset[str]], Any]) -> Any:
         """Return where the rules hold, as a bool or bool array; apply only rules whose names satisfy `wanted`."""
-        values = vars(shape)
-        narrow = values["d_model"] if values["d_bottleneck"] is None else values["d_bottleneck"]
-        values = values | {"d_bottleneck": narrow}
+        values = rule_values({"num_layers": 0, "num_decoder_layers": 0} | vars(shape))
         result: Any = np.True_
         for rule in self.rules:
             if wanted(rule.names) and result.any():
@@ -174,9 +172,8 @@ class Family:
         slope: Any = 0
         for stack in parameters.stacks(shape):
             if stack not in self._stacks:
-                groups = parameters.stack_groups(shape, *stack)
-                rise = groups.pop(f"{stack[0]}.feed_forward")
-                self._stacks[stack] = sum(groups.values()), rise
+                _, rise = parameters.feed_forward_line(shape, parameters.layer_groups(shape, stack[1]))
+                self._stacks[stack] = sum(parameters.stack_groups(shape, *stack).values()) - rise, rise
             constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
         return self.flat(constant), self.flat(slope)
 

@@ -45,19 +45,26 @@ class Members:
         return len(self.d_ff)
 
     def axis(self, name: str) -> NDArray[Any]:
-        """Return (n,) values of one axis: for `num_decoder_layers` the actual number, for no `d_bottleneck` 0."""
+        """Return (n,) values of one axis: the actual number for those that None makes equal to another, and else 0."""
         if name == "d_ff":
             return self.d_ff
         combinations = self.combinations
         if name not in MESH:
             values = [c.depth if name == "num_decoder_layers" else c.outer[name] for c in combinations]
-            return np.array(values)[self.combination]
+            return np.array([0 if value is None else value for value in values])[self.combination]
+        if name == "num_key_value_heads" and not self._has_groups:
+            return self.axis("num_heads")
         meshes: dict[int, Mesh] = {id(c.mesh): c.mesh for c in combinations}
         columns = [_on_mesh(mesh, name, self.mesh) for mesh in meshes.values()]
         if len(columns) < 2:
             return columns[0] if columns else np.zeros(0, dtype=np.int64)
         mesh_index = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
         return np.choose(mesh_index, columns)
+
+    @property
+    def _has_groups(self) -> bool:
+        """Whether the space has an axis for the heads of keys and values."""
+        return any(c.mesh.axes[MESH.index("num_key_value_heads")] != (None,) for c in self.combinations[:1])
 
     def measure(self, name: str, setup: Setup) -> NDArray[Any]:
         """Return (n,) numbers to order by: a key of `MEASURES`, or an axis, with text values replaced by their rank.
@@ -113,11 +120,20 @@ class Members:
         Whole numbers differ by the base-2 logarithm of their ratio. Other values differ by one octave if unequal.
         """
         total = np.zeros(len(self))
+        own = vars(architecture) | {"num_decoder_layers": architecture.decoder_layers}
         for axis in AXES:
-            values, target = self.axis(axis), getattr(architecture, axis)
-            if axis == "num_decoder_layers":
-                target = architecture.decoder_layers
-            if values.dtype.kind == "i" and not isinstance(target, bool):
+            values, target = self.axis(axis), own[axis]
+            if axis == "num_key_value_heads" and target is None:
+                if not self._has_groups:
+                    continue
+                target = architecture.num_heads
+            if axis == "attention_window":
+                both = (values > 0) & bool(target)
+                octaves = np.log2(np.maximum(values, 1)) - np.log2(target or 1)
+                total += np.where(both, octaves**2, values != (target or 0))
+            elif axis == "logit_softcap":
+                total += values != (target or 0)
+            elif values.dtype.kind == "i" and not isinstance(target, bool):
                 total += (np.log2(np.maximum(values, 1)) - np.log2(target or 1)) ** 2
             else:  # NumPy turns a list of numbers and text into text
                 total += values != (str(target) if values.dtype.kind == "U" else target)

@@ -1,11 +1,12 @@
 """Search spaces: read spaces/*.toml into axes of values, shape rules and a parameter budget."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from march_search.architecture.architecture import CHOICES, DEFAULTS, Architecture
+from march_search.architecture.architecture import CHOICES, DEFAULTS, NUMBERS, Architecture
 from march_search.config.counts import DEFAULT_TOLERANCE
 from march_search.config.loader import NumberText, as_count, gather, read_file
 from march_search.config.shipped import shipped_path
@@ -23,6 +24,17 @@ AXES = (
     "bottleneck",
     "length_reduction",
     "noop_key",
+    "qk_norm",
+    "norm",
+    "norm_position",
+    "bias",
+    "parallel_block",
+    "rotary_fraction",
+    "rotary_base",
+    "attention_window",
+    "global_every",
+    "logit_softcap",
+    "norm_epsilon",
     "max_length",
     "feed_forward_proj",
     "num_layers",
@@ -30,6 +42,7 @@ AXES = (
     "vocab_size",
     "d_model",
     "num_heads",
+    "num_key_value_heads",
     "d_kv",
     "d_bottleneck",
     "d_ff",
@@ -48,8 +61,7 @@ class SearchSpace:
     axes: dict[str, tuple[Any, ...]]
     """Values of every field of `Architecture`; whole numbers are sorted, and a fixed field has one value."""
     rules: tuple[Rule, ...] = ()
-    """Conditions that an architecture must meet. In a rule, `num_decoder_layers` is always a number, and `d_bottleneck`
-    equals `d_model` if there is no bottleneck."""
+    """Conditions that an architecture must meet. In a rule, every field has a value; see `rule_values`."""
     description: str = ""
     """Purpose of the space."""
 
@@ -126,23 +138,46 @@ class SearchSpace:
     def contains(self, architecture: Architecture) -> bool:
         """Return whether all fields are on their axes and all rules hold; the budget is not checked."""
         values = {axis: getattr(architecture, axis) for axis in AXES}
-        values["num_decoder_layers"] = architecture.decoder_layers
         skipped = {"num_decoder_layers"} if self.equal_depths or architecture.structure == "decoder-only" else set()
         if self.equal_depths and architecture.num_decoder_layers is not None:
             return False
         if architecture.bottleneck == "none":
             skipped.add("d_bottleneck")
-            values["d_bottleneck"] = architecture.d_model
+        if self.has_groups:
+            values["num_key_value_heads"] = architecture.key_value_heads
+        values["num_decoder_layers"] = architecture.decoder_layers
         on_axes = all(values[axis] in self.axes[axis] for axis in AXES if axis not in skipped)
-        return on_axes and all(bool(rule.holds(values)) for rule in self.rules)
+        shown = rule_values(values)
+        return on_axes and all(bool(rule.holds(shown)) for rule in self.rules)
 
     @property
     def equal_depths(self) -> bool:
         """Whether the decoder always has as many layers as the encoder."""
         return self.axes["num_decoder_layers"] == (None,)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether an axis sets the number of key/value heads, which is else that of all heads."""
+        return self.axes["num_key_value_heads"] != (None,)
 
-_LARGEST = {"num_layers": 1024, "num_decoder_layers": 1024, "share_layers": 1024}
+
+def rule_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all fields as a rule sees them, where none of them is None.
+
+    `num_decoder_layers` is the number of layers of the only or second stack, `num_key_value_heads` that of heads,
+    `d_bottleneck` equals `d_model` if there is no bottleneck, and no window and no bound of the logits are 0.
+    """
+    instead = {
+        "num_decoder_layers": values["num_layers"],
+        "num_key_value_heads": values["num_heads"],
+        "d_bottleneck": values["d_model"],
+        "attention_window": 0,
+        "logit_softcap": 0.0,
+    }
+    return dict(values) | {axis: value for axis, value in instead.items() if values[axis] is None}
+
+
+_LARGEST = dict.fromkeys(("num_layers", "num_decoder_layers", "share_layers", "global_every"), 1024)
 """Largest value of an axis (default: 2^20), so that parameter counts fit in 64 bits."""
 
 
@@ -212,18 +247,24 @@ def _value(axis: str, value: Any, faults: list[str]) -> Any:
         if not any(value == k and type(value) is type(k) for k in known):
             words = [str(k).lower() if isinstance(k, bool) else k for k in known]
             faults.append(f"{key} cannot be {shown(value)}. {nearest(str(value)[:60], words)}")
-    elif axis == "length_reduction":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 / 1024 <= value <= 1:
-            faults.append(f"{key} must be numbers in [1/1024, 1], not {shown(value)}.")
+    elif axis in NUMBERS:
+        (low, high), is_none = NUMBERS[axis], axis == "logit_softcap" and value == "none"
+        if not is_none and (isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high):
+            lowest = "1/1024" if low == 1 / 1024 else f"{low:g}"
+            faults.append(f"{key} must be numbers in [{lowest}, {high:g}], not {shown(value)}.")
+            return None
+        return None if is_none else float(value)
+    elif axis == "attention_window" and value == "none":
+        return None
     elif not (axis == "share_layers" and value == "all"):
-        most = _LARGEST.get(axis, 2**20)
+        least, most = axis != "global_every", _LARGEST.get(axis, 2**20)
         number = as_count(value)
         if number is None and isinstance(value, str) and (names := _fields_in(value)):
             faults.append(
                 f"{key} cannot be the expression {shown(value)}: give it the range to search, and tie it to "
                 f"{' and '.join(names)} with rules = [{shown(f'{axis} == {value}')}]."
             )
-        elif number is None or not 1 <= number <= most:
-            faults.append(f"{key} must be whole numbers from 1 to {most:,}, not {shown(value)}.")
+        elif number is None or not least <= number <= most:
+            faults.append(f"{key} must be whole numbers from {int(least)} to {most:,}, not {shown(value)}.")
         return number
     return value

@@ -23,6 +23,10 @@ from march_search.trial.outcome import TrialOutcome, read_outcome
 WantedTrial = tuple[Architecture, int] | tuple[Architecture, int, float]
 """Architecture, training seed, and optionally a learning rate; the default is the study's own."""
 
+EARLIER_CHOICES = {"feed_forward_proj": 6, "position": 3}
+"""Number of the first values of these fields in `CHOICES` that earlier states of this program recorded. Optuna refuses
+other choices in a study that has trials, so a study that needs no more values keeps to these."""
+
 
 def distributions(architectures: Iterable[Architecture]) -> dict[str, BaseDistribution]:
     """Return the Optuna distribution of every dimension that these architectures need."""
@@ -34,7 +38,8 @@ def distributions(architectures: Iterable[Architecture]) -> dict[str, BaseDistri
 def _distribution(axis: str, values: set[Any]) -> BaseDistribution:
     """Return the distribution of one dimension."""
     if axis in CHOICES:
-        return CategoricalDistribution(CHOICES[axis])
+        earlier = CHOICES[axis][: EARLIER_CHOICES.get(axis)]
+        return CategoricalDistribution(earlier if values <= set(earlier) else CHOICES[axis])
     if all(type(value) is int for value in values):
         return IntDistribution(min(values), max(values))
     return CategoricalDistribution(sorted(values, key=str))

@@ -5,13 +5,17 @@ import random
 from march_search import Architecture
 from march_search.architecture.architecture import CHOICES
 from march_search.errors import ArchitectureError
+from march_search.model.seq2seq import UNBUILT
+
+BUILT = {field: tuple(v for v in values if v in UNBUILT.get(field, values)) for field, values in CHOICES.items()}
+"""Values of each field with a fixed list that can be built."""
 
 
 def random_architectures(count: int) -> list[Architecture]:
     """Return architectures with every field drawn at random; combinations that cannot exist are drawn again."""
     draw, found = random.Random(7), []
     while len(found) < count:
-        choices = {field: draw.choice(values) for field, values in CHOICES.items()}
+        choices = {field: draw.choice(values) for field, values in BUILT.items()}
         sizes = {
             "num_layers": draw.randint(1, 5),
             "num_decoder_layers": draw.choice([None, None, None, 1, 2, 4]),
