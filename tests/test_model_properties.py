@@ -201,7 +201,7 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses(share):
 @pytest.mark.parametrize("noop_key", ["none", "fixed", "learned"])
 def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
     torch.manual_seed(0)
-    attention = SelfAttention(LayerGroup(1, 1, False, 8, 2, 4, 2), "rotary", noop_key, 1)
+    attention = SelfAttention(Architecture(position="rotary", noop_key=noop_key), LayerGroup(1, 1, False, 8, 2, 4, 2), 1)
     with torch.no_grad():
         attention.o.copy_(torch.eye(8))
         if attention.noop_key is not None:
