@@ -205,6 +205,7 @@ def main() -> None:
             *((method, "t5-220m", options.seconds) for method in METHODS),
             (COLUMNS, "t5-220m-wide", 0),
             ("CP-SAT", "t5-220m-wide", options.seconds),
+            (COLUMNS, "decoder-500m-wide", 0),
             (COLUMNS, "cpu-demo", 0),
             ("CP-SAT", "cpu-demo", 10 * options.seconds),
         ):

@@ -166,6 +166,21 @@ def change_gain(folder: Path, number: int, gain: float) -> None:
     write_json(at / "result.json", sealed(result | {"context_gain": gain}))
 
 
+def test_the_ranking_has_bits_per_byte_where_the_trials_recorded_them(tmp_path: Path, capsys) -> None:
+    folder = write_study(tmp_path, dict(zip(SHAPES, ([4.1, 4.2], [4.3], [4.5], [4.7]), strict=True)))
+    assert all(row["bits_per_byte"] is None for row in study_evidence(read_study(folder)).ranking.rows)
+    assert "bits/byte" not in rank_output(tmp_path, capsys, "--explain")
+    for at in folder.glob("trials/*"):
+        result = json.loads((at / "result.json").read_text())
+        write_json(at / "result.json", sealed(result | {"bits_per_byte": result["loss"] * 0.75}))
+    rows = study_evidence(read_study(folder)).ranking.rows
+    assert [row["bits_per_byte"] / row["loss"] for row in rows] == pytest.approx([0.75] * 4)
+    assert rows[0]["bits_per_byte"] == pytest.approx(4.15 * 0.75)
+    text = words(rank_output(tmp_path, capsys, "--explain"))
+    assert "bits/byte: the same loss per byte of the text that the targets spell" in text
+    assert "bits_per_byte" in rank_output(tmp_path, capsys, "--format", "csv").splitlines()[0]
+
+
 def test_models_better_than_ngrams_get_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path, ONE_SEED, bigram=6.0, gain=0.4)
     assert "Regime" not in rank_output(tmp_path, capsys)

@@ -72,7 +72,9 @@ def test_progress_is_written_to_stderr_with_trial_numbers_from_0(trained: Path) 
     for number, name in enumerate(SHAPES):
         shape = name.removesuffix("-V400")  # the common ending of all names is omitted
         assert f"\ntrial {number}: {shape}: started\n" in text
-        assert re.search(rf"\ntrial {number}: 1.02k/2.05k tokens, loss [\d.]+, [\d.]+k? tokens/s, \d+s left\n", text)
+        assert re.search(
+            rf"\ntrial {number}: 1.02k of 2.05k tokens, loss [\d.]+, [\d.]+k? tokens/s, \d+s to its end\n", text
+        )
         assert re.search(rf"\n✓ trial {number}: {shape}: complete; loss [\d.]+, context gain ", text)
     assert "2.05k tokens per trial" in text
     assert (
@@ -158,7 +160,7 @@ def format_choices() -> dict[str, tuple[str, ...]]:
 
 def test_every_command_with_a_study_has_root_and_every_format_is_the_same_set() -> None:
     assert set(format_choices()) == set(COMMANDS)
-    other = {"report": ("html", "json", "csv", "markdown"), "export": ("hf", "curves")}
+    other = {"report": ("html", "json", "csv", "markdown"), "export": ("hf", "torch", "curves")}
     assert format_choices() == {name: other.get(name, FORMATS) for name in COMMANDS}
     for name, leaf in leaves(parser()):
         names = {action.dest for action in leaf._actions}

@@ -43,7 +43,7 @@ def test_status_show_and_list_agree_in_tables_and_json(
     capsys.readouterr()
     assert main(["study", "status", "toy", *here]) == 0
     table = capsys.readouterr().out
-    assert "toy: 5 complete, 1 failed" in table
+    assert "toy: 6 of 6 trials ended (5 complete, 1 failed)" in table
     assert f"optuna-dashboard {tmp_path / 'toy' / JOURNAL}\ntensorboard --logdir {tmp_path / 'toy/trials'}\n" in table
     assert main(["study", "status", "toy", *here, "--format", "json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -76,9 +76,9 @@ def test_status_lists_learning_rates_and_trials_to_come(tmp_path: Path, capsys: 
     capsys.readouterr()
     assert main(["study", "status", "toy", "--root", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert "toy: 3 complete, 1 waiting, 4 to come" in table
+    assert "toy: 3 of 8 trials ended (3 complete, 1 waiting, 4 to come)" in table
     assert "rate" in table
-    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k currently planned" in table
+    assert f"tokens: 12.3k of {8 * 4096 / 1000:.1f}k expected" in table
     assert main(["study", "status", "toy", "--root", str(tmp_path), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)["trials"]
     assert [(row["learning_rate"], row["tokens"]) for row in rows] == [

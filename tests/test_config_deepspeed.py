@@ -62,7 +62,9 @@ def make_study(folder: Path, table: object, settings: str = "") -> str:
 
 
 def test_deepspeeds_configuration_is_complete() -> None:
-    training = TrainingConfig(tokens=2**21, global_batch_tokens=2**20, micro_batch_sequences=32, zero_stage=2)
+    training = TrainingConfig(
+        tokens=2**21, global_batch_tokens=2**20, micro_batch_sequences=32, zero_stage=2, precision="bf16"
+    )
     config = ds_config(training, BatchPlan.of(training, DataConfig(), ranks=8))
     assert config["train_batch_size"] == 2048 == 32 * 8 * config["gradient_accumulation_steps"]
     assert config["zero_optimization"]["stage"] == 2
@@ -196,6 +198,7 @@ def test_values_are_compared_with_what_the_study_wrote() -> None:
     assert "zero_stage is 0, which bf16 raises to 1" in faults({"zero_optimization": {"stage": 3}}, precision="bf16")[0]
     assert "(4) makes it 2" in faults({"gradient_accumulation_steps": 1}, micro_batch_sequences=4)[0]
     decay = {"scheduler": {"type": "WarmupDecayLR"}}
+    assert 'schedule is "wsd"' in faults(decay, schedule="wsd")[0]
     assert "final_learning_rate is 0.1" in faults(decay, schedule="linear", final_learning_rate=0.1)[0]
     total = {"gradient_allreduce_op": "sum", "zero_optimization": {}}
     assert "'sum' is not supported with ZeRO stage 3" in faults(total, zero_stage=3)[0]

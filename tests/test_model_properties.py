@@ -293,3 +293,24 @@ def test_the_loss_in_chunks_equals_cross_entropy_with_its_gradients(monkeypatch,
     rtol, atol = (1e-4, 1e-6) if dtype == torch.float32 else (2e-2, 2e-3)
     for one, other in zip(torch.autograd.grad(loss * 3, [x, weight]), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_z_loss_adds_its_gradient_but_not_its_value(monkeypatch, dtype):
+    monkeypatch.setattr("march_search.model.loss.CHUNK_LOGITS", {"cpu": 500, "other": 500})
+    monkeypatch.setattr("march_search.model.loss.BLOCK_LOGITS", {"cpu": 200, "other": 200})
+    torch.manual_seed(0)
+    x = torch.randn(23, 16).to(dtype).requires_grad_()
+    weight = torch.randn(50, 16).to(dtype).requires_grad_()
+    targets, coefficient = torch.randint(0, 50, (23,)), 0.05
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    logits = F.linear(*exact)
+    reference = F.cross_entropy(logits, targets) + coefficient * logits.logsumexp(-1).square().mean()
+    expected = torch.autograd.grad(reference, exact)
+    loss = mean_loss(x, weight, targets, coefficient)
+    torch.testing.assert_close(loss, mean_loss(x, weight, targets))
+    without = torch.autograd.grad(mean_loss(x, weight, targets), [x, weight])
+    rtol, atol = (1e-5, 1e-7) if dtype == torch.float32 else (2e-2, 2e-3)
+    for one, other, plain in zip(torch.autograd.grad(loss, [x, weight]), expected, without, strict=True):
+        torch.testing.assert_close(one, other.to(dtype), rtol=rtol, atol=atol)
+        assert (one - plain).abs().max() > 10 * atol

@@ -266,6 +266,20 @@ def test_the_wide_space_is_stored_as_intervals_of_d_ff() -> None:
     assert all(a in found and found[found.index(a)] == a for a in picked[:200])
 
 
+def test_the_wide_decoder_space_is_exact() -> None:
+    space = SearchSpace.load("decoder-500m-wide")
+    found = solve(space)
+    assert space.grid_size() > 10**9
+    for a in found.sample(300, seed=1):
+        assert a in found
+        assert found.budget.low <= a.num_params <= found.budget.high
+    narrow = {"num_layers": (18, 24), "d_model": (1024,), "num_heads": (8, 12, 16), "d_ff": space.axes["d_ff"][::8]}
+    part = replace(space, axes=space.axes | narrow)
+    expected = brute_force(part)
+    assert len(expected) > 100
+    assert set(solve(part)) == expected
+
+
 @pytest.mark.parametrize("run", march_runs(), ids=lambda run: run["name"])
 def test_the_2023_spaces_contain_their_runs(run: dict) -> None:
     names = {"heads_vs_layers": "heads", "dim_vs_layers": "dims", "d_ff": "d-ff"}

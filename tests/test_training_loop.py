@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,11 @@ from helpers.trials import (
 from march_search import Architecture
 from march_search.architecture.flops import flops_per_token
 from march_search.config import TrainingConfig
+from march_search.data.batches import Batches
+from march_search.data.ngrams import reference_nats
+from march_search.data.store import Store
+from march_search.data.text_bytes import bits_per_nat
+from march_search.errors import ConfigError
 from march_search.files.json_tables import write_json
 from march_search.training.optimizer import schedule
 from march_search.trial import outcome
@@ -162,9 +168,6 @@ def test_the_2023_baseline_trains_on_two_ranks_with_a_mostly_unused_encoder_laye
 
 
 def test_a_decoder_only_model_trains_on_uncorrupted_text(make_trial: MakeTrial, store: Path) -> None:
-    from march_search.data.ngrams import reference_nats
-    from march_search.data.store import Store
-
     folder = make_trial("text", architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400")
     ended = train(folder)
     assert ended.returncode == 0, ended.stderr
@@ -174,11 +177,21 @@ def test_a_decoder_only_model_trains_on_uncorrupted_text(make_trial: MakeTrial, 
     assert got["context_gain"] == lines(folder, "evaluation")[-1]["context_gain"]
     assert got["loss"] == lines(folder, "evaluation")[-1]["loss"]
     assert got["loss"] < lines(folder, "train")[0]["loss"] - 1
-    assert abs(got["loss"] - reference_nats(Store.open(store), DATA)["text_unigram_nats"]) < 0.2
+    reference = reference_nats(Store.open(store), DATA)
+    assert abs(got["loss"] - reference["text_unigram_nats"]) < 0.2
+    assert got["bits_per_byte"] == lines(folder, "evaluation")[-1]["bits_per_byte"]
+    assert got["bits_per_byte"] == pytest.approx(got["loss"] * reference["text_bits_per_nat"])
     two = make_trial("two", ranks=2, architecture="L1-D32-H2x16-F64-geglu-dec-rope-V400", micro_batch_sequences=2)
     assert train(two).returncode == 0
     assert result(two)["loss"] == pytest.approx(got["loss"], abs=1e-4)
     assert result(two)["context_gain"] == pytest.approx(got["context_gain"], abs=1e-4)
+    for line_one, line_two in zip(lines(folder, "train"), lines(two, "train"), strict=True):
+        assert line_two["bits_per_byte"] == pytest.approx(line_one["bits_per_byte"], abs=1e-4)
+    text = Batches(Store.open(store), DATA, 0, "decoder-only").train(0, 8)[1]  # of the first step
+    factor = bits_per_nat(Store.open(store), text)
+    assert lines(folder, "train")[0]["bits_per_byte"] == pytest.approx(
+        lines(folder, "train")[0]["loss"] * factor, abs=1e-5
+    )
 
 
 def test_a_diverging_trial_reports_its_step(make_trial: MakeTrial) -> None:
@@ -344,6 +357,42 @@ def test_schedules_rise_and_fall_as_configured() -> None:
     assert cosine(55) == pytest.approx(0.55)
     assert cosine(100) == pytest.approx(0.1)
     assert schedule(TINY_TRAINING)(11) == 1.0
+    stable = {"tokens": 10 * 256, "global_batch_tokens": 256, "warmup_tokens": 2 * 256}
+    stable |= {"schedule": "wsd", "decay_fraction": 0.4}
+    wsd = schedule(TrainingConfig(**stable, decay_shape="linear", final_learning_rate=0.1))
+    assert [round(wsd(step), 3) for step in range(11)] == [0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]
+    root = schedule(TrainingConfig(**stable))
+    assert [round(root(step), 3) for step in range(5, 11)] == [1, 1, 0.5, 0.293, 0.134, 0]
+
+
+def test_a_stable_trial_decays_at_its_end_and_the_z_loss_changes_gradients_only(make_trial: MakeTrial) -> None:
+    few = {"tokens": 8 * 256, "evaluations": 1, "checkpoints": 0, "schedule": "wsd", "decay_fraction": 0.5}
+    plain, pulled = make_trial("plain", **few), make_trial("pulled", **few, z_loss=0.01)
+    for folder in (plain, pulled):
+        ended = train(folder)
+        assert ended.returncode == 0, ended.stderr
+    rates = [line["learning_rate"] for line in lines(plain, "train")]
+    assert rates == pytest.approx([1e-2] * 4 + [5e-3, 1e-2 * (1 - 0.5**0.5), 1e-2 * (1 - 0.75**0.5), 0])
+    first, *others = zip(lines(plain, "train"), lines(pulled, "train"), strict=True)
+    assert first[0]["loss"] == first[1]["loss"]
+    assert first[0]["gradient_norm"] != first[1]["gradient_norm"]
+    assert any(one["loss"] != other["loss"] for one, other in others)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"z_loss": 2.0}, r"z_loss must be in \[0, 1\], not 2.0; PaLM uses 1e-4"),
+        ({"decay_fraction": 0.0}, r"decay_fraction must be in \(0, 1\], not 0.0"),
+        (
+            {"schedule": "wsd", "warmup_tokens": 40 * 256},
+            r"warmup_tokens \(10,240\) and the decay of wsd \(2,560 tokens, decay_fraction 0.2\) exceed tokens",
+        ),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(changed: dict, fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        replace(TINY_TRAINING, **changed)
 
 
 def test_weight_decay_excludes_norms_keys_and_position_tables() -> None:

@@ -15,6 +15,7 @@ from march_search.config import TrainingConfig
 from march_search.config.scaling import base_shape
 from march_search.errors import ArchitectureError, ConfigError
 from march_search.model import build
+from march_search.training.muon import MuonAndAdamW
 from march_search.training.optimizer import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,8 +47,10 @@ def shape(kind: str, width: int = 64, depth: int = 2) -> Architecture:
     return Architecture(**fields | {"vocab_size": 64, "max_length": 16} | more)
 
 
-def changes(a: Architecture, base: Architecture | None, trained: str = "") -> tuple[float, float]:
-    """Return the root mean square change of the logits and of the last decoder layer's output over four AdamW steps.
+def changes(
+    a: Architecture, base: Architecture | None, trained: str = "", optimizer: str = "adamw"
+) -> tuple[float, float]:
+    """Return the root mean square change of the logits and of the last decoder layer's output over four steps.
 
     Only parameters whose name ends in `trained` are trained.
     """
@@ -58,13 +61,14 @@ def changes(a: Architecture, base: Architecture | None, trained: str = "") -> tu
     logits, training = [model.logits(inputs, TARGETS).detach()], TrainingConfig(learning_rate=4e-3)
     groups = [
         {"params": [p for name, p in group.parameters.items() if name.endswith(trained)], **group.settings(training)}
-        for group in parameter_groups(model, base)
+        for group in parameter_groups(model, base, optimizer)
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.95))
+    kind = MuonAndAdamW if optimizer == "muon" else torch.optim.AdamW
+    stepping = kind([group for group in groups if group["params"]], betas=(0.9, 0.95))
     for _ in range(4):
         model.zero_grad()
         model(inputs, TARGETS).backward()
-        optimizer.step()
+        stepping.step()
     logits.append(model.logits(inputs, TARGETS).detach())
     return rms(logits[-1] - logits[0]), rms(seen[-1] - seen[0])
 
@@ -99,6 +103,18 @@ def test_steps_change_deep_models_as_much_as_shallow_ones_and_more_at_a_fixed_ra
     assert max(stream) / min(stream) < 2
     assert max(logits) / min(logits) < 1.4
     assert changes(shape(kind, depth=DEPTHS[-1]), None)[STREAM] / stream[0] > 3
+
+
+@pytest.mark.parametrize("kind", ["T5", "untied, gated", "decoder-only, no-op key"])
+def test_muon_changes_wide_and_deep_models_as_much_as_small_ones(kind):
+    by_width = [changes(shape(kind, width), BASE, optimizer="muon")[STREAM] for width in WIDTHS]
+    by_depth = [changes(shape(kind, depth=depth), BASE, optimizer="muon")[STREAM] for depth in DEPTHS]
+    fixed_wide = changes(shape(kind, WIDTHS[-1]), None, optimizer="muon")[STREAM]
+    fixed_deep = changes(shape(kind, depth=DEPTHS[-1]), None, optimizer="muon")[STREAM]
+    assert max(by_width) / min(by_width) < 1.5
+    assert max(by_depth) / min(by_depth) < 2.5
+    assert fixed_wide / by_width[0] > 1.6
+    assert fixed_deep / by_depth[0] > 3
 
 
 @pytest.mark.parametrize("trained", ["qkv", ".q", ".kv", ".o", "wi", "wo"])

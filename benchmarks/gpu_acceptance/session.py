@@ -25,6 +25,7 @@ from march_search.cost.memory import memory
 from march_search.cost.setup import study_setup
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
+from march_search.data.text_bytes import token_bytes
 from march_search.training import evaluation, loop, timing
 from march_search.training.engine import RankInfo, join_ranks, memory_of_all, use_deterministic_operations
 from march_search.training.ranks import StopRequest
@@ -158,7 +159,8 @@ def _switched(switches: Switches) -> Iterator[None]:
 def _trial(folder: Path, out: Path, config: TrialConfig, rank_info: RankInfo, lines: Lines) -> Any:
     """Return the state of a trial at its start, whose metrics go to `lines`."""
     a = Architecture.parse(config.architecture)
-    batches = Batches(Store.open(Path(config.store)), config.data, config.seed, a.structure)
+    store = Store.open(Path(config.store))
+    batches = Batches(store, config.data, config.seed, a.structure)
     utilisation = timing.measure_utilisation(out, config, a, rank_info)
     return loop._Trial(
         folder=folder,
@@ -166,7 +168,8 @@ def _trial(folder: Path, out: Path, config: TrialConfig, rank_info: RankInfo, li
         architecture=a,
         rank_info=rank_info,
         batches=batches,
-        validation=evaluation.Validation.of(batches),
+        validation=evaluation.Validation.of(batches, store),
+        token_bytes_V=torch.from_numpy(token_bytes(store)),
         engine=loop._engine(folder, config, a, rank_info),
         stop=StopRequest(),
         phases=timing.Phases(rank_info.device),

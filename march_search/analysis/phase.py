@@ -6,6 +6,7 @@ from typing import Literal
 
 from march_search.analysis.finals import Finals, SeedTrial, finals, verdict
 from march_search.analysis.study_record import StudyRecord, TrialRecord
+from march_search.analysis.trial_counts import not_started
 from march_search.config import StudyConfig
 
 
@@ -30,7 +31,7 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
     searched = [t for t in study.trials if t.seed in seeds]
     further = [t for t in study.trials if t.seed not in seeds]
     paused, unfinished = (sum(t.state == state for t in searched) for state in ("paused", "unfinished"))
-    to_come = 0 if further else max(0, _planned(study, config) - len(searched) - len(study.damaged))
+    to_come = not_started(study)
     if paused or unfinished or to_come:
         parts = [(unfinished, "not finished"), (paused, "paused on a rung"), (to_come, "not started")]
         counts = _listed([f"{number} {words}" for number, words in parts if number])
@@ -72,15 +73,6 @@ def seed_trials(trials: Sequence[TrialRecord]) -> list[SeedTrial]:
         )
         for t in trials
     ]
-
-
-def _planned(study: StudyRecord, config: StudyConfig) -> int:
-    """Return how many trials the search will have."""
-    architectures = len(study.settings.get("architectures", ()))
-    if config.search.adaptive:
-        architectures = max(architectures, config.search.trials)
-    planned = architectures * len(config.search.seeds) * max(1, len(config.search.learning_rates))
-    return min(planned, study.planned_trials) if config.search.adaptive and study.planned_trials else planned
 
 
 def _further(number: int) -> str:

@@ -43,6 +43,12 @@ class Pooled:
         return statistics.fmean(self.losses) + self.rate_correction
 
     @property
+    def bits_per_byte(self) -> float | None:
+        """The loss in bits per byte of text; None if no trial recorded it."""
+        factor = next((t.bits_per_nat for t in self.trials if t.bits_per_nat), None)
+        return None if factor is None else self.loss * factor
+
+    @property
     def context_gain(self) -> float | None:
         """Mean context gain over seeds after `tokens` tokens; None if no trial measured it."""
         gains = [gain for t in self.trials if (gain := t.gain_at(self.tokens)) is not None]

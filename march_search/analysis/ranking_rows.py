@@ -128,6 +128,7 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "num_seeds": len(trials),
         "loss": pooled.loss,
         "losses": list(pooled.losses),
+        "bits_per_byte": pooled.bits_per_byte,
         "perplexity": math.exp(min(pooled.loss, 700.0)),
         "context_gain": pooled.context_gain,
         "tokens": pooled.tokens,
@@ -155,6 +156,7 @@ def _trial_row(trial: TrialRecord) -> dict[str, Any]:
         "trial": trial.number,
         "seed": trial.seed,
         "loss": trial.loss,
+        "bits_per_byte": trial.bits_per_byte,
         "perplexity": None if trial.loss is None else math.exp(min(trial.loss, 700.0)),
         "context_gain": trial.context_gain,
         "tokens": trial.tokens,
@@ -171,6 +173,6 @@ def _damaged_row(trial: DamagedTrial) -> dict[str, Any]:
         shape = Architecture.parse(trial.architecture).row()
     except ArchitectureError:
         shape = {"name": trial.architecture}
-    unknown = ("loss", "perplexity", "context_gain", "tokens", "tokens_per_second", "learning_rate")
+    unknown = ("loss", "bits_per_byte", "perplexity", "context_gain", "tokens", "tokens_per_second", "learning_rate")
     known = {"trial": trial.number, "seed": trial.seed, "state": "damaged", "reason": trial.reason}
     return shape | dict.fromkeys(unknown) | known

@@ -49,6 +49,8 @@ class TrialRecord:
     """Tokens at the last evaluation."""
     loss: float | None
     """Validation loss at the last evaluation, in nats per target token; None before the first."""
+    bits_per_byte: float | None
+    """Validation loss at the last evaluation, in bits per byte of text; None if it was not recorded."""
     context_gain: float | None
     """Increase in loss without the context, in nats; None if it was not measured (decoder-only, recorded earlier)."""
     tokens_per_second: float | None
@@ -72,6 +74,11 @@ class TrialRecord:
         """Return the context gain after `tokens` tokens; None if it was not measured there."""
         return self.context_gain if tokens == self.tokens else self._at(tokens, "context_gain")
 
+    @property
+    def bits_per_nat(self) -> float | None:
+        """Factor from the loss of any evaluation to bits per byte; None if none was recorded."""
+        return self.bits_per_byte / self.loss if self.bits_per_byte and self.loss else None
+
     def _at(self, tokens: int, key: str) -> Any:
         """Return a value of the evaluation after `tokens` tokens; None without one."""
         return next((line.get(key) for line in self.evaluations if line["tokens"] == tokens), None)
@@ -85,7 +92,8 @@ class StudyRecord:
     settings: dict[str, Any]
     """Settings as in the study's TOML file, with defaults filled in."""
     reference: dict[str, Any]
-    """Losses of n-gram models; keys are `target_` or `text_` followed by `unigram_nats` or `bigram_nats`."""
+    """Losses of n-gram models; keys are `target_` or `text_` followed by `unigram_nats`, `bigram_nats`, or
+    `bits_per_nat`, the factor from these to bits per byte."""
     trials: tuple[TrialRecord, ...]
     """Trials, by number."""
     planned_trials: int = 0
@@ -175,7 +183,8 @@ def _without_copies(trials: list[TrialRecord]) -> tuple[list[TrialRecord], list[
 
 def _read_reference(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the losses of n-gram models, empty if they are damaged, and a note on the damage."""
-    names = [f"{kind}_{model}_nats?" for kind in ("target", "text") for model in ("unigram", "bigram")]
+    keys = ("unigram_nats", "bigram_nats", "bits_per_nat")
+    names = [f"{kind}_{key}?" for kind in ("target", "text") for key in keys]
     remedy = "The losses of n-gram models are left out; run the study again to write them."
     try:
         reference = find_table(folder / "reference.json", dict.fromkeys(names, NUMBER), remedy) or {}
@@ -220,6 +229,7 @@ def _read_trial(trial: OwnTrial, pruner: PrunerConfig) -> TrialRecord:
         state=state,
         tokens=int(source.get("tokens", 0)),
         loss=float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else None,
+        bits_per_byte=source.get("bits_per_byte"),
         context_gain=source.get("context_gain"),
         tokens_per_second=median(speeds) if speeds else source.get("tokens_per_second"),
         reason="" if state == "complete" else _reason(state, ended),

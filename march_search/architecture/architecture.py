@@ -184,7 +184,9 @@ class Architecture:
 
     @classmethod
     def from_huggingface(cls, config: Mapping[str, Any] | str | Path) -> "Architecture":
-        """Return the architecture of a T5 in Hugging Face transformers.
+        """Return the architecture of a model in Hugging Face transformers.
+
+        It may be a T5, GPT-2, GPT-NeoX, Llama, Mistral, Qwen2, Qwen3 or OLMo 2.
 
         Args:
             config: Content of a config.json, or its path.
@@ -195,10 +197,10 @@ class Architecture:
         return cls(**huggingface.fields_from_config(config))
 
     def to_huggingface(self) -> dict[str, Any]:
-        """Return the config.json of `T5ForConditionalGeneration`.
+        """Return the config.json of a T5, or of the first decoder-only family that can express the architecture.
 
         Raises:
-            ArchitectureError: If T5 cannot express the architecture. The message names the field.
+            ArchitectureError: If none can. The message names the field.
         """
         return huggingface.config_from_fields(self.name, asdict(self), DEFAULTS)
 

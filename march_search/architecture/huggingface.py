@@ -1,10 +1,11 @@
-"""Convert between the fields of an architecture and the config.json of a T5 in Hugging Face transformers."""
+"""Convert between the fields of an architecture and the config.json of a T5, or by `huggingface_decoders` of others."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture.huggingface_decoders import FAMILIES, config_from_decoder, fields_from_decoder
 from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.errors import ArchitectureError, nearest
 
@@ -40,8 +41,8 @@ ACTIVATIONS = {
 """Our name of each `feed_forward_proj` in transformers, whose plain `gelu` is the exact form and `gated-gelu` the tanh
 form that is used here in both."""
 
-MODEL_TYPES = ("t5", "mt5")
-"""Values of `model_type` that can be read."""
+T5_TYPES = ("t5", "mt5")
+"""Values of `model_type` that are read as a T5."""
 
 FREE = (*SIZES, "norm_epsilon", "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
 """Fields that may have any value in T5. `max_length` has no effect without learned positions."""
@@ -58,8 +59,11 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
     """
     source, table = ("config", config) if isinstance(config, Mapping) else (str(config), _read(Path(config)))
     kind = table.get("model_type", "t5")
-    if kind not in MODEL_TYPES:
-        raise ArchitectureError(f'{source}: model_type "{kind}" cannot be expressed. {nearest(str(kind), MODEL_TYPES)}')
+    if kind in FAMILIES:
+        return fields_from_decoder(kind, table, source)
+    if kind not in T5_TYPES:
+        known = (*T5_TYPES, *FAMILIES)
+        raise ArchitectureError(f'{source}: model_type "{kind}" cannot be expressed. {nearest(str(kind), known)}')
     for key, value in FIXED.items():
         if table.get(key, value) != value:
             raise ArchitectureError(f"{source}: {key} is {table[key]!r}, but only {value!r} can be expressed.")
@@ -78,6 +82,17 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
 
 
 def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of an architecture: of a T5, or of a decoder-only family.
+
+    Raises:
+        ArchitectureError: If transformers cannot express a field. The message names the first one.
+    """
+    if fields["structure"] == "decoder-only":
+        return config_from_decoder(name, fields, defaults)
+    return t5_config(name, fields, defaults)
+
+
+def t5_config(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config.json of `T5ForConditionalGeneration` for an architecture.
 
     Args:

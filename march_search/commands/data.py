@@ -148,8 +148,11 @@ def print_facts(config: "StudyConfig", store: "Store", losses: dict[str, Any]) -
     for key, label in (("target", "targets"), ("text", "text")):
         if f"{key}_unigram_nats" not in losses:
             continue
-        words = (f"{model} {losses[f'{key}_{model}_nats']:.3f}" for model in ("unigram", "bigram"))
-        rows.append((f"loss on {label}", f"{', '.join(words)} nats per token"))
+        factor = losses.get(f"{key}_bits_per_nat")
+        for model in ("unigram", "bigram"):
+            nats = losses[f"{key}_{model}_nats"]
+            bits = "" if factor is None else f", {nats * factor:.3f} bits per byte"
+            rows.append((f"{model} loss on {label}", f"{nats:.3f} nats per token{bits}"))
     print_pairs(console(), "", rows)
 
 

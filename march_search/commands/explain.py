@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 def add(explain: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    explain.add_argument("name", metavar="NAME", help="name of an architecture, e.g. L12-D768-H12x64-F3072")
+    explain.add_argument(
+        "name",
+        metavar="NAME|FILE",
+        help="architecture, e.g. L12-D768-H12x64-F3072, a config.json, or a public model such as gpt2",
+    )
     add_format(explain, holds="the parameters of each group; json also the cost of training")
     add_examples(
         explain,
         "march-search explain L12-D768-H12x64-F3072",
         "march-search explain L12-D768-H12x64-F3072 --device 8xA100 --tokens 10B",
+        "march-search explain qwen3-0.6b",
     )
     add_price_options(explain)
     explain.set_defaults(run=run)
@@ -34,7 +39,7 @@ def add(explain: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the parameters of one architecture by group; with a device, also its memory and training time."""
-    from march_search.architecture.architecture import Architecture
+    from march_search.architecture.checkpoints import read_architecture
     from march_search.commands.output import print_rows
     from march_search.cost.memory import memory
     from march_search.cost.speed import flops_per_token, seconds_per_token
@@ -44,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         others = [name for name in COST_OPTIONS if name != "tokens"]
         refuse_without_effect(options, others, "without --device D, which adds memory, tokens/s and hours")
     setup = price_setup(options)
-    a = Architecture.parse(options.name)
+    a = read_architecture(options.name)
     rows = [
         {"group": group, "parameters": number, "share_percent": round(100 * number / a.num_params, 3)}
         for group, number in a.param_groups().items()

@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.architecture.architecture import Architecture
+from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
 from march_search.files.atomic import one_line, replacing_folder
@@ -88,8 +88,10 @@ class _Format:
 
 def _check_t5(a: Architecture) -> None:
     """Raise an ArchitectureError that names `--format torch` if T5 cannot express a shape."""
+    from march_search.architecture.huggingface import t5_config
+
     try:
-        a.to_huggingface()
+        t5_config(a.name, asdict(a), DEFAULTS)
     except ArchitectureError as error:
         raise ArchitectureError(f"{one_line(error)}. Use --format torch, which writes every shape.") from None
 

@@ -101,7 +101,7 @@ def evidence_text(evidence: "Evidence", output_format: str) -> str:
         return markdown_sections(evidence)
     rows = [*evidence.ranking.rows, *evidence.ranking.others]
     first = ["rank", "name", "loss", "level_tokens", "interval_low", "interval_high", "interval_kind", "letters"]
-    first += ["probability_best", "perplexity"]
+    first += ["probability_best", "bits_per_byte", "perplexity"]
     first += ["context_gain", "tokens", "tokens_per_second", "compute_equivalent_gain", "state", "reason"]
     return csv_text(rows, list(dict.fromkeys([*first, *(key for row in rows for key in row)])))
 

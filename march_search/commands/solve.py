@@ -41,7 +41,7 @@ OVERVIEW = (
 ADD_DEVICE = "With memory and hours: --device 8xA100."
 """Note below an overview without a device."""
 
-PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second")
+PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
 
 SELECTIONS = ("sample", "design", "pareto", "near", "count")
@@ -70,7 +70,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
         '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
-        "flops_per_token, depth, difference, memory, hours, tokens_per_second; repeatable",
+        "flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, prefill_ms, "
+        "decode_ms; repeatable",
     )
     solve.add_argument(
         "--top",
@@ -114,7 +115,11 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
         metavar="BY",
         help=f"the Pareto set in BY (default: {PARETO}; prefix - to maximize)",
     )
-    other.add_argument("--near", metavar="NAME", help="architectures nearest to NAME, which may be off the budget")
+    other.add_argument(
+        "--near",
+        metavar="NAME|FILE",
+        help="architectures nearest to NAME, a config.json or a public model, which may be off the budget",
+    )
     other.add_argument("--count", action="store_true", help="print only the number of architectures")
     solve.add_argument("--seed", type=natural, metavar="S", help="seed of --sample and --design (default: 0)")
 
@@ -218,7 +223,7 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, fi
 
 def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
     """Return the members to print, and a description of their selection and order."""
-    from march_search.architecture.architecture import Architecture
+    from march_search.architecture.checkpoints import read_architecture
 
     seed, top = options.seed or 0, TOP if options.top is None else options.top
     if options.sample is not None:
@@ -235,7 +240,7 @@ def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> 
     if options.pareto is not None and options.sort is None:
         return chosen[: top or len(chosen)], f"{which}in order of these objectives{more}"
     if options.near is not None:
-        near = Architecture.parse(options.near)
+        near = read_architecture(options.near)
         return found.nearest(near, top), f"nearest to {near} first{more}"
     key = options.sort or "difference"
     return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"

@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from march_search.config.changes import in_current_keys
 from march_search.config.deepspeed_config import read_deepspeed_file
@@ -13,10 +13,22 @@ from march_search.config.shipped import shipped_folder, shipped_names, shipped_p
 from march_search.config.study_config import StudyConfig
 from march_search.errors import UsageError, nearest
 from march_search.files.json_tables import read_json
+from march_search.study import defaults
+from march_search.study.defaults import DeviceType
 from march_search.study.study_folder import StudyFolder
 
 if TYPE_CHECKING:
     from march_search.analysis.study_record import StudyRecord
+
+
+class LoadedStudy(NamedTuple):
+    """The settings of a study."""
+
+    config: StudyConfig
+    base: Path
+    """Folder that relative paths in the settings start from."""
+    notes: tuple[str, ...] = ()
+    """Settings that the program chose, one sentence each, without its full stop."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +62,46 @@ class NamedStudy:
         return (self.folder.path / "study.json").is_file()
 
     def load(self) -> tuple[StudyConfig, Path]:
-        """Return the settings, and the folder that relative paths in them start from.
+        """Return the settings, and the folder that relative paths in them start from; see `loaded`."""
+        loaded = self.loaded()
+        return loaded.config, loaded.base
 
-        The settings come from the TOML file, or from the study folder if only that is known.
+    def loaded(self, device_type: DeviceType | None = None) -> "LoadedStudy":
+        """Return the settings, the folder that relative paths in them start from, and what the program chose.
+
+        The settings come from the TOML file, or from the study folder if only that is known. What the file leaves to
+        the program is chosen for this machine, or for `device_type`, until the study is started; then it is as
+        recorded.
 
         Raises:
             ConfigError: If the file is invalid.
             UsageError: If an override is not `KEY=VALUE`.
         """
         if self.file is None:
-            return self.folder.config(), Path()
+            return LoadedStudy(self.folder.config(), Path())
         table = with_overrides(read_file(self.file), self.overrides)
         training = table.get("training")
         if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
             training["deepspeed"] = read_deepspeed_file(self.file.parent / Path(training["deepspeed"]).expanduser())
         source = " ".join([str(self.file), *(["with", *self.overrides] if self.overrides else [])])
-        return build(StudyConfig, in_current_keys(table), source), self.file.parent
+        table = in_current_keys(table)
+        if self.is_started:
+            started = defaults.as_started(table, self.folder.settings)
+            return LoadedStudy(build(StudyConfig, started, source), self.file.parent)
+        table, notes = defaults.filled(table, self.file.parent, device_type)
+        return LoadedStudy(build(StudyConfig, table, source), self.file.parent, notes)
 
-    def to_continue(self) -> tuple[StudyFolder, StudyConfig]:
+    def to_continue(self, first: str = "run") -> tuple[StudyFolder, StudyConfig]:
         """Return the folder and the settings of a started study whose trials are about to be continued.
+
+        Args:
+            first: Action of `march-search study` that an error suggests if the study has not been started.
 
         Raises:
             UsageError: If the study has not been started.
             ConfigError: If the settings in a TOML file that was named differ from those that it was started with.
         """
-        self._check_started()
+        self._check_started(first)
         config = self.load()[0] if self.from_file else self.folder.config()
         self.folder.check_settings(config)
         return self.folder, config
@@ -103,11 +130,11 @@ class NamedStudy:
         self._check_started()
         return read_study(self.folder.path)
 
-    def _check_started(self) -> None:
+    def _check_started(self, first: str = "run") -> None:
         """Raise a UsageError if the study has not been started below its root."""
         if not self.is_started:
             raise UsageError(
-                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study run "
+                f"{self.name} has not been started in {self.folder.path.parent}: run march-search study {first} "
                 f"{self.argument} first."
             )
 

@@ -1,21 +1,18 @@
 """`march-search study`: list studies, run a study, or print its plan."""
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_worker
+from march_search.commands import study_actions, study_create, study_new, study_worker
 from march_search.commands.options import (
-    STUDY_HELP,
     add_action,
     add_actions,
     add_examples,
     add_format,
     add_root,
-    amount,
     refuse_without_effect,
 )
 from march_search.commands.output import report_summary
@@ -23,7 +20,9 @@ from march_search.commands.output import report_summary
 if TYPE_CHECKING:
     from march_search.commands.studies import NamedStudy
     from march_search.config.study_config import StudyConfig
+    from march_search.cost.devices import Device
     from march_search.study.candidates import Candidates
+    from march_search.study.defaults import DeviceType
 
 
 def add(study: argparse.ArgumentParser) -> None:
@@ -34,29 +33,18 @@ def add(study: argparse.ArgumentParser) -> None:
     add_format(listing, holds="one row per study")
     add_examples(listing, "march-search study list", "march-search study list --root /shared/runs")
     listing.set_defaults(run=run_list)
+    study_new.add_actions(actions)
     running = add_action(actions, "run", "train the trials of a study; run it again to resume after an interruption")
-    running.add_argument("study", metavar="STUDY", nargs="?", help=STUDY_HELP)
-    running.add_argument(
-        "overrides",
-        metavar="KEY=VALUE",
-        nargs="*",
-        help="settings that replace those of the file, e.g. training.tokens=2M devices.ranks=4 "
-        "(all keys: march-search keys)",
-    )
-    running.add_argument("--config", metavar="FILE", help="the study's TOML file, instead of STUDY")
-    add_root(running)
+    study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
-    running.add_argument(
-        "--device", metavar="D", help="device of a trial, for the cost estimate: A5000, 8xH100, 312TFLOPs,80GB, cpu"
-    )
-    running.add_argument("--rate", type=amount, metavar="X", help="price of one device per hour, in any currency")
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",
         "march-search study run my.toml training.tokens=2M devices.ranks=4",
     )
-    running.set_defaults(run=run_study)
+    running.set_defaults(run=run_study, create=False)
+    study_create.add_actions(actions, run_study)
     study_actions.add_actions(actions)
     study_worker.add_actions(actions)
 
@@ -123,7 +111,7 @@ def run_study(options: argparse.Namespace) -> int:
         names = ("dry_run", "extend", "device", "rate")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
-    config, base = study.load()
+    config, base, notes = study.loaded(_planned_type(options))
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
     if plan is not None:
@@ -137,14 +125,12 @@ def run_study(options: argparse.Namespace) -> int:
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         rows = [("overrides", " ".join(study.overrides))] if study.overrides else []
-        rows += plan_rows(config, chosen, data_summary, folder.path)
+        rows += plan_rows(config, chosen, data_summary, folder.path) + [("chosen", note) for note in notes]
         if not options.dry_run:
             _check_start(study, config, options.extend)
         device = None
         if plan is None:
-            device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
-            if device is None:
-                refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
+            device = _priced_device(options, config)
             plan = price.priced_plan(config, chosen, device, options.rate)
         rows += usage.price_rows(plan) + phase_rows(folder) + warning_rows(config, device)
     except ConfigError as error:
@@ -160,7 +146,37 @@ def run_study(options: argparse.Namespace) -> int:
         return 0
     if options.extend:
         extension.adopt(folder, config, chosen, drawn)
-    return _train(study, config, base, options.root, chosen, plan)
+    if options.create:
+        return study_create.create(study_create.recorded_run(study, config, base, chosen, plan))
+    return _train(study, config, base, chosen, plan)
+
+
+def _train(study: "NamedStudy", config: "StudyConfig", base: Path, chosen: "Candidates", plan: dict[str, Any]) -> int:
+    """Record a study, train its trials and return the exit code."""
+    from march_search.commands.output import print_pairs
+    from march_search.display.tables import console
+    from march_search.study import gpus, usage
+
+    gpus.claim(config.devices)
+    summary = study_create.recorded_run(study, config, base, chosen, plan).run()
+    actual = usage.comparison_rows(plan, usage.actual(study.folder.path, config))
+    print_pairs(console(stderr=True), "planned and actual cost", actual)
+    return report_summary(summary, study.folder)
+
+
+def _priced_device(options: argparse.Namespace, config: "StudyConfig") -> "Device | None":
+    """Return the devices of a trial for the cost estimate; None if they are unknown.
+
+    Without --device, a study on CPUs measures this machine, unless it is only created here.
+    """
+    from march_search.study import price
+
+    device = None
+    if options.device or not options.create:
+        device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
+    if device is None:
+        refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
+    return device
 
 
 def _asked(options: argparse.Namespace) -> "NamedStudy":
@@ -179,9 +195,18 @@ def _asked(options: argparse.Namespace) -> "NamedStudy":
         raise UsageError("name a STUDY to run, such as cpu-demo. To see all studies, run march-search study list.")
     options.study, overrides = words[0], tuple(words[1:])
     study = replace(named_study(options.study, options.root), overrides=overrides)
+    if study.file is None and options.create:
+        raise UsageError(f"{study.name} was created already: run march-search study worker {study.name}.")
     if study.file is None and overrides:
         raise UsageError(f"{overrides[0]} has no effect on the folder of {study.name}: name its TOML file instead.")
     return study
+
+
+def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
+    """Return the type of the device that a plan is printed for; None for that of this machine."""
+    if not options.dry_run or options.device is None:
+        return None
+    return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 
 
 def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
@@ -215,34 +240,3 @@ def _check_models(chosen: "Candidates", config: "StudyConfig") -> None:
 
     num_models = price.built(price.stand_ins(config, chosen))
     print(f"Checked: {num_models} models build with the predicted parameter count.")
-
-
-def _train(
-    study: "NamedStudy", config: "StudyConfig", base: Path, root: Path, chosen: "Candidates", plan: dict[str, Any]
-) -> int:
-    """Prepare the data, train the trials and return the exit code."""
-    from march_search.commands.output import print_pairs
-    from march_search.commands.prepare import prepared_store, repeats
-    from march_search.data.ngrams import reference_nats
-    from march_search.display.tables import console
-    from march_search.files.atomic import make_folder
-    from march_search.files.json_tables import read_json, sealed, write_json
-    from march_search.study import gpus, study_state, usage
-    from march_search.study.candidates import initial_trials
-    from march_search.study.runner import StudyRun
-
-    folder = study.folder
-    gpus.claim(config.devices)
-    make_folder(root)
-    folder.keep_settings(config, chosen.architectures, study.overrides)
-    study_state.keep_candidates(folder.path, chosen)
-    write_json(folder.path / "plan.json", sealed(plan))
-    store = prepared_store(config, root, base)
-    print(repeats(config, store), file=sys.stderr, flush=True)
-    folder.keep_store(store.folder)
-    write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
-    write_json(folder.path / "reference.json", sealed(reference_nats(store, config.data)))
-    summary = StudyRun(config, folder, store.folder, initial_trials(chosen, config)).run()
-    actual = usage.comparison_rows(plan, usage.actual(folder.path, config))
-    print_pairs(console(stderr=True), "planned and actual cost", actual)
-    return report_summary(summary, folder)

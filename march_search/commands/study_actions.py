@@ -103,7 +103,7 @@ def _print_status(
 ) -> None:
     """Print the trials, and for a person also the workers and the commands that open the study elsewhere."""
     from march_search.commands.output import print_rows
-    from march_search.display.tables import Column, console, count, duration, si
+    from march_search.display.tables import Column, console, count, duration, plural, si
 
     left = total["seconds_left"]
     parts = [f"{number} {state}" for state, number in total["states"].items()]
@@ -112,9 +112,9 @@ def _print_status(
     phase = total["phase"]
     notes = [
         *([f"phase: {phase['name']}: {phase['detail']}"] if phase else []),
-        f"tokens: {si(total['tokens_done'])} of {si(total['tokens_planned'])} currently planned, "
+        f"tokens: {si(total['tokens_done'])} of {si(total['tokens_expected'])} expected, "
         f"{si(total['tokens_without_pruning'])} without pruning; {si(total['tokens_spent'])} committed{limit}"
-        + ("" if left is None else f"; {duration(left)} left at the current speed"),
+        + ("" if left is None else f"; {duration(left)} left for all at the current speed"),
         *total["remarks"],
     ]
     several_rates = len({row["learning_rate"] for row in rows}) > 1
@@ -130,11 +130,12 @@ def _print_status(
         Column(key="state", heading="state", short="state", left=True),
         Column(key="tokens", heading="tokens", short="tokens", show=si),
         Column(key="loss", heading="loss", short="loss", show=lambda value: f"{value:.4f}"),
+        Column(key="bits_per_byte", heading="bits/byte", short="b/B", show="{:.4f}".format, wide_only=True),
         Column(key="retries", heading="retries", short="retries", wide_only=True),
         Column(key="worker", heading="worker", short="worker", left=True, wide_only=True),
     )
     head = {"study": name, **total, "workers": crew, "open_with": openers}
-    title = f"{name}: {', '.join(parts)}"
+    title = f"{name}: {total['trials_ended']} of {plural(total['trials_total'], 'trial')} ended ({', '.join(parts)})"
     print_rows(output_format, rows, columns, title=title, notes=notes, head=head, name="trials")
     if output_format in ("json", "csv"):
         return

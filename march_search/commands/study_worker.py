@@ -3,36 +3,39 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from march_search.commands import Verbs
-from march_search.commands.options import add_action, add_examples, add_study
+from march_search.commands.options import add_action, add_examples, add_study, positive, refuse_without_effect
 from march_search.commands.output import report_summary
 
-SBATCH = """#!/bin/bash
-#SBATCH --job-name={name}
-#SBATCH --array=1-8              # eight workers
-#SBATCH --gpus={ranks}
-#SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@300      # five minutes before the limit: the trial saves, another worker resumes it
-#SBATCH --requeue
-#SBATCH --open-mode=append
-# The study needs a file system with locks that all nodes share, and PostgreSQL storage, directly or through grpc://.
-march-search study worker {name} --root {root} &
-worker=$!
-trap 'kill -TERM $worker' TERM
-wait $worker; code=$?
-while kill -0 $worker 2>/dev/null; do wait $worker; code=$?; done
-if [ $code -eq 143 ]; then scontrol requeue "$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"; fi
-exit $code
-"""
+if TYPE_CHECKING:
+    from march_search.config.study_config import StudyConfig
+    from march_search.study.study_folder import StudyFolder
 
 
 def add_actions(actions: Verbs) -> None:
     """Add the actions to `march-search study`."""
     worker = add_action(actions, "worker", "train trials of a started study, in parallel with other workers")
     add_study(worker)
-    worker.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
-    add_examples(worker, "march-search study worker my-study", "march-search study worker my-study --sbatch | sbatch")
+    slurm = worker.add_argument_group("Slurm")
+    slurm.add_argument("--sbatch", action="store_true", help="print a Slurm job script for workers instead")
+    slurm.add_argument(
+        "--workers", type=positive, metavar="N", help="jobs in the array (default: one per trial, at most 8)"
+    )
+    slurm.add_argument("--time", metavar="T", help="time limit of a job, e.g. 8:00:00 or 2-00 (default: 24:00:00)")
+    slurm.add_argument("--account", metavar="NAME", help="account that is charged")
+    slurm.add_argument("--partition", metavar="NAME", help="partition of the jobs")
+    slurm.add_argument("--cpus", type=positive, metavar="N", help="CPUs per task (default: those of the threads)")
+    slurm.add_argument(
+        "--sbatch-option", metavar="O", action="append", default=[], help="another option of sbatch; may be repeated"
+    )
+    add_examples(
+        worker,
+        "march-search study worker my-study",
+        "march-search study worker my-study --sbatch --account lab --time 8:00:00 > workers.sh",
+        "march-search study worker my-study --sbatch --sbatch-option=--qos=long | sbatch",
+    )
     worker.set_defaults(run=run_worker)
     proxy = add_action(actions, "storage-proxy", "serve a PostgreSQL storage to many workers over gRPC")
     proxy.add_argument("storage", metavar="STORAGE", help="env:NAME, an environment variable with a PostgreSQL URL")
@@ -49,14 +52,30 @@ def run_worker(options: argparse.Namespace) -> int:
     from march_search.study import gpus, storage
     from march_search.study.runner import StudyRun
 
-    folder, config = named_study(options.study, options.root).to_continue()
-    root = folder.path.parent
+    names = ("workers", "time", "account", "partition", "cpus", "sbatch_option")
+    if not options.sbatch:
+        refuse_without_effect(options, names, "without --sbatch")
+    folder, config = named_study(options.study, options.root).to_continue(first="create")
     if options.sbatch:
-        sys.stdout.write(SBATCH.format(name=folder.path.name, ranks=config.devices.ranks, root=root.resolve()))
+        _print_script(folder, config, options)
         return 0
     storage.check(config.storage, folder.path)
     gpus.claim(config.devices)
     return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
+
+
+def _print_script(folder: "StudyFolder", config: "StudyConfig", options: argparse.Namespace) -> None:
+    """Print the Slurm job script of the study's workers."""
+    from march_search.study import status, usage
+    from march_search.study.outlook import trial_counts
+    from march_search.study.slurm import SlurmOptions, job_script
+
+    study = status.open_started(folder, config)
+    left = trial_counts(study.get_trials(deepcopy=False), usage.planned_trials(folder.path, config)).left
+    names = {"workers": options.workers, "time": options.time, "account": options.account,
+             "partition": options.partition, "cpus": options.cpus, "others": tuple(options.sbatch_option)}  # fmt: skip
+    chosen = SlurmOptions(**{name: value for name, value in names.items() if value is not None})
+    sys.stdout.write(job_script(folder.path, config, left, chosen))
 
 
 def run_proxy(options: argparse.Namespace) -> int:

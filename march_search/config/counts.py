@@ -3,17 +3,7 @@
 import re
 from fractions import Fraction
 
-from march_search.errors import BudgetError, nearest, shown
-
-NAMED = {
-    "t5-small": 60_506_624,
-    "t5-base": 222_903_552,
-    "t5-large": 737_668_096,
-    "t5-3b": 2_851_598_336,
-    "t5-v1_1-small": 76_961_152,
-    "t5-v1_1-base": 247_577_856,
-}
-"""Exact parameter counts of public checkpoints (Raffel et al. 2020, and T5 1.1 by the same authors)."""
+from march_search.errors import BudgetError, shown
 
 DEFAULT_TOLERANCE = "1.5%"
 """Default tolerance: T5-base (+1.32%) meets 220M, and T5-large (-0.32%) meets 740M."""
@@ -72,15 +62,22 @@ def parse_count(text: str, noun: str, unit: str = "tokens", otherwise: str = "",
 
 
 def parse_parameters(text: str) -> int:
-    """Parse a number of parameters: a count (see `parse_count`) or a name in `NAMED`.
+    """Parse a number of parameters: a count (see `parse_count`) or a public model in `CHECKPOINTS`.
 
     Raises:
         BudgetError: If the text has another form, or the number is not whole or is out of range.
     """
     word = text.strip().lower()
-    if word in NAMED:
-        return NAMED[word]
-    return parse_count(text, "parameter budget", "parameters", f", or a name. {nearest(word, NAMED)}")
+    if not (word[:1].isascii() and word[:1].isalpha()):
+        return parse_count(text, "parameter budget", "parameters", ", or a public model such as t5-base or gpt2.")
+    from march_search.architecture.checkpoints import CHECKPOINTS, nearest_checkpoint, read_architecture
+
+    if word in CHECKPOINTS:
+        return read_architecture(word).num_params
+    raise BudgetError(
+        f"invalid parameter budget {shown(text)}: use a number such as 220M, 1.3B, 2.2e8 or 222_903_552, or a public "
+        f"model. {nearest_checkpoint(word)}"
+    )
 
 
 def parse_tolerance(text: str) -> Fraction:

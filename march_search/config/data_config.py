@@ -32,7 +32,8 @@ class DataConfig:
     """Fraction of rows that may be unusable, in [0, 1): damaged JSON, no text column, or a value that is not text. Such
     rows are skipped, counted and named; more of them are an error."""
     vocab_size: int = 32128
-    """Vocabulary size, including special tokens; must equal the architectures' `vocab_size`. At least 384 for a trained
+    """Vocabulary size, including special tokens. It sets that of the architectures if the space leaves `vocab_size`
+    out; if only the space or only the tokenizer sets one, it may be left out here. At least 384 for a trained
     tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5% more, rounded up
     to a multiple of 128: T5's has 32,100 tokens and fits 32,128."""
     tokenizer: str | None = None

@@ -18,7 +18,7 @@ CLIENT_BLOCKS = ("optimizer", "scheduler")
 """Blocks that are checked but not passed on, because trials pass DeepSpeed their own optimizer and schedule."""
 
 _SCHEDULERS = {"constant": "WarmupLR", "linear": "WarmupDecayLR", "cosine": "WarmupCosineLR"}
-"""DeepSpeed's name of each schedule."""
+"""DeepSpeed's name of each schedule; it has none for `wsd`."""
 
 
 class Owned(NamedTuple):
@@ -131,7 +131,7 @@ def owned_keys(training: "TrainingConfig", plan: "BatchPlan", rates: Sequence[fl
         reason = f"[search] learning_rates is {list(rates)}"
         both = ("optimizer.params.lr", "scheduler.params.warmup_max_lr")
         owned |= dict.fromkeys(both, Owned(tuple(rates) if len(rates) == 1 else (), reason))
-    return owned | _fixed_keys()
+    return owned | _fixed_keys(training)
 
 
 def _optimizer_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ...], str]]:
@@ -149,7 +149,8 @@ def _scheduler_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ..
     """Return the keys of the scheduler block that settings of [training] determine."""
     warmup = math.ceil(training.warmup_tokens / training.global_batch_tokens)
     rate, end = training.learning_rate, training.final_learning_rate
-    kind: tuple[tuple[Any, ...], str] = (_SCHEDULERS[training.schedule],), f'schedule is "{training.schedule}"'
+    named = (_SCHEDULERS[training.schedule],) if training.schedule in _SCHEDULERS else ()
+    kind: tuple[tuple[Any, ...], str] = named, f'schedule is "{training.schedule}"'
     if training.schedule == "linear" and end:  # WarmupDecayLR always ends at 0
         kind = (), f"final_learning_rate is {end}"
     return {
@@ -167,11 +168,17 @@ def _scheduler_keys(training: "TrainingConfig") -> dict[str, tuple[tuple[Any, ..
     }
 
 
-def _fixed_keys() -> dict[str, Owned]:
-    """Return the keys whose values are the same in all studies."""
-    optimizer = "march-search trains with torch's AdamW"
+def _fixed_keys(training: "TrainingConfig") -> dict[str, Owned]:
+    """Return the keys whose values are the same in all studies with the same optimizer."""
+    is_muon = training.optimizer == "muon"
+    optimizer = '[training] optimizer is "muon"' if is_muon else "march-search trains with torch's AdamW"
+    whole = '[training] optimizer is "muon", which needs the gradients of whole matrices on their device'
+    muon = {
+        "zero_optimization.offload_optimizer.device": Owned(("none",), whole),
+        "zero_optimization.round_robin_gradients": Owned((False,), whole),
+    }
     warmup = "the warm-up of march-search is linear and starts at 0"
-    return {
+    return (muon if is_muon else {}) | {
         "prescale_gradients": Owned((False,), "march-search sets it to false"),
         "data_types.grad_accum_dtype": Owned(("fp32",), 'march-search sets it to "fp32"'),
         "zero_allow_untested_optimizer": Owned((True,), "march-search sets it to true"),
@@ -181,7 +188,9 @@ def _fixed_keys() -> dict[str, Owned]:
         "bf16.bf16_master_weights_and_grads": Owned((False,), "march-search keeps fp32 master weights"),
         "bf16.bf16_optimizer_states": Owned((False,), "march-search keeps fp32 optimizer states"),
         "fp16.fp16_master_weights_and_grads": Owned((False,), "march-search keeps fp32 master weights"),
-        "optimizer.type": Owned(("AdamW", "Adam"), optimizer),  # DeepSpeed's Adam decays weights as AdamW does
+        "optimizer.type": Owned(
+            ("Muon",) if is_muon else ("AdamW", "Adam"), optimizer
+        ),  # DeepSpeed's Adam decays weights as AdamW does
         "optimizer.legacy_fusion": Owned((False, True), optimizer),
         "optimizer.params.adam_w_mode": Owned((True,), optimizer),
         "optimizer.params.amsgrad": Owned((False,), optimizer),

@@ -43,7 +43,8 @@ FAMILIAR = {
     "warmup_ratio": f"training.warmup_tokens to {{key}} × {_TOKENS}",
     **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad", "gradient_clip_val"), _CLIP),
     **dict.fromkeys(
-        ("lr_scheduler", "lr_scheduler_type", "scheduler"), 'training.schedule to "constant", "linear" or "cosine"'
+        ("lr_scheduler", "lr_scheduler_type", "scheduler"),
+        'training.schedule to "constant", "linear", "cosine" or "wsd"',
     ),
     "eval_steps": f"training.evaluations to {_TOKENS} / (eval_steps × {_BATCH})",
     "save_steps": f"training.checkpoints to {_TOKENS} / (save_steps × {_BATCH})",
@@ -55,6 +56,13 @@ FAMILIAR = {
     "dataset": "data.corpus to a file, a folder or hub:OWNER/NAME",
 }
 """What to set instead of a key of another program, with the arithmetic between the two; `{key}` is the key itself."""
+
+
+REFUSED_VALUES = {
+    ("training.precision", "fp16"): "fp16 gradients underflow and need a loss scale, which skips steps, so that shapes "
+    'would not train on the same tokens: use "bf16", which is as fast and as small, or "fp32".',
+}
+"""Why a value that other programs take is refused, and what to use instead, by key and value."""
 
 
 def other_place(key: str, paths: Mapping[str, str]) -> str:

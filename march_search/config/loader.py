@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from march_search.config.counts import LIMIT, parse_count
-from march_search.config.familiar_keys import other_place, paths_of
+from march_search.config.familiar_keys import REFUSED_VALUES, other_place, paths_of
 from march_search.errors import BudgetError, ConfigError, MarchSearchError, nearest, shown
 from march_search.files.atomic import one_line
 
@@ -171,7 +171,9 @@ def _choice(options: Sequence[Any], value: Any, faults: list[str], key: str) -> 
     if any(value == option and type(value) is type(option) for option in options):
         return value
     words = [option for option in options if isinstance(option, str)]
-    if isinstance(value, str) and words:
+    if reason := REFUSED_VALUES.get((key, str(value))):
+        faults.append(f'"{key}" cannot be {shown(value)}: {reason}')
+    elif isinstance(value, str) and words:
         faults.append(f'"{key}" cannot be {shown(value)}. {nearest(value[:60], words)}')
     else:
         faults.append(f'"{key}" must be one of {", ".join(map(repr, options))}, not {shown(value)}.')

@@ -25,11 +25,18 @@ not transfer for transformers, which have more than one matrix per branch. Also,
 weights add up without cancelling, for which alpha = 1 is right and the root is not. Depth counts applied layers: a
 shared layer counts each time.
 
+Muon (`optimizer = "muon"`): an orthogonal update has a spectral norm of 1, whatever the size of the matrix. A layer
+then moves its output by as much at all widths if the norm is proportional to √(fan-out / fan-in) (Yang et al. 2023,
+arXiv 2310.17813). Its step in torch is 0.2 √max(fan-in, fan-out) · learning rate, which is as large as AdamW's, so one
+rate serves both (Liu et al. 2025, arXiv 2502.16982). `muon_factor` is this at the base shape, and follows
+√(fan-out / fan-in) from there; depth is as above. Parameters that AdamW trains have the factors of the table.
+
 Not included: the factor 1/d_kv on attention scores, because queries, keys and values share one matrix and one rate (so
 more heads are covered, wider heads are not), and scaling of AdamW's epsilon. The factors make widths and depths
 comparable. They do not correct constant differences, such as between gated and plain feed-forward layers.
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -48,6 +55,9 @@ FAN_IN = {
     "projection": "width",
 }
 """Size that determines the fan-in of each kind of matrix."""
+
+FAN_OUT = {"q": "inner", "q_unscaled": "inner", "kv": "inner", "kv_layer": "inner", "wi": "d_ff"}
+"""Size that determines the outputs of each kind of matrix; `width` for the others."""
 
 BRANCH_ENDS = ("o", "wo")
 """Matrices whose output is added to the residual stream."""
@@ -108,3 +118,22 @@ def factors(kind: str, sizes: Mapping[str, int], base: Architecture | None) -> F
     inputs, base_inputs = FAN_IN[kind], {"width": base.d_model, "inner": base.num_heads * base.d_kv, "d_ff": base.d_ff}
     depth = base.num_layers / sizes["layers"] if kind in BRANCH_ENDS else 1.0
     return Factors(base_inputs[inputs] / sizes[inputs] * depth, depth)
+
+
+def muon_factor(kind: str, rows: int, columns: int, sizes: Mapping[str, int], base: Architecture | None) -> float:
+    """Return the factor on the learning rate of an orthogonal update of a matrix of (rows, columns).
+
+    Args:
+        kind: kind of parameter, one of `FAN_IN`.
+        rows: outputs of the matrix.
+        columns: inputs of the matrix.
+        sizes: sizes of its layer, as in `march_search.model.init`.
+        base: base shape; None if rates are not scaled.
+    """
+    if base is None:
+        return 0.2 * math.sqrt(max(rows, columns))
+    known = {"width": base.d_model, "inner": base.num_heads * base.d_kv, "d_ff": base.d_ff}
+    base_rows, base_columns = known[FAN_OUT.get(kind, "width")], known[FAN_IN[kind]]
+    depth = base.num_layers / sizes["layers"] if kind in BRANCH_ENDS else 1.0
+    at_base = 0.2 * math.sqrt(max(base_rows, base_columns))
+    return at_base * math.sqrt((rows / columns) / (base_rows / base_columns)) * depth

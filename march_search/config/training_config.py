@@ -17,10 +17,16 @@ class TrainingConfig:
     tokens: int = 1000 * 1_048_576
     """Data budget: tokens of text per trial, before span corruption; a multiple of `global_batch_tokens`."""
     global_batch_tokens: int = 1_048_576
-    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`."""
+    """Tokens per optimizer step, over all devices; a multiple of `sequence_length` of `[data]`. If a study on a CPU
+    leaves it out, it is the largest divisor of `tokens` that gives at least 1,000 steps and at most 8,192 tokens per
+    step; it is chosen once, when the study starts, and recorded."""
     micro_batch_sequences: int | None = None
     """Examples per micro batch on each rank; must divide the rank's share of the global batch. None uses the largest
     number that is predicted to fit into memory. Halved if memory runs out."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer. `muon`: Muon for the matrices of layers (queries, keys, values, gate and up each by itself), AdamW for
+    embeddings, norms, output layer and tables. Its steps are as large as AdamW's, so that one `learning_rate` serves
+    both. Its momentum is 0.95; `betas` and `epsilon` are AdamW's. Needs ZeRO stage 2 or less, without offloading."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW, in (0, 10). With `learning_rate_scaling = "width"`, the peak for a model of
     `base_shape`."""
@@ -39,17 +45,28 @@ class TrainingConfig:
     """Term added to AdamW's denominator for numerical stability; above 0."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices. Norms, no-op keys and position tables are not decayed."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    z_loss: float = 0.0
+    """Coefficient of the z-loss, z_loss · log(Z)² per target token, in [0, 1]. It keeps logits from drifting (PaLM uses
+    1e-4: Chowdhery et al. 2022, arXiv 2204.02311). All recorded losses leave it out."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
     """Learning rate after the warm-up. `constant`: stays at the peak. `linear`, `cosine`: decays to
-    `final_learning_rate` at the end of the data budget."""
+    `final_learning_rate` at the end of the data budget. `wsd`: stays at the peak and decays over the last
+    `decay_fraction` of the budget (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395)."""
+    decay_fraction: float = 0.2
+    """Fraction of `tokens` over which `wsd` decays, in (0, 1], rounded to whole steps."""
+    decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
+    """How `wsd` decays: linearly, or as 1 - √(fraction of the decay that is done), which Hägele et al. 2024 (arXiv
+    2405.18392) found slightly better."""
     final_learning_rate: float = 0.0
-    """Final learning rate of `linear` and `cosine`, as a fraction of the peak, in [0, 1]."""
+    """Final learning rate of `linear`, `cosine` and `wsd`, as a fraction of the peak, in [0, 1]."""
     warmup_tokens: int = 0
     """Tokens over which the learning rate rises linearly from 0 to its peak; at most `tokens`."""
     gradient_clipping: float = 1.0
     """Global gradient norm to which gradients are clipped; 0 disables clipping."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Data type of weights and activations in the forward and backward pass. The optimizer's copies are always fp32.
+    `auto` is `bf16` on GPUs and CPUs that have it in hardware, else `fp32`; it is resolved once, when the study starts,
+    and recorded."""
     deterministic: bool = False
     """Whether to use only operations whose results do not vary from run to run. On a CPU, all are. On a GPU, some
     backward passes sum in a varying order, so a trial that is repeated or resumed agrees in its data and settings, but
@@ -117,12 +134,33 @@ class TrainingConfig:
                 yield f"[training]: {name} must not be negative, got {getattr(self, name)}."
         if self.epsilon <= 0:
             yield f"[training]: epsilon must be above 0, not {self.epsilon}."
+        yield from self._recipe_faults()
         if self.evaluations < 1 or (self.micro_batch_sequences is not None and self.micro_batch_sequences < 1):
             yield "[training]: evaluations and micro_batch_sequences must be at least 1."
         if max(self.evaluations, self.checkpoints) > MOST_STOPS:
             yield f"[training]: evaluations and checkpoints must be at most {MOST_STOPS:,}."
         if self.final_learning_rate > 1:
             yield f"[training]: final_learning_rate must not exceed 1, not {self.final_learning_rate}."
+
+    def _recipe_faults(self) -> Iterator[str]:
+        """Yield one sentence for each refused setting of the optimizer, the z-loss and the decay."""
+        if self.optimizer == "muon" and self.zero_stage == 3:
+            yield (
+                '[training]: optimizer "muon" needs whole matrices, but zero_stage 3 partitions them: set zero_stage '
+                "to 2 or less."
+            )
+        if not 0 <= self.z_loss <= 1:
+            yield f"[training]: z_loss must be in [0, 1], not {self.z_loss}; PaLM uses 1e-4."
+        if not 0 < self.decay_fraction <= 1:
+            yield f"[training]: decay_fraction must be in (0, 1], not {self.decay_fraction}."
+        elif self.schedule != "wsd" or self.global_batch_tokens < 1:
+            return
+        elif self.warmup_tokens > self.tokens - self.decay_tokens(self.tokens):
+            yield (
+                f"[training]: warmup_tokens ({self.warmup_tokens:,}) and the decay of wsd "
+                f"({self.decay_tokens(self.tokens):,} tokens, decay_fraction {self.decay_fraction:g}) exceed tokens "
+                f"({self.tokens:,})."
+            )
 
     def _token_faults(self) -> Iterator[str]:
         """Yield one sentence for each refused number of tokens."""
@@ -143,6 +181,10 @@ class TrainingConfig:
                     f"[training]: evaluate_at contains {tokens:,}; each value must be a multiple of "
                     f"global_batch_tokens ({self.global_batch_tokens:,}) up to tokens ({self.tokens:,})."
                 )
+
+    def decay_tokens(self, end: int) -> int:
+        """Return the tokens over which `wsd` decays if it ends after `end` tokens: whole steps, at least one."""
+        return max(1, round(end * self.decay_fraction / self.global_batch_tokens)) * self.global_batch_tokens
 
     @property
     def steps(self) -> int:

@@ -32,6 +32,8 @@ class Device:
     """Fraction of the peak that fused attention reaches; 0 where attention is matrix products over all scores."""
     bandwidth: float = 0.0
     """Bytes per second of one device that reach the operations counted by `speed.moved_bytes`; 0 to leave them out."""
+    memory_bandwidth: float = 0.0
+    """Bytes per second of one device by its data sheet, for `cost/inference.py`; 0 to leave out the time of reading."""
     compiled_share: float = 1.0
     """Fraction of the bytes between operations that torch.compile leaves."""
     score_seconds: float = 0.0
@@ -129,6 +131,7 @@ def gpu(
         utilisation=utilisation,
         attention_utilisation=utilisation * constants.attention,
         bandwidth=bandwidth / constants.passes,
+        memory_bandwidth=bandwidth,
         compiled_share=constants.compiled,
         score_seconds=constants.score_bytes / bandwidth,
         launch_seconds=LAUNCH_SECONDS,
@@ -186,8 +189,20 @@ def products_per_second(precision: str, device: str, size: int) -> list[float]:
     return speeds[2:]
 
 
+def read_bytes_per_second() -> list[float]:
+    """Return the bytes per second of four sums over 128 MB, after a warm-up sum."""
+    import torch
+
+    x, speeds = torch.ones(2**25), []
+    for _ in range(5):
+        start = time.perf_counter()
+        x.sum()
+        speeds.append(x.numel() * x.element_size() / (time.perf_counter() - start))
+    return speeds[1:]
+
+
 def this_cpu() -> Device:
-    """Return this machine as a device; measure its peaks with 1024 x 1024 matrix products, in about half a second."""
+    """Return this machine as a device; measure its peaks and its memory, in about half a second."""
     from statistics import median
 
     fp32_flops, bf16_flops = (median(products_per_second(p, "cpu", 1024)) for p in ("fp32", "bf16"))
@@ -197,6 +212,7 @@ def this_cpu() -> Device:
         bf16_flops=bf16_flops,
         fp32_flops=fp32_flops,
         utilisation=CPU_UTILISATION,
+        memory_bandwidth=median(read_bytes_per_second()),
         layer_seconds=CPU_LAYER_SECONDS / fp32_flops,
         keeps_scores=True,
         basis="matrix products measured now, the rest fitted on another CPU with a median error of 14% on new shapes",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from march_search.architecture import parameters
 from march_search.architecture.architecture import Architecture
-from march_search.cost import memory, speed
+from march_search.cost import inference, memory, speed
 from march_search.cost.setup import Setup, study_setup
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ SHAPE_MEASURES: dict[str, Callable[[Any, Setup], Any]] = {
     "memory": memory.memory_bytes,
     "hours": speed.hours,
     "tokens_per_second": speed.tokens_per_second,
+    "cache_bytes_per_token": inference.cache_bytes_per_token,
+    "prefill_ms": inference.prefill_ms,
+    "decode_ms": inference.decode_ms,
 }
 """Functions of a shape, whose numbers may be int64 arrays, and the setup of a trial: parameters, operations per token,
-layers of all stacks, bytes per device, hours per trial, and tokens per second of all devices."""
+layers of all stacks, bytes per device, hours per trial, tokens per second of all devices, bytes of the key/value cache,
+and milliseconds to read a prompt and to write a token."""
 
-PRICES = frozenset({"memory", "hours", "tokens_per_second"})
+PRICES = frozenset({"memory", "hours", "tokens_per_second", "prefill_ms", "decode_ms"})
 """Measures that depend on the device."""
 
 COLUMN_NAMES = {

@@ -28,7 +28,7 @@ class Memory(NamedTuple):
     gradients: Any
     """Gradients, their accumulation buffer and ZeRO's bucket."""
     optimizer: Any
-    """AdamW's two moments, and the fp32 master weights where ZeRO keeps them separately."""
+    """AdamW's two moments, one for the matrices of Muon, and the fp32 master weights where ZeRO keeps them apart."""
     activations: Any
     """Activations of one micro batch that the backward pass needs."""
     transients: Any
@@ -53,14 +53,23 @@ def memory(a: Any, setup: Setup) -> Memory:
     total = sum(parameters.param_groups(a).values())
     stage, devices, width = setup.stage, setup.device.count, setup.scalar_bytes
     shared = 1 / devices
+    saved = _moments_saved(a, setup)
     gradients = 4 * shared if stage >= 2 else 4 + 2 * (setup.precision == "bf16")
     return Memory(
         weights=total * width * (shared if stage == 3 else 1),
         gradients=total * gradients + BUCKET_ELEMENTS * width * (stage > 0),
-        optimizer=total * (8 if stage == 0 else 12 * shared),
+        optimizer=total * (8 if stage == 0 else 12 * shared) - saved * (shared if stage else 1),
         activations=activation_bytes(a, setup),
         transients=transient_bytes(a, setup),
     )
+
+
+def _moments_saved(a: Any, setup: Setup) -> Any:
+    """Return the bytes by which Muon's state is smaller than AdamW's: one moment of the matrices of layers."""
+    matrices = ("attention", "cross_attention", "feed_forward", "projection")
+    groups = parameters.param_groups(a).items()
+    total: Any = sum(number for name, number in groups if name.partition(".")[2] in matrices)
+    return 4 * total * (setup.optimizer == "muon")
 
 
 def memory_bytes(a: Any, setup: Setup) -> Any:

@@ -36,6 +36,10 @@ class Setup:
     """ZeRO stage; bf16 uses at least 1."""
     checkpointing: bool = False
     """Whether the backward pass recomputes the activations of each layer."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Optimizer; Muon keeps one moment of the matrices of layers instead of two."""
+    global_batch_tokens: int = 1_048_576
+    """Tokens per optimizer step, over which the work of Muon is spread."""
     compiled: bool = False
     """Whether torch.compile fuses the operations of each layer."""
     sums_bias: bool = False
@@ -71,9 +75,11 @@ def study_setup(config: "StudyConfig | TrialConfig", device: Any = STUDY_DEVICES
         noise_density=data.noise_density,
         mean_span_length=data.mean_span_length,
         micro_batch=config.batch.micro_batch,
-        precision=training.precision,
+        precision="fp32" if training.precision == "fp32" else "bf16",  # "auto" is resolved when a study is loaded
         zero_stage=training.zero_stage,
         checkpointing=training.activation_checkpointing,
         compiled=training.compile == "layers",
         sums_bias=training.attention == "flex",
+        optimizer=training.optimizer,
+        global_batch_tokens=training.global_batch_tokens,
     )

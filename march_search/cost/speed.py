@@ -15,8 +15,34 @@ from march_search.cost.setup import Setup
 
 
 def flops_per_token(a: Any, setup: Setup) -> Any:
-    """Return the operations per token of text, forward and backward; see `march_search.architecture.flops`."""
-    return flops.flops_per_token(a, setup.sequence_length, setup.noise_density, setup.mean_span_length)
+    """Return the operations per token of text, forward and backward, and of Muon's iterations.
+
+    See `march_search.architecture.flops`.
+    """
+    model = flops.flops_per_token(a, setup.sequence_length, setup.noise_density, setup.mean_span_length)
+    return model + (muon_flops(a) / setup.global_batch_tokens if setup.optimizer == "muon" else 0)
+
+
+def muon_flops(a: Any) -> Any:
+    """Return the operations of Muon in one step: five Newton-Schulz iterations of 4 m² n + 2 m³ per (m, n) matrix.
+
+    m is the smaller side. Where ranks repeat each other's matrices (ZeRO 0), only one rank counts. Projections of a
+    bottleneck and cross-attention by layer count as matrices of the residual width.
+    """
+    total: Any = 0
+    for stack, num_layers in parameters.stacks(a):
+        attentions = 2 if stack == "decoder" and a.structure != "decoder-only" else 1
+        for group in parameters.layer_groups(a, num_layers):
+            feeds = 3 if a.feed_forward_proj.startswith("gated-") else 2
+            own = 4 * attentions * _iterations(group.width, group.inner) + feeds * _iterations(group.width, a.d_ff)
+            total = total + group.sets * own
+    return total
+
+
+def _iterations(rows: Any, columns: Any) -> Any:
+    """Return the operations of Muon's five iterations on one matrix."""
+    small, large = np.minimum(rows, columns) * 1.0, np.maximum(rows, columns) * 1.0
+    return 5 * (4 * small**2 * large + 2 * small**3)
 
 
 class Positions(NamedTuple):

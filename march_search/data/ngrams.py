@@ -9,6 +9,7 @@ from march_search.config import DataConfig
 from march_search.config.data_config import SENTINELS
 from march_search.data.batches import Batches
 from march_search.data.store import Store
+from march_search.data.text_bytes import bits_per_nat
 
 TRAIN_TOKENS = 1 << 22
 """Maximum number of training tokens that are counted, starting with the first."""
@@ -59,8 +60,9 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
     Returns:
         `target_unigram_nats` and `target_bigram_nats` on the targets of span corruption, including sentinels and end
         tokens, comparable to the validation loss of an encoder-decoder. `text_unigram_nats` and `text_bigram_nats` on
-        the text, comparable to the validation loss of a decoder-only model. Without those on targets if examples are
-        too long for span corruption.
+        the text, comparable to the validation loss of a decoder-only model. `target_bits_per_nat` and
+        `text_bits_per_nat` turn them into bits per byte. Without those on targets if examples are too long for span
+        corruption.
     """
     losses: dict[str, Any] = {}
     for name, structure in (("target", "encoder-decoder"), ("text", "decoder-only")):
@@ -73,4 +75,6 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
         counts_V = np.bincount(train_rows.ravel(), minlength=store.vocab_size)
         losses[f"{name}_unigram_nats"] = unigram_nats(counts_V, rows)
         losses[f"{name}_bigram_nats"] = bigram_nats(train_rows, rows, store.vocab_size)
+        if (factor := bits_per_nat(store, rows)) is not None:
+            losses[f"{name}_bits_per_nat"] = factor
     return losses

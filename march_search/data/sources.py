@@ -58,7 +58,11 @@ class Embedded:
 
     def summary(self) -> str:
         """Return the package and the size of the file."""
-        return f"installed with {PACKAGE}, {self.file.stat().st_size:,} bytes"
+        return f"installed with {PACKAGE}, {self.num_bytes():,} bytes"
+
+    def num_bytes(self) -> int:
+        """Return the size of the file, a quarter of which is not text."""
+        return self.file.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,14 @@ class Local:
         """Return the number, total size and combined hash of the files, which do not depend on the folder name."""
         digest = hashlib.sha256("".join(file.suffix + file_sha256(file) for file in self.files).encode()).hexdigest()
         column = {"column": self.config.text_column} if any(kind_of(f) != "text" for f in self.files) else {}
-        return {"kind": "files", "files": len(self.files), "bytes": self._bytes(), "sha256": digest, **column}
+        return {"kind": "files", "files": len(self.files), "bytes": self.num_bytes(), "sha256": digest, **column}
 
     def summary(self) -> str:
         """Return the number and total size of the files."""
-        return f"{len(self.files)} local file{'s' * (len(self.files) > 1)}, {self._bytes():,} bytes"
+        return f"{len(self.files)} local file{'s' * (len(self.files) > 1)}, {self.num_bytes():,} bytes"
 
-    def _bytes(self) -> int:
+    def num_bytes(self) -> int:
+        """Return the total size of the files."""
         return sum(file.stat().st_size for file in self.files)
 
 

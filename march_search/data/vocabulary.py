@@ -74,6 +74,17 @@ def special(tokenizer: "Tokenizer", config: DataConfig, base: Path) -> "Special"
     return bpe.special_of(tokenizer, config.tokenizer or "the tokenizer", config.end_token, fallback)
 
 
+def padded_size(path: Path) -> int:
+    """Return the usual vocabulary size of a model for the tokenizer at `path`: its size, rounded up to `PAD_TO`.
+
+    Raises:
+        DataError: If the tokenizer cannot be read.
+    """
+    from march_search.data import tokenizer as bpe
+
+    return math.ceil(bpe.size(bpe.load(path)) / PAD_TO) * PAD_TO
+
+
 def trained_file(config: DataConfig, root: Path, base: Path) -> Path:
     """Return the file of a trained tokenizer."""
     return root / "data" / "tokenizers" / f"{_key(config, base)}.json"

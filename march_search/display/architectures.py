@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import CHOICES, Architecture
-from march_search.cost import memory, speed
+from march_search.cost import inference, memory, speed
 from march_search.cost.setup import Setup
 from march_search.display.tables import Column, Row, chance, count, percent, si, size
 from march_search.errors import UsageError, nearest
@@ -60,6 +60,13 @@ PRICE_COLUMNS = (
     Column(key="hours", heading="hours", short="hours", show="{:.3g}".format),
 )
 
+INFERENCE_COLUMNS = (
+    Column(key="cache_bytes_per_token", heading="cache/token", short="cache", show=size),
+    Column(key="prefill_ms", heading="prefill ms", short="prefill", show="{:.3g}".format),
+    Column(key="decode_ms", heading="decode ms", short="decode", show="{:.3g}".format),
+)
+"""Columns of generating text, which are printed where they are asked for."""
+
 PRICED_COLUMNS = (_NAME, *(replace(column, wide_only=True) for column in SHAPE_COLUMNS), *_COUNTS, *PRICE_COLUMNS)
 """Columns with a device. On a narrow terminal only the name shows the shape."""
 
@@ -76,11 +83,14 @@ def solve_row(a: Architecture, difference_percent: float, setup: Setup, priced: 
 
 
 def price(a: Architecture, setup: Setup) -> dict[str, float]:
-    """Return the predicted cost of training `a`: bytes on each device, tokens per second, and hours."""
+    """Return the predicted cost of `a`: bytes on each device, tokens per second and hours of training, and of text."""
     return {
         "memory_bytes": round(memory.memory_bytes(a, setup)),
         "tokens_per_second": round(speed.tokens_per_second(a, setup), 3),
         "hours": round(speed.hours(a, setup), 4),
+        "cache_bytes_per_token": round(inference.cache_bytes_per_token(a, setup)),
+        "prefill_ms": round(float(inference.prefill_ms(a, setup)), 4),
+        "decode_ms": round(float(inference.decode_ms(a, setup)), 4),
     }
 
 
@@ -92,7 +102,7 @@ def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
     Raises:
         UsageError: If a column is unknown.
     """
-    known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS)}
+    known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS, *INFERENCE_COLUMNS)}
     known |= {axis: Column(key=axis, heading=axis, short=axis, left=axis in CHOICES) for axis in AXES}
     known |= {column.short: column for column in PRICE_COLUMNS}
     known |= {
@@ -116,9 +126,10 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
     columns = (
         Column(key="rank", heading="rank", short="#"),
         _NAME,
-        Column(key="num_seeds", heading="seeds", short="seeds", drop=1),
-        Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate, drop=4),
+        Column(key="num_seeds", heading="seeds", short="seeds", drop=2),
+        Column(key="learning_rate", heading="learning rate", short="rate", derive=_learning_rate, drop=5),
         Column(key="loss", heading="loss", short="loss", show="{:.4f}".format),
+        Column(key="bits_per_byte", heading="bits/byte", short="b/B", show="{:.4f}".format, drop=1),
         Column(key="half_interval", heading="±", short="±", show="{:.3f}".format, suffix=_mark),
         Column(key="letters", heading="ties", short="ties", show=short_letters, left=True),
         Column(key="probability_best", heading="P(best)", short="best", show=chance),
@@ -127,10 +138,10 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
             heading="+seeds",
             short="+seeds",
             derive=lambda row: _further_seeds(row, bool(ranking.seeds)),
-            drop=5,
+            drop=6,
         ),
-        Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format, drop=6),
-        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si, suffix=_rough, drop=3),
+        Column(key="context_gain", heading="context gain", short="gain", show="{:.3f}".format, drop=7),
+        Column(key="tokens_per_second", heading="tokens/s", short="tok/s", show=si, suffix=_rough, drop=4),
         Column(
             key="compute_equivalent_gain",
             heading="CEG",
@@ -138,7 +149,7 @@ def rank_columns(ranking: "Ranking") -> tuple[Column, ...]:
             show="{:.2f}".format,
             suffix=_gain_range,
             narrow=lambda row: _gain_range(row).strip() or f"{row['compute_equivalent_gain']:.2f}",
-            drop=2,
+            drop=3,
         ),
         Column(key="num_params", heading="parameters", short="params", show=count, wide_only=True),
         Column(key="flops_per_token", heading="FLOPs/token", short="FLOPs", show=si, wide_only=True),
@@ -219,6 +230,7 @@ OTHER_COLUMNS = (
     _NAME,
     Column(key="state", heading="state", short="state", left=True),
     Column(key="loss", heading="loss so far", short="loss", show="{:.4f}".format),
+    Column(key="bits_per_byte", heading="bits/byte", short="b/B", show="{:.4f}".format, wide_only=True),
     Column(key="tokens", heading="tokens", short="tokens", show=si),
     Column(key="reason", heading="why", short="why", left=True),
 )

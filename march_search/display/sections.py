@@ -13,6 +13,7 @@ from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.analysis.rate_noise import LADDER
+from march_search.analysis.trial_counts import recorded_counts
 from march_search.display import architectures
 from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
@@ -53,8 +54,8 @@ def sections(evidence: Evidence) -> list[Section]:
 def ranking_section(evidence: Evidence) -> Section:
     """Return the ranking, with its notes in full and what its columns mean."""
     ranking, study = evidence.ranking, evidence.study
-    done, started = sum(trial.state == "complete" for trial in study.trials), len(study.trials) + len(study.damaged)
-    title = f"{study.name}: {done} of {started} trials complete"
+    counts = recorded_counts(study)
+    title = f"{study.name}: {counts.complete} of {counts.total} trials complete"
     if ranking.rows:
         title += f", ranked by validation loss after {si(ranking.rows[0]['level_tokens'])} tokens"
     notes = study_notes(evidence)

@@ -40,10 +40,18 @@ def loss_notes(study: StudyRecord) -> list[str]:
     if key == "text":
         gain = "loss with all but the last few tokens of context cut off minus loss; 0: no more than these are used."
     lines = [f"loss: nats per {unit}, mean over seeds.", f"context gain: {gain}"]
+    factor = study.reference.get(f"{key}_bits_per_nat")
+    if any(trial.bits_per_byte is not None for trial in study.trials):
+        text = "the text" if key == "text" else "the text that the targets spell"
+        lines.insert(1, f"bits/byte: the same loss per byte of {text}, which does not depend on the vocabulary.")
     unigram, bigram = (study.reference.get(f"{key}_{model}_nats") for model in ("unigram", "bigram"))
+
+    def loss(nats: float) -> str:
+        return f"{nats:.3f}" + ("" if factor is None else f" ({nats * factor:.3f} bits/byte)")
+
     if unigram is not None:
-        pairs = "" if bigram is None else f", a bigram model (token pairs) of {bigram:.3f}"
-        lines.append(f"A unigram model (token frequencies) has a loss of {unigram:.3f} on {where}{pairs}.")
+        pairs = "" if bigram is None else f", a bigram model (token pairs) of {loss(bigram)}"
+        lines.append(f"A unigram model (token frequencies) has a loss of {loss(unigram)} on {where}{pairs}.")
     return lines
 
 

@@ -37,6 +37,8 @@ class Seq2Seq(nn.Module):
         self.encoder = Stack(a, a.num_layers, False, checkpointing, attention) if has_encoder else None
         self.decoder = Stack(a, a.decoder_layers, True, checkpointing, attention)
         self.lm_head = None if a.tie_word_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.d_model))
+        self.z_loss = 0.0
+        """Coefficient of the z-loss, which is part of the gradient of the loss but not of its value."""
 
     def kinds(self) -> Kinds:
         """Yield (kind, parameter, sizes) of the parameters outside the stacks."""
@@ -81,7 +83,7 @@ class Seq2Seq(nn.Module):
             losses_N = token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
             losses_BT = losses_N.view_as(targets_BT)
             return losses_BT.mean(1) if output == "example_losses" else losses_BT
-        return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
+        return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), self.z_loss, softcap)
 
     @torch.no_grad()
     def example_losses(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:

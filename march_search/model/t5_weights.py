@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
-from march_search.architecture.architecture import Architecture
+from march_search.architecture.architecture import DEFAULTS, Architecture
+from march_search.architecture.huggingface import t5_config
 from march_search.files.atomic import save_tensors
 
 
@@ -54,7 +56,7 @@ def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, token_
         ArchitectureError: If T5 cannot express this architecture.
     """
     dtype = str(tensors["embedding"].dtype).removeprefix("torch.")
-    config = a.to_huggingface() | {**token_ids, "dtype": dtype}
+    config = t5_config(a.name, asdict(a), DEFAULTS) | {**token_ids, "dtype": dtype}
     weights = {name: tensor.contiguous() for name, tensor in t5_tensors(a, tensors).items()}
     save_tensors(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -96,7 +96,8 @@ def _panel(
             figure.path([(x(row["interval_low"]), y), (x(row["interval_high"]), y)], f"{css} interval{kind}", tooltip)
         for loss in row["losses"] if len(row["losses"]) > 1 else ():
             figure.dot(x(loss), y, f"{css} seed", f"{name}, one seed: {loss:.4f}", 3)
-        tooltip = f"{name}: {row['loss']:.4f}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
+        bits = "" if row["bits_per_byte"] is None else f" ({row['bits_per_byte']:.4f} bits/byte)"
+        tooltip = f"{name}: {row['loss']:.4f}{bits}, {len(row['losses'])} seed{'s' * (len(row['losses']) > 1)}"
         figure.dot(x(row["loss"]), y, f"{css} mark", tooltip)
 
 

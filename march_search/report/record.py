@@ -37,14 +37,15 @@ def record_csv(evidence: Evidence) -> str:
     """Return CSV text with one row per trial: settings, state, and loss and context gain at each evaluation."""
     trials = evidence.study.trials
     marks = sorted({line["tokens"] for trial in trials for line in trial.evaluations})
-    head = ["name", "seed", "learning_rate", "state", "tokens", "loss", "context_gain", "tokens_per_second"]
+    head = ["name", "seed", "learning_rate", "state", "tokens", "loss", "bits_per_byte", "context_gain"]
+    head.append("tokens_per_second")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *(f"{what}@{tokens}" for tokens in marks for what in ("loss", "context_gain"))])
     for trial in trials:
         at = {line["tokens"]: line for line in trial.evaluations}
         curve = [at.get(tokens, {}).get(what) for tokens in marks for what in ("loss", "context_gain")]
-        final = [trial.loss, trial.context_gain]
+        final = [trial.loss, trial.bits_per_byte, trial.context_gain]
         speed = None if trial.tokens_per_second is None else f"{trial.tokens_per_second:.0f}"
         writer.writerow(
             [trial.architecture.name, trial.seed, f"{trial.config.training.learning_rate:g}", trial.state, trial.tokens]

@@ -64,6 +64,8 @@ class SearchSpace:
     """Conditions that an architecture must meet. In a rule, every field has a value; see `rule_values`."""
     description: str = ""
     """Purpose of the space."""
+    vocab_size_is_open: bool = False
+    """Whether the space leaves `vocab_size` to the study that uses it."""
 
     @classmethod
     def load(cls, name: str | Path) -> "SearchSpace":
@@ -100,7 +102,14 @@ class SearchSpace:
             faults.append(str(error))
         if faults:
             raise ConfigError.of_file(source, faults)
-        return cls(name=name, budget=budget, axes=axes, rules=tuple(rules), description=parsed.description)
+        return cls(
+            name=name,
+            budget=budget,
+            axes=axes,
+            rules=tuple(rules),
+            description=parsed.description,
+            vocab_size_is_open="vocab_size" not in parsed.axes,
+        )
 
     def with_budget(
         self, parameters: str | None = None, tolerance: str | None = None, count: Count | None = None

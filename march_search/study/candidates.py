@@ -49,10 +49,26 @@ class Candidates:
 
 
 def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
-    """Return the search space with the study's parameter budget; a file in `folder` precedes a shipped space."""
+    """Return the search space with the study's parameter budget, and its vocabulary where the space leaves that open.
+
+    A file in `folder` precedes a shipped space.
+
+    Raises:
+        ConfigError: If the space or the budget is not valid, or if space and study set different vocabularies.
+    """
     beside = folder / config.space
     name = beside if beside.is_file() else config.space
-    return named_space(name, config.budget, config.tolerance, vocab_size=config.data.vocab_size)
+    space = named_space(name, config.budget, config.tolerance, vocab_size=config.data.vocab_size)
+    vocabulary = (config.data.vocab_size,)
+    if space.vocab_size_is_open:
+        space = replace(space, axes=space.axes | {"vocab_size": vocabulary})
+    elif space.axes["vocab_size"] != vocabulary and config.search.strategy != "list":
+        sizes = " or ".join(f"{size:,}" for size in space.axes["vocab_size"])
+        raise ConfigError(
+            f"[data] vocab_size is {config.data.vocab_size:,}, but [axes] vocab_size of the space {space.name} is "
+            f"{sizes}: remove one of the two, or make them equal."
+        )
+    return space
 
 
 def structure(listed: Sequence[str], space: SearchSpace) -> str:

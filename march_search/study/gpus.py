@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError
@@ -29,9 +29,9 @@ def claim(devices: DevicesConfig) -> None:
         ConfigError: If too few GPUs are free, or if `kind` is "cuda" and too few exist.
     """
     wanted = devices.ranks // devices.nodes * devices.parallel_trials
-    if devices.kind == "cpu" or (devices.kind == "auto" and not any(path.exists() for path in _DRIVERS)):
+    if devices.kind == "cpu" or (devices.kind == "auto" and not _has_driver()):
         return
-    uuids, reason = _found()
+    uuids, reason, *_ = _found()
     if len(uuids) < wanted and devices.kind == "cuda":
         raise ConfigError(
             f"[devices]: the study needs {wanted} GPUs, but torch finds {len(uuids)} here{reason and f' ({reason})'}; "
@@ -58,23 +58,47 @@ def claim(devices: DevicesConfig) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
 
 
+def exist() -> bool:
+    """Return whether torch finds a GPU on this machine."""
+    return _has_driver() and bool(_found().uuids)
+
+
+def support_bf16() -> bool:
+    """Return whether the GPUs of this machine multiply bf16 numbers in hardware; True if it has none."""
+    return not _has_driver() or _found().bf16
+
+
+def _has_driver() -> bool:
+    """Return whether this machine has the driver of a GPU."""
+    return any(path.exists() for path in _DRIVERS)
+
+
+class _Gpus(NamedTuple):
+    """What torch finds on this machine."""
+
+    uuids: list[str]
+    """UUIDs of the GPUs, in torch's order."""
+    reason: str
+    """First line of torch's error; empty if there is none."""
+    bf16: bool
+    """Whether all of them multiply bf16 numbers in hardware; True without any."""
+
+
 _LIST_GPUS = """
 import json, torch
-uuids, reason = [], ""
+uuids, reason, bf16 = [], "", True
 try:
     torch.cuda.init()
-    of = torch.cuda.get_device_properties
-    uuids = [str(getattr(of(n), "uuid", n)) for n in range(torch.cuda.device_count())]
+    found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    uuids = [str(getattr(gpu, "uuid", n)) for n, gpu in enumerate(found)]
+    bf16 = torch.version.hip is not None or all(gpu.major >= 8 for gpu in found)
 except (RuntimeError, AssertionError) as error:
     reason = str(error).strip().splitlines()[0]
-print(json.dumps([uuids, reason]))
+print(json.dumps([uuids, reason, bf16]))
 """
 
 
-def _found() -> tuple[list[str], str]:
-    """Return the UUIDs of the GPUs that torch can use, in its order, and why there are none: torch's first line."""
+def _found() -> _Gpus:
+    """Return the GPUs that torch can use; a subprocess loads it."""
     printed, fault = run_python(_LIST_GPUS)
-    if printed is None:
-        return [], fault
-    uuids, reason = json.loads(printed)
-    return list(uuids), str(reason)
+    return _Gpus([], fault, True) if printed is None else _Gpus(*json.loads(printed))

@@ -16,7 +16,11 @@ from march_search.study.trial_process import TRAINING
 
 
 class Signals:
-    """Context manager that counts requests to stop, from SIGINT, SIGTERM or `ask`."""
+    """Context manager that counts requests to stop, from SIGINT, SIGTERM or `ask`.
+
+    Slurm sends SIGTERM to the job script, which passes it on, and to every process of the job. Only SIGINT can
+    therefore ask a second time.
+    """
 
     def __init__(self) -> None:
         self.signum, self.times = 0, 0
@@ -30,8 +34,8 @@ class Signals:
 
     def ask(self, signum: int = signal.SIGTERM) -> None:
         """Request a stop, as the signal would."""
+        self.times += not self.signum or signum == signal.SIGINT
         self.signum = self.signum or int(signum)
-        self.times += 1
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self.ask(signum)

@@ -89,6 +89,10 @@ def _example(data: DataConfig, chosen: Candidates) -> str:
     )
 
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
+"""Optimizers in words."""
+
+
 def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
     """Describe the optimizer and the precision."""
     scaled = t.learning_rate_scaling == "width"
@@ -96,10 +100,16 @@ def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
         f" at {t.base_shape}, scaled by width and depth" if scaled else ""
     )
     return (
-        f"AdamW, learning rate {rate}, {t.schedule} schedule, betas {t.betas[0]:g} and {t.betas[1]:g}, "
+        f"{OPTIMIZERS[t.optimizer]}, learning rate {rate}, {_schedule(t)}, betas {t.betas[0]:g} and {t.betas[1]:g}, "
         f"weight decay {t.weight_decay:g}, gradient clipping {t.gradient_clipping:g}, "
-        f"{t.precision}, ZeRO {t.zero_stage}"
+        f"{t.precision}, ZeRO {t.zero_stage}" + (f", z-loss {t.z_loss:g}" if t.z_loss else "")
     )
+
+
+def _schedule(t: TrainingConfig) -> str:
+    """Describe the learning rate after the warm-up."""
+    decay = f" ({t.decay_shape} decay over the last {si(t.decay_tokens(t.tokens))} tokens)"
+    return f"{t.schedule} schedule{decay if t.schedule == 'wsd' else ''}"
 
 
 def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
+from march_search.analysis.trial_counts import TrialCounts
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
 from march_search.files.atomic import discard_folder, lock
@@ -15,6 +16,7 @@ from march_search.study.adaptive import NextTrial, next_trial
 from march_search.study.confirmation import confirmation_note
 from march_search.study.job import Job, Signals
 from march_search.study.leases import Lease
+from march_search.study.outlook import trial_counts
 from march_search.study.progress import StudyProgress
 from march_search.study.study_folder import StudyFolder
 from march_search.study.survey import committed
@@ -32,7 +34,7 @@ class Summary:
     pruned: int
     failed: int
     left: int
-    """Number of unfinished trials."""
+    """Number of trials that have not ended, with those that a sampler has not chosen yet."""
     signum: int
     """Signal that ended the run; 0 for none."""
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -88,6 +90,20 @@ class StudyRun:
             self._clean_up(study)
             return self._summary(study, signals.signum)
 
+    def create(self) -> TrialCounts:
+        """Open the study and add its trials, without training, and return their counts.
+
+        Raises:
+            StorageError: If the storage cannot be opened or fails.
+        """
+        with storage.guarded():
+            return trial_counts(self._opened().get_trials(deepcopy=False), self._planned)
+
+    @property
+    def _planned(self) -> int:
+        """Number of trials that a sampler chooses; 0 if there is no sampler."""
+        return self.propose.total if self.propose else 0
+
     def _opened(self) -> optuna.Study:
         """Open the study and enqueue its trials, one process at a time."""
         with lock(self.folder.path / "lock"):
@@ -118,15 +134,18 @@ class StudyRun:
     def _summary(self, study: optuna.Study, signum: int) -> Summary:
         """Return the number of trials by the state of their newest attempt, with notes on confirmation and tokens."""
         trials, search = study.get_trials(deepcopy=False), self.config.search
-        states = [t.state for t in newest_attempts(trials)]
-        complete, pruned, failed = (states.count(s) for s in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        left = len(states) - complete - pruned - failed
-        note = "" if left else confirmation_note(trials, self.config)
+        counts = trial_counts(trials, self._planned)
+        waiting = any(not t.state.is_finished() for t in trials)
+        note = "" if waiting else confirmation_note(trials, self.config)
         notes = [note] if note else []
         if search.max_tokens is not None:
-            rest = f"; trials that would exceed the limit were not started ({left} left)" if left and not signum else ""
+            left = counts.left if waiting and not signum else 0
+            rest = f"; trials that would exceed the limit were not started ({left} left)" if left else ""
             notes.append(f"tokens: {committed(trials):,} of at most {search.max_tokens:,}{rest}.")
-        return Summary(complete=complete, pruned=pruned, failed=failed, left=left, signum=signum, notes=tuple(notes))
+        return Summary(
+            complete=counts.complete, pruned=counts.pruned, failed=counts.failed, left=counts.left, signum=signum,
+            notes=tuple(notes),
+        )  # fmt: skip
 
 
 def open_study(folder: StudyFolder, config: StudyConfig) -> optuna.Study:

@@ -18,6 +18,7 @@ from march_search.errors import ConfigError, MarchSearchError, StorageError
 from march_search.study import heartbeat, rungs, storage, usage
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
+from march_search.study.outlook import outlook, trial_state
 from march_search.study.study_folder import StudyFolder, trial_number
 from march_search.study.survey import committed
 from march_search.study.trials import newest_attempts
@@ -47,42 +48,27 @@ def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
     return study
 
 
-def trial_state(trial: FrozenTrial) -> str:
-    """Return a trial's state: `paused` if it waits after an evaluation, `waiting` if it has not started."""
-    if trial.state == TrialState.WAITING:
-        return "paused" if trial.intermediate_values and Lease.of(trial).attempt else "waiting"
-    return {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
-
-
 def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial]) -> list[Row]:
     """Return one row per trial: state, tokens, loss, worker; of a retried trial, the newest attempt."""
-    plan = rungs.study_schedule(trials, config, planned_trials(folder, config))
+    plan = rungs.study_schedule(trials, config, usage.planned_trials(folder.path, config))
     rows = []
     for trial in newest_attempts(trials):
         attrs, lease = trial.user_attrs, Lease.of(trial)
         metrics = read_metrics(folder.of_trial(trial))
         speeds = [line["tokens_per_second"] for line in metrics.lines if line.get("tokens_per_second")]
-        losses = [line["loss"] for line in metrics.of_kind("evaluation")]
+        last = (metrics.of_kind("evaluation") or ({},))[-1]
         rows.append({
             "trial": trial_number(trial), "name": attrs["architecture"], "seed": attrs["seed"],
             "learning_rate": attrs.get("learning_rate", config.training.learning_rate), "state": trial_state(trial),
             "tokens": metrics.tokens,
-            "until": plan.targets.get(trial.number), "loss": losses[-1] if losses else None,
+            "until": plan.targets.get(trial.number), "loss": last.get("loss"),
+            "bits_per_byte": last.get("bits_per_byte"),
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
             "worker": lease.worker if trial.state == TrialState.RUNNING else None,
             "retries": lease.retries, "spent_tokens": lease.spent, "reason": attrs.get("reason"),
             "damage": trial_faults(folder.of_trial(trial)),
         })  # fmt: skip
     return rows
-
-
-def planned_trials(folder: StudyFolder, config: StudyConfig) -> int:
-    """Return the planned number of trials of a study with a sampler; 0 for any other study."""
-    try:
-        plan = usage.saved_plan(folder.path) if config.search.adaptive else None
-    except StorageError:  # `remarks` reports it
-        plan = None
-    return int(plan["trials"]) if plan else 0
 
 
 def remarks(folder: StudyFolder, rows: Sequence[Row]) -> list[str]:
@@ -129,34 +115,23 @@ def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
 
 
 def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
-    """Return trial states, tokens done and planned, and seconds left at the current speed; None if nothing runs.
-
-    Trials that have not been chosen yet are planned up to the first rung.
-    """
-    planned_later = planned_trials(folder, config)
-    to_come = rungs.to_come(trials, planned_later)
-    first = rungs.rung_tokens(config, planned_later // len(config.search.seeds))[0]
-    newest = newest_attempts(trials)
-    planned = sum(_planned(config, trial, row) for trial, row in zip(newest, rows, strict=True)) + to_come * first
-    done = sum(row["tokens"] for row in rows)
-    speed = sum(row["tokens_per_second"] or 0 for row in rows)
+    """Return trial states, tokens done and planned, and seconds left at the current speed; None if nothing runs."""
+    planned = usage.planned_trials(folder.path, config)
+    found = outlook(trials, config, planned, {row["trial"]: row["tokens"] for row in rows})
+    seconds = found.seconds_left(sum(row["tokens_per_second"] or 0 for row in rows))
     return {
         "states": dict(sorted(Counter(row["state"] for row in rows).items())),
-        "trials_to_come": to_come,
-        "tokens_done": done,
-        "tokens_planned": planned,
+        "trials_ended": found.counts.ended,
+        "trials_total": found.counts.total,
+        "trials_to_come": found.to_come,
+        "tokens_done": found.tokens_done,
+        "tokens_planned": found.tokens_planned,
+        "tokens_expected": found.tokens_expected,
         "tokens_spent": committed(list(trials)),
         "max_tokens": config.search.max_tokens,
-        "tokens_without_pruning": config.training.tokens * (len(newest) + to_come),
-        "seconds_left": round((planned - done) / speed) if speed and planned > done else None,
+        "tokens_without_pruning": config.training.tokens * found.counts.total,
+        "seconds_left": None if seconds is None else round(seconds),
     }
-
-
-def _planned(config: StudyConfig, trial: FrozenTrial, row: Row) -> int:
-    """Return the tokens that a trial will have seen at its end, as far as that is decided."""
-    if trial.state.is_finished():
-        return int(row["tokens"])
-    return max(int(row["tokens"]), int(row["until"] or config.training.tokens))
 
 
 def openers(folder: StudyFolder, config: StudyConfig) -> list[str]:

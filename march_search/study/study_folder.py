@@ -113,6 +113,11 @@ class StudyFolder:
             )
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Settings with which the study was started, as JSON values with the keys of today."""
+        return _settings(read_record(self.path))
+
+    @property
     def overrides(self) -> tuple[str, ...]:
         """Settings that the command line gave when the study was started, as `KEY=VALUE`."""
         return tuple(read_record(self.path).get("overrides", ()))

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from march_search.study import heartbeat, rungs
 from march_search.study.confirmation import add_round
 from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
+from march_search.study.outlook import outlook, running_phase
 from march_search.study.progress import StudyProgress
 from march_search.study.study_folder import trial_number
 from march_search.study.trial_process import reached, unseen_cost
@@ -57,6 +58,9 @@ class Survey:
             runnable = [pair for pair in runnable if self.affordable(pair[1] - self._start(*pair), trials)]
         self.over = not (runnable or dead or any(t.state == TrialState.RUNNING for t in trials))
         self._progress.others([(t, self.path(t)) for t in running if t.number not in own_trials])
+        self._progress.study(
+            running_phase(trials), lambda tokens: outlook(trials, self._job.config, self._total, tokens)
+        )
         return runnable
 
     def _start(self, trial: FrozenTrial, until: int) -> int:

@@ -60,6 +60,15 @@ def saved_plan(folder: Path) -> dict[str, Any] | None:
     return dict.fromkeys(key.removesuffix("?") for key in _PLAN) | {"stages": [], "disk_bytes": {}} | plan
 
 
+def planned_trials(folder: Path, config: StudyConfig) -> int:
+    """Return the planned number of trials of a study with a sampler; 0 for any other study or a damaged plan."""
+    try:
+        plan = saved_plan(folder) if config.search.adaptive else None
+    except StorageError:  # `study status` reports it
+        plan = None
+    return int(plan["trials"]) if plan else 0
+
+
 def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
     """Return what the study in `folder` has used so far: the keys of `priced_plan` that its files can show."""
     tokens, flops, seconds, trials = 0, 0.0, 0.0, 0

@@ -178,7 +178,7 @@ class Worker:
         if outcome is not None:
             self._finish(active, outcome)
             return False
-        self.progress.started(active.number, attrs["architecture"], resumed)
+        self.progress.started(active.number, attrs["architecture"], resumed, active.lease.until)
         return True
 
     def _known_outcome(self, active: ActiveTrial) -> TrialOutcome | None:
@@ -269,7 +269,9 @@ class Worker:
         died_at = reached(active.folder, self.job.config.training.global_batch_tokens) if died else None
         with self.leases.alone(active.trial):
             self.leases.give_back(active.trial, active.lease, active.spent, died_at)
-        self.progress.paused(active.number)
+        until = active.lease.until
+        is_on_rung = not died and active.last >= until < self.job.config.training.tokens
+        self.progress.paused(active.number, f"waits on its rung at {until:,} tokens" if is_on_rung else "")
         self._look = 0.0
         return True
 

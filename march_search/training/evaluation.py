@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 
 from march_search.data.batches import Batches
+from march_search.data.store import Store
+from march_search.data.text_bytes import bits_per_nat
 from march_search.files.atomic import file_sha256, make_folder
 from march_search.training import ranks
 from march_search.training.engine import RankInfo
@@ -31,12 +33,15 @@ class Validation:
     inputs_NI: torch.Tensor | None
     """Input tokens; None for a decoder-only model, whose targets are the text."""
     targets_NT: torch.Tensor
+    bits_per_nat: float | None = None
+    """Factor from the loss to bits per byte of the targets' text; None if it is unknown."""
 
     @classmethod
-    def of(cls, batches: Batches) -> "Validation":
-        """Return all validation examples."""
+    def of(cls, batches: Batches, store: Store) -> "Validation":
+        """Return all validation examples of `batches`, which are cut from `store`."""
         inputs, targets = batches.validation(0, batches.num_validation)
-        return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets))
+        factor = bits_per_nat(store, targets)
+        return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets), factor)
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,20 @@ class Evaluation:
     without_N: torch.Tensor | None
     """Loss without the context: of each target with the input of another document, half a validation set away, or of
     each text with all but its last few tokens cut off (`_text_losses`). None for texts too short to be cut."""
+    bits_per_nat: float | None = None
+    """Factor from the loss to bits per byte; None if it is unknown."""
 
     @property
     def values(self) -> dict[str, float]:
-        """Mean `loss`, and `context_gain`: the loss increase without the context, 0 if the model ignores it."""
+        """Mean `loss`, the same as `bits_per_byte`, and `context_gain`: the loss increase without the context.
+
+        The gain is 0 if the model ignores its context.
+        """
         loss = float(self.losses_N.mean())
-        return {"loss": loss} | (
-            {} if self.without_N is None else {"context_gain": float(self.without_N.mean()) - loss}
+        return (
+            {"loss": loss}
+            | ({} if self.bits_per_nat is None else {"bits_per_byte": loss * self.bits_per_nat})
+            | ({} if self.without_N is None else {"context_gain": float(self.without_N.mean()) - loss})
         )
 
     def keep(self, file: Path) -> str:
@@ -104,7 +116,7 @@ def evaluate(engine: Any, examples: Validation, batch_size: int, rank_info: Rank
         losses = losses.to(rank_info.device)
         dist.all_reduce(losses)  # entries of other ranks' examples are zero
         losses = losses.cpu()
-    return Evaluation(losses[0], losses[1] if has_context else None)
+    return Evaluation(losses[0], losses[1] if has_context else None, examples.bits_per_nat)
 
 
 def _losses(

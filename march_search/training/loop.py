@@ -20,6 +20,7 @@ from march_search.config.deepspeed_config import ds_config
 from march_search.config.scaling import base_shape
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
+from march_search.data.text_bytes import token_bytes
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files.atomic import file_sha256, make_folder
 from march_search.files.json_tables import write_json
@@ -38,6 +39,7 @@ from march_search.training.engine import (
     use_deterministic_operations,
 )
 from march_search.training.metrics_file import MetricsFile
+from march_search.training.muon import MuonAndAdamW
 from march_search.training.optimizer import AdamW, parameter_groups, schedule
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.timing import Phases, Utilisation
@@ -63,6 +65,8 @@ class _Trial:
     rank_info: RankInfo
     batches: Batches
     validation: evaluation.Validation
+    token_bytes_V: torch.Tensor
+    """Bytes of text of each token of the vocabulary, float64."""
     engine: Any
     stop: StopRequest
     phases: Phases
@@ -109,7 +113,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     check_compiler(config.training, rank_info)
     config = micro_batch.fit_micro_batch(folder, config, rank_info)
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
-    validation = evaluation.Validation.of(batches)
+    validation = evaluation.Validation.of(batches, store)
     engine = _engine(folder, config, architecture, rank_info)
     trial = _Trial(
         folder=folder,
@@ -118,6 +122,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         rank_info=rank_info,
         batches=batches,
         validation=validation,
+        token_bytes_V=torch.from_numpy(token_bytes(store)),
         engine=engine,
         stop=stop,
         phases=Phases(rank_info.device),
@@ -141,7 +146,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
 
 
 def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_info: RankInfo) -> Any:
-    """Build the model, AdamW and the schedule under DeepSpeed; record the parameter groups in optimizer_groups.json."""
+    """Build the model, optimizer and schedule under DeepSpeed; record the groups in optimizer_groups.json."""
     quiet_deepspeed(rank_info.device)
     import deepspeed
 
@@ -150,10 +155,11 @@ def _engine(folder: Path, config: TrialConfig, architecture: Architecture, rank_
     # The trial run of FlexAttention calls layers out of order, which has not been tried with the hooks of ZeRO 3.
     attention = "sdpa" if training.zero_stage == 3 and training.attention == "auto" else training.attention
     model = build(architecture, training.init, training.activation_checkpointing, base, attention)
-    groups = parameter_groups(model, base)
+    model.z_loss = training.z_loss
+    groups = parameter_groups(model, base, training.optimizer)
     if rank_info.is_first:
         write_json(folder / "optimizer_groups.json", [group.describe(training) for group in groups])
-    optimizer = AdamW(
+    optimizer = (MuonAndAdamW if training.optimizer == "muon" else AdamW)(
         [{"params": list(group.parameters.values()), **group.settings(training)} for group in groups],
         lr=training.learning_rate,
         betas=(training.betas[0], training.betas[1]),
@@ -223,12 +229,13 @@ def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor:
 def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     """Take one optimizer step over the global batch; a stop signal abandons the step before any weight changes."""
     began, engine, plan = time.perf_counter(), trial.engine, trial.config.batch
-    losses, waited = [], 0.0
+    losses, waited, text_bytes, num_targets = [], 0.0, 0.0, 0
     for micro in range(plan.accumulation):
         if micro % trial.look_every == 0:
             _obey(trial)
         asked = time.perf_counter()
         inputs, targets = next(micro_batches)
+        text_bytes, num_targets = text_bytes + float(trial.token_bytes_V[targets].sum()), num_targets + targets.numel()
         waited += time.perf_counter() - asked
         trial.phases.mark()
         inputs = None if inputs is None else inputs.to(trial.rank_info.device, non_blocking=True)
@@ -240,11 +247,12 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         trial.phases.mark("step_seconds")
         losses.append(loss.detach().float())
         ranks.beat()
-    mean = torch.stack(losses).mean()
+    mean = torch.stack([torch.stack(losses).mean().double(), losses[0].new_tensor(text_bytes, dtype=torch.float64)])
     if trial.rank_info.world_size > 1:
         dist.all_reduce(mean)
         mean /= trial.rank_info.world_size
-    value, norm = float(mean), engine.get_global_grad_norm()
+    (value, text_bytes), norm = mean.tolist(), engine.get_global_grad_norm()
+    bits = {"bits_per_byte": round(value * num_targets / text_bytes / math.log(2), 6)} if text_bytes else {}
     seconds = time.perf_counter() - began
     trial.micro_seconds = seconds / plan.accumulation  # of a whole step, because a GPU runs behind the loop above
     trial.step += 1
@@ -257,7 +265,7 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     tokens, phases = trial.config.training.global_batch_tokens, trial.phases.seconds()
     if trial.metrics:
         trial.metrics.append(
-            "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6),
+            "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6), **bits,
             gradient_norm=norm, learning_rate=_base_rate(trial), tokens_per_second=round(tokens / seconds, 1),
             flop_utilisation=trial.utilisation.at(tokens / seconds), data_wait_seconds=round(waited, 6),
             **{name: round(taken, 6) for name, taken in phases.items()},

@@ -84,7 +84,10 @@ def _kept_lines(path: Path, keep_steps: int) -> tuple[list[bytes], list[dict[str
 
 EVENT_FILE = "events.out.tfevents.0.march-search"
 
-EVENT_VALUES = ("loss", "context_gain", "gradient_norm", "learning_rate", "tokens_per_second", "flop_utilisation")
+EVENT_VALUES = (
+    *("loss", "bits_per_byte", "context_gain", "gradient_norm", "learning_rate", "tokens_per_second"),
+    "flop_utilisation",
+)
 """Metrics that are written as curves, such as `train/loss`. The others are only in metrics.jsonl."""
 
 

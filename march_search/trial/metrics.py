@@ -156,7 +156,7 @@ def _is_metric(line: Any) -> bool:
     return all(type(value) is int and value >= 0 for value in whole) and all(map(_is_number, numbers))
 
 
-MAYBE = ("context_gain", "tokens_per_second", "seconds")
+MAYBE = ("context_gain", "bits_per_byte", "tokens_per_second", "seconds")
 """Numbers that a line may have, and that others read."""
 
 

@@ -89,8 +89,9 @@ def completed_outcome(folder: Path) -> TrialOutcome | None:
         return None
     if result is None:
         return None
-    gain, speed = result.get("context_gain"), result.get("tokens_per_second")
-    text = f"loss {result['loss']:.4f}" + ("" if gain is None else f", context gain {gain:.3f}")
+    bits, gain, speed = (result.get(key) for key in ("bits_per_byte", "context_gain", "tokens_per_second"))
+    text = f"loss {result['loss']:.4f}" + ("" if bits is None else f" ({bits:.4f} bits/byte)")
+    text += "" if gain is None else f", context gain {gain:.3f}"
     text += "" if speed is None else f", {speed:,.0f} tokens/s"
     return {"state": "complete", "tokens": result["tokens"], "loss": result["loss"], "text": text}
 

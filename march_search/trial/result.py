@@ -20,7 +20,8 @@ VALIDATION_SEAL, WEIGHTS_SEAL = "validation_sha256", "weights_sha256"
 """Keys of a result: the SHA-256 of the losses of the last evaluation, and of the weights."""
 
 _EXPECTED: dict[str, Kinds] = {
-    "architecture": str, "seed": int, "tokens": int, "loss": NUMBER, "context_gain?": MAYBE_NUMBER,
+    "architecture": str, "seed": int, "tokens": int, "loss": NUMBER, "bits_per_byte?": MAYBE_NUMBER,
+    "context_gain?": MAYBE_NUMBER,
     "tokens_per_second?": MAYBE_NUMBER, "train_seconds?": MAYBE_NUMBER, "versions?": dict, "training?": dict,
     "sha256?": str, VALIDATION_SEAL + "?": str, WEIGHTS_SEAL + "?": str,
 }  # fmt: skip

@@ -31,6 +31,10 @@ def read_settings(folder: Path) -> TrialConfig:
     path = folder / SETTINGS
     config = build(TrialConfig, read_file(path), str(path))
     Architecture.parse(config.architecture)
+    if config.training.precision == "auto":
+        raise ConfigError(
+            f'{path}: [training]: precision "auto" is resolved when a study starts: use "bf16" or "fp32" in a trial.'
+        )
     return config
 
 

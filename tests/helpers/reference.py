@@ -35,6 +35,11 @@ def t5_checkpoints() -> list[dict[str, Any]]:
     return json.loads((FOLDER / "t5-checkpoints.json").read_text())["checkpoints"]
 
 
+def decoder_checkpoints() -> list[dict[str, Any]]:
+    """Return public decoder-only models: `model_type`, fields of their config.json, exact parameter count."""
+    return json.loads((FOLDER / "decoder-checkpoints.json").read_text())["checkpoints"]
+
+
 def march_curves() -> list[list[tuple[int, float]]]:
     """Return the curves of the 25 runs, in the order of `march_runs`: (tokens, evaluation loss) every 20 steps."""
     runs = json.loads((FOLDER / "march-2023-curves.json").read_text())["runs"]
