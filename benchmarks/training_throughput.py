@@ -140,11 +140,11 @@ def prepare(name: str, batch: int, folder: Path) -> None:
     from march_search import Architecture
     from march_search.architecture.spans import span_lengths
     from march_search.model import build
-    from march_search.model.t5_weights import save_t5
+    from march_search.model.huggingface_folder import save_huggingface
 
     a, lengths = Architecture.parse(name), span_lengths(LENGTH, 0.15, 3.0)
     torch.manual_seed(0)
-    save_t5(a, build(a).state_dict(), folder, {"eos_token_id": 1, "pad_token_id": 0})
+    save_huggingface(a, build(a).state_dict(), folder, {"eos_token_id": 1, "pad_token_id": 0})
     for which, length in (("inputs", lengths.input), ("targets", lengths.target)):
         torch.save(torch.randint(2, a.vocab_size, (batch, length)), folder / f"{which}.pt")
 

@@ -44,7 +44,13 @@ SYSTEMS = {
     "length reduction, learned no-op": {"num_layers": 3, "length_reduction": 0.5, "noop_key": "learned"},
     "length reduction, fixed no-op": {"length_reduction": 0.4, "noop_key": "fixed", "position": "rotary"},
     "Llama": {**LLAMA, "num_heads": 4, "num_key_value_heads": 2},
-    "Qwen3, one key head": {**LLAMA, "num_heads": 4, "num_key_value_heads": 1, "qk_norm": "head", "noop_key": "learned"},
+    "Qwen3, one key head": {
+        **LLAMA,
+        "num_heads": 4,
+        "num_key_value_heads": 1,
+        "qk_norm": "head",
+        "noop_key": "learned",
+    },
     "OLMo 2": {**LLAMA, "qk_norm": "all", "norm_position": "post"},
     "GPT-NeoX": {
         "structure": "decoder-only",
@@ -228,7 +234,9 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses(share):
 @pytest.mark.parametrize("noop_key", ["none", "fixed", "learned"])
 def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
     torch.manual_seed(0)
-    attention = SelfAttention(Architecture(position="rotary", noop_key=noop_key), LayerGroup(1, 1, False, 8, 2, 4, 2), 1)
+    attention = SelfAttention(
+        Architecture(position="rotary", noop_key=noop_key), LayerGroup(1, 1, False, 8, 2, 4, 2), 1
+    )
     with torch.no_grad():
         attention.o.copy_(torch.eye(8))
         if attention.noop_key is not None:

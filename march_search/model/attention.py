@@ -47,7 +47,7 @@ class Attention(nn.Module):
             shape.key_value_inner,
         )
         is_unscaled = a.position == "relative" and a.qk_norm == "none"
-        self.q_kind, self.scale = ("q_unscaled", 1.0) if is_unscaled else ("q", shape.d_kv**-0.5)
+        self.q_kind, self.scale = "q_unscaled" if is_unscaled else "q", 1.0 if is_unscaled else shape.d_kv**-0.5
         self.has_noop = a.noop_key != "none"
         self.o = nn.Parameter(torch.empty(shape.width, shape.inner))
         self.o_bias = nn.Parameter(torch.empty(shape.width)) if a.bias == "all" else None
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     def _split(self, x_BLY: Tensor, *widths: int) -> list[Tensor]:
         """Split one projection's output into views of these widths, each of shape (B, L, heads, K)."""
-        return [part_BLY.unflatten(-1, (-1, self.d_kv)) for part_BLY in x_BLY.split(widths, -1)]
+        return [part_BLY.unflatten(-1, (-1, self.d_kv)) for part_BLY in torch.split(x_BLY, widths, -1)]
 
     def _normalised(self, norm: RMSNorm | None, x_BLHK: Tensor) -> Tensor:
         """Return queries or keys after their norm, over each head or over all of them."""
