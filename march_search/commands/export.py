@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +14,8 @@ from march_search.architecture.huggingface import START_TOKEN
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
 from march_search.files.atomic import one_line, replacing_folder
+
+_LOGGER = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,6 +144,12 @@ def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _
             raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
         model_format.save(trial, tensors, partial, save_tokenizer(trial.store, partial, trial.architecture.structure))
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "qwen2":
+        _LOGGER.warning(
+            "AutoTokenizer of transformers 5 gives every Qwen2 the rules of Qwen's own tokenizer: load this one with "
+            "PreTrainedTokenizerFast.from_pretrained."
+        )
 
 
 def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:

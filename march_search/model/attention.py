@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     def _split(self, x_BLY: Tensor, *widths: int) -> list[Tensor]:
         """Split one projection's output into views of these widths, each of shape (B, L, heads, K)."""
-        return [part_BLY.unflatten(-1, (-1, self.d_kv)) for part_BLY in torch.split(x_BLY, widths, -1)]
+        return [part_BLY.view(*part_BLY.shape[:2], -1, self.d_kv) for part_BLY in torch.split(x_BLY, list(widths), -1)]
 
     def _normalised(self, norm: RMSNorm | None, x_BLHK: Tensor) -> Tensor:
         """Return queries or keys after their norm, over each head or over all of them."""

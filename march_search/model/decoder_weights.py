@@ -122,7 +122,7 @@ def _parts(a: Architecture, kind: str, module: str, count: int, tensor: Tensor) 
     """Return views of a parameter of a layer, one for each of their `count` modules."""
     if module == "attention.qkv" and count == 3:
         keys = a.key_value_heads * a.d_kv
-        return torch.split(tensor, (a.num_heads * a.d_kv, keys, keys))
+        return torch.split(tensor, [a.num_heads * a.d_kv, keys, keys])
     if module == "attention.qkv" and kind == "gpt_neox":  # queries, keys and values of one head stand together there
         return (tensor.view(3, a.num_heads, a.d_kv, *tensor.shape[1:]).transpose(0, 1),)
     return tensor.chunk(count)
