@@ -48,7 +48,7 @@ def study(root: Path, seeds: int = 3, **texts: Any) -> Path:
             store="store",
             seed=number,
             data=DATA,
-            training=TrainingConfig(tokens=1 << 20, global_batch_tokens=1024),
+            training=TrainingConfig(tokens=1 << 20, global_batch_tokens=1024, precision="bf16"),
         )
         write_json(trial / "trial.json", asdict(config))
         write_json(trial / "outcome.json", {"state": state, "text": text, "reason": text})

@@ -93,8 +93,18 @@ def test_every_sampler_tries_members_only_and_each_once(inner: str) -> None:
         {"bottleneck": ["none", "flat"], "d_bottleneck": [32, 64], "share_layers": [1, 2, "all"]},
         {"length_reduction": [1.0, 0.5], "position": ["relative", "absolute"], "max_length": [128, 256]},
         {"num_layers": 1, "d_model": 96, "num_heads": 4, "d_kv": 32, "feed_forward_proj": "relu"},
+        {"num_key_value_heads": [1, 2, 4], "qk_norm": ["none", "all"], "bias": ["qkv", "all"], "norm": "layer"},
+        {
+            "structure": "decoder-only",
+            "position": ["rotary", "none"],
+            "rotary_base": [10000, 1e6],
+            "attention_window": ["none", 16, 32],
+            "global_every": [0, 2],
+            "parallel_block": [False, True],
+            "logit_softcap": ["none", 30],
+        },
     ],
-    ids=["structure", "bottleneck", "floats", "one axis"],
+    ids=["structure", "bottleneck", "floats", "one axis", "groups", "windows"],
 )
 def test_every_axis_of_a_space_can_vary(axes: dict[str, object], inner: str) -> None:
     found = solve(space(**axes).with_budget(tolerance="30%"))
@@ -341,3 +351,16 @@ def test_the_example_runs() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ended.stdout.startswith("60 trials: 60 meet the budget, 60 are distinct\nbest: L12-D768-")
     assert ended.stderr == ""
+
+
+def test_studies_of_earlier_versions_can_get_further_trials() -> None:
+    from march_search.study.trials import distributions, enqueue
+
+    recorded = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
+    shapes = list(FOUND[:2])
+    ranges = distributions(shapes)
+    assert ranges["feed_forward_proj"] == CategoricalDistribution(recorded)
+    study = optuna.create_study()
+    assert enqueue(study, [(a, 0) for a in shapes], ranges, 1e-3) == 2
+    newer = Architecture.parse("L2-D64-H2x16-F96-exactgelu")
+    assert distributions([newer])["feed_forward_proj"].choices == (*recorded, "exact-gelu")

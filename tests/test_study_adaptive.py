@@ -25,7 +25,7 @@ CONFIG = StudyConfig(
     space="cpu-demo",
     search=SearchConfig(strategy="tpe", trials=14),
     data=DataConfig(vocab_size=2048, sequence_length=64),
-    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
+    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, precision="bf16", evaluations=4),
 )
 
 

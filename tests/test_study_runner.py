@@ -80,7 +80,8 @@ def test_the_median_pruner_stops_a_bad_trial(tmp_path: Path, monkeypatch: pytest
     )
     assert run_toy_study(tmp_path, config) == Summary(complete=3, pruned=1, failed=0, left=0, signum=0)
     [row] = other_rows(read_study(tmp_path / "toy"))
-    assert (row["name"], row["state"], row["tokens"]) == (names[3], "pruned", 2048)
+    assert (row["name"], row["state"]) == (names[3], "pruned")
+    assert 2048 <= row["tokens"] < 4096  # on a busy machine, it evaluates once more before it is stopped
 
 
 def test_every_architecture_is_trained_with_every_seed(tmp_path: Path) -> None:
@@ -251,8 +252,14 @@ def test_a_study_name_never_leaves_the_root(tmp_path: Path, name: str) -> None:
 
 
 def test_an_architecture_must_have_the_vocabulary_of_the_data(tmp_path: Path) -> None:
+    other = replace(TOY_CONFIG, data=DataConfig(vocab_size=4096))
+    with pytest.raises(
+        ConfigError, match=r"vocab_size is 4,096, but \[axes\] vocab_size of the space cpu-demo is 2,048"
+    ):
+        candidates.choose(other, tmp_path)
+    listed = SearchConfig(strategy="list", architectures=("L2-D96-H3x32-F256-V2048",))
     with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
-        candidates.choose(replace(TOY_CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
+        candidates.choose(replace(other, search=listed), tmp_path)
 
 
 def test_decoder_only_models_need_a_study_of_their_own(tmp_path: Path) -> None:

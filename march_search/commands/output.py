@@ -86,12 +86,24 @@ def print_pairs(out: Any, title: str, rows: Sequence[tuple[str, str]]) -> None:
     """Print (label, text) pairs as a table of two columns without headings."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False
+    )
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     out.print(table)
+
+
+def print_plan(out: Any, title: str, warnings: Sequence[str], rows: Sequence[tuple[str, str]]) -> None:
+    """Print the plan of a study: its warnings, which are highlighted, then its rows."""
+    from rich.text import Text
+
+    out.print(Text(visible(title), style="bold"))
+    for warning in warnings:
+        out.print(Text(visible(f"WARNING: {warning}"), style="bold yellow"))
+    print_pairs(out, "", rows)
 
 
 def report_summary(summary: "Summary", folder: "StudyFolder") -> int:

@@ -148,7 +148,7 @@ def _comparison_text(found: "list[StudyComparison]", options: argparse.Namespace
 def _cost(folder: Path) -> list[tuple[str, str]]:
     """Return the actual cost of the study and the plan of each phase, or an empty list if it has no plan."""
     from march_search.errors import StorageError
-    from march_search.study import usage
+    from march_search.study import plan_cost, usage
     from march_search.study.study_folder import StudyFolder
 
     try:
@@ -159,7 +159,7 @@ def _cost(folder: Path) -> list[tuple[str, str]]:
     if not plan:
         return []
     actual = usage.actual(folder, StudyFolder(folder).config())
-    return usage.comparison_rows(plan, actual) + usage.planned_phases(plan)
+    return usage.comparison_rows(plan, actual) + plan_cost.phase_rows(plan)
 
 
 def _write_tables(evidence: "Evidence", folder: Path, command: str, cost: list[tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ from march_search.config.loader import build, read_file
 from march_search.config.overrides import with_overrides
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
 from march_search.config.study_config import StudyConfig
-from march_search.errors import UsageError, nearest
+from march_search.errors import ConfigError, UsageError, nearest
 from march_search.files.json_tables import read_json
 from march_search.study import defaults
 from march_search.study.defaults import DeviceType
@@ -66,15 +66,19 @@ class NamedStudy:
         loaded = self.loaded()
         return loaded.config, loaded.base
 
-    def loaded(self, device_type: DeviceType | None = None) -> "LoadedStudy":
+    def loaded(self, device_type: DeviceType | None = None, is_created: bool = False) -> "LoadedStudy":
         """Return the settings, the folder that relative paths in them start from, and what the program chose.
 
         The settings come from the TOML file, or from the study folder if only that is known. What the file leaves to
         the program is chosen for this machine, or for `device_type`, until the study is started; then it is as
         recorded.
 
+        Args:
+            device_type: Type of the devices of a study that is planned or created for another machine.
+            is_created: Whether the study is only created here, for workers on other machines.
+
         Raises:
-            ConfigError: If the file is invalid.
+            ConfigError: If the file is invalid, or if a study that is created here leaves its type of device open.
             UsageError: If an override is not `KEY=VALUE`.
         """
         if self.file is None:
@@ -88,6 +92,14 @@ class NamedStudy:
         if self.is_started:
             started = defaults.as_started(table, self.folder.settings)
             return LoadedStudy(build(StudyConfig, started, source), self.file.parent)
+        if is_created and device_type is None and defaults.depends_on_machine(table):
+            raise ConfigError.of_file(
+                source,
+                [
+                    '[devices] kind is "auto" and this machine has no GPU, so precision and batch would be those of its '
+                    "CPU: add devices.kind=cuda, or devices.kind=cpu, to the command."
+                ],
+            )
         table, notes = defaults.filled(table, self.file.parent, device_type)
         return LoadedStudy(build(StudyConfig, table, source), self.file.parent, notes)
 

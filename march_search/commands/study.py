@@ -15,7 +15,7 @@ from march_search.commands.options import (
     add_root,
     refuse_without_effect,
 )
-from march_search.commands.output import report_summary
+from march_search.commands.output import print_pairs, print_plan, report_summary
 
 if TYPE_CHECKING:
     from march_search.commands.studies import NamedStudy
@@ -97,13 +97,13 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def run_study(options: argparse.Namespace) -> int:
     """Run a study, or print its plan."""
-    from march_search.commands.output import print_pairs
     from march_search.data import corpora, vocabulary
+    from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, price, usage
-    from march_search.study.plan import plan_rows, warning_rows
+    from march_search.study import candidates, extension, plan_cost, storage, usage
+    from march_search.study.plan import plan_rows, product, warnings
     from march_search.study.status import phase_rows
 
     study = _asked(options)
@@ -111,7 +111,7 @@ def run_study(options: argparse.Namespace) -> int:
         names = ("dry_run", "extend", "device", "rate")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
-    config, base, notes = study.loaded(_planned_type(options))
+    config, base, notes = study.loaded(_planned_type(options), is_created=options.create)
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
     if plan is not None:
@@ -124,24 +124,27 @@ def run_study(options: argparse.Namespace) -> int:
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        rows = [("overrides", " ".join(study.overrides))] if study.overrides else []
-        rows += plan_rows(config, chosen, data_summary, folder.path) + [("chosen", note) for note in notes]
-        if not options.dry_run:
+        if options.dry_run:
+            storage.check_unchanged(config.storage, folder.path)
+        else:
             _check_start(study, config, options.extend)
         device = None
         if plan is None:
-            device = _priced_device(options, config)
-            plan = price.priced_plan(config, chosen, device, options.rate)
-        rows += usage.price_rows(plan) + phase_rows(folder) + warning_rows(config, device)
+            plan, device = _priced(options, config, chosen)
+        store = folder.store if study.is_started else None
+        alerts = warnings(config, plan, device, text_tokens(config.data, base, store))
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
         raise type(error)(f"{options.study}: {error}") from None
+    rows = plan_cost.cost_rows(plan, product(config, chosen)) + phase_rows(folder)
+    rows += [("overrides", " ".join(study.overrides))] if study.overrides else []
+    rows += plan_rows(config, chosen, data_summary, folder.path) + [("chosen", note) for note in notes]
     out = console(stderr=not options.dry_run)
-    print_pairs(out, f"study {study.name}", rows)
+    print_plan(out, f"study {study.name}{config.question and f': {config.question}'}", alerts, rows)
     if options.dry_run:
         _print_candidates(out, chosen, config)
-        if (options.device or config.devices.kind).lower() == "cpu":  # measured, so torch is loaded already
+        if plan["device"] == "cpu":
             _check_models(chosen, config)
         return 0
     if options.extend:
@@ -153,7 +156,6 @@ def run_study(options: argparse.Namespace) -> int:
 
 def _train(study: "NamedStudy", config: "StudyConfig", base: Path, chosen: "Candidates", plan: dict[str, Any]) -> int:
     """Record a study, train its trials and return the exit code."""
-    from march_search.commands.output import print_pairs
     from march_search.display.tables import console
     from march_search.study import gpus, usage
 
@@ -164,19 +166,30 @@ def _train(study: "NamedStudy", config: "StudyConfig", base: Path, chosen: "Cand
     return report_summary(summary, study.folder)
 
 
-def _priced_device(options: argparse.Namespace, config: "StudyConfig") -> "Device | None":
-    """Return the devices of a trial for the cost estimate; None if they are unknown.
+def _priced(
+    options: argparse.Namespace, config: "StudyConfig", chosen: "Candidates"
+) -> "tuple[dict[str, Any], Device | None]":
+    """Return the plan of a study, and the devices of a trial that it is priced for; None if they are unknown.
 
-    Without --device, a study on CPUs measures this machine, unless it is only created here.
+    Without --device, a study on the CPU is timed on this machine, unless it is only created here.
     """
-    from march_search.study import price
+    from march_search.errors import UsageError
+    from march_search.study import gpus, measured_cpu, price
 
-    device = None
-    if options.device or not options.create:
-        device = price.device_of(config, options.device, torch_is_loaded=options.dry_run)
-    if device is None:
+    named, kind = (options.device or "").strip().lower(), config.devices.kind
+    if named == "cpu" or (
+        not named and not options.create and (kind == "cpu" or (kind == "auto" and not gpus.exist()))
+    ):
+        seconds = measured_cpu.STEP_SECONDS if options.dry_run else measured_cpu.QUICK_SECONDS
+        cpu = measured_cpu.measured_cpu(config, price.stand_ins(config, chosen), seconds)
+        if cpu is None:
+            raise UsageError("this machine's CPU could not be measured; see march-search doctor --only devices.")
+        return cpu.plan(config, chosen, options.rate), cpu.device
+    if not named:
         refuse_without_effect(options, ("rate",), "without --device D, whose hours it prices")
-    return device
+        return price.priced_plan(config, chosen), None
+    device = price.device_of(config, options.device)
+    return price.priced_plan(config, chosen, device, options.rate), device
 
 
 def _asked(options: argparse.Namespace) -> "NamedStudy":
@@ -203,8 +216,8 @@ def _asked(options: argparse.Namespace) -> "NamedStudy":
 
 
 def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
-    """Return the type of the device that a plan is printed for; None for that of this machine."""
-    if not options.dry_run or options.device is None:
+    """Return the type of the device that a plan is printed for or a study is created for; None for this machine's."""
+    if not (options.dry_run or options.create) or options.device is None:
         return None
     return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 

@@ -42,7 +42,7 @@ def run_new(options: argparse.Namespace) -> int:
     from march_search.cost.devices import parse_device
     from march_search.display.tables import duration, plural, si
     from march_search.errors import UsageError
-    from march_search.study import beginning, candidates, defaults, price
+    from march_search.study import beginning, candidates, defaults, plan_cost, price
     from march_search.study.measured_cpu import UNCERTAINTY, measured_cpu
     from march_search.study.study_folder import StudyFolder
 
@@ -65,8 +65,7 @@ def run_new(options: argparse.Namespace) -> int:
     config = beginning.draft(wish, num_bytes)
     measured: MeasuredCpu | None = None
     if is_cpu:
-        shapes = candidates.choose(config, path.parent).architectures
-        measured = measured_cpu(config, (shapes[0], shapes[len(shapes) // 2], shapes[-1]))
+        measured = measured_cpu(config, candidates.choose(config, path.parent).architectures)
         if measured is None:
             raise UsageError("this machine's CPU could not be measured; see march-search doctor --only devices.")
     one = measured.device if measured else price.device_of(config, options.device.split("x", 1)[-1])
@@ -78,6 +77,10 @@ def run_new(options: argparse.Namespace) -> int:
 
     config = beginning.fitted(config, wish, num_bytes, one, most)
     plan = price.priced_plan(config, candidates.choose(config, path.parent), one)
+    if found := plan_cost.faults(plan):
+        raise UsageError(
+            f"{found[0].partition(':')[0]}: use a smaller --budget than {options.budget}, or a larger --device."
+        )
     basis = f"{measured.device.basis}, {si(measured.tokens_per_second)} tokens/s together" if measured else str(one)
     _write(path, _text(config, wish, num_bytes, basis, most(config, plan)))
     print(
@@ -133,6 +136,9 @@ def _text(config: "StudyConfig", wish: Any, num_bytes: int | None, basis: str, m
         if training.precision == "bf16"
         else ("this CPU has no bf16 in hardware")
     )
+    lengths = (
+        "small models learn to use short inputs first" if wish.is_cpu else "T5's; attention costs more with longer ones"
+    )
     cores = "trials at a time, one per core" if wish.is_cpu else "trials at a time, each on a GPU of its own"
     lines = f"""\
 # Planned for at most {duration(most)}: {basis}.
@@ -160,7 +166,7 @@ max_seeds = {config.confirm.max_seeds}                    # most seeds per shape
 [data]
 corpus = {json.dumps(data.corpus)}   # {text} of text
 vocab_size = {data.vocab_size}                 # trained on the corpus; the space takes it from here
-sequence_length = {data.sequence_length}             # tokens per example; small models learn to use short inputs first
+sequence_length = {data.sequence_length}             # tokens per example; {lengths}
 noise_density = {data.noise_density}              # part of an example that the model has to restore
 validation_fraction = {data.validation_fraction}       # part of the documents that only evaluates
 validation_sequences = {data.validation_sequences}       # examples per evaluation

@@ -95,8 +95,8 @@ LAUNCH_SECONDS = 5e-4
 """Seconds to launch the kernels of a layer, forward and backward: about 60 of 8 microseconds, assumed."""
 
 BASIS = (
-    "fitted on 44 published speeds of other programs on A100 and H100; median error 11% on a program left out of the "
-    "fit; this program has not been timed on a GPU"
+    "fitted on 44 published speeds on A100 and H100; median error 11% on a program left out; "
+    "this program has not been timed on a GPU"
 )
 """Source of the prices, as one clause."""
 
@@ -160,8 +160,7 @@ A5000 = replace(
     gpu("A5000", *DATA_SHEETS["A5000"]),
     all_scores=True,
     layer_seconds=STUDY_LAYER_SECONDS,
-    basis="calibrated on 25 recorded runs of 2023, whose software kept all attention scores and took 0.7 microseconds "
-    "more per layer and token; median error 13% on shape families left out of the fit",
+    basis="calibrated on 25 recorded runs of 2023, whose software was slower; median error 13% on shapes left out",
 )
 """The GPU of the 2023 study, as fast as that software was."""
 

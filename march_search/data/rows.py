@@ -91,6 +91,11 @@ def kind_of(file: Path) -> str | None:
     return None if found == "parquet" and compression else found
 
 
+def is_compressed(file: Path) -> bool:
+    """Return whether a file may hold more bytes of text than it has, by its name."""
+    return kind_of(file) == "parquet" or bool(_suffixes(file)[1])
+
+
 def type_of(file: Path) -> str:
     """Return the type of a file for messages, such as `.tar.gz`."""
     return "".join(_suffixes(file)) or "without a suffix"

@@ -63,6 +63,16 @@ def filled(table: dict[str, Any], base: Path, device_type: DeviceType | None = N
     return Filled(_with(table, data=data, training=training), tuple(notes))
 
 
+def depends_on_machine(table: Mapping[str, Any]) -> bool:
+    """Return whether precision or batch of a study's file would be chosen for the CPU of a machine without GPUs.
+
+    A study that is created on the login node of a cluster is trained elsewhere.
+    """
+    training = _table(table, "training")
+    is_open = training.get("precision", "auto") == "auto" or "global_batch_tokens" not in training
+    return is_open and _table(table, "devices").get("kind", "auto") == "auto" and not gpus.exist()
+
+
 def as_started(table: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a started study's file, with the recorded settings where the file leaves them open."""
     data, training = _table(table, "data"), _table(table, "training")

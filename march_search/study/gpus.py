@@ -60,7 +60,12 @@ def claim(devices: DevicesConfig) -> None:
 
 def exist() -> bool:
     """Return whether torch finds a GPU on this machine."""
-    return _has_driver() and bool(_found().uuids)
+    return number() > 0
+
+
+def number() -> int:
+    """Return how many GPUs torch finds on this machine."""
+    return len(_found().uuids) if _has_driver() else 0
 
 
 def support_bf16() -> bool:

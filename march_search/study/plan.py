@@ -1,72 +1,81 @@
-"""Describe a study before it runs, as rows for `--dry-run` and for the start of a run."""
+"""Describe a study before it runs, as rows for `--dry-run` and for the start of a run; `plan_cost.py` has its cost."""
 
 import os
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.config.search_config import LEAST_STEPS
+from march_search.config.study_config import public_storage
 from march_search.cost.devices import SLOW_BF16, Device
+from march_search.data.text_tokens import TextTokens
 from march_search.display.tables import count, plural, si
 from march_search.space.budget import Budget
+from march_search.study import gpus
 from march_search.study.candidates import Candidates, how_many, rates
-from march_search.study.price import stand_ins
+from march_search.study.plan_cost import faults
 from march_search.study.rungs import notes
 
 
+def product(config: StudyConfig, chosen: Candidates) -> str:
+    """Return what the trials of the search are the product of: `8 architectures × 1 seed`."""
+    learning_rates = rates(config)
+    words = [plural(how_many(chosen, config), "architecture"), plural(len(config.search.seeds), "seed")]
+    words += [plural(len(learning_rates), "learning rate")] if len(learning_rates) > 1 else []
+    return " × ".join(words)
+
+
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
-    """Return (label, value) pairs: candidates, tokens, batch arithmetic, data, devices, files."""
+    """Return (label, value) pairs: candidates, batch arithmetic, recipe, data, devices, files."""
     training, data = config.training, config.data
-    budget = chosen.found.budget
-    many, seeds, learning_rates = how_many(chosen, config), config.search.seeds, rates(config)
-    trials = many * len(seeds) * len(learning_rates)
-    flops = fmean(
-        a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
-        for a in stand_ins(config, chosen)
-    )
-    product = [plural(many, "architecture"), plural(len(seeds), "seed")]
-    product += [plural(len(learning_rates), "learning rate")] if len(learning_rates) > 1 else []
+    learning_rates = rates(config)
     return [
-        ("question", config.question or "–"),
         *([("answer", config.answer)] if config.answer else []),
-        ("candidates", _candidates(config, chosen, budget)),
+        ("candidates", _candidates(config, chosen, chosen.found.budget)),
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
-        ("trials", f"{trials} = {' × '.join(product)}"),
-        ("tokens", f"{count(training.tokens)} per trial = {training.steps:,} steps × {training.global_batch_tokens:,}; "
-                   f"{si(training.tokens * trials)} if all train to the end"),
-        ("FLOPs", f"{si(flops * training.tokens)} per trial, forward and backward"),
+        *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
+        *([("rungs", note)] if (note := notes(config, how_many(chosen, config) * len(learning_rates))) else []),
+        ("trial", f"{count(training.tokens)} tokens = {training.steps:,} steps × {training.global_batch_tokens:,}"),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
-        ("data", text),
-        ("recipe", _recipe(training, learning_rates)),
+        ("recipe", f"{OPTIMIZERS[training.optimizer]}, {_rates(training, learning_rates)}, {_schedule(training)}"),
+        ("numerics", _numerics(training)),
         ("evaluations", f"{len(training.evaluation_steps)} per trial, {data.validation_sequences} sequences each; "
                         f"{len(training.checkpoint_steps)} checkpoints"),
-        *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
-        *([("rungs", note)] if (note := notes(config, many * len(learning_rates))) else []),
+        ("data", text),
         ("devices", _devices(config)),
         ("files", str(root)),
+        *([("storage", storage)] if (storage := public_storage(config.storage)) else []),
     ]  # fmt: skip
 
 
-def warning_rows(config: StudyConfig, device: Device | None) -> list[tuple[str, str]]:
-    """Return one (label, text) pair for each setting with which trials would be slow or hardly train.
+def warnings(config: StudyConfig, plan: dict[str, Any], device: Device | None, text_tokens: TextTokens) -> list[str]:
+    """Return one sentence without its full stop for each setting with which trials would fail, be slow or learn little.
 
     Args:
         config: The study's settings.
+        plan: The study's plan.
         device: Device of a trial; None if it is unknown.
+        text_tokens: Tokens of the training text.
     """
-    training, texts = config.training, []
+    training, texts = config.training, faults(plan)
     if training.steps < LEAST_STEPS:
         texts.append(
             f"a trial has {plural(training.steps, 'optimizer step')}, fewer than {LEAST_STEPS}: lower "
             "global_batch_tokens or raise tokens in [training]"
+        )
+    if text_tokens.most is not None and training.global_batch_tokens > text_tokens.most:
+        about = "" if text_tokens.is_exact else "at most about "
+        texts.append(
+            f"one batch of {si(training.global_batch_tokens)} tokens is larger than the whole training text, "
+            f"{about}{si(text_tokens.most)} tokens: lower global_batch_tokens in [training], or use more text"
         )
     if device is not None and training.precision == "bf16" and device.bf16_slowdown > SLOW_BF16:
         texts.append(
             f'bf16 is {device.bf16_slowdown:.0f} times slower than fp32 on this CPU: set precision = "fp32" in '
             "[training]"
         )
-    return [("warning", text) for text in texts]
+    return texts
 
 
 def _batch(config: StudyConfig) -> str:
@@ -93,16 +102,17 @@ OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
 """Optimizers in words."""
 
 
-def _recipe(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
-    """Describe the optimizer and the precision."""
-    scaled = t.learning_rate_scaling == "width"
-    rate = " or ".join(f"{rate:g}" for rate in learning_rates) + (
-        f" at {t.base_shape}, scaled by width and depth" if scaled else ""
-    )
+def _rates(t: TrainingConfig, learning_rates: tuple[float, ...]) -> str:
+    """Describe the learning rates."""
+    scaled = f" at {t.base_shape}, scaled by width and depth" if t.learning_rate_scaling == "width" else ""
+    return f"learning rate {' or '.join(f'{rate:g}' for rate in learning_rates)}{scaled}"
+
+
+def _numerics(t: TrainingConfig) -> str:
+    """Describe the constants of the optimizer and the precision."""
     return (
-        f"{OPTIMIZERS[t.optimizer]}, learning rate {rate}, {_schedule(t)}, betas {t.betas[0]:g} and {t.betas[1]:g}, "
-        f"weight decay {t.weight_decay:g}, gradient clipping {t.gradient_clipping:g}, "
-        f"{t.precision}, ZeRO {t.zero_stage}" + (f", z-loss {t.z_loss:g}" if t.z_loss else "")
+        f"betas {t.betas[0]:g} and {t.betas[1]:g}, weight decay {t.weight_decay:g}, gradient clipping "
+        f"{t.gradient_clipping:g}, {t.precision}, ZeRO {t.zero_stage}" + (f", z-loss {t.z_loss:g}" if t.z_loss else "")
     )
 
 
@@ -130,9 +140,14 @@ def _warm_start(config: StudyConfig, chosen: Candidates) -> str:
 
 
 def _devices(config: StudyConfig) -> str:
-    """Describe the planned ranks and this machine's CPU cores."""
+    """Describe the planned ranks and this machine's devices."""
     devices = config.devices
     noun = {"cuda": "GPU", "cpu": "CPU process", "auto": "GPU or CPU process"}[devices.kind]
     many = "" if devices.ranks == 1 else "es" if noun.endswith("s") else "s"
     together = f", {devices.parallel_trials} trials at a time" if devices.parallel_trials > 1 else ""
-    return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {os.cpu_count()} CPU cores"
+    here = plural(os.cpu_count() or 1, "CPU core")
+    if devices.kind == "cuda":
+        number, wanted = gpus.number(), devices.ranks // devices.nodes * devices.parallel_trials
+        few = ", too few to train it" if number < wanted else ""
+        here += f" and {plural(number, 'GPU') if number else 'no GPU'}{few}"
+    return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {here}"

@@ -9,7 +9,7 @@ from typing import Any
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.cost import speed
-from march_search.cost.devices import Device, parse_device, this_cpu
+from march_search.cost.devices import Device, parse_device
 from march_search.cost.memory import largest_micro_batch, memory
 from march_search.cost.setup import STUDY_DEVICES, Setup, study_setup
 from march_search.display.tables import plural, si
@@ -65,6 +65,8 @@ def priced_plan(
         "basis": None if device is None else device.basis,
         "device_hours": hours,
         "seconds": None if device is None else sum(stage["seconds"] for stage in stages),
+        "seconds_range": None,
+        "parallel_trials": config.devices.parallel_trials,
         "rate": rate,
         "money": None if hours is None or rate is None else hours * rate,
         "memory": None if device is None else _memory(tightest, setup, config),
@@ -117,8 +119,7 @@ def _confirm(
         rounds = affordable if rounds is None else min(rounds, affordable)
     more = "further seeds" if further is None else f"up to {plural(further, 'further seed')} each"
     number = f"{'at most ' if finalists > least else ''}{finalists} finalists"
-    until = f"until the leader is separated from the others at {confirm.confidence:.0%} confidence"
-    text = f"{number} are trained with {more}, {until}"
+    text = f"{number} get {more}, until the leader is separated"
     if rounds is None:
         return {"text": text, "trials": None, "tokens": None, "device_hours": None, "seconds": None}
     use = _use(config, shapes, setup, device, finalists, (0, config.training.tokens))
@@ -186,16 +187,12 @@ def cpu() -> Device | None:
     return None if printed is None else Device(**json.loads(printed))
 
 
-def device_of(config: StudyConfig, text: str | None, torch_is_loaded: bool = False) -> Device | None:
-    """Return the devices of a trial: those in `text`, or by default this machine's CPU for a CPU study, else None.
-
-    A single device such as `A5000` stands for one device per rank.
+def device_of(config: StudyConfig, text: str) -> Device:
+    """Return the devices of a trial that `--device` names. A single device, as in `A5000`, is one per rank.
 
     Raises:
         UsageError: If the device is unknown or the number of devices differs from the study's ranks.
     """
-    if text is None:
-        return None if config.devices.kind != "cpu" else this_cpu() if torch_is_loaded else cpu()
     device, ranks = parse_device(text), config.devices.ranks
     if device.name == "cpu" or device.count == ranks:
         return device

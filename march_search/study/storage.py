@@ -136,6 +136,65 @@ def check(url: str | None, folder: Path) -> None:
         opened(url, folder)
 
 
+def check_unchanged(url: str | None, folder: Path) -> None:
+    """Check that the storage can be opened, without creating or changing anything in it.
+
+    Raises:
+        StorageError: If it cannot be opened.
+        ConfigError: If the URL is not valid or refers to an environment variable that is not set.
+    """
+    with _named_errors(url, folder):
+        resolved = resolve_storage(url)
+        if resolved is None:
+            journal = folder / JOURNAL
+            if journal.exists() and not os.access(journal, os.R_OK | os.W_OK):
+                raise PermissionError("it cannot be read and written")
+            return
+        parsed = parse_storage(resolved)
+        if parsed.drivername == "grpc":
+            _proxy(parsed)
+        elif parsed.get_backend_name() == "sqlite":
+            _check_sqlite(parsed.database)
+        else:
+            _check_server(_with_driver(parsed))
+
+
+def _check_sqlite(database: str | None) -> None:
+    """Read the tables of an SQLite file; if there is none, check that its folder can be written."""
+    import sqlite3
+    from contextlib import closing
+
+    path = Path(_sqlite_file(database))
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"the folder {path.parent} does not exist or cannot be written")
+        return
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("SELECT name FROM sqlite_master").fetchall()
+
+
+def _check_server(url: "URL") -> None:
+    """Connect to a database server."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect():
+        pass
+
+
+def _with_driver(url: "URL") -> "URL":
+    """Return the URL with the driver of PostgreSQL that this program installs."""
+    is_postgres = url.drivername in ("postgres", "postgresql")
+    return url.set(drivername="postgresql+psycopg") if is_postgres else url
+
+
+def _sqlite_file(database: str | None) -> str:
+    """Return the path of an SQLite storage; raise StorageError if it is not a file."""
+    if not database or database == ":memory:":
+        raise StorageError("an SQLite storage must be a file: use sqlite:////absolute/path.db.")
+    return database
+
+
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
     """Open the storage at `url`, or the journal in `folder` if it is None; safe to call concurrently."""
     if url is None:
@@ -143,8 +202,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     parsed = parse_storage(url)
     if parsed.drivername == "grpc":
         return _proxy(parsed)
-    if parsed.drivername in ("postgres", "postgresql"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = _with_driver(parsed)
     is_file = parsed.get_backend_name() == "sqlite"
     with _schema_lock(parsed):
         template = parsed.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
@@ -196,9 +254,7 @@ def _schema_lock(url: "URL") -> Iterator[None]:
     import sqlalchemy
 
     if url.get_backend_name() == "sqlite":
-        path = url.database
-        if not path or path == ":memory:":
-            raise StorageError("an SQLite storage must be a file: use sqlite:////absolute/path.db.")
+        path = _sqlite_file(url.database)
         if Path(path).exists() and not os.access(path, os.W_OK):  # the tables exist, and this user only reads them
             yield
             return

@@ -1,4 +1,4 @@
-"""What a study was planned to use and what it has used, as values and in words."""
+"""What a study was planned to use and what it has used."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
 from march_search.cost import speed
-from march_search.cost.memory import USABLE
 from march_search.cost.setup import study_setup
 from march_search.display.tables import count, duration, si, size
 from march_search.errors import StorageError
@@ -21,6 +20,7 @@ _PLAN: dict[str, Kinds] = {
     "trials": int, "tokens?": NUMBER, "flops?": NUMBER, "device_hours?": MAYBE_NUMBER, "rate?": MAYBE_NUMBER,
     "money?": MAYBE_NUMBER, "device?": (str, NoneType), "basis?": (str, NoneType), "stages?": list,
     "confirm?": (dict, NoneType), "seconds?": MAYBE_NUMBER, "memory?": (dict, NoneType), "disk_bytes?": dict,
+    "architectures?": int, "seconds_range?": (list, NoneType), "parallel_trials?": (int, NoneType),
 }  # fmt: skip
 _STAGE: dict[str, Kinds] = {
     "tokens": NUMBER,
@@ -54,7 +54,8 @@ def saved_plan(folder: Path) -> dict[str, Any] | None:
     parts += [(stage, _STAGE) for stage in plan.get("stages", [])]
     faults = [table_fault(part, expected) for part, expected in parts if isinstance(part, dict)]
     faults += ["must have tables as stages" for part, _ in parts if not isinstance(part, dict | None)]
-    faults += [table_fault({"size": size}, {"size": NUMBER}) for size in plan.get("disk_bytes", {}).values()]
+    numbers = [*plan.get("disk_bytes", {}).values(), *(plan.get("seconds_range") or [])]
+    faults += [table_fault({"size": number}, {"size": NUMBER}) for number in numbers]
     if fault := next(filter(None, faults), ""):
         raise StorageError(f"{path}: is damaged: it {fault}. {remedy}")
     return dict.fromkeys(key.removesuffix("?") for key in _PLAN) | {"stages": [], "disk_bytes": {}} | plan
@@ -101,53 +102,6 @@ def _was_taken(folder: Path) -> bool:
         return False
 
 
-def price_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return a plan's phases, device-hours, memory and disk as (label, value) pairs."""
-    rows = planned_phases(plan)
-    if plan["device_hours"] is not None:
-        most = (plan["confirm"] or {"device_hours": 0})["device_hours"]
-        ends = [plan["device_hours"]] + ([plan["device_hours"] + most] if most else [])
-        hours, money = " to ".join(f"{end:,.3g}" for end in ends), ""
-        if plan["rate"] is not None:
-            money = f" × {plan['rate']:g} = " + " to ".join(f"{end * plan['rate']:,.2f}" for end in ends)
-        bound = " and more without a limit on seeds" if most is None else ""
-        whole = "" if len(plan["stages"]) > 1 or most != 0 else " if no trial stops early"
-        rows.append(("device-hours", f"{hours}{bound} on {plan['device']}{money}{whole}; {plan['basis']}"))
-    else:
-        rows.append(("device-hours", "add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR to see the cost"))
-    if plan["memory"] is not None:
-        rows.append(("memory", _memory_words(plan["memory"])))
-    disk = plan["disk_bytes"]
-    parts = ", ".join(f"{size(value)} {key.replace('_', ' ')}" for key, value in disk.items())
-    rows.append(("disk", f"{size(sum(disk.values()))} at most: {parts}"))
-    return rows
-
-
-def planned_phases(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return one row per rung of the search, one for the confirmation, and one for both; none for an earlier plan."""
-    stages, confirm, rows = plan["stages"], plan["confirm"], []
-    if not stages or not all("text" in stage for stage in stages):
-        return []
-    for number, stage in enumerate(stages, start=1):
-        label = "search" if len(stages) == 1 else "search, end" if number == len(stages) else f"search, rung {number}"
-        rows.append((label, f"{stage['text']}: {_spent(stage['trained_tokens'], stage['seconds'])}"))
-    if confirm is None:
-        return [*rows, ("confirm", "no further seeds: the study ends with the search")]
-    most = "no limit" if confirm["tokens"] is None else f"0 to {_spent(confirm['tokens'], confirm['seconds'])}"
-    rows.append(("confirm", f"{confirm['text']}: {most}"))
-    least = _spent(plan["tokens"], plan["seconds"])
-    total = f"{least} and more"
-    if confirm["tokens"] is not None:
-        seconds = None if plan["seconds"] is None else plan["seconds"] + confirm["seconds"]
-        total = f"{least} to {_spent(plan['tokens'] + confirm['tokens'], seconds)}"
-    return [*rows, ("both phases", total)]
-
-
-def _spent(tokens: float, seconds: float | None) -> str:
-    """Return tokens and, where it is known, the time of one worker."""
-    return f"{si(tokens)} tokens" + ("" if seconds is None else f" in {duration(seconds)}")
-
-
 def comparison_rows(plan: dict[str, Any], took: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (label, value) pairs that compare planned and actual use."""
     confirm = plan.get("confirm") or {}
@@ -175,17 +129,6 @@ def _of_plan(goal: float | None, more: float, used: float, show: Callable[[float
     if more:
         return f"of {show(goal)} planned to search and at most {show(more)} to confirm"
     return f"{used / goal:.0%} of the {show(goal)} planned"
-
-
-def _memory_words(memory_plan: dict[str, Any]) -> str:
-    """Describe the largest candidate's memory and whether it fits."""
-    words = f"{size(memory_plan['bytes'])} at most, for {memory_plan['architecture']}"
-    words += f" at micro batch {memory_plan['micro_batch']}"
-    if not memory_plan["device_bytes"]:
-        return words
-    remedy = "use a smaller micro batch or a higher ZeRO stage"
-    verdict = "fits" if memory_plan["bytes"] <= USABLE * memory_plan["device_bytes"] else f"DOES NOT FIT: {remedy}"
-    return f"{words}; a device has {size(memory_plan['device_bytes'])}: {verdict}"
 
 
 def _seconds(lines: Sequence[dict[str, Any]]) -> float:

@@ -16,7 +16,7 @@ DATA = DataConfig(vocab_size=2048, sequence_length=64)
 SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
 
 
-TRAINING = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10)
+TRAINING = TrainingConfig(tokens=1 << 20, global_batch_tokens=1 << 10, precision="bf16")
 
 
 def write_study(

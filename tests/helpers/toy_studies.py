@@ -31,11 +31,11 @@ TOY_CONFIG = StudyConfig(
     pruner=PrunerConfig(kind="none"),
     confirm=ConfirmConfig(max_seeds=1),
     data=DataConfig(vocab_size=2048, sequence_length=64),
-    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, evaluations=4),
+    training=TrainingConfig(tokens=4096, global_batch_tokens=1024, precision="bf16", evaluations=4),
 )
 """Six shapes of the space `cpu-demo`, four evaluations each, without further seeds."""
 
-RUNG_TRAINING = TrainingConfig(tokens=16_384, global_batch_tokens=64, evaluations=4)
+RUNG_TRAINING = TrainingConfig(tokens=16_384, global_batch_tokens=64, precision="bf16", evaluations=4)
 """Training of 256 steps, long enough for rungs at a quarter, a half and three quarters."""
 
 
