@@ -130,6 +130,7 @@ STUDY = """question = "Does QK-norm help, with one key head or two?"
 space = "space.toml"
 [search]
 strategy = "design"
+spread = ["num_key_value_heads", "qk_norm"]
 trials = 4
 [pruner]
 kind = "none"
