@@ -24,18 +24,32 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def start_python(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start Python code in a child process that dies with this one, before it imports anything else.
+
+    `arguments` are its `sys.argv[1:]`. Its output is piped.
+    """
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"from march_search.processes import die_with_parent; die_with_parent()\n{code}",
+            *arguments,
+        ],
+        env=os.environ | {PARENT: str(os.getpid())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run_python(code: str) -> tuple[str | None, str]:
     """Run Python code in a child process that dies with this one.
 
     Returns:
         What it printed, or None if it failed; and the last line of its error output, which may be empty.
     """
-    child = subprocess.run(
-        [sys.executable, "-c", f"from march_search.processes import die_with_parent; die_with_parent()\n{code}"],
-        env=os.environ | {PARENT: str(os.getpid())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    errors = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
-    return (child.stdout, "") if child.returncode == 0 else (None, errors[-1].strip())
+    with start_python(code) as child:
+        printed, fault = child.communicate()
+    errors = fault.strip().splitlines() or [f"exit status {child.returncode}"]
+    return (printed, "") if child.returncode == 0 else (None, errors[-1].strip())

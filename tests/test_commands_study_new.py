@@ -97,7 +97,7 @@ def test_a_new_study_for_gpus_explains_every_key_and_loads(texts: Path, command:
         (("no/my.toml", "--minutes", "5"), "the folder no does not exist: create it."),
         (("my.toml", "--minutes", "5", "--corpus", "nowhere/"), 'corpus "nowhere/": no such file or folder'),
         (("my.toml", "--minutes", "5", "--device", "8xZ9"), 'unknown device'),
-        (("my.toml", "--minutes", "0.01", "--device", "A5000", "--corpus", "wikipedia"), "0.01 minutes are too few"),
+        (("my.toml", "--minutes", "0.01", "--device", "A5000", "--corpus", "wikipedia"), "does not fit into 1s: allow"),
         (("my.toml", "--minutes", "99", "--device", "A5000", "--corpus", "one.txt"), "one.txt has 5 bytes of text"),
     ],
 )  # fmt: skip

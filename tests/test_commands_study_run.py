@@ -1,5 +1,6 @@
 """`march-search study run` before any training: invalid files, plans without training, and missing devices."""
 
+import itertools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from helpers.command_line import Command, command_in_process, imported_by, one_l
 from helpers.trials import child_processes, wait_until
 
 from march_search.config.shipped import shipped_folder
-from march_search.study import price
+from march_search.study import measured_cpu
 
 STUDY = """space = "cpu-demo"
 [data]
@@ -105,7 +106,7 @@ def test_an_unusable_root_or_storage_is_refused_before_the_machine_is_measured(
     storage = f"sqlite:///{tmp_path}/no/such/folder.db"
     (tmp_path / "s.toml").write_text(f'storage = "{storage}"\n' + STUDY.format(data="", training=""))
     (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(price, "run_python", lambda code: pytest.fail("the machine is measured"))
+    monkeypatch.setattr(measured_cpu, "measured_cpu", lambda *_: pytest.fail("the machine is measured"))
     ended = command("study", "run", str(tmp_path / "s.toml"), "--root", str(tmp_path / root))
     assert ended.returncode == 4
     assert "cannot be" in one_line_error(ended)
@@ -199,14 +200,15 @@ def test_the_demo_ends_with_its_baseline_and_three_others_and_fits_into_five_min
     printed = " ".join(command("study", "run", "cpu-demo", "--dry-run").stdout.split())
     assert "the best 3 and the baseline continue to the end, 492k tokens" in printed
     # two cores train at least 30,000 tokens/s together (studies/LOG.md): 210 seconds
-    assert re.search(r"both phases 2.36M tokens in \S+ to 6.29M tokens", printed)
+    assert "tokens 2.36M to 6.29M over all trials; the search would take 3.93M without rungs" in printed
+    assert re.search(r"time \S+ to \S+ on this CPU, 2 trials at a time", printed)
     assert printed.index("L1-D128-H1x64-F616") < printed.index("L2-D96-H3x32-F248")
 
 
 def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:
     printed = " ".join(command("study", "run", "t5-740m", "--dry-run").stdout.split())
-    assert "1,048,576,000 per trial = 1,000 steps × 1,048,576" in printed
-    assert "AdamW, learning rate 0.0001, constant schedule, betas 0.9 and 0.95, weight decay 0.1" in printed
+    assert "1,048,576,000 tokens = 1,000 steps × 1,048,576" in printed
+    assert "AdamW, learning rate 0.0001, constant schedule numerics betas 0.9 and 0.95, weight decay 0.1" in printed
     assert "L24-D1024-H16x64-F4096 " in printed
 
 
@@ -215,7 +217,9 @@ def test_the_plan_states_scaled_learning_rates_and_their_base_shape(tmp_path: Pa
     (tmp_path / "s.toml").write_text(STUDY.format(data="", training=scaled))
     ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run")
     assert ended.returncode == 0, ended.stderr
-    recipe = "AdamW, learning rate 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant schedule, betas"
+    recipe = (
+        "AdamW, learning rate 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant schedule numerics betas"
+    )
     assert recipe in " ".join(ended.stdout.split())
 
 
@@ -243,6 +247,44 @@ def test_missing_gpus_are_reported_before_any_text_is_prepared(tmp_path: Path) -
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_the_plan_fits_the_terminal_with_two_lines_per_row(
+    columns: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    printed = command("study", "run", "t5-220m", "--dry-run", "--device", "8xA5000", "--rate", "0.5").stdout
+    lines = printed.partition("24 candidates, in order")[0].splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    labels = [line[:16].strip() for line in lines[lines.index(next(x for x in lines if x.startswith("trials"))) :]]
+    continued = "".join("." if label else "|" for label in labels)
+    assert "||" not in continued
+    order = [label for label in labels if label]
+    assert order[:2] == ["trials", "search, rung 1"]
+    for first, second in itertools.pairwise(
+        ["confirm", "tokens", "FLOPs", "time", "device-hours", "money", "disk", "memory", "candidates", "batch"]
+    ):
+        assert order.index(first) < order.index(second)
+
+
+def test_a_plan_opens_the_storage_and_creates_nothing(tmp_path: Path, command: Command) -> None:
+    file, database = tmp_path / "s.toml", tmp_path / "s.db"
+    text = STUDY.format(data="", training="")
+    words = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(tmp_path / "runs"))
+    file.write_text(f'storage = "sqlite:///{database}"\n{text}')
+    ended = command(*words)
+    assert ended.returncode == 0, ended.stderr
+    assert f"storage sqlite:///{database}" in " ".join(ended.stdout.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.toml"]
+    database.write_text("not a database, whatever its name is; it is long enough to have a header of 100 bytes" * 2)
+    assert "s.db is damaged" in one_line_error(command(*words))
+    file.write_text(f'storage = "sqlite:///{tmp_path}/no/s.db"\n{text}')
+    assert "cannot be opened" in one_line_error(command(*words))
+    file.write_text(f'storage = "postgresql://nobody@127.0.0.1:1/none"\n{text}')
+    ended = command(*words)
+    assert ended.returncode == 4
+    assert "127.0.0.1" in one_line_error(ended)
+
+
 def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Path, command: Command) -> None:
     root = ("--root", str(tmp_path), "--dry-run", "--device", "cpu")
     file = str(shipped_folder("studies") / "cpu-demo.toml")
@@ -252,7 +294,7 @@ def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Pat
         assert ended.returncode == 0, ended.stderr
         plan = " ".join(ended.stdout.split())
         assert f"overrides {' '.join(given)}" in plan
-        assert "1,024,000 per trial" in plan
+        assert "1,024,000 tokens = " in plan
         assert "2 ranks" in plan
     ended = command("study", "run", "cpu-demo", "training.tokens=1M", "training.lr=3", "devices.rank=2", *root)
     assert ended.returncode == 2

@@ -18,8 +18,10 @@ from helpers.toy_studies import TOY_CONFIG, optuna_study
 from helpers.trials import wait_until
 from optuna.trial import TrialState
 
+from march_search.commands.studies import named_study
 from march_search.config import DevicesConfig, StudyConfig
-from march_search.errors import UsageError
+from march_search.errors import ConfigError, UsageError
+from march_search.study import gpus
 from march_search.study.leases import Lease
 from march_search.study.slurm import SlurmOptions, job_script
 from march_search.trial.metrics import read_metrics
@@ -135,6 +137,28 @@ def test_the_environment_of_this_process_is_activated(tmp_path: Path, monkeypatc
     assert lines in script_of(tmp_path, kind="cpu")
     monkeypatch.delenv("CONDA_EXE")
     assert f"\nexport PATH='{prefix}/bin':\"$PATH\"\n" in script_of(tmp_path, kind="cpu")
+
+
+def test_a_login_node_does_not_decide_the_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = STUDY.replace('kind = "cpu"', 'kind = "auto"').replace('precision = "fp32"', 'precision = "auto"')
+    file, root = write_study(tmp_path, "my-study", text), ["--root", str(tmp_path / "runs")]
+    monkeypatch.setattr(gpus, "exist", lambda: False)
+    study = named_study(str(file), tmp_path / "runs")
+    with pytest.raises(ConfigError, match=r"add devices\.kind=cuda, or devices\.kind=cpu, to the command"):
+        study.loaded(is_created=True)
+    assert study.loaded("cuda", is_created=True).config.training.precision == "bf16"
+    chosen = replace(study, overrides=("devices.kind=cuda",)).loaded(is_created=True)
+    assert chosen.config.training.precision == "bf16"
+    given = ("training.precision=fp32", "training.global_batch_tokens=256")
+    assert replace(study, overrides=given).loaded(is_created=True).config.training.precision == "fp32"
+    if not gpus.number():
+        error = one_line_error(run_command("study", "create", str(file), *root))
+        assert 'my-study.toml: [devices] kind is "auto" and this machine has no GPU' in error
+        assert not (tmp_path / "runs").exists()
+    ended = run_command("study", "create", str(file), "--device", "A100", *root)
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((tmp_path / "runs/my-study/study.json").read_text())
+    assert record["settings"]["training"]["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("launcher", ["own", "srun"])

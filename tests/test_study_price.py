@@ -16,9 +16,13 @@ from march_search.cost.devices import parse_device
 from march_search.cost.memory import memory
 from march_search.cost.setup import Setup
 from march_search.cost.speed import hours
+from march_search.data.store import Store
+from march_search.data.text_tokens import TextTokens, text_tokens
 from march_search.errors import ConfigError, UsageError
 from march_search.study import candidates, price, usage
-from march_search.study.plan import plan_rows, warning_rows
+from march_search.study.measured_cpu import START_SECONDS, UNCERTAINTY, MeasuredCpu, measured_cpu
+from march_search.study.plan import plan_rows, product, warnings
+from march_search.study.plan_cost import cost_rows, faults
 
 A5000 = parse_device("A5000")
 
@@ -26,6 +30,11 @@ A5000 = parse_device("A5000")
 def planned(config: StudyConfig, **options: object) -> dict:
     """Return the price of a study."""
     return price.priced_plan(config, candidates.choose(config, Path()), **options)
+
+
+def rows_of(plan: dict) -> dict[str, str]:
+    """Return the words of a plan's cost by label."""
+    return dict(cost_rows(plan, "8 architectures × 1 seed"))
 
 
 def test_tokens_flops_hours_and_money_are_sums_over_the_candidates() -> None:
@@ -78,17 +87,18 @@ def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
     assert plan["confirm"]["device_hours"] == pytest.approx(once["device_hours"] * 8 / 24)
     assert plan["confirm"]["seconds"] == pytest.approx(once["seconds"] / 8 * 4)  # two of two rounds instead of 8 turns
     assert once["seconds"] == pytest.approx(once["device_hours"] * 3600 / 3)
-    rows = dict(usage.price_rows(plan))
+    rows = rows_of(plan)
+    assert rows["trials"] == "24 = 8 architectures × 1 seed; at most 8 more to confirm"
     assert rows["search"].startswith("24 architectures train to the end, 4.1k tokens: 98.3k tokens in ")
     assert rows["confirm"].startswith(
-        "at most 4 finalists are trained with up to 2 further seeds each, until the leader is separated from the "
-        "others at 95% confidence: 0 to 32.8k tokens in "
+        "at most 4 finalists get up to 2 further seeds each, until the leader is separated: 0 to 32.8k tokens in "
     )
-    assert rows["both phases"].startswith("98.3k tokens in ")
+    assert rows["tokens"] == "98.3k to 131k over all trials"
     capped = replace(config, search=replace(search, max_tokens=24 * 4096 + 5 * 4096))
     assert planned(capped)["confirm"]["tokens"] == 4 * 4096
     unlimited = planned(replace(config, confirm=ConfirmConfig(max_seeds=0)), device=A5000)
-    assert dict(usage.price_rows(unlimited))["both phases"].endswith(" and more")
+    assert rows_of(unlimited)["tokens"] == "98.3k and more over all trials"
+    assert " and more on A5000" in rows_of(unlimited)["time"]
     assert planned(replace(config, confirm=ConfirmConfig(max_seeds=1)))["confirm"] is None
 
 
@@ -102,8 +112,10 @@ def test_the_plans_of_the_large_studies_end_with_several_complete_arms(name: str
     assert plan["stages"][-1] == plan["stages"][-1] | {"tokens": config.training.tokens, "trials": 4}
     assert "baseline" in " ".join(stage["text"] for stage in plan["stages"])
     assert plan["confirm"]["trials"] == 8
-    labels = [label for label, _ in usage.price_rows(plan)]
-    assert {"search, rung 1", "search, end", "confirm", "both phases"} <= {*labels}
+    labels = [label for label, _ in cost_rows(plan, "")]
+    rungs = ["search, rung 1", "search, rung 2", "search, rung 3"][: len(plan["stages"]) - 1]
+    order = ["tokens", "FLOPs", "time", "device-hours", "disk", "memory", "prices"]
+    assert labels == ["trials", *rungs, "search, end", "confirm", *order]
 
 
 def test_the_candidate_that_needs_most_memory_is_named() -> None:
@@ -114,13 +126,14 @@ def test_the_candidate_that_needs_most_memory_is_named() -> None:
         training = replace(TOY_CONFIG.training, micro_batch_sequences=micro)
         plan = planned(replace(TOY_CONFIG, search=search, training=training), device=A5000)
         assert plan["memory"]["architecture"] == big.name
-        text = dict(usage.price_rows(plan))["memory"]
+        text = rows_of(plan)["memory"]
         assert text.endswith("a device has 24GB: fits") is fits
         assert ("DOES NOT FIT" in text) is not fits
+        assert bool(faults(plan)) is not fits
     plan = planned(replace(TOY_CONFIG, search=replace(search, architectures=(small.name,))), device=A5000)
     setup = Setup(device=A5000, tokens=4096, sequence_length=64, micro_batch=plan["memory"]["micro_batch"])
     assert plan["memory"]["bytes"] == memory(small, setup).total
-    assert dict(usage.price_rows(plan))["memory"].endswith("fits")
+    assert rows_of(plan)["memory"].endswith("fits")
 
 
 def test_every_candidate_is_built_and_its_parameters_counted() -> None:
@@ -143,7 +156,8 @@ def test_a_study_with_a_sampler_is_priced_by_a_sample_of_its_set() -> None:
     rows = dict(plan_rows(config, chosen, "text", Path("runs/x")))
     assert rows["candidates"].endswith("(tpe picks candidates as results arrive)")
     assert rows["warm start"] == "25 results from march-2023, 0 in the feasible set"
-    assert "--device 8xA5000" in dict(usage.price_rows(plan))["device-hours"]
+    assert rows_of(plan)["time"] == "not known: add --device 8xA5000, and --rate PRICE_PER_HOUR for the money"
+    assert product(config, chosen) == "9 architectures × 1 seed"
 
 
 def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
@@ -167,7 +181,6 @@ def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
 def test_the_device_count_must_match_the_ranks() -> None:
     config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
     assert str(price.device_of(config, "A5000")) == "8xA5000"
-    assert price.device_of(config, None) is None
     with pytest.raises(UsageError, match=r"does not match \[devices\] ranks = 8: use --device A5000\."):
         price.device_of(config, "4xA5000")
 
@@ -177,10 +190,13 @@ def test_a_dry_run_prints_the_price(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "fixed.toml").write_text(study.replace("[training]", "[training]\nmicro_batch_sequences = 32"))
     priced = ["--dry-run", "--device", "8xA5000", "--rate", "0.5"]
     assert main(["study", "run", str(tmp_path / "fixed.toml"), *priced]) == 0
-    assert "a device has 24GB: DOES NOT FIT" in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "a device has 24GB: DOES NOT FIT" in printed
+    assert "WARNING: L48-D256-H8x64-F1856-geglu needs " in printed
     assert main(["study", "run", "t5-220m", *priced]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "on 8xA5000 × 0.5 = " in text
+    assert " on 8xA5000 device-hours " in text
+    assert " at 0.5 per device-hour " in text
     assert "at micro batch 16; a device has 24GB: fits" in text
 
 
@@ -191,16 +207,67 @@ def test_the_rate_must_be_a_positive_number(rate: str, capsys: pytest.CaptureFix
     assert f'"{rate}" must be a number above 0' in capsys.readouterr().err
 
 
+UNKNOWN = TextTokens(None)
+
+
 def test_a_plan_warns_of_few_steps_and_of_bf16_that_is_slow_here() -> None:
     training = replace(TOY_CONFIG.training, precision="bf16", tokens=10 * TOY_CONFIG.training.global_batch_tokens)
     config, cpu = replace(TOY_CONFIG, training=training), replace(A5000, name="cpu", bf16_flops=1e9, fp32_flops=60e9)
-    assert warning_rows(config, cpu) == [
-        (
-            "warning",
-            "a trial has 10 optimizer steps, fewer than 50: lower global_batch_tokens or raise tokens in [training]",
-        ),
-        ("warning", 'bf16 is 60 times slower than fp32 on this CPU: set precision = "fp32" in [training]'),
+    plan = planned(config, device=cpu)
+    assert warnings(config, plan, cpu, UNKNOWN) == [
+        "a trial has 10 optimizer steps, fewer than 50: lower global_batch_tokens or raise tokens in [training]",
+        'bf16 is 60 times slower than fp32 on this CPU: set precision = "fp32" in [training]',
     ]
-    assert warning_rows(config, A5000)[1:] == warning_rows(config, None)[1:] == []
+    assert warnings(config, plan, A5000, UNKNOWN)[1:] == warnings(config, plan, None, UNKNOWN)[1:] == []
     enough = replace(training, tokens=50 * training.global_batch_tokens, precision="fp32")
-    assert warning_rows(replace(config, training=enough), cpu) == []
+    assert warnings(replace(config, training=enough), plan, cpu, UNKNOWN) == []
+
+
+def test_a_plan_warns_of_a_batch_that_is_larger_than_the_text(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "text.txt").write_text("word " * 400)
+    (tmp_path / "text.parquet").write_bytes(b"x" * 100)
+    plan = planned(TOY_CONFIG)
+
+    def alerts(corpus: str, batch: int) -> list[str]:
+        training = replace(TOY_CONFIG.training, tokens=50 * batch, global_batch_tokens=batch)
+        data = replace(TOY_CONFIG.data, corpus=corpus, validation_fraction=0.2)
+        config = replace(TOY_CONFIG, training=training, data=data)
+        return warnings(config, plan, None, text_tokens(data, tmp_path))
+
+    [alert] = alerts("text.txt", 1024)
+    assert alert.startswith(
+        "one batch of 1.02k tokens is larger than the whole training text, at most about 800 tokens"
+    )
+    assert alerts("text.txt", 768) == []
+    assert alerts("text.parquet", 1024) == []  # its bytes are compressed
+    assert alerts("c4", 1024) == []
+    assert text_tokens(TOY_CONFIG.data, tmp_path, store) == (Store.open(store).num_tokens("train"), True)
+
+
+def test_the_time_on_this_cpu_counts_the_starts_of_trials_and_is_a_range() -> None:
+    pair = replace(TOY_CONFIG, search=SearchConfig(trials=5), devices=DevicesConfig(kind="cpu", parallel_trials=2))
+    chosen, device = candidates.choose(pair, Path()), replace(A5000, name="cpu")
+    plan = MeasuredCpu(device, 1.0).plan(pair, chosen)
+    trained = price.priced_plan(pair, chosen, device)["seconds"]
+    assert plan["seconds"] == pytest.approx(trained * 6 / 5 + 3 * START_SECONDS)  # three turns, the last for one trial
+    assert plan["seconds_range"] == pytest.approx([plan["seconds"] / UNCERTAINTY, plan["seconds"] * UNCERTAINTY])
+    assert rows_of(plan)["time"].endswith(" on this CPU, 2 trials at a time")
+
+
+def test_this_cpu_is_timed_with_steps_of_three_shapes_and_all_trials_at_once() -> None:
+    config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cpu", parallel_trials=2, ranks=2))
+    chosen = candidates.choose(config, Path())
+    cpu = measured_cpu(config, chosen.architectures, seconds=0.01)
+    assert cpu is not None
+    assert cpu.device.basis == "steps of 3 shapes timed now, 2 at a time"
+    assert cpu.uncertainty == UNCERTAINTY
+    plan = cpu.plan(config, chosen)
+    assert 0 < plan["seconds_range"][0] < plan["seconds"] < plan["seconds_range"][1]
+
+
+def test_shapes_that_are_too_large_to_time_are_priced_by_matrix_products() -> None:
+    config, folder = named_study("t5-220m", Path("runs")).load()
+    cpu = measured_cpu(config, candidates.choose(config, folder).architectures)
+    assert cpu is not None
+    assert cpu.device.basis.startswith("matrix products timed now")
+    assert cpu.uncertainty > UNCERTAINTY

@@ -21,6 +21,7 @@ from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.runner import StudyRun, Summary
 from march_search.study.study_folder import StudyFolder
+from march_search.study.tracking import Trackers
 from march_search.study.worker import Worker
 from march_search.trial import outcome
 from march_search.trial.metrics import read_metrics
@@ -240,6 +241,7 @@ def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_p
         Job(config=TOY_CONFIG, folder=folder, study=study, store=tmp_path / "store", command=slow),
         StudyProgress([], 1),
         Signals(),
+        Trackers(TOY_CONFIG.tracking, folder.path, print),
     )
     worker._step()
     [active] = worker.active_trials

@@ -6,10 +6,13 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from march_search.commands.options import add_examples, add_format, add_study
+from march_search.commands.options import add_examples, add_format, add_study, refuse_without_effect
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from march_search.analysis.evidence import Evidence
+    from march_search.analysis.ladder_record import LadderRecord
 
 
 def add(rank: argparse.ArgumentParser) -> None:
@@ -27,6 +30,11 @@ def add(rank: argparse.ArgumentParser) -> None:
         "--horizon",
         metavar="TOKENS",
         help="also predict the ranking at this data budget, at most 3.3 times the study's, e.g. 10B",
+    )
+    rank.add_argument(
+        "--at",
+        metavar="PARAMETERS",
+        help="of a ladder, forecast the losses at this budget (default: one size further), e.g. 64M",
     )
     rank.add_argument(
         "--effects",
@@ -47,7 +55,11 @@ def run(options: argparse.Namespace) -> int:
     from march_search.config.counts import parse_count
     from march_search.errors import visible
 
-    study = named_study(options.study, options.root).record()
+    named = named_study(options.study, options.root)
+    if ladder := named.ladder():
+        return _run_ladder(ladder, named.folder.path.parent, options)
+    refuse_without_effect(options, ("at",), f"on {named.name}, which is not a ladder: use --horizon for more tokens")
+    study = named.record()
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(
         study,
@@ -63,6 +75,43 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "csv":
         for note in study.notes:
             print(f"march-search: {visible(note)}", file=sys.stderr)
+    return 0
+
+
+def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespace) -> int:
+    """Print what a ladder shows."""
+    from march_search.analysis.ladder import ladder_evidence
+    from march_search.commands.output import print_text
+    from march_search.config.counts import parse_parameters
+    from march_search.display import tables
+    from march_search.display.ladder_sections import (
+        ladder_answer,
+        ladder_markdown,
+        ladder_rows,
+        ladder_sections,
+        ladder_values,
+    )
+    from march_search.errors import UsageError
+
+    refuse_without_effect(options, ("horizon", "effects", "explain"), f"on {ladder.name}, which is a ladder")
+    if options.seed_noise == "none":
+        raise UsageError("--seed-noise none: a ladder compares sizes by their seed noise; use prior or nats.")
+    found = ladder_evidence(
+        ladder, root, _assumed(options.seed_noise), parse_parameters(options.at) if options.at else None
+    )
+    if options.format == "json":
+        print_text(json.dumps(ladder_values(found), indent=1, allow_nan=False) + "\n")
+    elif options.format == "csv":
+        rows = ladder_rows(found)
+        print_text(tables.csv_text(rows, list(rows[0])))
+    elif options.format == "markdown":
+        print_text(ladder_markdown(found))
+    else:
+        out = tables.console()
+        lines = [("Question", ladder.question), ("Answer", ladder_answer(found))]
+        tables.print_labelled(out, [line for line in lines if line[1]])
+        for section in ladder_sections(found):
+            tables.print_table(out, section.rows, section.columns, section.title, section.notes, "", section.warnings)
     return 0
 
 

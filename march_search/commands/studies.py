@@ -18,6 +18,7 @@ from march_search.study.defaults import DeviceType
 from march_search.study.study_folder import StudyFolder
 
 if TYPE_CHECKING:
+    from march_search.analysis.ladder_record import LadderRecord
     from march_search.analysis.study_record import StudyRecord
 
 
@@ -96,8 +97,8 @@ class NamedStudy:
             raise ConfigError.of_file(
                 source,
                 [
-                    '[devices] kind is "auto" and this machine has no GPU, so precision and batch would be those of its '
-                    "CPU: add devices.kind=cuda, or devices.kind=cpu, to the command."
+                    '[devices] kind is "auto" and this machine has no GPU, so the study would get the precision and '
+                    "batch of its CPU: add devices.kind=cuda, or devices.kind=cpu, to the command."
                 ],
             )
         table, notes = defaults.filled(table, self.file.parent, device_type)
@@ -142,8 +143,21 @@ class NamedStudy:
         self._check_started()
         return read_study(self.folder.path)
 
+    def ladder(self) -> "LadderRecord | None":
+        """Return the ladder with this name that was started; None if there is none.
+
+        Raises:
+            StorageError: If its record is damaged.
+        """
+        from march_search.analysis.ladder_record import find_ladder
+
+        return None if self.is_started else find_ladder(self.folder.path)
+
     def _check_started(self, first: str = "run") -> None:
-        """Raise a UsageError if the study has not been started below its root."""
+        """Raise a UsageError if the study has not been started below its root, or is a ladder."""
+        if ladder := self.ladder():
+            names = ", ".join(size.study for size in ladder.sizes)
+            raise UsageError(f"{self.name} is a ladder: name the study of one of its sizes, {names}.")
         if not self.is_started:
             raise UsageError(
                 f"{self.name} has not been started in {self.folder.path.parent}: run march-search study {first} "
@@ -168,7 +182,7 @@ def named_study(text: str, root: Path) -> NamedStudy:
         return NamedStudy(_folder(file, root), file, from_file=path.suffix == ".toml")
     if (path / "study.json").is_file():
         return NamedStudy(StudyFolder(path.resolve()), _shipped_file(path.resolve().name), from_file=False)
-    if (root / text / "study.json").is_file() or _shipped_file(text):
+    if any((root / text / name).is_file() for name in ("study.json", "ladder.json")) or _shipped_file(text):
         return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)
     known = [*shipped, *(found.parent.name for found in root.glob("*/study.json"))]
     hint = f"{nearest(text, known)} " if difflib.get_close_matches(text, known, n=1) else ""

@@ -2,11 +2,12 @@
 
 import argparse
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_create, study_new, study_worker
+from march_search.commands import study_actions, study_create, study_ladder, study_new, study_worker
 from march_search.commands.options import (
     add_action,
     add_actions,
@@ -38,6 +39,7 @@ def add(study: argparse.ArgumentParser) -> None:
     study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
+    running.add_argument("--up-to", metavar="SIZE", help="of a ladder, train the sizes up to this one")
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",
@@ -96,21 +98,30 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Run a study, or print its plan."""
+    """Run a study or the studies of a ladder, or print the plan."""
+    study = _asked(options)
+    if study.file is None:
+        names = ("dry_run", "extend", "device", "rate", "up_to")
+        refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
+        return study_actions.run_resume(options)
+    loaded = study.loaded(_planned_type(options), is_created=options.create)
+    if loaded.config.ladder.budgets:
+        return study_ladder.run_ladder(study, loaded, options, _run_one, _priced)
+    refuse_without_effect(options, ("up_to",), f"on {study.name}, which is not a ladder")
+    return _run_one(study, options)
+
+
+def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
+    """Run one study, or print its plan."""
     from march_search.data import corpora, vocabulary
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, plan_cost, storage, usage
+    from march_search.study import candidates, extension, plan_cost, usage
     from march_search.study.plan import plan_rows, product, warnings
     from march_search.study.status import phase_rows
 
-    study = _asked(options)
-    if study.file is None:
-        names = ("dry_run", "extend", "device", "rate")
-        refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
-        return study_actions.run_resume(options)
     config, base, notes = study.loaded(_planned_type(options), is_created=options.create)
     folder = study.folder
     plan = None if options.dry_run or options.extend else usage.saved_plan(folder.path)
@@ -124,15 +135,11 @@ def run_study(options: argparse.Namespace) -> int:
         data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
         drawn = candidates.choose(config, base)
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
-        if options.dry_run:
-            storage.check_unchanged(config.storage, folder.path)
-        else:
-            _check_start(study, config, options.extend)
+        _check_start(study, config, options)
         device = None
         if plan is None:
             plan, device = _priced(options, config, chosen)
-        store = folder.store if study.is_started else None
-        alerts = warnings(config, plan, device, text_tokens(config.data, base, store))
+        alerts = warnings(config, plan, device, text_tokens(config.data, base, _store(study)))
     except ConfigError as error:
         raise ConfigError.of_file(options.study, error.faults) from None
     except MarchSearchError as error:
@@ -222,13 +229,30 @@ def _planned_type(options: argparse.Namespace) -> "DeviceType | None":
     return "cpu" if options.device.strip().lower() == "cpu" else "cuda"
 
 
-def _check_start(study: "NamedStudy", config: "StudyConfig", extend: bool) -> None:
-    """Check, before anything is measured, that a study can be started, or continued with the settings of its file."""
-    from march_search.study import storage
+def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.Namespace) -> None:
+    """Check, before anything is measured, that a study can be started, or continued with the settings of its file.
 
-    if study.is_started and not extend:
+    For a plan, the storage is opened without changing it, and the libraries of trackers are looked for.
+    """
+    from march_search.study import storage
+    from march_search.study.tracking import check_libraries
+
+    check_libraries(config.tracking)
+    if options.dry_run:
+        storage.check_unchanged(config.storage, study.folder.path)
+        return
+    if study.is_started and not options.extend:
         study.folder.check_settings(config)
     storage.check(config.storage, study.folder.path)
+
+
+def _store(study: "NamedStudy") -> Path | None:
+    """Return the token store of a study; None if it has not been prepared."""
+    from march_search.errors import StorageError
+
+    with suppress(StorageError):
+        return study.folder.store
+    return None
 
 
 def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> None:

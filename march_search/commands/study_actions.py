@@ -85,9 +85,13 @@ def _open_to_continue(options: argparse.Namespace) -> "tuple[StudyFolder, StudyC
 
 
 def run_status(options: argparse.Namespace) -> int:
-    """Print the state of a study, its trials and its workers."""
+    """Print the state of a study, its trials and its workers, or those of every study of a ladder."""
+    from march_search.commands.studies import named_study
+    from march_search.commands.study_ladder import ladder_status
     from march_search.study import status
 
+    if ladder := named_study(options.study, options.root).ladder():
+        return ladder_status(ladder, options, run_status)
     folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
     rows, crew = status.trial_rows(folder, config, trials), status.worker_rows(study, folder)

@@ -47,7 +47,7 @@ def add_actions(actions: Verbs, run: Callable[[argparse.Namespace], int]) -> Non
         "march-search study create my.toml --root /shared/runs",
         "march-search study create my.toml devices.kind=cuda --device 4xA100",
     )
-    creating.set_defaults(run=run, create=True, dry_run=False, extend=False)
+    creating.set_defaults(run=run, create=True, dry_run=False, extend=False, up_to=None)
 
 
 def recorded_run(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from march_search.config.devices_config import BatchPlan, DevicesConfig
     from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
     from march_search.config.study_config import StudyConfig, TrialConfig
+    from march_search.config.tracking_config import TrackingConfig
     from march_search.config.training_config import TrainingConfig, spread
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PrunerConfig",
     "SearchConfig",
     "StudyConfig",
+    "TrackingConfig",
     "TrainingConfig",
     "TrialConfig",
     "spread",
@@ -37,6 +39,7 @@ _HOMES = {
     "PrunerConfig": "search_config",
     "SearchConfig": "search_config",
     "StudyConfig": "study_config",
+    "TrackingConfig": "tracking_config",
     "TrainingConfig": "training_config",
     "TrialConfig": "study_config",
     "spread": "training_config",

@@ -8,8 +8,10 @@ from typing import Any
 
 from march_search.config.data_config import DataConfig
 from march_search.config.devices_config import DevicesConfig
+from march_search.config.ladder_config import ArmConfig, LadderConfig
 from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
 from march_search.config.study_config import StudyConfig
+from march_search.config.tracking_config import TrackingConfig
 from march_search.config.training_config import TrainingConfig
 
 TABLES: dict[str, type] = {
@@ -17,9 +19,12 @@ TABLES: dict[str, type] = {
     "search": SearchConfig,
     "pruner": PrunerConfig,
     "confirm": ConfirmConfig,
+    "ladder": LadderConfig,
+    "ladder.arms": ArmConfig,
     "data": DataConfig,
     "training": TrainingConfig,
     "devices": DevicesConfig,
+    "tracking": TrackingConfig,
 }
 """Settings classes by the name of their table in a study's TOML file; the first has the keys above all tables."""
 
@@ -54,7 +59,7 @@ def keys_of(table: str) -> Iterator[Key]:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         name = node.target.id
-        if not table and name in TABLES:
+        if f"{table}.{name}".lstrip(".") in TABLES:
             continue
         has_doc = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
         text = inspect.cleandoc(str(following.value.value)) if has_doc else ""  # type: ignore[union-attr]
@@ -78,6 +83,10 @@ def _kind(annotation: str) -> str:
         "float": "Number",
         "bool": "`true` or `false`",
         "dict[str, Any]": "Table, or the path of a JSON or Hjson file",
+        "dict[str, float]": "Table of numbers",
+        "dict[str, object]": "Table of values",
+        "tuple[ArmConfig, ...]": "List of tables",
+        "tuple[NumberText, ...]": "List of texts or numbers",
         "tuple[str, ...]": "List of texts",
         "tuple[int, ...]": "List of whole numbers",
         "tuple[float, ...]": "List of numbers",

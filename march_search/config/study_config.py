@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 from march_search.config.counts import parse_parameters, parse_tolerance
 from march_search.config.data_config import DataConfig
 from march_search.config.devices_config import BatchPlan, DevicesConfig
+from march_search.config.ladder_config import LadderConfig
 from march_search.config.loader import NumberText, refuse
 from march_search.config.scaling import base_shape
 from march_search.config.search_config import ConfirmConfig, PrunerConfig, SearchConfig
+from march_search.config.tracking_config import TrackingConfig
 from march_search.config.training_config import TrainingConfig
 from march_search.errors import BudgetError, ConfigError, MarchSearchError
 
@@ -50,12 +52,16 @@ class StudyConfig:
     """The `[pruner]` table: when a trial is stopped early."""
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
     """The `[confirm]` table: after the search, further seeds of the finalists decide between them."""
+    ladder: LadderConfig = field(default_factory=LadderConfig)
+    """The `[ladder]` table: the same arms at several sizes."""
     data: DataConfig = field(default_factory=DataConfig)
     """The `[data]` table: corpus, tokenizer and examples."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The `[training]` table: how every trial is trained."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     """The `[devices]` table: the devices and processes of each trial."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """The `[tracking]` table: the experiment trackers that metrics are sent to."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -77,6 +83,8 @@ class StudyConfig:
         beyond = [rung for rung in self.pruner.rungs if rung > max(1, self.training.tokens)]
         if self.pruner.kind == "rungs" and beyond:
             yield f"[pruner]: a rung at {beyond[0]:,.0f} tokens exceeds the data budget of {self.training.tokens:,}."
+        if self.ladder.budgets:
+            yield from self._ladder_faults()
         try:
             _ = self.batch
         except ConfigError as error:
@@ -85,6 +93,24 @@ class StudyConfig:
             base_shape(self.training)
         except MarchSearchError as error:
             yield str(error)
+
+    def _ladder_faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting that a ladder refuses; every arm trains to the end at every size."""
+        if self.budget is not None:
+            yield "[ladder]: budgets replace budget: remove budget."
+        if self.pruner.kind != "none":
+            yield f'[ladder]: every arm must train to the end: set kind = "none" in [pruner], not "{self.pruner.kind}".'
+        if self.search.architectures or self.search.warm_start or self.search.adaptive:
+            yield "[ladder]: arms replace the candidates: remove architectures, warm_start and strategy from [search]."
+        if self.training.evaluate_at:
+            yield "[ladder]: tokens differ by size: use evaluations instead of evaluate_at in [training]."
+        batch = self.training.global_batch_tokens
+        uneven = [tokens for tokens in self.ladder.tokens_by_size if tokens < 1 or tokens % batch]
+        if uneven:
+            yield (
+                f"[ladder]: tokens_by_size has {uneven[0]:,}, which is not a multiple of global_batch_tokens "
+                f"({batch:,}) of [training]."
+            )
 
     @property
     def batch(self) -> BatchPlan:

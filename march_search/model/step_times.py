@@ -1,19 +1,15 @@
-"""`python -m march_search.model.step_times JSON`: time optimizer steps of shapes on random tokens, on this CPU.
+"""Time optimizer steps of shapes on random tokens, on this CPU, in a process of its own.
 
-JSON has `names`, `inputs`, `targets` (lengths of an example), `sequences` (examples per step of each shape),
-`micro_batches` (examples of them that are timed), `precision`, `threads` and `seconds` (time per shape). It prints a
-JSON object: `steps`, the seconds per step of each shape, and the operations per second of matrix products, `fp32_flops`
-and `bf16_flops`.
+The work is a JSON object with `names`, `inputs` and `targets` (lengths of an example), `sequences` (examples per step),
+`micro_batches` (examples of a step that are timed, per shape), `precision`, `threads` and `seconds` (time per shape).
+It prints a JSON object: `steps`, the seconds per step of each shape, and the operations per second of matrix products,
+`fp32_flops` and `bf16_flops`.
 """
 
 import json
-import os
 import statistics
-import sys
 import time
 from typing import Any
-
-from march_search.processes import die_with_parent
 
 WARM_UP = 2
 """Steps of each shape that are not counted."""
@@ -24,8 +20,6 @@ PRODUCT_SIZE = 512
 
 def main(text: str) -> None:
     """Time the shapes and the matrix products, and print the results."""
-    die_with_parent()
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in training: idle threads sleep
     import torch
 
     work = json.loads(text)
@@ -81,7 +75,3 @@ def _product_flops(dtype: Any) -> float:
         torch.mm(x, x)
         times.append(time.perf_counter() - start)
     return 2 * PRODUCT_SIZE**3 / statistics.median(times[1:])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -83,6 +83,15 @@ class Rule:
             )
         return cls(text, tree, frozenset(names))
 
+    def left(self, values: Mapping[str, Any]) -> Any:
+        """Return the left side of a rule that is one comparison, as a number or as an array.
+
+        Raises:
+            ConfigError: If it uses text as a number, or whole numbers that do not fit into 64 bits.
+        """
+        assert isinstance(self.tree, ast.Compare), self.text
+        return self._value(self.tree.left, values)
+
     def holds(self, values: Mapping[str, Any]) -> Any:
         """Return whether the rule holds, as a bool, or as a bool array if the values are arrays.
 
@@ -91,9 +100,13 @@ class Rule:
         Raises:
             ConfigError: If the rule uses text as a number, or whole numbers that do not fit into 64 bits.
         """
+        return self._value(self.tree, values)
+
+    def _value(self, node: ast.expr, values: Mapping[str, Any]) -> Any:
+        """Return the value of a part of the rule."""
         try:
             with np.errstate(all="ignore"):
-                return _evaluate(self.tree, values)
+                return _evaluate(node, values)
         except TypeError:
             raise ConfigError(f"the rule {shown(self.text)} calculates with a value that is not a number.") from None
         except OverflowError:

@@ -19,6 +19,7 @@ from march_search.config.counts import parse_parameters
 from march_search.config.search_config import LEAST_STEPS
 from march_search.data import corpora
 from march_search.data.sources import Embedded, Local
+from march_search.display.tables import duration
 from march_search.errors import ConfigError, DataError, UsageError
 from march_search.space.auto import VOCAB_SIZES, typical_vocab_size
 from march_search.space.named import AUTO
@@ -166,8 +167,8 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
     if fits is not None:
         return fits
     raise UsageError(
-        f"{wish.seconds / 60:g} minutes are too few for a study of {wish.budget}: use at least "
-        f"{math.ceil(shortest / SPARED / 60):,}, or a smaller --budget."
+        f"a study of {wish.budget} does not fit into {duration(wish.seconds)}: allow at least "
+        f"{duration(60 * math.ceil(shortest / SPARED / 60))}, or use a smaller --budget."
     )
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, geometric_mean
@@ -15,7 +13,7 @@ from march_search.cost import speed
 from march_search.cost.devices import CPU_LAYER_SECONDS, CPU_UTILISATION, Device
 from march_search.cost.setup import study_setup
 from march_search.display.tables import plural
-from march_search.processes import PARENT
+from march_search.processes import start_python
 from march_search.study import price
 from march_search.study.candidates import Candidates
 
@@ -118,12 +116,9 @@ def measured_cpu(
         "threads": devices.threads or max(1, cores // (devices.ranks * devices.parallel_trials)),
         "seconds": seconds,
     }
-    command = [sys.executable, "-m", "march_search.model.step_times", json.dumps(work)]
-    environment = os.environ | {PARENT: str(os.getpid())}
-    running = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(number)
-    ]
+    sleepy = "import os, sys; os.environ.setdefault('GOMP_SPINCOUNT', '1000')"  # as in training: idle threads sleep
+    code = f"{sleepy}\nfrom march_search.model.step_times import main; main(sys.argv[1])"
+    running = [start_python(code, json.dumps(work)) for _ in range(number)]
     printed = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         return None

@@ -26,7 +26,7 @@ def product(config: StudyConfig, chosen: Candidates) -> str:
 
 
 def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) -> list[tuple[str, str]]:
-    """Return (label, value) pairs: candidates, batch arithmetic, recipe, data, devices, files."""
+    """Return (label, value) pairs: candidates, batch arithmetic, recipe, data, devices, files, trackers."""
     training, data = config.training, config.data
     learning_rates = rates(config)
     return [
@@ -46,6 +46,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         ("devices", _devices(config)),
         ("files", str(root)),
         *([("storage", storage)] if (storage := public_storage(config.storage)) else []),
+        *([("tracking", _tracking(config))] if config.tracking.to else []),
     ]  # fmt: skip
 
 
@@ -151,3 +152,8 @@ def _devices(config: StudyConfig) -> str:
         few = ", too few to train it" if number < wanted else ""
         here += f" and {plural(number, 'GPU') if number else 'no GPU'}{few}"
     return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {here}"
+
+
+def _tracking(config: StudyConfig) -> str:
+    """Describe where metrics are sent."""
+    return f"one run per trial to {' and '.join(config.tracking.to)}, project {config.tracking.project}"

@@ -20,6 +20,7 @@ from march_search.study.outlook import trial_counts
 from march_search.study.progress import StudyProgress
 from march_search.study.study_folder import StudyFolder
 from march_search.study.survey import committed
+from march_search.study.tracking import Trackers, check_libraries
 from march_search.study.trial_process import TRAINING
 from march_search.study.trials import WantedTrial, distributions, enqueue, newest_attempts
 from march_search.study.worker import Worker
@@ -72,8 +73,10 @@ class StudyRun:
         """Train until no trial is left for any worker or a signal arrives.
 
         Raises:
+            ConfigError: If the library of a tracker is missing.
             StorageError: If the storage cannot be opened or fails, the study was stopped, or the disk is full.
         """
+        check_libraries(self.config.tracking)
         with storage.guarded():
             study = self._opened()
             names = [t.user_attrs["architecture"] for t in study.get_trials(deepcopy=False)]
@@ -85,8 +88,13 @@ class StudyRun:
                 command=self.command,
                 propose=self.propose,
             )
-            with StudyProgress(names, self.config.training.tokens) as progress, Signals() as signals:
-                Worker(job, progress, signals).run()
+            with (
+                StudyProgress(names, self.config.training.tokens) as progress,
+                Trackers(self.config.tracking, self.folder.path, progress.say) as trackers,
+                Signals() as signals,
+            ):
+                Worker(job, progress, signals, trackers).run()
+                trackers.finish(signals)
             self._clean_up(study)
             return self._summary(study, signals.signum)
 

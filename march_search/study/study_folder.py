@@ -206,7 +206,7 @@ _DEFAULTS = asdict(StudyConfig(space="")) | {"storage": None}
 
 _FREE = frozenset({
     "description", "question", "answer", "storage", "heartbeat_seconds", "max_tokens", "confirm", "reuse_trials",
-    "keep_weights", "hang_seconds", "parallel_trials",
+    "keep_weights", "hang_seconds", "parallel_trials", "tracking",
 })  # fmt: skip
 """Settings that may change after a study has started."""
 

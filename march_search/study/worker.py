@@ -19,6 +19,7 @@ from march_search.study.job import Job, Signals
 from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.survey import Survey
+from march_search.study.tracking import Trackers
 from march_search.study.trial_process import ActiveTrial, reached
 from march_search.trial.manifest import drop_damaged, keep_newest, resume_point
 from march_search.trial.metrics import read_metrics
@@ -50,10 +51,10 @@ MISSES = 4
 class Worker:
     """One worker; a class because its loop, signals and heartbeat share state."""
 
-    def __init__(self, job: Job, progress: StudyProgress, signals: Signals) -> None:
-        """Create a worker on `job` that reports to `progress` and stops on `signals`."""
+    def __init__(self, job: Job, progress: StudyProgress, signals: Signals, trackers: Trackers) -> None:
+        """Create a worker on `job` that reports to `progress` and `trackers`, and stops on `signals`."""
         config, lockers = job.config, job.folder.path / "workers"
-        self.job, self.progress, self.signals = job, progress, signals
+        self.job, self.progress, self.signals, self.trackers = job, progress, signals, trackers
         self.heartbeat = Heartbeat(job.study, lockers, config.heartbeat_seconds, config.devices.parallel_trials)
         self.leases = Leases(job.study, job.study._storage, job.folder.path / "lock", self.heartbeat.worker)
         self.survey = Survey(job, self.leases, Liveness(lockers, config.heartbeat_seconds), progress)
@@ -99,6 +100,7 @@ class Worker:
         for active in list(self.active_trials):
             if self._follow(active):
                 self.active_trials.remove(active)
+        self.trackers.look()
         return bool(self.active_trials) or not (self.signals.signum or self.survey.over)
 
     def _beat(self) -> None:
@@ -179,6 +181,7 @@ class Worker:
             self._finish(active, outcome)
             return False
         self.progress.started(active.number, attrs["architecture"], resumed, active.lease.until)
+        self.trackers.start(active.folder)
         return True
 
     def _known_outcome(self, active: ActiveTrial) -> TrialOutcome | None:
@@ -269,6 +272,7 @@ class Worker:
         died_at = reached(active.folder, self.job.config.training.global_batch_tokens) if died else None
         with self.leases.alone(active.trial):
             self.leases.give_back(active.trial, active.lease, active.spent, died_at)
+        self.trackers.stop(active.folder)
         until = active.lease.until
         is_on_rung = not died and active.last >= until < self.job.config.training.tokens
         self.progress.paused(active.number, f"waits on its rung at {until:,} tokens" if is_on_rung else "")
@@ -287,6 +291,7 @@ class Worker:
             trials.tell_optuna(self.leases.storage, active.trial, outcome)
         if outcome["state"] != "failed":
             shutil.rmtree(active.folder / "checkpoints", ignore_errors=True)
+        self.trackers.stop(active.folder)
         self.progress.ended(active.number, active.trial.user_attrs["architecture"], outcome["state"], outcome["text"])
         if not self._todo:  # else the trials of the last read are still recent
             self._look = 0.0
@@ -296,6 +301,7 @@ class Worker:
         """Drop a trial that this worker lost, and kill its process."""
         self._kill(active)
         self.progress.say(f"trial {active.number}: this worker sent no heartbeat for too long and lost the trial")
+        self.trackers.stop(active.folder)
         self.progress.paused(active.number)
         return True
 

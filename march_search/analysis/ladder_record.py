@@ -1,0 +1,138 @@
+"""Read a ladder back: its record, the studies of its sizes, and the losses of its arms."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from march_search.analysis.noise import seed_noise
+from march_search.analysis.size_draws import SizeLosses
+from march_search.analysis.study_record import StudyRecord, read_study
+from march_search.architecture.architecture import Architecture
+from march_search.errors import StorageError
+from march_search.files.json_tables import find_table
+
+LADDER_FILE = "ladder.json"
+"""Record of a ladder in its folder."""
+
+_RECORD = {"question": str, "arms": list, "sizes": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRecord:
+    """One size of a ladder, as recorded."""
+
+    size: str
+    study: str
+    """Name of its study."""
+    parameters: int
+    tokens: int
+    architectures: tuple[Architecture, ...]
+    """Architecture of each arm."""
+    missed: tuple[tuple[str, ...], ...]
+    """Directions of each arm that could not be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRecord:
+    """A ladder, as recorded in its folder."""
+
+    name: str
+    question: str
+    arms: tuple[str, ...]
+    """Names of the arms; the first is the baseline."""
+    sizes: tuple[SizeRecord, ...]
+    """Sizes, smallest first."""
+
+
+def find_ladder(folder: Path) -> LadderRecord | None:
+    """Return the ladder that is recorded in `folder`; None if there is none.
+
+    Raises:
+        StorageError: If its record is damaged.
+    """
+    remedy = "Run the ladder again to write it."
+    record = find_table(folder / LADDER_FILE, _RECORD, remedy)
+    if record is None:
+        return None
+    try:
+        return LadderRecord(
+            name=folder.resolve().name,
+            question=record["question"],
+            arms=tuple(map(str, record["arms"])),
+            sizes=tuple(_size(table) for table in record["sizes"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{folder / LADDER_FILE}: is damaged: {error}. {remedy}") from None
+
+
+def _size(table: Mapping[str, Any]) -> SizeRecord:
+    """Return one size of a record."""
+    return SizeRecord(
+        size=str(table["size"]),
+        study=str(table["study"]),
+        parameters=int(table["parameters"]),
+        tokens=int(table["tokens"]),
+        architectures=tuple(map(Architecture.parse, table["architectures"])),
+        missed=tuple(tuple(map(str, texts)) for texts in table["missed"]),
+    )
+
+
+def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecord | None:
+    """Return the study of a size; None if it has no trials yet.
+
+    Raises:
+        StorageError: If its record is damaged.
+    """
+    folder = root / size.study
+    return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
+
+
+def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[float, ...]]:
+    """Return the losses of the complete trials at a learning rate, by architecture and in the order of the seeds."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for trial in study.trials:
+        is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
+        if is_wanted and trial.loss is not None and trial.architecture in size.architectures:
+            found[trial.architecture.name].setdefault(trial.seed, trial.loss)
+    return {name: tuple(own[seed] for seed in sorted(own)) for name, own in found.items()}
+
+
+def carried_rate(study: StudyRecord, size: SizeRecord) -> float | None:
+    """Return the learning rate with the lowest mean loss over the arms, of the rates with which most arms completed.
+
+    None if no trial is complete. All arms get the same rate, so that their choice cannot favour one of them.
+    """
+    rates = sorted({trial.config.training.learning_rate for trial in study.trials})
+    losses = {rate: arm_losses(study, size, rate) for rate in rates}
+    most = max((len(own) for own in losses.values()), default=0)
+    means = {rate: fmean(map(fmean, own.values())) for rate, own in losses.items() if own and len(own) == most}
+    return min(means, key=lambda rate: (means[rate], rate)) if means else None
+
+
+def size_losses(
+    size: SizeRecord, losses: Mapping[str, Sequence[float]], arms: Sequence[int], assumed: float | None
+) -> SizeLosses:
+    """Return the losses of some arms at one size with their noise.
+
+    Args:
+        size: The size.
+        losses: Result of `arm_losses`.
+        arms: Indices of the arms, all of which have losses.
+        assumed: Deviation over seeds of every prior, in nats; None for the recorded priors.
+    """
+    shapes = [size.architectures[index] for index in arms]
+    own = [losses[shape.name] for shape in shapes]
+    noise = seed_noise(shapes, own, assumed)
+    return SizeLosses(
+        size=size.size,
+        parameters=size.parameters,
+        means_A=np.array([fmean(values) for values in own]),
+        errors_A=np.array([d / math.sqrt(len(values)) for d, values in zip(noise.deviations, own, strict=True)]),
+        degrees_A=np.array(noise.degrees, float),
+    )

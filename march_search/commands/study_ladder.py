@@ -1,0 +1,195 @@
+"""`march-search study run` and `study status` on a ladder: the study of each size, smallest first."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from march_search.commands.options import refuse_without_effect, root_option
+
+if TYPE_CHECKING:
+    from march_search.analysis.ladder_record import LadderRecord
+    from march_search.commands.studies import LoadedStudy, NamedStudy
+    from march_search.config.study_config import StudyConfig
+    from march_search.cost.devices import Device
+    from march_search.study.candidates import Candidates
+    from march_search.study.ladder_sizes import LadderSize
+
+RunOne = Callable[["NamedStudy", argparse.Namespace], int]
+"""Function that runs one study, or prints its plan, and returns the exit code."""
+
+PriceOne = Callable[[argparse.Namespace, "StudyConfig", "Candidates"], "tuple[dict[str, Any], Device | None]"]
+"""Function that prices one study and returns its plan, and the devices of a trial."""
+
+
+def run_ladder(
+    study: "NamedStudy", loaded: "LoadedStudy", options: argparse.Namespace, run_one: RunOne, priced: PriceOne
+) -> int:
+    """Run the study of each size, or print the plans; a size starts when the one before has ended.
+
+    The learning rate that is best at the smallest size is carried to the others. A trial that fails does not stop the
+    ladder, because a learning rate that is too high is worth trying; the exit code is then 1.
+
+    Raises:
+        ConfigError: If the ladder is not valid.
+        UsageError: If an option has no effect on a ladder.
+    """
+    from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
+
+    refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
+    sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
+    if options.dry_run:
+        return _plan(study, loaded, sizes, options, priced)
+    keep_ladder(study.folder.path, loaded.config, sizes)
+    root, last, failed = options.root, _last(sizes, options.up_to), 0
+    for number, size in enumerate(sizes[: last + 1]):
+        rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
+        code = run_one(_size_study(study, size, root, rate), options)
+        if code > 1:
+            return code
+        failed = failed or code
+        if options.create:
+            rest = f"; the other sizes follow when it is complete: {_again(study, root)}" if len(sizes) > 1 else ""
+            print(f"{study.name}: created its smallest size{rest}.", file=sys.stderr)
+            return 0
+    ended = f"{_words(sizes[: last + 1])} ended. Ladder: march-search rank {study.name}{root_option(root)}"
+    print(f"{study.name}: {ended}", file=sys.stderr)
+    return failed
+
+
+def _again(study: "NamedStudy", root: Path) -> str:
+    """Return the command that continues a ladder."""
+    return f"march-search study run {study.argument}{root_option(root)}"
+
+
+def _words(sizes: "tuple[LadderSize, ...]") -> str:
+    """Return the names of sizes as part of a sentence."""
+    return ", ".join(size.size for size in sizes)
+
+
+def _last(sizes: "tuple[LadderSize, ...]", up_to: str | None) -> int:
+    """Return the index of the last size to run.
+
+    Raises:
+        UsageError: If `up_to` is not the name of a size.
+    """
+    from march_search.errors import UsageError, nearest
+
+    names = [size.size for size in sizes]
+    if up_to is not None and up_to not in names:
+        raise UsageError(f"--up-to {up_to}: the ladder has no such size. {nearest(up_to, names)}")
+    return len(names) - 1 if up_to is None else names.index(up_to)
+
+
+def _size_study(study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None) -> "NamedStudy":
+    """Return the study of one size: the ladder's file with other settings."""
+    from march_search.study.study_folder import StudyFolder
+
+    own = tuple(text for text in study.overrides if not text.startswith("ladder."))
+    return replace(study, folder=StudyFolder.of(root, size.study), overrides=(*own, *size.overrides(rate)))
+
+
+def _carried(smallest: "LadderSize", folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:
+    """Return the learning rate that the smallest size hands on; None if only one was tried.
+
+    Raises:
+        StorageError: If the smallest size has no complete trial.
+    """
+    from march_search.analysis.ladder_record import carried_rate, find_ladder
+    from march_search.analysis.study_record import read_study
+    from march_search.errors import StorageError
+
+    if len(loaded.config.search.learning_rates) < 2:
+        return None
+    ladder = find_ladder(folder)
+    rate = ladder and carried_rate(read_study(root / smallest.study), ladder.sizes[0])
+    if not rate:
+        raise StorageError(
+            f"{smallest.study} has no complete trial, so no learning rate can be carried: retry it first."
+        )
+    return rate
+
+
+def _plan(
+    study: "NamedStudy",
+    loaded: "LoadedStudy",
+    sizes: "tuple[LadderSize, ...]",
+    options: argparse.Namespace,
+    priced: PriceOne,
+) -> int:
+    """Print the arms and the price of each size, then the sum."""
+    from march_search.commands.output import print_pairs
+    from march_search.data import corpora, vocabulary
+    from march_search.data.text_tokens import text_tokens
+    from march_search.display.tables import Column, console, count, duration, plural, print_table, si
+    from march_search.study import candidates
+    from march_search.study.ladder_sizes import arm_rows
+    from march_search.study.plan import warnings
+
+    config, out = loaded.config, console()
+    data = "; ".join([corpora.check(config.data, loaded.base), vocabulary.check(config.data, loaded.base)])
+    rates = config.search.learning_rates
+    tuned = f"; {len(rates)} learning rates at {sizes[0].size}, the best one after that" if len(rates) > 1 else ""
+    print_pairs(out, f"ladder {study.name}", [
+        ("question", config.question or "–"),
+        ("sizes", ", ".join(f"{size.size} for {si(size.tokens)} tokens" for size in sizes)),
+        ("arms", f"{', '.join(arm.name for arm in config.ladder.arms)}; effects are measured from the first"),
+        ("trials", f"{plural(len(config.search.seeds), 'seed')} per arm and size{tuned}"),
+        ("data", data),
+        *[("chosen", note) for note in loaded.notes],
+    ])  # fmt: skip
+    columns = (
+        Column(key="arm", heading="arm", short="arm", left=True),
+        Column(key="name", heading="name", short="name", left=True),
+        Column(key="params", heading="parameters", short="params", show=count),
+    )
+    plans = []
+    for size in sizes:
+        carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
+        own, base, _ = _size_study(study, size, options.root, carried).loaded()
+        chosen = candidates.choose(own, base)
+        plan, device = priced(options, own, chosen)
+        time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])}"
+        title = f"{size.size}: {plan['trials']} trials, {si(plan['tokens'])} tokens, {si(plan['flops'])} FLOPs{time}"
+        rows = arm_rows(config, size)
+        notes = [f"not kept at {size.size}: {row['arm']}: {row['missed']}" for row in rows if row["missed"]]
+        alerts = [f"WARNING: {text}" for text in warnings(own, plan, device, text_tokens(own.data, base))]
+        print_table(out, rows, columns, title, notes, warnings=alerts)
+        plans.append(plan)
+    out.print(_total(plans), soft_wrap=True)
+    return 0
+
+
+def _total(plans: "list[dict[str, Any]]") -> str:
+    """Return the sum of the plans of all sizes in words."""
+    from march_search.display.tables import duration, si
+
+    trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
+    words, last = f"all sizes: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs", plans[-1]
+    if last["device_hours"] is None:
+        return f"{words}; add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR the money"
+    hours = sum(plan["device_hours"] for plan in plans)
+    words += f"; {duration(sum(plan['seconds'] for plan in plans))}, {hours:,.3g} device-hours on {last['device']}"
+    if last["rate"] is not None:
+        words += f", {hours * last['rate']:,.2f} at {last['rate']:g} per device-hour"
+    return f"{words}; prices: {last['basis']}"
+
+
+def ladder_status(
+    ladder: "LadderRecord", options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
+) -> int:
+    """Print the status of the study of each size that has been started."""
+    from march_search.errors import UsageError
+
+    if options.format != "table":
+        names = ", ".join(size.study for size in ladder.sizes)
+        raise UsageError(f"{ladder.name} is a ladder: name one of its studies for --format {options.format}: {names}.")
+    for size in ladder.sizes:
+        if (options.root / size.study / "study.json").is_file():
+            options.study = size.study
+            run_one(options)
+        else:
+            print(f"{size.study}: not started")
+    return 0

@@ -1,0 +1,86 @@
+"""The `[ladder]` table: the same arms at several parameter budgets."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from march_search.config.counts import parse_parameters
+from march_search.config.loader import NumberText, refuse
+from march_search.errors import BudgetError
+
+_SIZE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
+
+_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,23}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """One arm of a ladder: a direction that is followed at every size."""
+
+    name: str
+    """Name of the arm in tables: up to 24 letters, digits, spaces, and `.`, `_` or `-`."""
+    directions: dict[str, float] = field(default_factory=dict)
+    """Values of this arm, in addition to the `directions` of `[ladder]` or instead of them."""
+    fields: dict[str, object] = field(default_factory=dict)
+    """Fields of this arm, in addition to the `fields` of `[ladder]` or instead of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderConfig:
+    """The `[ladder]` table: the same arms at several parameter budgets, one study per size."""
+
+    budgets: tuple[NumberText, ...] = ()
+    """Parameter budgets, ascending, such as `["1M", "4M", "16M"]`; at least two. The space's `[budget]` says what is
+    counted, all or only non-embedding parameters, and the tolerance. A study with budgets is a ladder; the study of a
+    size is named `LADDER-SIZE`."""
+    tokens_per_parameter: float = 20.0
+    """Training tokens per parameter of the budget, rounded to whole steps; they replace `tokens` of `[training]`.
+    `warmup_tokens` holds for the smallest size, and grows with the tokens."""
+    tokens_by_size: tuple[int, ...] = ()
+    """Training tokens of each size, in the order of `budgets`, instead of `tokens_per_parameter`; multiples of
+    `global_batch_tokens`."""
+    directions: dict[str, float] = field(default_factory=dict)
+    """Values that the arms aim at: an expression of fields, as in the rules of a space, and a positive number. Example:
+    `{ "d_model / num_layers" = 64, "d_ff / d_model" = 4, d_kv = 32 }`. At each size, an arm is the member of the
+    feasible set with the smallest sum of squares of log2(value / aim), over the directions and the parameters."""
+    fields: dict[str, object] = field(default_factory=dict)
+    """Fields that every arm has exactly, such as `{ position = "rotary" }`. The space must have these values. A field
+    that is not set has the first value of the space, except for layers, `d_model`, heads, `d_kv` and `d_ff`, which are
+    free."""
+    arms: tuple[ArmConfig, ...] = ()
+    """Arms, as tables `[[ladder.arms]]`; at least three. The first is the baseline, from which effects are measured."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        refuse(self._faults())
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the sizes."""
+        return tuple(text.replace(" ", "").replace(",", "_") for text in self.budgets)
+
+    def _faults(self) -> Iterator[str]:
+        """Yield one sentence for each setting or pair of settings that is refused."""
+        if not self.budgets:
+            return
+        counts = []
+        for text in self.budgets:
+            try:
+                counts.append(parse_parameters(text))
+            except BudgetError as error:
+                yield f"[ladder]: {error}"
+        if len(counts) == len(self.budgets) and (len(counts) < 2 or sorted(set(counts)) != counts):
+            yield f"[ladder]: budgets must be at least two, ascending, not {list(self.budgets)}."
+        if not all(_SIZE.fullmatch(size) for size in self.sizes):
+            yield f"[ladder]: budgets must be written shortly, such as 250K or 4M, not {list(self.budgets)}."
+        if self.tokens_by_size and len(self.tokens_by_size) != len(self.budgets):
+            entries = f"{len(self.tokens_by_size)} entries for {len(self.budgets)} budgets"
+            yield f"[ladder]: tokens_by_size has {entries}: list one for each."
+        if not 0 < self.tokens_per_parameter < 1e6:
+            yield f"[ladder]: tokens_per_parameter must be above 0 and below 1e6, not {self.tokens_per_parameter}."
+        names = [arm.name for arm in self.arms]
+        if len(names) < 3 or len(set(names)) < len(names) or not all(map(_ARM.fullmatch, names)):
+            yield f"[ladder]: arms must be at least three, with distinct short names, not {names}."
+        for key, aim in {**self.directions, **{k: v for arm in self.arms for k, v in arm.directions.items()}}.items():
+            if isinstance(aim, bool) or not isinstance(aim, int | float) or not 0 < aim < 1e9:
+                yield f'[ladder]: the direction "{key}" must be a positive number, not {aim!r}.'

@@ -1,0 +1,114 @@
+"""Follow a direction over sizes: find the member of a feasible set that is nearest to ratios of its fields.
+
+A direction is an expression of fields and the value that it aims at, such as `d_model / num_layers` and 64. The
+distance of a member is the root of the sum of squares of log2(value / aim), over the directions and the parameters, so
+that twice and half an aim are equally far. Members at the same distance keep the order of the set.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from march_search.architecture.architecture import DEFAULTS, Architecture
+from march_search.errors import ConfigError, EmptySetError, nearest, shown
+from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.members import Members, Numbers
+from march_search.space.rules import Rule
+from march_search.space.space import AXES, SearchSpace, rule_values
+
+SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "num_key_value_heads", "d_kv", "d_ff")
+"""Axes that are free to follow a direction. The others have the first value of the space, unless a field sets them."""
+
+KEPT = 0.1
+"""Largest distance in octaves, 7%, at which a direction counts as kept."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """An expression of fields, and the value that it aims at."""
+
+    rule: Rule
+    """The rule that the expression equals the aim."""
+    text: str
+    """The expression as written."""
+    aim: float
+    """Positive value to aim at."""
+
+    @classmethod
+    def parse(cls, text: str, aim: float) -> "Direction":
+        """Parse a direction.
+
+        Raises:
+            ConfigError: If the text is not an expression of fields.
+        """
+        whole = f"({text}) == {aim}"
+        try:
+            rule = Rule.parse(whole, DEFAULTS)
+        except ConfigError as error:
+            fault = str(error).replace(f"the rule {shown(whole)}", f"the direction {shown(text)}")
+            raise ConfigError(fault) from None
+        if not rule.names or any(sign in text for sign in "=<>"):
+            raise ConfigError(f'"{text}" is not a direction: use an expression of fields such as d_model / num_layers.')
+        return cls(rule, text, aim)
+
+    def octaves(self, shape: Any) -> Any:
+        """Return log2(value / aim) for a shape, whose numbers may be arrays; infinite if the value is not positive."""
+        value = np.asarray(self.rule.left(rule_values(vars(shape))), float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(value > 0, np.log2(value / self.aim), np.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowedArm:
+    """The member nearest to an arm's directions at one budget."""
+
+    architecture: Architecture
+    missed: tuple[str, ...]
+    """Directions that could not be kept, each with its value and its aim."""
+
+
+def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[str, Any]) -> FollowedArm:
+    """Return the member of `space` that has the fields and is nearest to the directions.
+
+    Args:
+        space: The space, with its budget.
+        directions: Aims by expression.
+        fields: Exact values by field. Of the axes outside `SHAPE`, the others have their first value.
+
+    Raises:
+        ConfigError: If a direction is not an expression of fields, or the space does not have the value of a field.
+        EmptySetError: If no member has the fields.
+    """
+    wanted = [Direction.parse(text, aim) for text, aim in directions.items()]
+    for field, value in fields.items():
+        if field not in AXES:
+            raise ConfigError(f'unknown field "{field}". {nearest(field, AXES)}')
+        if not any(value == known and type(value) is type(known) for known in space.axes[field]):
+            known = ", ".join(map(str, space.axes[field][:8]))
+            raise ConfigError(f"the space {space.name} has no {field} = {value}, only {known}: add it to the space.")
+    fixed = {axis: space.axes[axis][0] for axis in AXES if axis not in SHAPE} | dict(fields)
+    found = solve(replace(space, axes=space.axes | {axis: (value,) for axis, value in fixed.items()}))
+    if not len(found):
+        exact = ", ".join(f"{field} = {value}" for field, value in fields.items())
+        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.budget}: widen the space.")
+    chosen = nearest_member(found, wanted)
+    missed = []
+    for direction in wanted:
+        octaves = float(direction.octaves(chosen))
+        if abs(octaves) > KEPT:
+            missed.append(f"{direction.text} is {direction.aim * 2**octaves:.3g}, not {direction.aim:g}")
+    return FollowedArm(architecture=chosen, missed=tuple(missed))
+
+
+def nearest_member(found: FeasibleSet, directions: Sequence[Direction]) -> Architecture:
+    """Return the member with the smallest distance from the directions and the budget."""
+
+    def squares(members: Members) -> Numbers:
+        total = np.square(np.log2(members.counted / members.target))
+        for direction in directions:
+            total += np.square(members.map(direction.octaves))
+        return np.asarray(total, float)
+
+    return found.first(1, squares)[0]

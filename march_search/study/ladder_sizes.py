@@ -1,0 +1,156 @@
+"""Derive the study of each size from a ladder: its arms, its tokens, and the settings that it changes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from march_search.analysis.ladder_record import LADDER_FILE
+from march_search.config import StudyConfig
+from march_search.config.counts import parse_parameters
+from march_search.config.ladder_config import LadderConfig
+from march_search.errors import ConfigError, EmptySetError, UsageError
+from march_search.files.atomic import make_folder
+from march_search.files.json_tables import sealed, write_json
+from march_search.space.directions import FollowedArm, follow
+from march_search.study.candidates import load_space
+
+SET_BY_LADDER = (
+    "ladder", "budget", "search.strategy", "search.architectures", "training.tokens", "training.warmup_tokens",
+)  # fmt: skip
+"""Keys that a ladder sets in the study of a size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderSize:
+    """The study of one size."""
+
+    size: str
+    """Name of the size."""
+    study: str
+    """Name of its study."""
+    parameters: int
+    """Parameter budget."""
+    tokens: int
+    """Training tokens of each trial."""
+    warmup_tokens: int
+    """Warm-up tokens of each trial."""
+    arms: tuple[FollowedArm, ...]
+    """Architecture of each arm."""
+
+    def overrides(self, rate: float | None = None) -> tuple[str, ...]:
+        """Return the settings that turn the ladder's file into the study of this size, as `KEY=VALUE`.
+
+        Args:
+            rate: Learning rate carried from the smallest size; None uses those of the file.
+        """
+        carried = () if rate is None else ("search.learning_rates=[]", f"training.learning_rate={rate!r}")
+        return (
+            "ladder={}",
+            f"budget={self.parameters}",
+            'search.strategy="list"',
+            f"search.architectures={json.dumps([arm.architecture.name for arm in self.arms])}",
+            f"training.tokens={self.tokens}",
+            f"training.warmup_tokens={self.warmup_tokens}",
+            *carried,
+        )
+
+
+def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str] = ()) -> tuple[LadderSize, ...]:
+    """Return the sizes of a ladder, smallest first.
+
+    Args:
+        config: Settings of the ladder.
+        base: Folder that relative paths in the settings start from.
+        name: Name of the ladder.
+        given: `KEY=VALUE` of the command line, already part of `config`.
+
+    Raises:
+        ConfigError: If the space is not valid or lacks a field's value, or two arms have one shape.
+        EmptySetError: If no member of the space has an arm's fields at some size.
+        UsageError: If the command line sets what the ladder sets.
+    """
+    for override in given:
+        if override.partition("=")[0] in SET_BY_LADDER:
+            raise UsageError(
+                f"{override} has no effect on a ladder, which sets it for each size: use ladder.* instead."
+            )
+    ladder, batch = config.ladder, config.training.global_batch_tokens
+    sizes: list[LadderSize] = []
+    for index, (size, text) in enumerate(zip(ladder.sizes, ladder.budgets, strict=True)):
+        parameters = parse_parameters(text)
+        tokens = max(1, round(ladder.tokens_per_parameter * parameters / batch)) * batch
+        tokens = ladder.tokens_by_size[index] if ladder.tokens_by_size else tokens
+        space = load_space(replace(config, budget=text, ladder=LadderConfig()), base)
+        arms = []
+        for arm in ladder.arms:
+            try:
+                arms.append(follow(space, {**ladder.directions, **arm.directions}, {**ladder.fields, **arm.fields}))
+            except (ConfigError, EmptySetError) as error:
+                raise type(error)(f"[ladder]: {arm.name} at {size}: {error}") from None
+        _refuse_equal_arms([arm.name for arm in ladder.arms], arms, size)
+        warmup = config.training.warmup_tokens * tokens // (sizes[0].tokens if sizes else tokens)
+        sizes.append(
+            LadderSize(
+                size=size,
+                study=f"{name}-{size}",
+                parameters=parameters,
+                tokens=tokens,
+                warmup_tokens=min(warmup, tokens),
+                arms=tuple(arms),
+            )
+        )
+    return tuple(sizes)
+
+
+def _refuse_equal_arms(names: Sequence[str], arms: Sequence[FollowedArm], size: str) -> None:
+    """Raise a ConfigError if two arms have one architecture."""
+    owners: dict[str, str] = {}
+    for name, arm in zip(names, arms, strict=True):
+        shape = arm.architecture.name
+        if shape in owners:
+            raise ConfigError(
+                f"[ladder]: {owners[shape]} and {name} are both {shape} at {size}: move their directions apart, widen "
+                "the space or raise the tolerance."
+            )
+        owners[shape] = name
+
+
+def arm_rows(config: StudyConfig, size: LadderSize) -> list[dict[str, Any]]:
+    """Return one row per arm of a size: its name, shape, parameters, and what could not be kept."""
+    return [
+        {
+            "arm": arm.name,
+            "name": found.architecture.name,
+            "params": found.architecture.num_params,
+            "missed": "; ".join(found.missed) or None,
+        }
+        for arm, found in zip(config.ladder.arms, size.arms, strict=True)
+    ]
+
+
+def keep_ladder(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
+    """Write the ladder's record, which `rank` and `status` read, to `folder`.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    record: Mapping[str, Any] = {
+        "schema_version": 1,
+        "question": config.question,
+        "arms": [arm.name for arm in config.ladder.arms],
+        "sizes": [
+            {
+                "size": size.size,
+                "study": size.study,
+                "parameters": size.parameters,
+                "tokens": size.tokens,
+                "architectures": [arm.architecture.name for arm in size.arms],
+                "missed": [list(arm.missed) for arm in size.arms],
+            }
+            for size in sizes
+        ],
+    }
+    make_folder(folder)
+    write_json(folder / LADDER_FILE, sealed(record))

@@ -1,0 +1,62 @@
+"""Simulated families of arms with known laws, as a ladder with two seeds sees them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from march_search.analysis.noise import seed_noise
+from march_search.analysis.size_draws import SizeLosses
+from march_search.architecture.architecture import Architecture
+
+ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
+
+SIZES = (250_000, 500_000, 1_000_000)
+"""Parameters of the simulated sizes."""
+
+NOISE, DEGREES = 0.0069, 7.75
+"""Distribution of seed deviations that was fitted to recorded arms (`benchmarks/seed_prior.py`)."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Arms whose losses follow a law with an offset."""
+
+    offsets_A: np.ndarray
+    scales_A: np.ndarray
+    """Loss above the offset at the smallest size."""
+    exponents_A: np.ndarray
+
+    @classmethod
+    def drawn(
+        cls, rng: np.random.Generator, arms: int, exponent: float, spread: float, variation: float = 0.0
+    ) -> "Family":
+        """Draw a family whose arms differ by `spread` nats, and in their exponents by the share `variation`."""
+        exponents_A = exponent * (1 + variation * rng.standard_normal(arms))
+        return cls(1.5 + rng.normal(0, spread, arms), 0.9 + rng.normal(0, spread, arms), exponents_A)
+
+    def losses(self, sizes: Sequence[int]) -> np.ndarray:
+        """Return the (S, A) expected losses at some sizes."""
+        ratios_S1 = (np.array(sizes, float) / SIZES[0])[:, None]
+        return np.asarray(self.offsets_A + self.scales_A * ratios_S1**-self.exponents_A)
+
+
+def observed(truth_SA: np.ndarray, rng: np.random.Generator, seeds: int = 2) -> list[SizeLosses]:
+    """Return what a ladder with some seeds per arm sees of the expected losses."""
+    sizes = []
+    for index, truth_A in enumerate(truth_SA):
+        many = len(truth_A)
+        deviations_A = NOISE * np.sqrt(DEGREES / rng.chisquare(DEGREES, many))
+        losses = truth_A[:, None] + deviations_A[:, None] * rng.standard_normal((many, seeds))
+        noise = seed_noise([ARM] * many, losses.tolist())
+        sizes.append(
+            SizeLosses(
+                size=str(index),
+                parameters=SIZES[index],
+                means_A=losses.mean(axis=1),
+                errors_A=np.array(noise.deviations) / math.sqrt(seeds),
+                degrees_A=np.array(noise.degrees, float),
+            )
+        )
+    return sizes

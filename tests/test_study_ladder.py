@@ -1,0 +1,281 @@
+"""Ladders: settings, derived studies, plans, training at a tiny scale, and what `rank` and `status` print."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
+from helpers.studies import write_study
+
+from march_search.architecture.architecture import Architecture
+from march_search.commands.studies import named_study
+from march_search.config.shipped import shipped_folder
+from march_search.files.json_tables import sealed, write_json
+from march_search.study.ladder_sizes import ladder_sizes
+
+SPACE = """[budget]
+parameters = "30K"
+tolerance = "3%"
+count = "non-embedding"
+[axes]
+num_layers = { min = 1, max = 4 }
+d_model = { min = 16, max = 128, multiple_of = 8 }
+num_heads = { min = 1, max = 8 }
+d_kv = [8, 16]
+d_ff = { min = 16, max = 512, multiple_of = 8 }
+feed_forward_proj = ["relu", "gated-gelu"]
+position = "rotary"
+vocab_size = 512
+"""
+
+LADDER = """question = "Does the order hold?"
+space = "space.toml"
+[search]
+seeds = [0]
+learning_rates = [1e-3, 4e-3]
+[pruner]
+kind = "none"
+[confirm]
+max_seeds = 1
+[ladder]
+budgets = ["30K", "60K"]
+tokens_per_parameter = 0.05
+directions = { "d_model / num_layers" = 16, "d_ff / d_model" = 3, "num_heads * d_kv / d_model" = 1, d_kv = 16 }
+[[ladder.arms]]
+name = "plain"
+[[ladder.arms]]
+name = "gated"
+fields = { feed_forward_proj = "gated-gelu" }
+[[ladder.arms]]
+name = "wide"
+directions = { "d_model / num_layers" = 64 }
+[data]
+corpus = "CORPUS"
+vocab_size = 512
+sequence_length = 16
+validation_sequences = 32
+noise_density = 0.5
+[training]
+global_batch_tokens = 128
+learning_rate = 4e-3
+warmup_tokens = 128
+precision = "fp32"
+evaluations = 2
+checkpoints = 0
+[devices]
+kind = "cpu"
+threads = 1
+parallel_trials = 2
+"""
+
+SHAPES = ("L2-D160-H4x32-F256-rope-V2048", "L3-D128-H6x32-F256-rope-V2048", "L4-D96-H4x32-F256-rope-V2048")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`march-search` in this process."""
+    return command_in_process(capsys)
+
+
+@pytest.fixture
+def file(tmp_path: Path, corpus: Path) -> Path:
+    """A ladder's file beside its space, with a corpus of made-up words."""
+    (tmp_path / "space.toml").write_text(SPACE)
+    path = tmp_path / "steps.toml"
+    path.write_text(LADDER.replace("CORPUS", str(corpus)))
+    return path
+
+
+def write_ladder(root: Path, losses: dict[str, list[list[float]]], parameters: dict[str, int]) -> None:
+    """Write a finished ladder: for each size the losses of the seeds of each arm."""
+    (root / "made").mkdir()
+    sizes = []
+    for size, arms in losses.items():
+        write_study(root, dict(zip(SHAPES, arms, strict=True)), name=f"made-{size}", rates=(1e-3, 2e-3))
+        sizes.append({"size": size, "study": f"made-{size}", "parameters": parameters[size], "tokens": 1 << 20})
+        sizes[-1] |= {"architectures": list(SHAPES), "missed": [[], [], ["d_ff / d_model is 3, not 4"]]}
+    record = {"schema_version": 1, "question": "Which?", "arms": ["plain", "gated", "wide"], "sizes": sizes}
+    write_json(root / "made" / "ladder.json", sealed(record))
+
+
+LOSSES = {
+    "1M": [[3.0, 3.001], [3.1, 3.1], [3.201, 3.2]],
+    "2M": [[2.7, 2.701], [2.85, 2.85], [2.601, 2.6]],
+    "4M": [[2.5, 2.501], [2.7, 2.7], [2.21, 2.2]],
+}
+PARAMETERS = {"1M": 1_000_000, "2M": 2_000_000, "4M": 4_000_000}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["30K", "60K"]', '["60K", "30K"]', "[ladder]: budgets must be at least two, ascending"),
+        ('["30K", "60K"]', '["30K"]', "[ladder]: budgets must be at least two, ascending"),
+        ('["30K", "60K"]', '["30K", "six"]', 'invalid parameter budget "six"'),
+        ("tokens_per_parameter = 0.05", "tokens_per_parameter = -1", "tokens_per_parameter must be above 0"),
+        ("tokens_per_parameter = 0.05", "tokens_by_size = [1280]", "tokens_by_size has 1 entries for 2 budgets"),
+        ("tokens_per_parameter = 0.05", "tokens_by_size = [1280, 1300]", "tokens_by_size has 1,300, which is not"),
+        ('"d_ff / d_model" = 3', '"d_ff / d_model" = -3', 'the direction "d_ff / d_model" must be a positive number'),
+        ('"d_ff / d_model" = 3', '"d_ff / d_modle" = 3', 'plain at 30K: the direction "d_ff / d_modle" has the'),
+        ('name = "gated"', 'name = "plain"', "arms must be at least three, with distinct short names"),
+        ('name = "gated"', 'nmae = "gated"', 'unknown key "ladder.arms[1].nmae". Did you mean "name"?'),
+        ('kind = "none"', 'kind = "median"', '[ladder]: every arm must train to the end: set kind = "none"'),
+        ("seeds = [0]", 'seeds = [0]\nstrategy = "tpe"', "[ladder]: arms replace the candidates"),
+        ("question =", 'budget = "1M"\nquestion =', "[ladder]: budgets replace budget"),
+        ('"gated-gelu" }\n[[', '"gated-silu" }\n[[', "gated at 30K: the space space has no feed_forward_proj"),
+        ("directions = { \"d_model / num_layers\" = 64 }", "", "plain and wide are both L2-D24-H2x16-F56"),
+    ],
+)  # fmt: skip
+def test_an_invalid_ladder_is_one_line(file: Path, command: Command, old: str, new: str, message: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    ended = command("study", "run", str(file), "--dry-run", "--root", str(file.parent / "runs"))
+    assert message in one_line_error(ended).replace("\\", "")
+    assert ended.returncode in (2, 3)
+
+
+def test_the_study_of_a_size_is_the_file_with_other_settings(file: Path, tmp_path: Path) -> None:
+    study = named_study(str(file), tmp_path)
+    config, base = study.load()
+    small, large = ladder_sizes(config, base, study.name)
+    assert (small.study, small.parameters, small.tokens, large.tokens) == ("steps-30K", 30_000, 1536, 2944)
+    assert (small.warmup_tokens, large.warmup_tokens) == (128, 245)
+    assert small.overrides()[:3] == ("ladder={}", "budget=30000", 'search.strategy="list"')
+    assert large.overrides(4e-3)[-2:] == ("search.learning_rates=[]", "training.learning_rate=0.004")
+
+
+def test_a_ladder_is_planned_size_by_size(file: Path, command: Command) -> None:
+    root = file.parent / "runs"
+    ended = command("study", "run", str(file), "--dry-run", "--root", str(root), "--device", "A5000", "--rate", "0.5")
+    assert ended.returncode == 0, ended.stderr
+    assert "30K: 6 trials, 9.22k tokens" in ended.stdout
+    assert "60K: 3 trials, 8.83k tokens" in ended.stdout
+    assert "all sizes: 9 trials, 18k tokens" in ended.stdout
+    assert re.search(r"device-hours on A5000, [\d.]+ at 0.5 per device-hour; prices: ", ended.stdout)
+    assert "not kept at 30K: wide: d_model / num_layers is 40, not 64" in ended.stdout
+    assert not root.exists()
+
+
+def test_options_that_have_no_effect_are_refused(file: Path, command: Command, tmp_path: Path) -> None:
+    root = ("--root", str(tmp_path / "runs"))
+    assert "--extend has no effect on a ladder" in one_line_error(command("study", "run", str(file), "--extend", *root))
+    ended = command("study", "run", str(file), "training.tokens=2M", "--dry-run", *root)
+    assert "training.tokens=2M has no effect on a ladder" in one_line_error(ended)
+    ended = command("study", "run", str(file), "--up-to", "31K", *root)
+    assert '--up-to 31K: the ladder has no such size. Did you mean "30K"?' in one_line_error(ended)
+    assert "which is not a ladder" in one_line_error(command("study", "run", "cpu-demo", "--up-to", "1M", *root))
+
+
+def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command: Command, tmp_path: Path) -> None:
+    root = ("--root", str(tmp_path / "runs"))
+    first = run_command("study", "run", str(file), "--up-to", "30K", *root)
+    assert first.returncode == 0, first.stderr
+    assert "steps: 30K ended. Ladder: march-search rank steps" in first.stderr
+    alone = json_of(command("rank", "steps", "--format", "json", *root))
+    assert (alone["unfinished"], alone["agreement"], alone["forecast"]) == (["60K"], [], None)
+    status = command("study", "status", "steps", *root)
+    assert "steps-30K: 6 of 6 trials ended" in status.stdout
+    assert "steps-60K: not started" in status.stdout
+    ended = run_command("study", "run", str(file), *root)
+    assert ended.returncode == 0, ended.stderr
+    assert "steps: 30K, 60K ended" in ended.stderr
+    found = json_of(command("rank", "steps", "--format", "json", *root))
+    trials = sorted((tmp_path / "runs" / "steps-60K" / "trials").glob("*/trial.json"))
+    assert {json.loads(path.read_text())["training"]["learning_rate"] for path in trials} == {found["learning_rate"]}
+    assert [row["arm"] for row in found["arms"]] == ["plain", "gated", "wide"] * 2
+    assert all(Architecture.parse(row["name"]).num_params_non_embedding < 70_000 for row in found["arms"])
+    assert found["unfinished"] == []
+    assert found["agreement"][0]["pairs"] == 3
+    again = run_command("study", "run", str(file), *root)
+    assert again.returncode == 0, again.stderr
+    assert "steps is a ladder: name the study of one of its sizes, steps-30K, steps-60K." in one_line_error(
+        command("report", "steps", *root)
+    )
+
+
+def test_rank_prints_a_ladder_in_80_columns(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = command("rank", "made", "--root", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert max(map(len, ended.stdout.splitlines())) <= 80
+    text = " ".join(ended.stdout.split())
+    assert "Answer: 1M orders 1 of 3 pairs of arms as 4M does (33%, 95% interval" in text
+    assert "plain beats wide at 1M only" in text
+    assert "The effect of gated against plain grows with size." in text
+    assert "8M?: forecast by the law" in text
+    assert "a forecast of 4M from the smaller sizes holds for" in text
+
+
+def test_every_format_has_the_ladder(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    found = json_of(command("rank", "made", "--format", "json", "--at", "16M", "--root", str(tmp_path)))
+    assert found["learning_rate"] == 1e-3
+    assert found["forecast"]["parameters"] == 16_000_000
+    assert [(one["small"], one["large"]) for one in found["agreement"]] == [("1M", "2M"), ("1M", "4M"), ("2M", "4M")]
+    assert {(one["arm"], one["against"]) for one in found["turns"]} == {("plain", "wide"), ("gated", "wide")}
+    assert [one["change"] for one in found["changes"]] == ["grows", "turns"]
+    rows = list(csv.DictReader(io.StringIO(command("rank", "made", "--format", "csv", "--root", str(tmp_path)).stdout)))
+    assert [row["arm"] for row in rows] == ["plain", "gated", "wide"] * 3
+    assert rows[2]["not_kept"] == "d_ff / d_model is 3, not 4"
+    markdown = command("rank", "made", "--format", "markdown", "--root", str(tmp_path)).stdout
+    assert "| 1M → 4M | 33% |" in markdown
+    noisy = json_of(command("rank", "made", "--format", "json", "--seed-noise", "0.5", "--root", str(tmp_path)))
+    assert noisy["turns"] == []
+
+
+def test_an_arm_that_failed_and_a_size_that_runs_are_named(tmp_path: Path, command: Command) -> None:
+    losses = {size: [*arms] for size, arms in LOSSES.items()}
+    write_ladder(tmp_path, losses, PARAMETERS)
+    for path in (tmp_path / "made-4M" / "trials").glob("0000-*"):
+        (path / "result.json").unlink()
+        (path / "outcome.json").unlink()
+    found = json_of(command("rank", "made", "--format", "json", "--root", str(tmp_path)))
+    assert found["unfinished"] == ["4M"]
+    for path in (tmp_path / "made-4M" / "trials").glob("000[01]-*"):
+        (path / "result.json").unlink(missing_ok=True)
+        write_json(path / "outcome.json", {"state": "diverged", "text": "made up"})
+    ended = command("rank", "made", "--root", str(tmp_path))
+    assert "made has 2 arms that completed at every finished size; it needs three" in one_line_error(ended)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--horizon", "10M"), "--horizon has no effect on made, which is a ladder"),
+        (("--seed-noise", "none"), "a ladder compares sizes by their seed noise"),
+        (("--at", "3M"), "--at 3,000,000: is not above the largest finished size, 4,000,000"),
+    ],
+)
+def test_rank_refuses_what_a_ladder_lacks(
+    tmp_path: Path, command: Command, arguments: tuple[str, ...], message: str
+) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    assert message in one_line_error(command("rank", "made", *arguments, "--root", str(tmp_path)))
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    record = tmp_path / "made" / "ladder.json"
+    record.write_text(record.read_text().replace("wide", "wade"))
+    assert "ladder.json" in one_line_error(command("rank", "made", "--root", str(tmp_path)))
+
+
+def test_the_shipped_ladder_keeps_its_directions_and_scales_its_layers(tmp_path: Path) -> None:
+    study = named_study(str(shipped_folder("studies") / "cpu" / "ladder.toml"), tmp_path)
+    config, base = study.load()
+    sizes = ladder_sizes(config, base, study.name)
+    assert (len(sizes), len(config.ladder.arms), len(config.search.seeds)) == (3, 6, 2)
+    for small, large in itertools.pairwise(sizes):
+        assert 1.9 <= large.parameters / small.parameters <= 4
+    depths = [[arm.architecture.num_layers for arm in size.arms] for size in sizes]
+    assert all(min(row) > 1 for row in depths)
+    assert [row[0] for row in depths] == [3, 4, 5]
+    plain = [size.arms[0] for size in sizes]
+    assert all(arm.missed == () for arm in plain)
+    assert sum(len(size.arms) * 2 * (3 if size is sizes[0] else 1) * size.tokens for size in sizes) < 75e6
