@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pytest
 from helpers.command_line import Command, command_in_process, imported_by, one_line_error, run_command
 from helpers.trials import child_processes, wait_until
 
+from march_search import Architecture
+from march_search.architecture.checkpoints import CHECKPOINTS
 from march_search.config.shipped import shipped_folder
 from march_search.study import measured_cpu
 
@@ -178,7 +181,7 @@ def test_a_run_killed_at_any_moment_leaves_no_process_and_completes_later(tmp_pa
     assert len(list(folder.glob("trials/*/result.json"))) == 2
 
 
-@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m"])
+@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m", "gpt-124m"])
 def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
     study: str, tmp_path: Path, command: Command
 ) -> None:
@@ -210,6 +213,30 @@ def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:
     assert "1,048,576,000 tokens = 1,000 steps × 1,048,576" in printed
     assert "AdamW, learning rate 0.0001, constant schedule numerics betas 0.9 and 0.95, weight decay 0.1" in printed
     assert "L24-D1024-H16x64-F4096 " in printed
+
+
+def test_the_plan_of_gpt_2_has_its_rungs_recipe_and_price(command: Command) -> None:
+    words = ("study", "run", "gpt-124m", "--dry-run", "--device", "8xA100", "--rate", "2")
+    printed = " ".join(command(*words).stdout.split())
+    for text in (
+        "trials 24 = 24 architectures × 1 seed; at most 8 more to confirm",
+        "24 architectures train to 52.4M tokens: 1.26G tokens in ",
+        "the best 12 and the baseline continue to 105M tokens",
+        "the best 3 and the baseline continue to the end, 1.05G tokens",
+        "at most 4 finalists get up to 2 further seeds each",
+        " on 8xA100 ",
+        "a device has 80GB: fits",
+        "1,048,576,000 tokens = 2,000 steps × 524,288",
+        "AdamW, learning rate 0.0006 at L12-D768-H12x64-F3072, scaled by width and depth, wsd schedule",
+        "HuggingFaceFW/fineweb-edu sample-10BT",
+    ):
+        assert text in printed
+    listed = re.findall(r"L\d+-D\d+-H\S+-dec-\S+", printed.partition("candidates, in order")[2])
+    assert listed[0] == CHECKPOINTS["gpt2"]
+    plans = Counter((a.feed_forward_proj, a.position, a.norm) for a in map(Architecture.parse, listed))
+    assert len(listed) == sum(plans.values()) == 24
+    assert len(plans) == 8
+    assert min(plans.values()) >= 2
 
 
 def test_the_plan_states_scaled_learning_rates_and_their_base_shape(tmp_path: Path, command: Command) -> None:
