@@ -1,7 +1,7 @@
-"""Compare our model with Hugging Face's T5: tokens/s, peak memory and loss with equal weights, batch and optimizer.
+"""Compare our model with Hugging Face's T5 and Llama: tokens/s, peak memory and loss with equal weights and batch.
 
-    python benchmarks/training_throughput.py [--shapes deep t5 wide] [--precisions fp32 bf16] [--compile no yes]
-                                             [--batch 8] [--threads 2] [--repeats 5]
+    python benchmarks/training_throughput.py [--shapes deep t5 wide llama llama-wide] [--precisions fp32 bf16]
+                                             [--compile no yes] [--batch 8] [--threads 2] [--repeats 5]
 
 Each model trains in its own process. The two take steps in turn, so that other load affects both; the ratio is the
 median over pairs of steps. As in a trial, bf16 means weights and activations in bf16 and AdamW on fp32 copies.
@@ -24,7 +24,13 @@ from pathlib import Path
 from typing import Any
 
 LENGTH = 512
-SHAPES = {"deep": "L12-D256-H4x64-F1024", "t5": "L6-D512-H8x64-F2048", "wide": "L2-D1024-H16x64-F4096"}
+SHAPES = {
+    "deep": "L12-D256-H4x64-F1024",
+    "t5": "L6-D512-H8x64-F2048",
+    "wide": "L2-D1024-H16x64-F4096",
+    "llama": "L8-D512-H8x64-F1408-swiglu-rope-untied-dec-KV2",
+    "llama-wide": "L2-D1024-H16x64-F2816-swiglu-rope-untied-dec-KV4",
+}
 KINDS = ("ours", "hf")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "scaled_dot_product")
 
@@ -36,8 +42,10 @@ def child(kind: str, name: str, precision: str, compiled: bool, threads: int, fo
     from march_search import Architecture
     from march_search.model import build
 
+    a = Architecture.parse(name)
+    is_decoder = a.structure == "decoder-only"
     if kind == "hf":
-        from transformers import T5ForConditionalGeneration, logging
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, logging
 
         logging.disable_progress_bar()
     torch.set_num_threads(threads)
@@ -45,10 +53,13 @@ def child(kind: str, name: str, precision: str, compiled: bool, threads: int, fo
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     torch.manual_seed(0)
     if kind == "ours":
-        model: Any = build(Architecture.parse(name)).to(dtype)
-        layers = [*model.encoder.layers, *model.decoder.layers]
+        model: Any = build(a).to(dtype)
+        layers = [layer for stack in model.stacks.values() for layer in stack.layers]
+    elif is_decoder:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).train()
+        layers = list(model.model.layers)
     else:
-        model = T5ForConditionalGeneration.from_pretrained(folder, dtype=dtype).train()
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).train()
         layers = [*model.encoder.block, *model.decoder.block]
     for layer in layers if compiled else ():
         layer.compile()
@@ -56,10 +67,13 @@ def child(kind: str, name: str, precision: str, compiled: bool, threads: int, fo
     copies = [p.detach().float() for p in parameters] if dtype == torch.bfloat16 else parameters
     optimizer = torch.optim.AdamW(copies, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     inputs, targets = (torch.load(folder / f"{which}.pt") for which in ("inputs", "targets"))
+    shifted = torch.nn.functional.pad(targets[:, :-1], (1, 0))  # what our decoder reads; theirs would shift the labels
 
     def step() -> float:
         if kind == "ours":
-            loss = model(inputs, targets)
+            loss = model(None if is_decoder else inputs, targets)
+        elif is_decoder:
+            loss = model(input_ids=shifted, labels=targets, shift_labels=targets, use_cache=False).loss
         else:
             loss = model(input_ids=inputs, labels=targets, use_cache=False).loss
         loss.backward()
@@ -134,18 +148,19 @@ def compare(arguments: list[str], repeats: int) -> dict[str, dict[str, Any]]:
 
 
 def prepare(name: str, batch: int, folder: Path) -> None:
-    """Write the weights in the format of Hugging Face's T5, and a batch."""
+    """Write the weights in Hugging Face's format, and a batch."""
     import torch
 
     from march_search import Architecture
     from march_search.architecture.spans import span_lengths
     from march_search.model import build
-    from march_search.model.t5_weights import save_t5
+    from march_search.model.huggingface_folder import save_huggingface
 
     a, lengths = Architecture.parse(name), span_lengths(LENGTH, 0.15, 3.0)
+    target = LENGTH if a.structure == "decoder-only" else lengths.target
     torch.manual_seed(0)
-    save_t5(a, build(a).state_dict(), folder, {"eos_token_id": 1, "pad_token_id": 0})
-    for which, length in (("inputs", lengths.input), ("targets", lengths.target)):
+    save_huggingface(a, build(a).state_dict(), folder, {"eos_token_id": 1, "pad_token_id": 0})
+    for which, length in (("inputs", lengths.input), ("targets", target)):
         torch.save(torch.randint(2, a.vocab_size, (batch, length)), folder / f"{which}.pt")
 
 
@@ -178,8 +193,9 @@ def main() -> None:
 
     peaks = {precision: peak_speed(precision, options.threads) for precision in options.precisions}
     print(*(f"peak speed in {name}: {peak / 1e9:.0f} GFLOP/s." for name, peak in peaks.items()))
-    print("                        tokens/s       ratio   peak MB   ratio  of peak speed   products  loss difference")
-    print("                     ours      hf           ours     hf          ours    hf   ours    hf")
+    heads = "tokens/s       ratio   peak MB   ratio  of peak speed   products  loss difference"
+    print(" " * 30 + heads)
+    print("                           ours      hf           ours     hf          ours    hf   ours    hf")
     for shape, name in ((shape, SHAPES[shape]) for shape in options.shapes):
         with tempfile.TemporaryDirectory() as folder:
             prepare(name, options.batch, Path(folder))
@@ -188,7 +204,7 @@ def main() -> None:
                 for compiled in options.compile:
                     arguments = [name, precision, compiled, str(options.threads), folder]
                     figures = compare(arguments, options.repeats)
-                    label = f"{shape:<4} {precision} {'compiled' if compiled == 'yes' else '        '}"
+                    label = f"{shape:<10} {precision} {'compiled' if compiled == 'yes' else '        '}"
                     print_row(label, figures, options.batch * LENGTH, flops, peaks[precision])
 
 

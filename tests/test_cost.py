@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import pricing
 
 T5_BASE = Architecture()
+DECODER = {"structure": "decoder-only", "num_decoder_layers": None}
 SMALL = Architecture(num_layers=3, num_decoder_layers=2, d_model=256, num_heads=6, d_kv=64, d_ff=512, vocab_size=4096)
 
 
@@ -169,7 +170,17 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("rows", [50, 1000])
-@pytest.mark.parametrize("fields", [{}, {"vocab_size": 512}, {"structure": "decoder-only", "num_decoder_layers": None}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"vocab_size": 512},
+        DECODER,
+        {**DECODER, "num_key_value_heads": 2, "qk_norm": "head"},
+        {**DECODER, "norm_position": "post", "logit_softcap": 30.0},
+    ],
+    ids=["encoder-decoder", "small vocabulary", "decoder", "grouped", "soft cap"],
+)
 def test_the_peak_of_a_step_is_predicted(
     fields: dict, rows: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +261,11 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
         {"position": "rotary", "length_reduction": 0.5, "tie_word_embeddings": False},
         {"position": "absolute", "bottleneck": "shrinking", "d_bottleneck": 64},
         {"position": "rotary", "share_layers": "all"},
+        {"position": "rotary", **DECODER, "num_key_value_heads": 1, "qk_norm": "head"},
+        {"position": "rotary", **DECODER, "qk_norm": "all", "norm_position": "post", "rotary_fraction": 0.5},
+        {"position": "rotary", **DECODER, "norm": "layer", "bias": "all", "parallel_block": True},
+        {"position": "none", **DECODER, "attention_window": 64, "global_every": 2, "feed_forward_proj": "exact-gelu"},
+        {"position": "rotary", "num_key_value_heads": 1, "qk_norm": "head", "norm": "layer"},
     ],
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )

@@ -136,7 +136,7 @@ def test_flex_equals_sdpa_in_fp64_forward_and_backward(dense_flex, length, keys,
     shapes = [(3, 2, n, d_kv) for n in (length, keys, keys)]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     bias = torch.randn(3, length, keys, requires_grad=True)  # of more heads than this layer has
-    block_mask = flex.causal_block_mask(length, keys > length, torch.device("cpu")) if is_causal else None
+    block_mask = flex.block_mask(length, keys > length, is_causal, None, torch.device("cpu"))
     found = scaled_attention(*inputs, bias[:2], False, 0.3, "flex", block_mask)
     exact = [x.detach().double().requires_grad_() for x in (*inputs, bias)]
     added = exact[3][:2] + (mask_of(length, keys) if is_causal else 0.0)
@@ -160,7 +160,7 @@ def test_the_compiled_forward_pass_of_torchs_own_cpu_kernel_equals_sdpa() -> Non
         torch.randn(2, 2, 10, 16),
         torch.randn(2, 9, 10),
     )
-    mask = flex.causal_block_mask(9, True, torch.device("cpu"))
+    mask = flex.block_mask(9, True, True, None, torch.device("cpu"))
     with torch.no_grad():
         try:
             found = flex.attention(q, k, v, bias, mask, 0.3)
@@ -254,7 +254,7 @@ def test_a_demanded_flex_attention_that_fails_is_a_one_line_error(monkeypatch) -
 
 def test_wrong_numbers_of_flex_attention_are_noticed(dense_flex, monkeypatch) -> None:
     torch.manual_seed(0)
-    attention = SelfAttention(LayerGroup(1, 1, False, 32, 2, 16), "relative", "none", 2)
+    attention = SelfAttention(Architecture(**TINY), LayerGroup(1, 1, False, 32, 2, 16, 2), 2)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     info = PositionInfo(torch.randn(2, 9, 9), False, None, None, "flex", None, None)

@@ -18,6 +18,7 @@ from march_search.model.positions import PositionInfo
 
 TINY = {"num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 16, "d_ff": 96, "vocab_size": 50, "max_length": 32}
 GATED = {"feed_forward_proj": "gated-gelu"}
+LLAMA = {"structure": "decoder-only", "position": "rotary", "feed_forward_proj": "gated-silu"}
 SYSTEMS = {
     "baseline of the study": {"position": "absolute", "cross_attention": "layer"},
     "T5": {},
@@ -42,6 +43,38 @@ SYSTEMS = {
     "growing": {"d_model": 128, "bottleneck": "growing", "d_bottleneck": 64, "position": "rotary"},
     "length reduction, learned no-op": {"num_layers": 3, "length_reduction": 0.5, "noop_key": "learned"},
     "length reduction, fixed no-op": {"length_reduction": 0.4, "noop_key": "fixed", "position": "rotary"},
+    "Llama": {**LLAMA, "num_heads": 4, "num_key_value_heads": 2},
+    "Qwen3, one key head": {
+        **LLAMA,
+        "num_heads": 4,
+        "num_key_value_heads": 1,
+        "qk_norm": "head",
+        "noop_key": "learned",
+    },
+    "OLMo 2": {**LLAMA, "qk_norm": "all", "norm_position": "post"},
+    "GPT-NeoX": {
+        "structure": "decoder-only",
+        "position": "rotary",
+        "rotary_fraction": 0.25,
+        "rotary_base": 500.0,
+        "norm": "layer",
+        "bias": "all",
+        "feed_forward_proj": "exact-gelu",
+        "parallel_block": True,
+    },
+    "no positions, soft cap": {"structure": "decoder-only", "position": "none", "logit_softcap": 10.0, "bias": "qkv"},
+    "window, global layers, grouped": {
+        "num_layers": 3,
+        "num_heads": 4,
+        "num_key_value_heads": 2,
+        "attention_window": 6,
+        "global_every": 3,
+        "qk_norm": "head",
+        "norm": "layer",
+        "norm_position": "post",
+        "bias": "all",
+    },
+    "grouped by layer": {"num_heads": 4, "num_key_value_heads": 2, "cross_attention": "layer", "bias": "all"},
     "length reduction by layer": {"num_layers": 3, "length_reduction": 0.5, "cross_attention": "layer"},
 }
 GENERATOR = torch.Generator().manual_seed(2)
@@ -201,7 +234,9 @@ def test_the_gradient_of_a_shared_layer_is_the_sum_over_its_uses(share):
 @pytest.mark.parametrize("noop_key", ["none", "fixed", "learned"])
 def test_with_a_no_op_key_attention_sums_to_less_than_one(noop_key):
     torch.manual_seed(0)
-    attention = SelfAttention(LayerGroup(1, 1, False, 8, 2, 4, 2), "rotary", noop_key, 1)
+    attention = SelfAttention(
+        Architecture(position="rotary", noop_key=noop_key), LayerGroup(1, 1, False, 8, 2, 4, 2), 1
+    )
     with torch.no_grad():
         attention.o.copy_(torch.eye(8))
         if attention.noop_key is not None:

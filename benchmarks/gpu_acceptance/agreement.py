@@ -74,7 +74,7 @@ def flex_agreement(kind: str, **_: Any) -> dict[str, Any]:
         q, k, v, grad = (torch.randn(size, device=device, generator=generator).bfloat16() for size in sizes)
         bias = torch.randn(heads, length, keys, device=device, generator=generator)
         inputs = [x.requires_grad_() for x in (q, k, v, bias)]
-        mask = flex.causal_block_mask(length, keys > length, device) if is_causal else None
+        mask = flex.block_mask(length, keys > length, is_causal, None, device)
         found = flex.attention(q, k, v, bias, mask, d_kv**-0.5)
         values = [found, *torch.autograd.grad(found, inputs, grad)]
         exact = [x.detach().double().requires_grad_() for x in inputs]

@@ -17,7 +17,7 @@ from march_search.config import TrialConfig
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.model import build
-from march_search.model.t5_weights import save_t5
+from march_search.model.huggingface_folder import save_huggingface
 from march_search.training import loop
 from march_search.training.engine import RankInfo, join_ranks, memory_of_all
 from march_search.training.micro_batch import is_out_of_memory
@@ -31,7 +31,7 @@ def huggingface(folder: Path, scale: str, kind: str, store: str, out: str, compi
     torch.manual_seed(config.seed)
     weights = folder / "weights"
     weights.mkdir(exist_ok=True)
-    save_t5(a, build(a).state_dict(), weights, {"eos_token_id": 1, "pad_token_id": 0})
+    save_huggingface(a, build(a).state_dict(), weights, {"eos_token_id": 1, "pad_token_id": 0})
     micro_batch = size.middle
     while True:
         try:

@@ -63,6 +63,8 @@ class Family:
     """Whether keys and values may have fewer heads than queries."""
     has_head_dim: bool = False
     """Whether `head_dim` may differ from the width divided by the heads."""
+    heads_divide_width: bool = False
+    """Whether the number of heads must divide the width nevertheless."""
     rotary_fraction: float = 1.0
     """Fraction of a head that is turned where a config.json leaves it out."""
     window: str = "none"
@@ -72,7 +74,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(model_class="LlamaForCausalLM", has_head_dim=True, fixed={"bias": ("none", "all")}),
+    "llama": Family(
+        model_class="LlamaForCausalLM",
+        has_head_dim=True,
+        heads_divide_width=True,
+        fixed={"bias": ("none", "all")},
+    ),
     "mistral": Family(model_class="MistralForCausalLM", has_head_dim=True, window="all"),
     "qwen2": Family(model_class="Qwen2ForCausalLM", window="layers", fixed={"bias": ("qkv",)}),
     "qwen3": Family(
@@ -311,4 +318,6 @@ def _refused(family: Family, fields: Mapping[str, Any], defaults: Mapping[str, A
     inner, width = fields["num_heads"] * fields["d_kv"], fields["d_model"]
     if not family.has_head_dim and inner != width:
         refused.append(f"num_heads * d_kv is {inner}, but it must be d_model ({width})")
+    if family.heads_divide_width and width % fields["num_heads"]:
+        refused.append(f"num_heads is {fields['num_heads']}, but it must divide d_model ({width})")
     return refused

@@ -2,18 +2,23 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.architecture.architecture import DEFAULTS, Architecture
+from march_search.architecture.architecture import Architecture
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
 from march_search.files.atomic import one_line, replacing_folder
 
+_LOGGER = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
 
     from march_search.analysis.study_record import StudyRecord, TrialRecord
@@ -29,7 +34,8 @@ def add(export: argparse.ArgumentParser) -> None:
         "--format",
         choices=(*MODELS, "curves"),
         default="hf",
-        help="hf: folder with config.json, model.safetensors and tokenizer of a T5 for Hugging Face transformers; "
+        help="hf: folder with config.json, model.safetensors and tokenizer for Hugging Face transformers: a T5, Llama, "
+        "Mistral, Qwen, OLMo 2, GPT-NeoX or GPT-2, whichever has this shape; "
         "torch: folder with the weights of any shape, config.json, tokenizer and load.py, which loads them; "
         "curves: JSON with the losses of all complete trials, for replay (default: hf)",
     )
@@ -85,21 +91,21 @@ class _Format:
     """Writes the weights of a trial into a folder; the last argument holds the tokenizer's token IDs."""
 
 
-def _check_t5(a: Architecture) -> None:
-    """Raise an ArchitectureError that names `--format torch` if T5 cannot express a shape."""
-    from march_search.architecture.huggingface import t5_config
-
+def _check_huggingface(a: Architecture) -> None:
+    """Raise an ArchitectureError that names `--format torch` if no class of transformers can express a shape."""
     try:
-        t5_config(a.name, asdict(a), DEFAULTS)
+        a.to_huggingface()
     except ArchitectureError as error:
         raise ArchitectureError(f"{one_line(error)}. Use --format torch, which writes every shape.") from None
 
 
-def _save_t5(trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]) -> None:
-    """Write a T5 of Hugging Face transformers."""
-    from march_search.model.t5_weights import save_t5
+def _save_huggingface(
+    trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]
+) -> None:
+    """Write a model of Hugging Face transformers."""
+    from march_search.model.huggingface_folder import save_huggingface
 
-    save_t5(trial.architecture, tensors, folder, token_ids)
+    save_huggingface(trial.architecture, tensors, folder, token_ids)
 
 
 def _save_torch(
@@ -120,7 +126,7 @@ def _save_torch(
     save_torch(trial.architecture, tensors, folder, {**token_ids, **about})
 
 
-MODELS = {"hf": _Format(_check_t5, _save_t5), "torch": _Format(lambda a: None, _save_torch)}
+MODELS = {"hf": _Format(_check_huggingface, _save_huggingface), "torch": _Format(lambda a: None, _save_torch)}
 """Formats of a model by their names."""
 
 
@@ -136,15 +142,25 @@ def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _
     with replacing_folder(output) as partial:
         if partial is None:
             raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
-        model_format.save(trial, tensors, partial, save_tokenizer(trial.store, partial))
+        model_format.save(trial, tensors, partial, save_tokenizer(trial.store, partial, trial.architecture.structure))
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "qwen2":
+        _LOGGER.warning(
+            "AutoTokenizer of transformers 5 gives every Qwen2 the rules of Qwen's own tokenizer: load this one with "
+            "PreTrainedTokenizerFast.from_pretrained."
+        )
 
 
-def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
+def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
     """Write the tokenizer of a token store in the format that `AutoTokenizer.from_pretrained` loads.
 
+    For a decoder-only model, it begins each text with `START_TOKEN`, as in training. It pads on the left with its end
+    token, as the start token may be the padding token, and `generate` takes a padding token in a prompt for padding.
+
     Returns:
-        `eos_token_id` and `pad_token_id`. A tokenizer without a padding token is padded with its end token.
+        `eos_token_id` and `pad_token_id`, and `bos_token_id` of a decoder-only model. A tokenizer without a padding
+        token is padded with its end token.
 
     Raises:
         DataError: If the store has no readable tokenizer, or it has changed.
@@ -156,7 +172,10 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
     opened = Store.read(store)
     opened.check_tokenizer()
     tokenizer, special = bpe.load(store / "tokenizer.json"), opened.special
-    pad = bpe.padding(tokenizer, special)
+    is_decoder = structure == "decoder-only"
+    pad = special.eos if is_decoder else bpe.padding(tokenizer, special)
+    if is_decoder:
+        _begin_with(tokenizer, START_TOKEN)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -165,5 +184,20 @@ def save_tokenizer(store: Path, folder: Path) -> dict[str, int]:
         "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
+    if is_decoder:
+        config["padding_side"] = "left"
+        start = tokenizer.get_added_tokens_decoder().get(START_TOKEN)
+        if start is not None and start.special:
+            config["bos_token"] = start.content
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return {"eos_token_id": special.eos, "pad_token_id": pad}
+    return {"eos_token_id": special.eos, "pad_token_id": pad} | ({"bos_token_id": START_TOKEN} if is_decoder else {})
+
+
+def _begin_with(tokenizer: "Tokenizer", token_id: int) -> None:
+    """Let a tokenizer begin each text with this token."""
+    from tokenizers.processors import TemplateProcessing
+
+    token = tokenizer.id_to_token(token_id)
+    tokenizer.post_processor = TemplateProcessing(
+        single=[token, "$A"], pair=[token, "$A", "$B"], special_tokens=[(token, token_id)]
+    )

@@ -6,9 +6,10 @@ A ratio is the value of the base shape, for which the learning rate was chosen, 
 | --- | --- | --- |
 | q, k, v, wi, projection of a bottleneck | fan-in ratio | unchanged: `t5` divides by √fan-in |
 | o, wo (added to the residual stream) | fan-in ratio · layers ratio | layers ratio |
+| biases of o and wo; norms after a sublayer (`norm_position = "post"`) | layers ratio | layers ratio |
 | final norm of the decoder, before the output layer | √(d_model ratio) | √(d_model ratio) |
 | lm_head (untied output layer) | √(d_model ratio) | unchanged |
-| embedding, positions, other norms, relative bias, no-op key | unchanged | unchanged |
+| embedding, positions, other norms, other biases, relative bias, no-op key | unchanged | unchanged |
 
 Width: Yang et al. 2021 (Tensor Programs V, arXiv 2203.03466), tables 3 and 8, for Adam. One step changes each weight by
 about the learning rate, and the changes in a row add up over its inputs. The rate of a matrix is therefore proportional
@@ -61,8 +62,12 @@ FAN_OUT = {"q": "inner", "q_unscaled": "inner", "kv": "inner", "kv_layer": "inne
 BRANCH_ENDS = ("o", "wo")
 """Matrices whose output is added to the residual stream."""
 
-UNSCALED = ("embedding", "position_embedding", "relative_bias", "noop_key", "norm")
+UNSCALED = ("embedding", "position_embedding", "relative_bias", "noop_key", "norm", "norm_bias", "bias")
 """Kinds of parameters whose fan-in does not grow with the model."""
+
+
+BRANCH_SCALES = ("branch_norm", "branch_norm_bias", "branch_bias")
+"""Parameters with a fan-in of one that scale or shift what is added to the residual stream."""
 
 
 class Factors(NamedTuple):
@@ -105,7 +110,9 @@ def factors(kind: str, sizes: Mapping[str, int], base: Architecture | None) -> F
     """
     if base is None or kind in UNSCALED:
         return Factors(1.0, 1.0)
-    if kind in ("output_norm", "lm_head"):
+    if kind in BRANCH_SCALES:
+        return Factors(base.num_layers / sizes["layers"], base.num_layers / sizes["layers"])
+    if kind in ("output_norm", "output_norm_bias", "lm_head"):
         root = (base.d_model / sizes["d_model"]) ** 0.5
         return Factors(root, root if kind == "output_norm" else 1.0)
     inputs, base_inputs = FAN_IN[kind], {"width": base.d_model, "inner": base.num_heads * base.d_kv, "d_ff": base.d_ff}

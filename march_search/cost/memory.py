@@ -162,7 +162,8 @@ def transient_bytes(a: Any, setup: Setup) -> Any:
     chunk, block = (np.minimum(logits, number * a.vocab_size) for number in rows)
     output_layer = a.vocab_size * a.d_model * (logits > chunk)
     sums = output_layer * (4 + (width + 4 * setup.device.keeps_scores) * (width < 4))  # a CPU adds bf16 as an fp32 copy
-    peak: Any = chunk * width + np.maximum(4 * block + 4 * output_layer, sums)
+    blocks = 4 * block * (1 if a.logit_softcap is None else 2)  # capped logits too, in fp32
+    peak: Any = chunk * width + np.maximum(blocks + 4 * output_layer, sums)
     if a.position != "relative" or setup.device.keeps_scores or setup.sums_bias:
         return peak
     freed: Any = 0

@@ -158,6 +158,14 @@ def _flex_obstacle(platform: Platform, dtype: torch.dtype, d_kv: int, setting: s
     return ""
 
 
+def groups_without_copies(path: PathName, device: str) -> bool:
+    """Return whether SDPA reads keys and values of fewer heads than queries as they are, if it computes this path.
+
+    The memory-efficient kernel takes equal numbers only (torch 2.13), and torch would take the math backend instead.
+    """
+    return path == "flash" or device == "cpu"
+
+
 def padded_width(path: PathName, d_kv: int) -> int:
     """Return the head width that the kernel of a path needs: zeros fill up narrower heads and change no score.
 

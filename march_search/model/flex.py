@@ -3,10 +3,10 @@
 SDPA writes this gradient for every example, (B, H, L, M), and cannot use a flash kernel. FlexAttention's compiled
 kernel reads the bias from an (H, L, M) tensor and adds each tile's gradient to an fp32 tensor of that shape.
 
-Shape suffixes: B examples, L query positions, M key positions, H heads, K `d_kv`, W residual width.
+Shape suffixes: B examples, L query positions, M key positions, H heads, J heads of the keys and values, K `d_kv`,
+W residual width.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from march_search.model.attention_path import padded_width
-from march_search.model.positions import PositionInfo
+from march_search.model.positions import PositionInfo, attention_mask
 
 TOLERANCE = 0.05
 """Largest distance from SDPA, relative to the norm, with which FlexAttention counts as right. In bf16, both are about
@@ -27,35 +27,36 @@ KERNELS = 64
 
 
 def attention(
-    q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float
+    q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float
 ) -> Tensor:
     """Return softmax(scale q k' + bias) v where the mask allows it, in a compiled kernel.
 
     Inside a compiled layer, it becomes a part of the layer's graph.
 
     Args:
-        q_BHLK, k_BHMK, v_BHMK: Queries, keys and values.
-        bias_HLM: Bias in fp32, without the causal mask.
-        block_mask: Mask from `causal_block_mask`; None to attend everywhere.
+        q_BHLK, k_BJMK, v_BJMK: Queries, keys and values.
+        bias_HLM: Bias in fp32, without the mask.
+        block_mask: Mask from `block_mask`; None to attend everywhere.
         scale: Factor of the products of queries and keys.
     """
     d_kv = q_BHLK.shape[-1]
     zeros = (0, padded_width("flex", d_kv) - d_kv)
     if zeros[1]:
-        q_BHLK, k_BHMK, v_BHMK = (F.pad(x, zeros) for x in (q_BHLK, k_BHMK, v_BHMK))
+        q_BHLK, k_BJMK, v_BJMK = (F.pad(x, zeros) for x in (q_BHLK, k_BJMK, v_BJMK))
     compute = _biased if torch.compiler.is_compiling() else _compiled()
-    y_BHLK: Tensor = compute(q_BHLK, k_BHMK, v_BHMK, bias_HLM, block_mask, scale)
+    y_BHLK: Tensor = compute(q_BHLK, k_BJMK, v_BJMK, bias_HLM, block_mask, scale)
     return y_BHLK[..., :d_kv] if zeros[1] else y_BHLK
 
 
-def _biased(q_BHLK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float) -> Tensor:
+def _biased(q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float) -> Tensor:
     """Call FlexAttention with a function that adds the bias."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def add_bias(score: Tensor, _example: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + bias_HLM[head, query, key]
 
-    return flex_attention(q_BHLK, k_BHMK, v_BHMK, add_bias, block_mask, scale)
+    is_grouped = q_BHLK.shape[1] != k_BJMK.shape[1]
+    return flex_attention(q_BHLK, k_BJMK, v_BJMK, add_bias, block_mask, scale, enable_gqa=is_grouped)
 
 
 @cache
@@ -75,12 +76,20 @@ def allow_recompilations(number: int) -> None:
 
 
 @cache
-def causal_block_mask(length: int, has_noop: bool, device: torch.device) -> Any:
-    """Return FlexAttention's mask for `length` queries and as many keys, followed by a no-op key that all may see."""
+def block_mask(length: int, has_noop: bool, is_causal: bool, window: int | None, device: torch.device) -> Any:
+    """Return FlexAttention's mask for `length` queries and as many keys, followed by a no-op key that all may see.
+
+    It is None if all keys may be seen.
+    """
+    if not is_causal and window is None:
+        return None
     from torch.nn.attention.flex_attention import create_block_mask
 
+    before, after = length if window is None else window, 1 if is_causal else cast(int, window)
+
     def is_seen(_example: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) | (key == length) if has_noop else key <= query
+        is_near = (query - key < before) & (key - query < after)
+        return is_near | (key == length) if has_noop else is_near
 
     return create_block_mask(is_seen, None, None, length, length + has_noop, device=str(device))
 
@@ -91,6 +100,7 @@ def fault(
     is_causal: bool,
     sizes: Sequence[tuple[int, int, int]],
     dtype: torch.dtype,
+    window: int | None = None,
 ) -> str:
     """Return why FlexAttention cannot compute a layer; empty if it agrees with SDPA, forward and backward.
 
@@ -102,12 +112,13 @@ def fault(
         is_causal: Whether the layer has a causal mask.
         sizes: (B, L, W) of its input, and (B, M, W) of the source of its keys if only queries are pooled.
         dtype: Type of the activations.
+        window: The layer's window; None if it sees all positions.
 
     Raises:
         torch.OutOfMemoryError: If memory runs out.
     """
     try:
-        return _difference(attention, info, is_causal, sizes, dtype)
+        return _difference(attention, info, is_causal, sizes, dtype, window)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers and kernels raise errors of many types
@@ -121,6 +132,7 @@ def _difference(
     is_causal: bool,
     sizes: Sequence[tuple[int, int, int]],
     dtype: torch.dtype,
+    window: int | None,
 ) -> str:
     """Return how far FlexAttention and SDPA lie apart if that is too far; empty if not."""
     bias_HLM = cast(Tensor, info.bias_HLM).detach()
@@ -131,10 +143,10 @@ def _difference(
     def random(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device).to(dtype)
 
-    masked_HLM = bias_HLM
-    if is_causal:
-        mask_LL = torch.full((bias_HLM.shape[1],) * 2, -math.inf, device=device).triu_(1)
-        masked_HLM = bias_HLM + F.pad(mask_LL, (0, bias_HLM.shape[2] - len(mask_LL)))
+    masked_HLM, length = bias_HLM, bias_HLM.shape[1]
+    mask_1LL = attention_mask(length, length, is_causal, window, bias_HLM)
+    if mask_1LL is not None:
+        masked_HLM = bias_HLM + F.pad(mask_1LL, (0, bias_HLM.shape[2] - length))
     biases = bias_HLM.clone().requires_grad_(), masked_HLM.to(dtype).clone().requires_grad_()
     infos = info._replace(bias_HLM=biases[0]), info._replace(bias_HLM=biases[1], path="efficient", block_mask=None)
     few = [random(two, *size[1:]) for size in sizes]

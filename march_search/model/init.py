@@ -1,10 +1,12 @@
-"""Initialise weights from a normal distribution with mean 0 and the standard deviation in this table; norms are 1.
+"""Initialise weights from a normal distribution with mean 0 and the standard deviation in this table.
+
+Norms start at 1 and biases at 0.
 
 | parameter | `t5` | `normal-0.02` |
 | --- | --- | --- |
 | embedding, position_embedding | 1 | 0.02 |
 | lm_head (untied output layer, whose input is not scaled) | d_model^-½ | 0.02 |
-| q of self- and cross-attention | relative: (width · d_kv)^-½; absolute, rotary: width^-½ | 0.02 |
+| q of self- and cross-attention | relative, no qk_norm: (width · d_kv)^-½; else width^-½ | 0.02 |
 | k, v; those of `output` cross-attention | width^-½; d_model^-½ | 0.02 |
 | k, v of `layer` cross-attention (computed from keys and values) | inner^-½ | 0.02 |
 | o of self- and cross-attention | inner^-½ | 0.02 · (2 · layers)^-½ |
@@ -13,13 +15,16 @@
 | relative position bias | d_model^-½ | 0.02 |
 | projection of a bottleneck | (its input's width)^-½ | 0.02 |
 | learned no-op key | width^-½ (as for rows of k) | 0.02 |
-| norm; output_norm (the decoder's final norm) | the constant 1 | the constant 1 |
+| norm; output_norm (the decoder's final norm); branch_norm (`post`) | the constant 1 | the constant 1 |
+| bias; branch_bias (of o and wo); biases of norms | 0 | 0 |
 
 Here, width is the layer's residual width, inner is its heads · d_kv, and layers is the depth of its stack. With
-`learning_rate_scaling = "width"`, `march_search.config.scaling` multiplies `t5` for o, wo and output_norm by a factor.
+`learning_rate_scaling = "width"`, `march_search.config.scaling` multiplies `t5` for o, wo, output_norm and branch_norm
+by a factor.
 
 `t5` follows mesh-tensorflow and Hugging Face's T5 (`T5PreTrainedModel._init_weights`, factor 1). With relative
-positions, attention does not scale its scores, so q includes the factor 1/sqrt(d_kv) (Raffel et al. 2020). The two
+positions, attention does not scale its scores, so q includes the factor 1/sqrt(d_kv) (Raffel et al. 2020), unless
+qk_norm would undo it. The two
 sources differ for lm_head: as in mesh-tensorflow, it is initialised here like any dense layer; with Hugging Face's
 value of 1, losses start at 20 or more.
 `normal-0.02` follows Radford et al. 2019 (GPT-2), section 2.3, and its published code.
@@ -119,7 +124,9 @@ def initialise(model: nn.Module, recipe: Recipe, base: Architecture | None = Non
     """Initialise every parameter of `model`, in the order of its modules, with torch's global generator."""
     for kind, weight, sizes in all_kinds(model):
         factor = factors(kind, sizes, base).init
-        if kind in ("norm", "output_norm"):
+        if kind.endswith("norm"):
             constant_(weight, factor)
+        elif kind.endswith("bias") and kind != "relative_bias":
+            constant_(weight, 0.0)
         else:
             normal_(weight, std=recipe[kind](sizes) * factor)

@@ -15,27 +15,24 @@ from march_search.architecture.huggingface import MAX_DISTANCE
 from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.model.attention_path import PathName
 
-ROTARY_BASE = 10000.0
-"""Base of the rotary frequencies (Su et al. 2021, section 3.2.2)."""
-
 
 class PositionInfo(NamedTuple):
     """Positional information for attention, and how it is computed; shared by all layers with the same positions."""
 
     bias_HLM: Tensor | None
-    """Bias added to the scores, including the causal mask unless `path` is "flex". The first dimension may be 1."""
+    """Bias added to the scores, including the mask unless `path` is "flex". The first dimension may be 1."""
     causal: bool
     """Whether attention must apply the causal mask, because the bias does not include it."""
     turn_L: tuple[Tensor, Tensor] | None
-    """Cosine and sine of the queries' rotary angles, each (L, 1, K)."""
+    """Cosine and sine of the queries' rotary angles, each (L, 1, T) for the first T dimensions of each head."""
     turn_M: tuple[Tensor, Tensor] | None
-    """Cosine and sine of the keys' rotary angles, each (M, 1, K)."""
+    """Cosine and sine of the keys' rotary angles, each (M, 1, T)."""
     path: PathName | None = None
     """How self-attention is computed; None chooses by device and shape."""
     cross_path: PathName | None = None
     """How cross-attention is computed."""
     block_mask: Any = None
-    """FlexAttention's causal mask if `path` is "flex"."""
+    """FlexAttention's mask if `path` is "flex"; None if all keys are seen."""
 
 
 def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bool) -> Tensor:
@@ -55,36 +52,50 @@ def relative_buckets(positions_L: Tensor, positions_M: Tensor, bidirectional: bo
 
 
 def relative_bias(
-    table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool, has_mask: bool = True
+    table: Tensor, positions_L: Tensor, positions_M: Tensor, causal: bool, noop: bool, mask_1LM: Tensor | None = None
 ) -> Tensor:
-    """Return the bias of shape (H, L, M) from a table of shape (buckets, H).
-
-    If `causal`, the future is -inf, unless `has_mask` is False.
-    """
+    """Return the bias of shape (H, L, M) from a table of shape (buckets, H), plus the mask if there is one."""
     buckets_LM = relative_buckets(positions_L, positions_M, bidirectional=not causal)
     bias_HLM = F.embedding(buckets_LM, table).permute(2, 0, 1)
-    if causal and has_mask:
-        bias_HLM = bias_HLM + causal_mask(positions_L, positions_M, bias_HLM.dtype)
+    if mask_1LM is not None:
+        bias_HLM = bias_HLM + mask_1LM
     return F.pad(bias_HLM, (0, 1)) if noop else bias_HLM.contiguous()
 
 
-def causal_mask(positions_L: Tensor, positions_M: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask of shape (1, L, M): 0 where a query may attend, -inf in its future."""
-    shape = (1, len(positions_L), len(positions_M))
-    return torch.full(shape, -math.inf, dtype=dtype, device=positions_L.device).triu_(1)
+def attention_mask(queries: int, keys: int, causal: bool, window: int | None, like: Tensor) -> Tensor | None:
+    """Return a mask of shape (1, L, M), 0 where a query may attend and -inf elsewhere; None if it may everywhere.
+
+    Args:
+        queries, keys: Number of each.
+        causal: Whether a query sees no later keys.
+        window: Largest distance of a key plus 1; None for any.
+        like: Tensor of the same dtype and device.
+    """
+    if not causal and window is None:
+        return None
+    mask_1LM = like.new_full((1, queries, keys), -math.inf)
+    if window is None:
+        return mask_1LM.triu_(1)
+    outside = mask_1LM.clone().tril_(-window)
+    return outside.add_(mask_1LM.triu_(1 if causal else window))
 
 
-def rotary_turn(positions_L: Tensor, d_kv: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the cosine and sine of each position's angles, each (L, 1, K). Dimensions j and j + K/2 form a pair."""
-    frequencies_J = ROTARY_BASE ** (torch.arange(0, d_kv, 2, device=positions_L.device).float() / -d_kv)
+def rotary_turn(positions_L: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the cosine and sine of each position's angles, each (L, 1, dims). Dimensions j and j + dims/2 are a pair.
+
+    The wavelengths are those of Su et al. 2021, section 3.2.2.
+    """
+    frequencies_J = base ** (torch.arange(0, dims, 2, device=positions_L.device).float() / -dims)
     angles_LJ = positions_L.float()[:, None] * frequencies_J
     cos_LJ, sin_LJ = angles_LJ.cos(), angles_LJ.sin()
     return torch.cat((cos_LJ, cos_LJ), -1)[:, None].to(dtype), torch.cat((-sin_LJ, sin_LJ), -1)[:, None].to(dtype)
 
 
 def rotate(x_BLHK: Tensor, turn_L: tuple[Tensor, Tensor]) -> Tensor:
-    """Return queries or keys, rotated by the angles of their positions (Su et al. 2021)."""
+    """Return queries or keys, rotated by the angles of their positions (Su et al. 2021), in as many dimensions."""
     cos_LK, sin_LK = turn_L
+    if (dims := cos_LK.shape[-1]) < x_BLHK.shape[-1]:
+        return torch.cat((rotate(x_BLHK[..., :dims], turn_L), x_BLHK[..., dims:]), -1)
     swapped_BLHK = torch.cat(x_BLHK.chunk(2, -1)[::-1], -1)
     return torch.addcmul(x_BLHK * cos_LK, swapped_BLHK, sin_LK)
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from march_search.architecture.architecture import Architecture
-from march_search.architecture.huggingface import EPSILON, START_TOKEN
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.errors import ArchitectureError
 from march_search.model.attention_path import AttentionPath
 from march_search.model.init import Kinds, initialise, recipe_of
-from march_search.model.loss import mean_loss, token_losses
+from march_search.model.loss import mean_loss, soft_capped, token_losses
 from march_search.model.stack import Stack
 
 
@@ -75,12 +75,15 @@ class Seq2Seq(nn.Module):
         weight_VD = self.embedding if self.lm_head is None else self.lm_head
         if self.lm_head is None:
             y_BTD = y_BTD * self.architecture.d_model**-0.5
+        softcap = self.architecture.logit_softcap
         if output == "logits":
-            return F.linear(y_BTD, weight_VD)
+            logits_BTV = F.linear(y_BTD, weight_VD)
+            return soft_capped(logits_BTV, softcap).to(logits_BTV.dtype)
         if output in ("example_losses", "token_losses"):
-            losses_BT = token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten()).view_as(targets_BT)
+            losses_N = token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
+            losses_BT = losses_N.view_as(targets_BT)
             return losses_BT.mean(1) if output == "example_losses" else losses_BT
-        return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), self.z_loss)
+        return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), self.z_loss, softcap)
 
     @torch.no_grad()
     def example_losses(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:
@@ -118,24 +121,6 @@ class Seq2Seq(nn.Module):
             raise ArchitectureError(f"{self.architecture.name} is {self.architecture.structure} and {needs}.")
 
 
-UNBUILT = {
-    "num_key_value_heads": (None,),
-    "qk_norm": ("none",),
-    "norm": ("rms",),
-    "norm_position": ("pre",),
-    "bias": ("none",),
-    "parallel_block": (False,),
-    "rotary_fraction": (1.0,),
-    "rotary_base": (10000.0,),
-    "attention_window": (None,),
-    "logit_softcap": (None,),
-    "norm_epsilon": (EPSILON,),
-    "position": ("relative", "absolute", "rotary"),
-    "feed_forward_proj": ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu"),
-}
-"""Values of the fields that are counted for any value, but built only for these."""
-
-
 def build(
     architecture: Architecture,
     init: str = "t5",
@@ -155,14 +140,7 @@ def build(
 
     Raises:
         ConfigError: If the recipe is unknown.
-        ArchitectureError: If the architecture can be counted but not built yet.
     """
-    for field, built in UNBUILT.items():
-        if (value := getattr(architecture, field)) not in built:
-            raise ArchitectureError(
-                f"{architecture.name} cannot be built yet: {field} is {value!r}, and only "
-                f"{', '.join(map(repr, built))} can be built."
-            )
     recipe = recipe_of(init)
     model = Seq2Seq(architecture, checkpointing, attention)
     initialise(model, recipe, base)

@@ -20,8 +20,15 @@ from march_search.model import flex
 from march_search.model.attention import CrossAttention, KeysValues, SelfAttention
 from march_search.model.attention_path import AttentionPath, Bias, choose_path, platform_of
 from march_search.model.init import Kinds
-from march_search.model.layers import FeedForward, Projection, RMSNorm
-from march_search.model.positions import PositionInfo, causal_mask, pool, pool_positions, relative_bias, rotary_turn
+from march_search.model.layers import FeedForward, Projection, RMSNorm, build_norm
+from march_search.model.positions import (
+    PositionInfo,
+    attention_mask,
+    pool,
+    pool_positions,
+    relative_bias,
+    rotary_turn,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,18 +43,32 @@ class Memory(NamedTuple):
     keys_values: list[KeysValues]
 
 
+class PositionKind(NamedTuple):
+    """What the positional information of a layer depends on, besides the positions."""
+
+    turning: int
+    """Number of dimensions of a head that rotary positions turn; 0 without them."""
+    window: int | None
+    """Number of positions that self-attention sees; None if it sees all of this sequence."""
+
+
 class Layer(nn.Module):
-    """Pre-norm transformer layer: self-attention, cross-attention if `has_cross`, and feed-forward."""
+    """Transformer layer: self-attention, cross-attention if `has_cross`, and feed-forward.
+
+    Each sublayer has a norm before it, or with `norm_position="post"` behind it, before its output is added to the
+    residual stream. In a parallel block, all read the same residual stream.
+    """
 
     def __init__(self, a: Architecture, shape: LayerGroup, layers: int, has_cross: bool) -> None:
         """Allocate a layer of this shape, in a stack of `layers` layers."""
         super().__init__()
-        attention = (shape, a.position, a.noop_key, layers)
-        self.norm, self.attention = RMSNorm(shape.width), SelfAttention(*attention)
-        self.cross_norm = RMSNorm(shape.width) if has_cross else None
-        self.cross_attention = CrossAttention(*attention, a.cross_attention, a.d_model) if has_cross else None
-        self.feed_forward_norm = RMSNorm(shape.width)
-        self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers)
+        self.is_post, self.is_parallel = a.norm_position == "post", a.parallel_block
+        norm = (a, shape.width, "branch_norm" if self.is_post else "norm", layers)
+        self.norm, self.attention = build_norm(*norm), SelfAttention(a, shape, layers)
+        self.cross_norm = build_norm(*norm) if has_cross else None
+        self.cross_attention = CrossAttention(a, shape, layers) if has_cross else None
+        self.feed_forward_norm = build_norm(*norm)
+        self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers, a.bias == "all")
 
     def forward(
         self, x_BLW: Tensor, position_info: PositionInfo, memory: Tensor | KeysValues | None, reduced: int | None
@@ -59,12 +80,25 @@ class Layer(nn.Module):
         """
         long_BMW = None
         if reduced is not None:
-            long_BMW, x_BLW = self.norm(x_BLW), pool(x_BLW, reduced)
-        added_BLW, keys_values = self.attention(self.norm(x_BLW), long_BMW, position_info)
-        x_BLW = x_BLW + added_BLW
+            long_BMW, x_BLW = self._before(self.norm, x_BLW), pool(x_BLW, reduced)
+        input_BLW = x_BLW
+        added_BLW, keys_values = self.attention(self._before(self.norm, x_BLW), long_BMW, position_info)
+        x_BLW = x_BLW + self._after(self.norm, added_BLW)
         if self.cross_norm is not None and self.cross_attention is not None:
-            x_BLW = x_BLW + self.cross_attention(self.cross_norm(x_BLW), memory, position_info.cross_path)
-        return x_BLW + self.feed_forward(self.feed_forward_norm(x_BLW)), keys_values
+            queries_BLW = self._before(self.cross_norm, x_BLW)
+            added_BLW = self.cross_attention(queries_BLW, memory, position_info.cross_path)
+            x_BLW = x_BLW + self._after(self.cross_norm, added_BLW)
+        read_BLW = input_BLW if self.is_parallel else x_BLW
+        added_BLW = self.feed_forward(self._before(self.feed_forward_norm, read_BLW))
+        return x_BLW + self._after(self.feed_forward_norm, added_BLW), keys_values
+
+    def _before(self, norm: RMSNorm, x_BLW: Tensor) -> Tensor:
+        """Return the input of a sublayer."""
+        return x_BLW if self.is_post else cast(Tensor, norm(x_BLW))
+
+    def _after(self, norm: RMSNorm, added_BLW: Tensor) -> Tensor:
+        """Return what a sublayer adds to the residual stream."""
+        return cast(Tensor, norm(added_BLW)) if self.is_post else added_BLW
 
 
 class Stack(nn.Module):
@@ -78,7 +112,7 @@ class Stack(nn.Module):
         self.architecture, self.is_decoder, self.checkpointing = a, is_decoder, checkpointing
         self.attention_setting = attention
         self.paths: dict[str, AttentionPath] = {}
-        """How attention was computed in the last pass with gradients: `self`, and `cross` in a decoder."""
+        """How attention was computed in the last pass with gradients: `self`, `window`, and `cross` in a decoder."""
         self.after_layer: Callable[[Tensor], None] | None = None
         """Called with the residual stream after each layer, outside compiled code."""
         self._compiled: list[Callable[..., Any]] = []
@@ -92,7 +126,7 @@ class Stack(nn.Module):
         self.projections = nn.ModuleDict({str(i): Projection(w, v) for i, (w, v) in moves if w != v})
         heads, relative = most_heads(self.shapes), a.position == "relative"
         self.relative_bias = nn.Parameter(torch.empty(RELATIVE_BUCKETS, heads)) if relative else None
-        self.norm = RMSNorm(a.d_model, "output_norm" if is_decoder else "norm")
+        self.norm = build_norm(a, a.d_model, "output_norm" if is_decoder else "norm")
         self.keeps_keys_values = not is_decoder and a.cross_attention != "output"
 
     def kinds(self) -> Kinds:
@@ -105,21 +139,20 @@ class Stack(nn.Module):
         length, middle, x_BLW = x_BLD.shape[1], len(self.uses) // 2, x_BLD
         reduced = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
         queries_L = torch.arange(length, device=x_BLD.device, dtype=torch.float32)
-        keys_M, position_info, keys_values = queries_L, dict[int, PositionInfo](), list[KeysValues]()
-        for i, shape in enumerate(self.shapes):
+        keys_M, position_info, keys_values = queries_L, dict[PositionKind, PositionInfo](), list[KeysValues]()
+        kinds = [self._kind(shape, length) for shape in self.shapes]
+        for i, kind in enumerate(kinds):
             x_BLW = self._project(i, x_BLW)
             pools = reduced < length and i == middle
             if pools or (reduced < length and i == middle + 1):
                 keys_M, queries_L = queries_L, pool_positions(queries_L, reduced) if pools else queries_L
                 position_info.clear()
-            turning = shape.d_kv if self.architecture.position == "rotary" else 0
             source = self._source(memory, i)
-            if turning not in position_info:
+            if kind not in position_info:
                 end = len(self.uses) if reduced == length or i > middle else middle + pools
-                position_info[turning] = self._position_info(
-                    queries_L, keys_M, turning, x_BLW.dtype, list(range(i, end)), len(x_BLW), source
-                )
-            arguments = (x_BLW, position_info[turning], source, reduced if pools else None)
+                segment = [other for other in range(i, end) if kinds[other] == kind]
+                position_info[kind] = self._position_info(queries_L, keys_M, kind, x_BLW, segment, source)
+            arguments = (x_BLW, position_info[kind], source, reduced if pools else None)
             x_BLW, layer_keys_values = self._apply_layer(self.uses[i], arguments)
             if self.after_layer is not None:
                 self.after_layer(x_BLW)
@@ -156,49 +189,59 @@ class Stack(nn.Module):
             return memory and memory.output_BSD
         return memory.keys_values[layer]
 
+    def _kind(self, shape: LayerGroup, length: int) -> PositionKind:
+        """Return what the positional information of a layer depends on, in a sequence of `length` positions."""
+        a, window = self.architecture, shape.window
+        turning = round(shape.d_kv * a.rotary_fraction) if a.position == "rotary" else 0
+        return PositionKind(turning, None if window is None or window >= length else window)
+
     def _position_info(
         self,
         queries_L: Tensor,
         keys_M: Tensor,
-        d_kv: int,
-        dtype: torch.dtype,
+        kind: PositionKind,
+        x_BLW: Tensor,
         segment: list[int],
-        examples: int,
         source: Tensor | KeysValues | None,
     ) -> PositionInfo:
         """Return the positional information of queries and keys, and how attention is computed.
 
         Args:
             queries_L, keys_M: Positions.
-            d_kv: Width of a head, used only for rotary positions.
-            dtype: Type of the activations.
+            kind: What it depends on.
+            x_BLW: The residual stream.
             segment: Indices of the layers with these positions.
-            examples: Number of examples.
             source: What cross-attention reads; None without it.
         """
-        noop = self.architecture.noop_key != "none"
+        noop, base, dtype = self.architecture.noop_key != "none", self.architecture.rotary_base, x_BLW.dtype
         turn_L, turn_M = None, None
-        if self.architecture.position == "rotary":
-            turn_L, turn_M = rotary_turn(queries_L, d_kv, dtype), rotary_turn(keys_M, d_kv, dtype)
-        path, cross_path = self._choose(keys_M, dtype, segment, source)
+        if kind.turning:
+            turn_L, turn_M = (rotary_turn(at, kind.turning, base, dtype) for at in (queries_L, keys_M))
+        path, cross_path = self._choose(keys_M, kind, dtype, segment, source)
         if path.name == "flex":
-            flexible = self._flexible_info(queries_L, keys_M, cross_path)
-            fault = self._flex_fault(flexible, queries_L, keys_M, dtype, segment, examples)
+            flexible = self._flexible_info(queries_L, keys_M, kind, cross_path)
+            fault = self._flex_fault(flexible, queries_L, keys_M, kind, dtype, segment, len(x_BLW))
             if not fault:
-                self._remember(path, cross_path)
+                self._remember(path, cross_path, kind)
                 return flexible
             path = AttentionPath("efficient", f"FlexAttention failed: {fault}")
-        self._remember(path, cross_path)
-        bias_HLM = None
+        self._remember(path, cross_path, kind)
+        mask_1LM = None
+        if self.relative_bias is not None or noop or kind.window is not None:
+            mask_1LM = attention_mask(len(queries_L), len(keys_M), self.is_decoder, kind.window, x_BLW)
+        bias_HLM = mask_1LM if mask_1LM is None or not noop else F.pad(mask_1LM, (0, 1))
         if self.relative_bias is not None:
-            bias_HLM = relative_bias(self.relative_bias, queries_L, keys_M, self.is_decoder, noop)
-        elif self.is_decoder and noop:
-            bias_HLM = F.pad(causal_mask(queries_L, keys_M, dtype), (0, 1))
+            bias_HLM = relative_bias(self.relative_bias, queries_L, keys_M, self.is_decoder, noop, mask_1LM)
         causal = self.is_decoder and bias_HLM is None
         return PositionInfo(bias_HLM, causal, turn_L, turn_M, path.name, cross_path and cross_path.name)
 
     def _choose(
-        self, keys_M: Tensor, dtype: torch.dtype, segment: list[int], source: Tensor | KeysValues | None
+        self,
+        keys_M: Tensor,
+        kind: PositionKind,
+        dtype: torch.dtype,
+        segment: list[int],
+        source: Tensor | KeysValues | None,
     ) -> tuple[AttentionPath, AttentionPath | None]:
         """Return how self-attention and cross-attention of these layers are computed; None without the latter."""
         platform, noop = platform_of(keys_M.device), self.architecture.noop_key != "none"
@@ -206,6 +249,8 @@ class Stack(nn.Module):
         bias: Bias = "none"
         if self.relative_bias is not None:
             bias = "trained" if self.relative_bias.requires_grad and torch.is_grad_enabled() else "fixed"
+        elif kind.window is not None:
+            bias = "fixed"
         elif self.is_decoder:
             bias = "fixed" if noop else "causal"
         own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting)
@@ -214,16 +259,20 @@ class Stack(nn.Module):
         length = (source if isinstance(source, Tensor) else source[0]).shape[1]
         return own, choose_path(platform, dtype, d_kv, "none", length + noop)
 
-    def _remember(self, path: AttentionPath, cross_path: AttentionPath | None) -> None:
+    def _remember(self, path: AttentionPath, cross_path: AttentionPath | None, kind: PositionKind) -> None:
         """Keep how attention is computed in training, to be recorded."""
         if torch.is_grad_enabled():
-            self.paths = {"self": path} | ({"cross": cross_path} if cross_path else {})
+            self.paths["self" if kind.window is None else "window"] = path
+            if cross_path:
+                self.paths["cross"] = cross_path
 
-    def _flexible_info(self, queries_L: Tensor, keys_M: Tensor, cross_path: AttentionPath | None) -> PositionInfo:
+    def _flexible_info(
+        self, queries_L: Tensor, keys_M: Tensor, kind: PositionKind, cross_path: AttentionPath | None
+    ) -> PositionInfo:
         """Return the positional information for FlexAttention: its bias is in fp32 and does not include the mask."""
         noop, table = self.architecture.noop_key != "none", cast(Tensor, self.relative_bias).float()
-        bias_HLM = relative_bias(table, queries_L, keys_M, self.is_decoder, noop, has_mask=False)
-        mask = flex.causal_block_mask(len(keys_M), noop, keys_M.device) if self.is_decoder else None
+        bias_HLM = relative_bias(table, queries_L, keys_M, self.is_decoder, noop)
+        mask = flex.block_mask(len(keys_M), noop, self.is_decoder, kind.window, keys_M.device)
         return PositionInfo(bias_HLM, False, None, None, "flex", cross_path and cross_path.name, mask)
 
     def _flex_fault(
@@ -231,6 +280,7 @@ class Stack(nn.Module):
         info: PositionInfo,
         queries_L: Tensor,
         keys_M: Tensor,
+        kind: PositionKind,
         dtype: torch.dtype,
         segment: list[int],
         examples: int,
@@ -242,12 +292,14 @@ class Stack(nn.Module):
         """
         for i in segment:
             shape = self.shapes[i]
-            key = (shape.width, shape.heads, shape.d_kv, len(queries_L), len(keys_M), examples, dtype)
+            key = (*shape[3:7], kind.window, len(queries_L), len(keys_M), examples, dtype)
             if key not in self._flex_faults:
                 layer, is_first = cast(Layer, self.layers[self.uses[i]]), not any(self._flex_faults.values())
                 lengths = (len(queries_L), len(keys_M))[: 1 + (len(queries_L) != len(keys_M))]
                 sizes = [(examples, length, shape.width) for length in lengths]
-                fault = self._flex_faults[key] = flex.fault(layer.attention, info, self.is_decoder, sizes, dtype)
+                fault = self._flex_faults[key] = flex.fault(
+                    layer.attention, info, self.is_decoder, sizes, dtype, kind.window
+                )
                 if fault and self.attention_setting == "flex":
                     raise ConfigError(f'[training]: attention = "flex" fails here: {fault}. Set "auto" or "sdpa".')
                 if fault and is_first:

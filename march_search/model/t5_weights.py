@@ -1,15 +1,10 @@
 """Convert weights to a T5 of Hugging Face transformers."""
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from pathlib import Path
 
 from torch import Tensor
 
-from march_search.architecture.architecture import DEFAULTS, Architecture
-from march_search.architecture.huggingface import t5_config
-from march_search.files.atomic import save_tensors
+from march_search.architecture.architecture import Architecture
 
 
 def t5_tensors(a: Architecture, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,22 +36,3 @@ def _sublayers(layer: Mapping[str, Tensor], is_gated: bool) -> Iterator[tuple[st
     wi = layer["feed_forward.wi"]
     into = dict(zip(("wi_0", "wi_1"), wi.chunk(2), strict=True)) if is_gated else {"wi": wi}
     yield "feed_forward_norm.weight", "DenseReluDense", {**into, "wo": layer["feed_forward.wo"]}
-
-
-def save_t5(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, token_ids: Mapping[str, int]) -> None:
-    """Write config.json and model.safetensors for `T5ForConditionalGeneration.from_pretrained`.
-
-    Args:
-        a: The architecture.
-        tensors: Its weights.
-        folder: Folder of the export.
-        token_ids: `eos_token_id` and `pad_token_id` of the tokenizer.
-
-    Raises:
-        ArchitectureError: If T5 cannot express this architecture.
-    """
-    dtype = str(tensors["embedding"].dtype).removeprefix("torch.")
-    config = t5_config(a.name, asdict(a), DEFAULTS) | {**token_ids, "dtype": dtype}
-    weights = {name: tensor.contiguous() for name, tensor in t5_tensors(a, tensors).items()}
-    save_tensors(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -5,17 +5,13 @@ import random
 from march_search import Architecture
 from march_search.architecture.architecture import CHOICES
 from march_search.errors import ArchitectureError
-from march_search.model.seq2seq import UNBUILT
-
-BUILT = {field: tuple(v for v in values if v in UNBUILT.get(field, values)) for field, values in CHOICES.items()}
-"""Values of each field with a fixed list that can be built."""
 
 
 def random_architectures(count: int) -> list[Architecture]:
     """Return architectures with every field drawn at random; combinations that cannot exist are drawn again."""
     draw, found = random.Random(7), []
     while len(found) < count:
-        choices = {field: draw.choice(values) for field, values in BUILT.items()}
+        choices = {field: draw.choice(values) for field, values in CHOICES.items()}
         sizes = {
             "num_layers": draw.randint(1, 5),
             "num_decoder_layers": draw.choice([None, None, None, 1, 2, 4]),
@@ -28,7 +24,14 @@ def random_architectures(count: int) -> list[Architecture]:
             "share_layers": draw.choice([1, 1, 2, "all"]),
             "d_bottleneck": None if choices["bottleneck"] == "none" else draw.choice([64, 24]),
             "length_reduction": draw.choice([1.0, 1.0, 0.5, 0.3]),
+            "num_key_value_heads": draw.choice([None, None, 1, 2, 3]),
+            "attention_window": draw.choice([None, None, 1, 3, 500]),
+            "global_every": draw.choice([0, 0, 2, 3]),
+            "logit_softcap": draw.choice([None, None, 5.0]),
+            "norm_epsilon": draw.choice([1e-6, 1e-5]),
         }
+        if choices["position"] == "rotary":
+            sizes |= {"rotary_fraction": draw.choice([1.0, 0.25, 0.5]), "rotary_base": draw.choice([10000.0, 500.0])}
         try:
             found.append(Architecture(**choices, **sizes))
         except ArchitectureError:
