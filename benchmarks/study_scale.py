@@ -84,7 +84,7 @@ def measure(root: Path, name: str, url: str | None, count: int, trials: int) -> 
     config = StudyConfig(
         space="t5", budget="220M", storage=url, search=SearchConfig(trials=trials, strategy="sample"),
         pruner=PrunerConfig(kind="none"), confirm=ConfirmConfig(max_seeds=1), data=DataConfig(),
-        training=TrainingConfig(),
+        training=TrainingConfig(precision="bf16"),
     )  # fmt: skip
     folder, chosen = StudyFolder.of(root, name), candidates.choose(config, root)
     folder.keep_settings(config, chosen.architectures)

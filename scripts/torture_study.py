@@ -112,7 +112,7 @@ def _config(options: argparse.Namespace, url: str | None) -> StudyConfig:
         search=SearchConfig(trials=options.trials, strategy=options.strategy),
         pruner=PrunerConfig(kind=options.pruner, rungs=(0.4, 0.6)), confirm=ConfirmConfig(max_seeds=options.max_seeds),
         data=DataConfig(vocab_size=2048, sequence_length=64),
-        training=TrainingConfig(tokens=8192, global_batch_tokens=64, evaluations=4),
+        training=TrainingConfig(tokens=8192, global_batch_tokens=64, evaluations=4, precision="fp32"),
     )  # fmt: skip
 
 

@@ -234,6 +234,38 @@ def test_the_2023_studies_can_test_their_statements(study: str, statement: str, 
     assert all(step.at_rate.interval and step.over_rates.interval for step in answer.steps)
 
 
+GROUPS = ["key/value heads 8 → 4", "key/value heads 4 → 2", "key/value heads 2 → 1"]
+
+
+@pytest.mark.parametrize(
+    ("study", "steps"),
+    [
+        ("gqa", {"fewer key/value heads with a larger d_ff cost nothing": GROUPS}),
+        ("qk-norm", {"norms of queries and keys are better": [""]}),
+        ("windows", {f"a window of attention in {layers} layers costs nothing": [""] for layers in ("all", "some")}),
+    ],
+)
+def test_the_studies_of_decoders_test_their_statements_and_no_others(study: str, steps: dict[str, list[str]]) -> None:
+    file = shipped_folder("studies") / "cpu" / f"{study}.toml"
+    names = tomllib.loads(file.read_text())["search"]["architectures"]
+    for change, verdict in ((-0.1, "yes"), (0.1, "no")):
+        answers = findings(trials(names, [4.0 + change * n for n in range(len(names))]))
+        tested = {answer.statement: answer for answer in answers if answer.steps}
+        assert {text: [step.step for step in answer.steps] for text, answer in tested.items()} == steps
+        assert all(answer.verdict_at_rate == verdict for answer in tested.values())
+        assert not any(step.confounds for answer in tested.values() for step in answer.steps)
+
+
+@pytest.mark.parametrize(
+    "word", ["-qknorm", "-ln", "-qknorm-postnorm", "-bqkv", "-par", "-W16", "-W16-G2", "-KV1", "-C30", "-RB500000"]
+)
+def test_a_statement_about_the_shape_compares_decoders_that_are_equal_otherwise(word: str) -> None:
+    shallow, deep = "L2-D192-H6x32-F888-rope-dec-V512", "L5-D128-H4x32-F528-rope-dec-V512"
+    other = Architecture.parse(shallow + word).name
+    assert of(findings(trials([deep, shallow], [3.4, 3.0])), WIDER).steps
+    assert not of(findings(trials([deep, other], [3.4, 3.0])), WIDER).steps
+
+
 def test_the_page_of_findings_has_the_tables_that_the_script_makes(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main(["--check"]) == 0, "run python scripts/findings.py --write"
     assert capsys.readouterr().err == ""

@@ -84,6 +84,7 @@ def test_a_new_study_for_gpus_explains_every_key_and_loads(texts: Path, command:
     assert all(" # " in line for line in lines if " = " in line and not line.startswith("question"))
     config = build(StudyConfig, read_file(Path("my.toml")), "my.toml")
     assert (config.devices.parallel_trials, config.training.precision) == (8, "bf16")
+    assert "small models learn" not in Path("my.toml").read_text()  # about short examples, which are for CPUs
     assert "march-search study run my.toml --dry-run --device H100" in ended.stdout
     plan = command("study", "run", "my.toml", "--dry-run", "--device", "H100")
     assert plan.returncode == 0, plan.stderr
@@ -99,6 +100,8 @@ def test_a_new_study_for_gpus_explains_every_key_and_loads(texts: Path, command:
         (("my.toml", "--minutes", "5", "--device", "8xZ9"), 'unknown device'),
         (("my.toml", "--minutes", "0.01", "--device", "A5000", "--corpus", "wikipedia"), "does not fit into 1s: allow"),
         (("my.toml", "--minutes", "99", "--device", "A5000", "--corpus", "one.txt"), "one.txt has 5 bytes of text"),
+        (("my.toml", "--minutes", "9999999", "--device", "A5000", "--corpus", "wikipedia", "--budget", "3B"),
+         "per device, which has 24GB: use a smaller --budget than 3B, or a larger --device"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_one_line(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import pytest
 from helpers.command_line import Command, command_in_process, imported_by, one_line_error, run_command
 from helpers.trials import child_processes, wait_until
 
+from march_search import Architecture
+from march_search.architecture.checkpoints import CHECKPOINTS
 from march_search.config.shipped import shipped_folder
 from march_search.study import measured_cpu
 
@@ -178,7 +181,7 @@ def test_a_run_killed_at_any_moment_leaves_no_process_and_completes_later(tmp_pa
     assert len(list(folder.glob("trials/*/result.json"))) == 2
 
 
-@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m"])
+@pytest.mark.parametrize("study", ["cpu-demo", "t5-220m", "t5-740m", "gpt-124m"])
 def test_every_shipped_study_can_be_planned_without_its_data_and_devices(
     study: str, tmp_path: Path, command: Command
 ) -> None:
@@ -212,10 +215,34 @@ def test_the_plan_of_t5_large_states_the_2023_recipe(command: Command) -> None:
     assert "L24-D1024-H16x64-F4096 " in printed
 
 
+def test_the_plan_of_gpt_2_has_its_rungs_recipe_and_price(command: Command) -> None:
+    words = ("study", "run", "gpt-124m", "--dry-run", "--device", "8xA100", "--rate", "2")
+    printed = " ".join(command(*words).stdout.split())
+    for text in (
+        "trials 24 = 24 architectures × 1 seed; at most 8 more to confirm",
+        "24 architectures train to 52.4M tokens: 1.26G tokens in ",
+        "the best 12 and the baseline continue to 105M tokens",
+        "the best 3 and the baseline continue to the end, 1.05G tokens",
+        "at most 4 finalists get up to 2 further seeds each",
+        " on 8xA100 ",
+        "a device has 80GB: fits",
+        "1,048,576,000 tokens = 2,000 steps × 524,288",
+        "AdamW, learning rate 0.0006 at L12-D768-H12x64-F3072, scaled by width and depth, wsd schedule",
+        "HuggingFaceFW/fineweb-edu sample-10BT",
+    ):
+        assert text in printed
+    listed = re.findall(r"L\d+-D\d+-H\S+-dec-\S+", printed.partition("candidates, in order")[2])
+    assert listed[0] == CHECKPOINTS["gpt2"]
+    plans = Counter((a.feed_forward_proj, a.position, a.norm) for a in map(Architecture.parse, listed))
+    assert len(listed) == sum(plans.values()) == 24
+    assert len(plans) == 8
+    assert min(plans.values()) >= 2
+
+
 def test_the_plan_states_scaled_learning_rates_and_their_base_shape(tmp_path: Path, command: Command) -> None:
     scaled = 'learning_rate = 5e-3\nlearning_rate_scaling = "width"\nbase_shape = "L2-D128-H4x32-F512"'
     (tmp_path / "s.toml").write_text(STUDY.format(data="", training=scaled))
-    ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run")
+    ended = command("study", "run", str(tmp_path / "s.toml"), "--dry-run", "--device", "A5000")
     assert ended.returncode == 0, ended.stderr
     recipe = (
         "AdamW, learning rate 0.005 at L2-D128-H4x32-F512, scaled by width and depth, constant schedule numerics betas"
@@ -231,7 +258,7 @@ def test_a_study_may_name_a_deepspeed_file_in_its_folder(tmp_path: Path, command
         ({"fp_16": {}}, 2, 'mine.toml: [training.deepspeed]: DeepSpeed has no key "fp_16". Did you mean "fp16"?'),
     ):
         (tmp_path / "ds.json").write_text(json.dumps(table))
-        ended = command("study", "run", str(tmp_path / "mine.toml"), "--dry-run")
+        ended = command("study", "run", str(tmp_path / "mine.toml"), "--dry-run", "--device", "A5000")
         assert ended.returncode == code, ended.stderr
         assert words in (ended.stderr or ended.stdout)
 
@@ -286,7 +313,7 @@ def test_a_plan_opens_the_storage_and_creates_nothing(tmp_path: Path, command: C
 
 
 def test_overrides_are_checked_like_the_file_and_shown_in_the_plan(tmp_path: Path, command: Command) -> None:
-    root = ("--root", str(tmp_path), "--dry-run", "--device", "cpu")
+    root = ("--root", str(tmp_path), "--dry-run", "--device", "A5000")
     file = str(shipped_folder("studies") / "cpu-demo.toml")
     given = ("training.tokens=1_024_000", "devices.ranks=2", "search.trials=3")
     for study in (("cpu-demo",), (file,), ("--config", file)):
@@ -310,7 +337,7 @@ def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corru
     tmp_path: Path, command: Command
 ) -> None:
     given = ("data.sequence_length=2048", "training.global_batch_tokens=8192", "training.tokens=1_048_576")
-    given += ("--dry-run", "--device", "cpu", "--root", str(tmp_path))
+    given += ("--dry-run", "--device", "A5000", "--root", str(tmp_path))
     ended = command(
         "study", "run", "cpu/decoder-only", *given, "training.warmup_tokens=8192", "data.noise_density=0.15"
     )

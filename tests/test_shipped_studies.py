@@ -68,18 +68,21 @@ def test_every_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.Ca
     assert "8 GPUs per trial" in printed
 
 
+DECODERS = {"gqa", "qk-norm", "windows"}
+"""Studies for two cores of the parts of current decoders: they share a recipe of their own, and have not run yet."""
+
 CPU = {path.stem: path for path in sorted((shipped_folder("studies") / "cpu").glob("*.toml")) if path.stem != "ladder"}
 
 
 def test_every_experiment_has_a_study_for_two_cores() -> None:
     large = {name for name in STUDIES if name.startswith("large-")}
-    assert set(CPU) == set(STUDIES) - large | {"learning-rates"}
+    assert set(CPU) == set(STUDIES) - large | {"learning-rates", *DECODERS}
 
 
 @pytest.mark.parametrize("name", CPU)
 def test_the_small_studies_share_a_budget_and_a_recipe(name: str) -> None:
     text = CPU[name].read_text()
-    study, recipe = tomllib.loads(text), tomllib.loads(CPU["baseline"].read_text())
+    study, recipe = (tomllib.loads(text), tomllib.loads(CPU["gqa" if name in DECODERS else "baseline"].read_text()))
     assert study["question"].endswith(("?", ")"))
     assert len(study["answer"]) > 40
     assert [study[key] for key in ("data", "training", "pruner")] == [
@@ -99,12 +102,30 @@ def test_the_small_studies_share_a_budget_and_a_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", CPU)
 def test_every_small_study_can_be_planned(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["study", "run", f"cpu/{name}", "--dry-run", "--root", str(tmp_path)]) == 0
+    device = ["--device", "A5000"]  # this CPU would be timed
+    assert main(["study", "run", f"cpu/{name}", "--dry-run", "--root", str(tmp_path), *device]) == 0
     printed = capsys.readouterr().out
     assert f"{len(tomllib.loads(CPU[name].read_text())['search']['architectures'])} candidates, in order" in printed
 
 
-@pytest.mark.parametrize("name", CPU)
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_the_small_decoders_are_members_of_their_space_with_the_plain_one_first(name: str) -> None:
+    study = tomllib.loads(CPU[name].read_text())
+    arms = [Architecture.parse(arm) for arm in study["search"]["architectures"]]
+    found = solve(SearchSpace.load(study["space"]))
+    assert all(arm in found for arm in arms)
+    assert (arms[0].key_value_heads, arms[0].qk_norm, arms[0].attention_window) == (arms[0].num_heads, "none", None)
+    assert study["search"]["seeds"] == [42, 43]
+    assert study["training"]["tokens"] == 2**20
+
+
+def test_studies_without_results_are_those_that_have_not_run() -> None:
+    results = shipped_folder("studies") / "results"
+    assert {path.stem for path in results.glob("*.csv")} == set(CPU) - DECODERS
+    assert "`gqa`, `qk-norm` and `windows` have not been run yet." in (results / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(set(CPU) - DECODERS))
 def test_the_results_of_a_small_study_are_complete(name: str) -> None:
     results, search = shipped_folder("studies") / "results", tomllib.loads(CPU[name].read_text())["search"]
     rows = list(csv.DictReader((results / f"{name}.csv").read_text().splitlines()))

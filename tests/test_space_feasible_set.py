@@ -1,8 +1,10 @@
 """The feasible set: complete and exact by comparison with brute force, its selections, and its errors."""
 
 import itertools
+import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from scipy import stats
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.architecture.architecture import CHOICES, DEFAULTS
+from march_search.architecture.checkpoints import read_architecture
+from march_search.config.shipped import shipped_path
 from march_search.cost.setup import Setup
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
 from march_search.space.budget import Budget
@@ -116,6 +120,31 @@ def test_the_shipped_spaces_contain_t5_base_and_t5_large(name: str, architecture
     found = solve(SearchSpace.load(name))
     assert architecture in found
     assert replace(architecture, d_ff=architecture.d_ff + 32) not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "parameters"),
+    [
+        ("gpt-124m", "gpt2", 124_439_808),
+        ("llama-1b", "tinyllama-1.1b", 1_100_048_384),
+        ("qwen3-0.6b", "qwen3-0.6b", 596_049_920),
+        ("cpu-decoder", "L4-D128-H4x32-F528-swiglu-rope-dec-qknorm-V512-KV2", 1_074_560),
+    ],
+)
+def test_the_shipped_decoder_spaces_contain_the_public_shape(name: str, model: str, parameters: int) -> None:
+    space, shape = SearchSpace.load(name), read_architecture(model)
+    found = solve(space)
+    assert shape in found
+    assert found[found.index(shape)] == shape
+    assert shape.num_params == parameters
+    assert replace(shape, d_ff=shape.d_ff + 4) not in found
+    assert replace(shape, norm_epsilon=1e-3) not in found
+    assert f"{shape.name}, " in re.sub(r"\n# ", " ", shipped_path("spaces", name).read_text())
+    row = f"| `{name}` | `{model}` | {space.grid_size() / 1e9:.2g} billion | {len(found):,} |"
+    assert row in (Path(__file__).parents[1] / "docs" / "solve.md").read_text()
+    for a in found.sample(200, seed=1):
+        assert found.budget.low <= a.num_params <= found.budget.high
+        assert space.contains(a)
 
 
 def test_indexing_slicing_and_iteration_agree() -> None:

@@ -98,16 +98,22 @@ def test_the_confirmation_is_priced_from_nothing_to_its_limits() -> None:
     assert planned(capped)["confirm"]["tokens"] == 4 * 4096
     unlimited = planned(replace(config, confirm=ConfirmConfig(max_seeds=0)), device=A5000)
     assert rows_of(unlimited)["tokens"] == "98.3k and more over all trials"
-    assert " and more on A5000" in rows_of(unlimited)["time"]
+    assert rows_of(unlimited)["time"].endswith(" and more with 3 trials at a time, each on A5000")
     assert planned(replace(config, confirm=ConfirmConfig(max_seeds=1)))["confirm"] is None
 
 
-@pytest.mark.parametrize(("name", "most"), [("t5-220m", 24), ("t5-740m", 12)])
-def test_the_plans_of_the_large_studies_end_with_several_complete_arms(name: str, most: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "most", "device"), [("t5-220m", 24, "8xA5000"), ("t5-740m", 12, "8xA5000"), ("gpt-124m", 24, "8xA100")]
+)
+def test_the_plans_of_the_large_studies_end_with_several_complete_arms(
+    name: str, most: int, device: str, tmp_path: Path
+) -> None:
     config, folder = named_study(name, tmp_path).load()
     chosen = candidates.choose(config, folder)
-    plan = price.priced_plan(config, chosen, parse_device("8xA5000"))
+    plan = price.priced_plan(config, chosen, parse_device(device))
     assert len(chosen.architectures) == most
+    assert chosen.off_budget == ()
+    assert chosen.architectures[0].name == config.search.architectures[0]
     assert plan["stages"][0]["tokens"] >= 50 * config.training.global_batch_tokens
     assert plan["stages"][-1] == plan["stages"][-1] | {"tokens": config.training.tokens, "trials": 4}
     assert "baseline" in " ".join(stage["text"] for stage in plan["stages"])

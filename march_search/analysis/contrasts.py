@@ -20,7 +20,13 @@ from march_search.architecture.architecture import Architecture
 CONFOUNDED = 1.25
 """A dimension that differs by more than this factor in at least half of the pairs is reported."""
 
-AXIS_NAMES = {"num_layers": "layers", "num_heads": "heads", "d_model": "d_model", "length_reduction": "positions"}
+AXIS_NAMES = {
+    "num_layers": "layers",
+    "num_heads": "heads",
+    "d_model": "d_model",
+    "length_reduction": "positions",
+    "key_value_heads": "key/value heads",
+}
 """Fields along which statements move, as they are printed."""
 
 

@@ -1,4 +1,6 @@
-"""Named findings and open questions of the 2023 study, each as a rule for which architectures to compare.
+"""Named statements, each as a rule for which architectures to compare.
+
+They are findings and open questions of the 2023 study, and questions about the fields of current decoder-only models.
 
 A statement about an ordered quantity names the field along which it moves (`along`). Its contrasts are the steps
 between neighbours on that axis. A statement about two groups, such as gated or not, has one contrast of means.
@@ -16,7 +18,7 @@ NOTHING_NATS = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A finding of the 2023 study, one of its open questions, or the opposite of one."""
+    """A finding of the 2023 study or the opposite of one, or an open question."""
 
     text: str
     praises: Callable[[Architecture, Architecture], bool]
@@ -26,7 +28,7 @@ class Statement:
     moves: tuple[str, ...]
     """Dimensions that the statement is about."""
     along: str = ""
-    """Field that orders the architectures into steps; empty for a statement about two groups."""
+    """Field or count that orders the architectures into steps; empty for a statement about two groups."""
     margin: float = 0.0
     """Nats by which the favoured side may be worse while the statement still holds."""
     varies: tuple[str, ...] = ()
@@ -35,7 +37,8 @@ class Statement:
 
 SAME = (
     *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
-    *("length_reduction", "noop_key"),
+    *("length_reduction", "noop_key", "num_key_value_heads", "qk_norm", "norm", "norm_position", "bias"),
+    *("parallel_block", "rotary_fraction", "rotary_base", "attention_window", "global_every", "logit_softcap"),
 )
 """Fields that must be equal in both architectures unless a statement is about them."""
 
@@ -45,6 +48,11 @@ SHAPE = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff")
 def _alone(shape: Architecture) -> int | str:
     """Return `share_layers`, but `all` for a stack of one layer, where it makes no difference."""
     return "all" if shape.num_layers == 1 else shape.share_layers
+
+
+def _windowed(shape: Architecture) -> bool:
+    """Return whether a layer sees only a window of the positions."""
+    return shape.attention_window is not None
 
 
 STATEMENTS = (
@@ -200,5 +208,38 @@ STATEMENTS = (
         moves=("d_ff / d_model",),
         varies=("bottleneck",),
     ),
+    Statement(
+        text="fewer key/value heads with a larger d_ff cost nothing",
+        praises=lambda a, b: a.key_value_heads < b.key_value_heads and a.d_ff >= b.d_ff,
+        equal=("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
+        moves=("d_ff / d_model",),
+        along="key_value_heads",
+        margin=NOTHING_NATS,
+        varies=("num_key_value_heads",),
+    ),
+    Statement(
+        text="norms of queries and keys are better",
+        praises=lambda a, b: a.qk_norm != "none" and b.qk_norm == "none",
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
+        varies=("qk_norm",),
+    ),
+    Statement(
+        text="a window of attention in all layers costs nothing",
+        praises=lambda a, b: _windowed(a) and not a.global_every and not _windowed(b),
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
+        margin=NOTHING_NATS,
+        varies=("attention_window", "global_every"),
+    ),
+    Statement(
+        text="a window of attention in some layers costs nothing",
+        praises=lambda a, b: _windowed(a) and a.global_every > 0 and not _windowed(b),
+        equal=(*SHAPE, "feed_forward_proj", "cross_attention"),
+        moves=(),
+        margin=NOTHING_NATS,
+        varies=("attention_window", "global_every"),
+    ),
 )
-"""Findings and open questions of the 2023 study of T5-style models with 220M parameters."""
+"""Findings and open questions of the 2023 study of T5-style models with 220M parameters, then questions about
+decoder-only models of today."""

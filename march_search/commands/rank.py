@@ -39,7 +39,7 @@ def add(rank: argparse.ArgumentParser) -> None:
     rank.add_argument(
         "--effects",
         action="store_true",
-        help="also print the effect of each dimension, and test the claims of the 2023 study",
+        help="also print the effect of each dimension, and test named statements, such as those of the 2023 study",
     )
     rank.add_argument(
         "--explain", action="store_true", help="also print all notes, the columns and the methods in full"

@@ -242,11 +242,10 @@ def _findings_section(found: Sequence[Answer]) -> Section:
         f"answer: after Holm's correction over {plural(len(rows), 'row')}. at this rate: not if the learning rate is "
         "among the uncertainties.",
         "pairs: number of pairs that agree. also differs: other dimensions that differ in at least half of the pairs.",
-        f"{len(found) - len(tested)} of {plural(len(found), 'statement')} from the 2023 study have no pairs to "
-        "compare here.",
+        f"{len(found) - len(tested)} of {plural(len(found), 'statement')} have no pairs to compare here.",
     ]
     return Section(
-        title="findings of the 2023 study, tested on this one",
+        title="statements, tested on this study",
         rows=rows,
         columns=architectures.FINDING_COLUMNS,
         notes=lines,

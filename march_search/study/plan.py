@@ -149,8 +149,7 @@ def _devices(config: StudyConfig) -> str:
     here = plural(os.cpu_count() or 1, "CPU core")
     if devices.kind == "cuda":
         number, wanted = gpus.number(), devices.ranks // devices.nodes * devices.parallel_trials
-        few = ", too few to train it" if number < wanted else ""
-        here += f" and {plural(number, 'GPU') if number else 'no GPU'}{few}"
+        here += f" and {min(number, wanted)} of the {plural(wanted, 'GPU')} needed"
     return f"{devices.ranks} {noun}{many} per trial{together}; this machine has {here}"
 
 

@@ -109,11 +109,13 @@ def _time(plan: dict[str, Any]) -> str:
     if plan["seconds"] is None:
         return "not known: add --device 8xA5000, and --rate PRICE_PER_HOUR for the money"
     ends = tuple(plan["seconds_range"] or _range(plan, "seconds"))
-    together = plan["parallel_trials"] or 1
-    where = "this CPU" if plan["device"] == "cpu" else plan["device"]
-    if together > 1:
-        where += f", {together} trials at a time" if plan["device"] == "cpu" else f" each, {together} trials at a time"
-    return f"{_words(ends, duration)} on {where}"
+    together, device = plan["parallel_trials"] or 1, plan["device"]
+    at_once = f"{together} trials at a time"
+    if device == "cpu":
+        where = "on this CPU" + (f", {at_once}" if together > 1 else "")
+    else:
+        where = f"with {at_once}, each on {device}" if together > 1 else f"on {device}"
+    return f"{_words(ends, duration)} {where}"
 
 
 def _device_hours(plan: dict[str, Any]) -> str:
