@@ -62,6 +62,15 @@ def test_after_further_seeds_the_elimination_decides(tmp_path: Path) -> None:
     assert "is the best of 4 architectures, 0.2000 nats ahead (separated from all finalists by further" in found.text
 
 
+def test_an_answer_tells_where_the_elimination_and_the_letters_differ(tmp_path: Path) -> None:
+    losses = ([4.10, 4.13, 4.09], [4.10, 4.14, 4.087], [4.16, 4.162, 4.155])
+    write_study(tmp_path, dict(zip(SHAPES, losses, strict=False)))
+    found = study_answer(study_evidence(read_study(tmp_path / "synthetic")))
+    assert (found.outcome, found.tied) == ("tied", SHAPES[1:3])
+    stricter = f"by the confirmation, whose test is stricter than the letters: {SHORT[2]} has other letters"
+    assert f"none of the other 2 is separated from it {stricter}." in found.text
+
+
 def test_nothing_is_the_best_of_one(tmp_path: Path, command: Command) -> None:
     found = answer(tmp_path, [4.1])
     assert (found.outcome, found.rivals, found.p) == ("alone", 0, None)

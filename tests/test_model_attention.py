@@ -198,6 +198,13 @@ MODELS = {
     "half the positions": {"num_layers": 3, "length_reduction": 0.5, "noop_key": "learned"},
     "shared, keys of layers": {"share_layers": "all", "cross_attention": "layer"},
     "more heads first": {"head_schedule": "more-first", "num_layers": 3},
+    "grouped, windows": {"num_heads": 4, "num_key_value_heads": 2, "attention_window": 4, "global_every": 2},
+    "decoder-only, windows": {
+        "structure": "decoder-only",
+        "attention_window": 3,
+        "noop_key": "fixed",
+        "qk_norm": "all",
+    },
 }
 
 
@@ -216,7 +223,7 @@ def test_models_have_the_same_loss_and_gradients_with_flex(dense_flex, monkeypat
         loss.backward()
         results.append({"loss": loss, **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
     for key, path in model.attention_paths.items():
-        assert path.name == ("flex" if key.endswith("self") else "efficient")
+        assert path.name == ("efficient" if key.endswith("cross") else "flex")
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():
         torch.testing.assert_close(

@@ -14,8 +14,9 @@ from helpers.studies import write_study
 from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
 from march_search.config.shipped import shipped_folder
+from march_search.errors import ConfigError
 from march_search.files.json_tables import sealed, write_json
-from march_search.study.ladder_sizes import ladder_sizes
+from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
 
 SPACE = """[budget]
 parameters = "30K"
@@ -146,6 +147,7 @@ def test_the_study_of_a_size_is_the_file_with_other_settings(file: Path, tmp_pat
     assert (small.study, small.parameters, small.tokens, large.tokens) == ("steps-30K", 30_000, 1536, 2944)
     assert (small.warmup_tokens, large.warmup_tokens) == (128, 245)
     assert small.overrides()[:3] == ("ladder={}", "budget=30000", 'search.strategy="list"')
+    assert "training.global_batch_tokens=128" in large.overrides()
     assert large.overrides(4e-3)[-2:] == ("search.learning_rates=[]", "training.learning_rate=0.004")
 
 
@@ -169,6 +171,35 @@ def test_options_that_have_no_effect_are_refused(file: Path, command: Command, t
     ended = command("study", "run", str(file), "--up-to", "31K", *root)
     assert '--up-to 31K: the ladder has no such size. Did you mean "30K"?' in one_line_error(ended)
     assert "which is not a ladder" in one_line_error(command("study", "run", "cpu-demo", "--up-to", "1M", *root))
+
+
+def test_a_batch_that_the_file_leaves_out_is_the_same_at_all_sizes(file: Path, command: Command) -> None:
+    text = file.read_text().replace("global_batch_tokens = 128\n", "").replace("warmup_tokens = 128\n", "")
+    file.write_text(text.replace("tokens_per_parameter = 0.05", "tokens_per_parameter = 2"))
+    study = named_study(str(file), file.parent)
+    config, base = study.load()
+    batches = {size.batch_tokens for size in ladder_sizes(config, base, study.name)}
+    assert batches == {config.training.global_batch_tokens}
+    ended = command("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_arms_of_a_started_size_cannot_change(file: Path, tmp_path: Path) -> None:
+    study = named_study(str(file), tmp_path)
+    config, base = study.load()
+    sizes = ladder_sizes(config, base, study.name)
+    keep_ladder(tmp_path / "steps", config, sizes)
+    text = file.read_text()
+    file.write_text(text.replace('name = "gated"', 'name = "gated"\ndirections = { "d_ff / d_model" = 1 }'))
+    config, base = study.load()
+    sizes = ladder_sizes(config, base, study.name)
+    keep_ladder(tmp_path / "steps", config, sizes)  # no size was started
+    (tmp_path / "steps-30K").mkdir()
+    (tmp_path / "steps-30K" / "study.json").write_text("{}")
+    file.write_text(text)
+    config, base = study.load()
+    with pytest.raises(ConfigError, match="steps-30K was started with other arms: gated was L"):
+        keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
 
 
 def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command: Command, tmp_path: Path) -> None:

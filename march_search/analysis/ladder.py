@@ -128,7 +128,8 @@ def ladder_evidence(
 
 def _is_finished(study: StudyRecord) -> bool:
     """Return whether no trial of the plan may still complete."""
-    return len(study.trials) >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
+    started = len(study.trials) + len(study.damaged)
+    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
 def _edge(study: StudyRecord | None, rate: float | None) -> str:

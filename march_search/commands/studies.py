@@ -180,7 +180,7 @@ def named_study(text: str, root: Path) -> NamedStudy:
     if path.suffix == ".toml" or text in shipped:
         file = shipped_path("studies", text)
         return NamedStudy(_folder(file, root), file, from_file=path.suffix == ".toml")
-    if (path / "study.json").is_file():
+    if any((path / name).is_file() for name in ("study.json", "ladder.json")):
         return NamedStudy(StudyFolder(path.resolve()), _shipped_file(path.resolve().name), from_file=False)
     if any((root / text / name).is_file() for name in ("study.json", "ladder.json")) or _shipped_file(text):
         return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)

@@ -87,8 +87,11 @@ def _size_study(study: "NamedStudy", size: "LadderSize", root: Path, rate: float
     """Return the study of one size: the ladder's file with other settings."""
     from march_search.study.study_folder import StudyFolder
 
-    own = tuple(text for text in study.overrides if not text.startswith("ladder."))
-    return replace(study, folder=StudyFolder.of(root, size.study), overrides=(*own, *size.overrides(rate)))
+    new = size.overrides(rate)
+    changed = {text.partition("=")[0] for text in new}
+    own = [text for text in study.overrides if text.partition("=")[0].split(".")[0] != "ladder"]
+    kept = [text for text in own if text.partition("=")[0] not in changed]
+    return replace(study, folder=StudyFolder.of(root, size.study), overrides=(*kept, *new))
 
 
 def _carried(smallest: "LadderSize", folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:

@@ -15,7 +15,7 @@ _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,23}")
 
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """One arm of a ladder: a direction that is followed at every size."""
+    """The `[[ladder.arms]]` tables: one arm each, a direction that is followed at every size."""
 
     name: str
     """Name of the arm in tables: up to 24 letters, digits, spaces, and `.`, `_` or `-`."""

@@ -128,7 +128,12 @@ def _leads(first: Sequence[Row], tied: Sequence[Row], short: dict[str, str]) -> 
     gap, others = rivals[0]["loss"] - leader["loss"], [row for row in rivals if row not in tied]
     lead = f"{short[leader['name']]} leads by {gap:.4f} nats, but"
     letters = "".join(sorted({*leader["letters"]} & {letter for row in tied for letter in row["letters"]}))
-    which = f" (ties {letters})" if letters else ""
+    lettered = [row for row in tied if shares_letter(row, leader)]
+    which = f" (ties {letters})" if len(lettered) == len(tied) and letters else ""
+    apart = [short[row["name"]] for row in tied if row not in lettered]
+    if leader["letters"] and apart:  # the confirmation looked at them several times, and its test allows for that
+        has = "has" if len(apart) == 1 else "have"
+        which = f" by the confirmation, whose test is stricter than the letters: {listed(apart)} {has} other letters"
     if not others and len(rivals) > 1:
         return f"{lead} none of the other {len(rivals)} is separated from it{which}"
     are = "is" if len(tied) == 1 else "are"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from march_search.analysis.ladder_record import LADDER_FILE
+from march_search.analysis.ladder_record import LADDER_FILE, find_ladder
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
 from march_search.config.ladder_config import LadderConfig
@@ -32,6 +32,8 @@ class LadderSize:
     """Name of its study."""
     parameters: int
     """Parameter budget."""
+    batch_tokens: int
+    """Tokens per optimizer step, the same at all sizes."""
     tokens: int
     """Training tokens of each trial."""
     warmup_tokens: int
@@ -51,6 +53,7 @@ class LadderSize:
             f"budget={self.parameters}",
             'search.strategy="list"',
             f"search.architectures={json.dumps([arm.architecture.name for arm in self.arms])}",
+            f"training.global_batch_tokens={self.batch_tokens}",
             f"training.tokens={self.tokens}",
             f"training.warmup_tokens={self.warmup_tokens}",
             *carried,
@@ -96,6 +99,7 @@ def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str
                 size=size,
                 study=f"{name}-{size}",
                 parameters=parameters,
+                batch_tokens=batch,
                 tokens=tokens,
                 warmup_tokens=min(warmup, tokens),
                 arms=tuple(arms),
@@ -134,12 +138,15 @@ def keep_ladder(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) 
     """Write the ladder's record, which `rank` and `status` read, to `folder`.
 
     Raises:
-        StorageError: If it cannot be written.
+        ConfigError: If an arm has another shape than in the study of a size that was started.
+        StorageError: If it cannot be written, or the earlier record is damaged.
     """
+    names = [arm.name for arm in config.ladder.arms]
+    _refuse_changes(folder, names, sizes)
     record: Mapping[str, Any] = {
         "schema_version": 1,
         "question": config.question,
-        "arms": [arm.name for arm in config.ladder.arms],
+        "arms": names,
         "sizes": [
             {
                 "size": size.size,
@@ -154,3 +161,21 @@ def keep_ladder(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) 
     }
     make_folder(folder)
     write_json(folder / LADDER_FILE, sealed(record))
+
+
+def _refuse_changes(folder: Path, names: Sequence[str], sizes: Sequence[LadderSize]) -> None:
+    """Raise a ConfigError if the arms at a size that was started are not those of its study."""
+    earlier = find_ladder(folder)
+    known = {size.study: size for size in earlier.sizes} if earlier else {}
+    for size in sizes:
+        if earlier is None or size.study not in known or not (folder.parent / size.study / "study.json").is_file():
+            continue
+        was = dict(zip(earlier.arms, (a.name for a in known[size.study].architectures), strict=True))
+        now = dict(zip(names, (arm.architecture.name for arm in size.arms), strict=True))
+        changed = sorted(arm for arm in {*was, *now} if was.get(arm) != now.get(arm))
+        if changed:
+            arm = changed[0]
+            raise ConfigError(
+                f"{size.study} was started with other arms: {arm} was {was.get(arm, 'not there')} and is now "
+                f"{now.get(arm, 'not there')}. Restore the ladder's file, or rename it to start a new ladder."
+            )
