@@ -27,7 +27,7 @@ IGNORED = re.compile(
     r".*(\.inv_freq|\.attn\.(masked_)?bias|\.attention\.(masked_)?bias)|(en|de)coder\.embed_tokens\.weight|"
     r"(lm_head|embed_out)\.weight"
 )
-"""Tensors in files that are no parameters, or copies of tied embeddings."""
+"""Tensors in files that are not parameters, or copies of tied embeddings."""
 
 
 def save_huggingface(
