@@ -27,7 +27,6 @@ validation_sequences = 24
 tokens = {tokens}
 global_batch_tokens = 256
 learning_rate = 1e-2
-precision = "fp32"
 evaluations = 2
 checkpoints = 2
 [devices]

@@ -5,10 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from march_search.config.changes import in_current_keys
-from march_search.config.deepspeed_config import read_deepspeed_file
 from march_search.config.loader import build, read_file
-from march_search.config.overrides import with_overrides
 from march_search.config.shipped import shipped_folder, shipped_names, shipped_path
 from march_search.config.study_config import StudyConfig
 from march_search.errors import ConfigError, UsageError, nearest
@@ -84,12 +81,8 @@ class NamedStudy:
         """
         if self.file is None:
             return LoadedStudy(self.folder.config(), Path())
-        table = with_overrides(read_file(self.file), self.overrides)
-        training = table.get("training")
-        if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
-            training["deepspeed"] = read_deepspeed_file(self.file.parent / Path(training["deepspeed"]).expanduser())
+        table = defaults.study_table(self.file, self.overrides)
         source = " ".join([str(self.file), *(["with", *self.overrides] if self.overrides else [])])
-        table = in_current_keys(table)
         if self.is_started:
             started = defaults.as_started(table, self.folder.settings)
             return LoadedStudy(build(StudyConfig, started, source), self.file.parent)

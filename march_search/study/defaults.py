@@ -4,14 +4,17 @@ They are chosen once, when the study starts, and recorded with it. A started stu
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from march_search.config.changes import in_current_keys
 from march_search.config.counts import parse_parameters
 from march_search.config.data_config import DataConfig
-from march_search.config.loader import as_count
+from march_search.config.deepspeed_config import read_deepspeed_file
+from march_search.config.loader import as_count, read_file
+from march_search.config.overrides import with_overrides
 from march_search.config.training_config import TrainingConfig
 from march_search.data.vocabulary import padded_size
 from march_search.errors import MarchSearchError
@@ -38,6 +41,20 @@ class Filled(NamedTuple):
     table: dict[str, Any]
     notes: tuple[str, ...]
     """One sentence per setting that was chosen, without its full stop."""
+
+
+def study_table(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the content of a study's file, in the keys of today, with the file of DeepSpeed settings that it names.
+
+    Raises:
+        ConfigError: If a file cannot be read.
+        UsageError: If an override is not `KEY=VALUE`.
+    """
+    table = with_overrides(read_file(file), overrides)
+    training = table.get("training")
+    if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
+        training["deepspeed"] = read_deepspeed_file(file.parent / Path(training["deepspeed"]).expanduser())
+    return in_current_keys(table)
 
 
 def filled(table: dict[str, Any], base: Path, device_type: DeviceType | None = None) -> Filled:

@@ -11,12 +11,12 @@ import optuna
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
-from march_search.config.changes import in_current_keys
-from march_search.config.loader import build, read_file
+from march_search.config.loader import build
 from march_search.config.shipped import shipped_path
 from march_search.data.prepare import prepare
 from march_search.errors import TrialError
 from march_search.files.atomic import lock
+from march_search.study import defaults
 from march_search.study.study_folder import StudyFolder
 from march_search.study.trial_process import TrialProcess
 from march_search.trial.outcome import TrialOutcome, completed_outcome, pruned_outcome, write_outcome
@@ -59,9 +59,16 @@ class TrainingObjective:
             DataError: If the text cannot be prepared.
         """
         file = shipped_path("studies", str(study))
-        self.config = build(StudyConfig, in_current_keys(read_file(file)), str(file))
         self.suggest, self.seed = suggest, seed
         self.folder = StudyFolder.of(Path(root), name or f"{file.stem}-optuna")
+        table = defaults.study_table(file)
+        is_started = (self.folder.path / "study.json").is_file()
+        table = (
+            defaults.as_started(table, self.folder.settings)
+            if is_started
+            else defaults.filled(table, file.parent).table
+        )
+        self.config = build(StudyConfig, table, str(file))
         self.folder.keep_settings(replace(self.config, storage=None), [])
         self.store = prepare(self.config.data, Path(root), file.parent, tokens=self.config.training.tokens)
         self.folder.keep_store(self.store)
