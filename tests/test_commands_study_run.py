@@ -346,3 +346,15 @@ def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corru
     ended = command("study", "run", "cpu/baseline", *given, "training.warmup_tokens=8192", "data.noise_density=0.15")
     assert ended.returncode == 2
     assert "2048 tokens give 102 spans, but there are only 100 sentinels" in one_line_error(ended)
+
+
+def test_the_plan_names_axes_over_which_the_design_does_not_spread(tmp_path: Path, command: Command) -> None:
+    study = tmp_path / "groups.toml"
+    study.write_text(
+        'space = "cpu-decoder"\n[search]\ntrials = 4\n[data]\nsequence_length = 128\n[training]\nprecision = "fp32"\n'
+    )
+    plan = ("study", "run", str(study), "--dry-run", "--device", "A5000")
+    assert "not over qk_norm, attention_window, global_every, num_key_value_heads" in " ".join(
+        command(*plan).stdout.split()
+    )
+    assert "not over" not in command(*plan, "search.spread=[]").stdout

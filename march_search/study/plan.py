@@ -129,6 +129,10 @@ def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
     details = f", {off} off budget" if off else ""
     if config.search.adaptive:
         details = f" picks candidates as results arrive{f', after {first} fixed ones' if first else ''}{details}"
+    spread = config.search.spread
+    if config.search.strategy == "design" and spread:
+        skipped = [axis for axis in chosen.found.space.varying if axis not in (*spread, "d_ff")]
+        details += f", not over {', '.join(skipped)}: see [search] spread" if skipped else ""
     chosen_by = f"{config.search.strategy}{details}"
     return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({chosen_by})"
 
