@@ -14,11 +14,11 @@ of the accuracy and of the Deming slope cover the truth of these arms, and how o
 The second has arms with laws of one known exponent, or of exponents that differ by a tenth: how often the intervals
 cover the expected loss at 2M, the offset and the exponent, and how often the check of 1M from two sizes holds.
 
-The third has the orders at 2M: the mean probability that forecasts state for a pair of arms, how often these orders come
-true, and the same for pairs with more than 0.97.
+The third has the orders at 2M: the mean probability that forecasts state for a pair of arms, how often these orders
+come true, and the same for pairs with more than 0.97.
 
-The fourth has turns: how often any of 15 pairs of equal arms is claimed to turn, grow or shrink, and how often a pair is
-found that turns by the printed effect, in ladders whose other pairs keep their order.
+The fourth has turns: how often any of 15 pairs of equal arms is claimed to turn, grow or shrink, and how often a
+pair is found that turns by the printed effect, in ladders whose other pairs keep their order.
 """
 
 import argparse
