@@ -28,7 +28,7 @@ def forecast_section(found: LadderEvidence) -> Section | None:
     rows = [{"file": one.forecast.name, **_cells(arm)} for one in found.kept_forecasts for arm in one.arms]
     notes = [_score(one) for one in found.kept_forecasts]
     notes.append(
-        "95%: interval of the mean over as many new seeds as the smaller sizes had. hit: the trained loss is in."
+        "95%: interval of the mean over as many new seeds as the smaller sizes had. hit: the trained loss is in it."
     )
     warnings = [text for one in found.kept_forecasts if (text := _other_seeds(one))]
     return Section(title="forecasts written down", rows=rows, columns=COLUMNS, notes=notes, warnings=warnings)
