@@ -66,7 +66,7 @@ def test_a_forecast_is_sealed_and_names_what_it_was_made_from(root: Path, comman
 
 
 def test_the_forecast_is_that_of_rank(root: Path, command: Command) -> None:
-    command("forecast", "made", "--at", "16M", "--root", str(root))
+    command("forecast", "made", "--at", " 16 M", "--root", str(root))
     table = read_table(root / "made" / "forecasts" / "16M-1.json")  # a size that the ladder does not have yet
     shown = json_of(command("rank", "made", "--format", "json", "--at", "16M", "--root", str(root)))["forecast"]
     kept = {row["arm"]: (row["loss"], row["interval"], row["probability_best"]) for row in table["arms"]}

@@ -200,6 +200,18 @@ def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command
     assert all(Architecture.parse(row["name"]).num_params_non_embedding < 70_000 for row in found["arms"])
     assert found["unfinished"] == []
     assert found["agreement"][0]["pairs"] == 3
+    kept = json_of(command("forecast", "steps", "--at", "120K", "-o", "-", *root))
+    assert json.loads((tmp_path / "runs" / "steps" / "forecasts" / "120K-1.json").read_text()) == kept
+    assert [len(size["trials"]) for size in kept["made_from"]["sizes"]] == [3, 3]
+    text = file.read_text()
+    file.write_text(text.replace('["30K", "60K"]', '["30K", "60K", "120K"]'))
+    again = run_command("study", "run", str(file), *root)
+    assert again.returncode == 0, again.stderr
+    [scored] = json_of(command("rank", "steps", "--format", "json", *root))["kept_forecasts"]
+    assert scored["is_trained"]
+    assert all(row["seen"] is not None for row in scored["arms"])
+    assert all(row["held"] == (row["low"] <= row["seen"] <= row["high"]) for row in scored["arms"])
+    file.write_text(text)
     again = run_command("study", "run", str(file), *root)
     assert again.returncode == 0, again.stderr
     assert "steps is a ladder: name the study of one of its sizes, steps-30K, steps-60K." in one_line_error(

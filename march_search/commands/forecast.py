@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from march_search.commands.output import print_or_write, print_pairs
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_parameters
-    from march_search.display.tables import console, si
+    from march_search.config.ladder_config import size_name
+    from march_search.display.tables import console
     from march_search.errors import UsageError
     from march_search.files.json_tables import json_text
     from march_search.study.forecast_file import forecast_table, keep_forecast, refuse_trained
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     refuse_trained(ladder, folder.parent, parameters)
     names = {size.parameters: size.size for size in ladder.sizes}
     found = ladder_evidence(ladder, folder.parent, None, parameters)
-    table = forecast_table(found, names.get(parameters, si(parameters)))
+    table = forecast_table(found, names.get(parameters, size_name(options.at)))
     path = keep_forecast(folder, table)
     if options.output is None or print_or_write(options.output, json_text(table)):
         copies = [str(path), *([options.output] if options.output else [])]
