@@ -14,13 +14,17 @@ of the accuracy and of the Deming slope cover the truth of these arms, and how o
 The second has arms with laws of one known exponent, or of exponents that differ by a tenth: how often the intervals
 cover the expected loss at 2M, the offset and the exponent, and how often the check of 1M from two sizes holds.
 
-The third has turns: how often any of 15 pairs of equal arms is claimed to turn, grow or shrink, and how often a pair is
-found that turns by the printed effect, in ladders whose other pairs keep their order.
+The third has the orders at 2M: the mean probability that forecasts state for a pair of arms, how often these orders
+come true, and the same for pairs with more than 0.97.
+
+The fourth has turns: how often any of 15 pairs of equal arms is claimed to turn, grow or shrink, and how often a
+pair is found that turns by the printed effect, in ladders whose other pairs keep their order.
 """
 
 import argparse
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -124,6 +128,25 @@ def law_table(ladders: int) -> None:
                 print(f"| {kind} | {exponent} | {variation:.0%} | {' | '.join(shares)} |", flush=True)
 
 
+def order_table(ladders: int) -> None:
+    """Print how often forecast orders come true, beside their probability."""
+    print("\n| noise | spread, nats | stated | came true | stated, of sure pairs | came true |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for kind in ("recorded", "prior"):
+        for spread in (0.005, 0.02, 0.05):
+            rng, rows = np.random.default_rng(4), []
+            for _ in range(ladders):
+                offset_A, scale_A = 1.5 + rng.normal(0, spread, ARMS), 0.9 + rng.normal(0, spread, ARMS)
+                truth = offset_A + scale_A * (np.array([*SIZES, TARGET])[:, None] / SIZES[0]) ** -0.3
+                found = forecast(observed(truth[:-1], kind, rng), TARGET, seed=int(rng.integers(2**31)))
+                pairs = combinations(np.argsort(found.losses_A).tolist(), 2)
+                rows += [(found.probability(a, b), truth[-1, a] < truth[-1, b]) for a, b in pairs]
+            stated, came = np.array(rows, float).T
+            sure = stated > 0.97
+            shares = [f"{x.mean():.3f}" for x in (stated, came, stated[sure], came[sure])]
+            print(f"| {kind} | {spread} | {' | '.join(shares)} |", flush=True)
+
+
 def turn_table(ladders: int) -> None:
     """Print how often changes are claimed without cause, and how often turns of the printed size are found."""
     print(f"\n| noise | any false claim | printed turn, nats | found (promised: {POWER}) |")
@@ -151,6 +174,7 @@ def main() -> None:
     ladders = parser.parse_args().ladders
     agreement_table(ladders)
     law_table(ladders)
+    order_table(ladders)
     turn_table(5 * ladders)
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "study": "run, watch, stop and resume studies, or list the shipped ones",
     "keys": "print the keys of a study file, with types and defaults",
     "rank": "rank the architectures of a study, with ties and uncertainty",
+    "forecast": "write down a ladder's forecast before its size is trained",
     "pareto": "print the Pareto-optimal architectures of a study",
     "report": "write a report of a study: one HTML file with figures, or text",
     "export": "write a trained trial, or all learning curves, for other programs",

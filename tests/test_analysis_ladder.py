@@ -1,6 +1,7 @@
 """The statistics of a ladder on simulated families whose exponents and flips are known."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from helpers.ladders import NOISE, SIZES, Family, observed
 
 from march_search.analysis.size_draws import SizeLosses, expected_losses
 from march_search.analysis.size_law import check_forecast, forecast
-from march_search.analysis.size_order import agreement, changes, deming_angles, detectable_turn
+from march_search.analysis.size_order import agreement, changes, deming_angles, detectable_turn, separated_pairs
 from march_search.errors import UsageError
 
 EXACT = 1e-6
@@ -150,6 +151,33 @@ def test_forecasts_and_the_check_cover_the_truth() -> None:
     assert np.mean(held) >= 0.9
     assert np.mean(exponents) >= 0.9
     assert np.mean(checked) >= 0.93
+
+
+def test_the_probability_of_an_order_is_how_often_it_comes_true() -> None:
+    rng = np.random.default_rng(11)
+    stated, came = [], []
+    for seed in range(40):
+        known = family(seed)
+        found = forecast(observed(known.losses(SIZES), rng), 2 * SIZES[-1])
+        truth = known.losses([2 * SIZES[-1]])[0]
+        for a, b in combinations(np.argsort(found.losses_A).tolist(), 2):
+            stated.append(found.probability(a, b))
+            came.append(truth[a] < truth[b])
+    assert np.mean(came) == pytest.approx(np.mean(stated), abs=0.05)
+    sure = np.array(stated) > 0.97
+    assert sure.sum() > 100
+    assert np.mean(np.array(came)[sure]) > 0.97
+
+
+def test_pairs_are_separated_beyond_noise_only() -> None:
+    [size] = exact([2.0, 2.1, 2.1])
+    assert separated_pairs(size) == [(0, 1), (0, 2)]
+    [alone] = exact([2.0])
+    assert separated_pairs(alone) == []
+    rng = np.random.default_rng(12)
+    assert sum(bool(separated_pairs(observed(np.full((1, 6), 2.0), rng)[0])) for _ in range(100)) <= 5
+    apart = [separated_pairs(observed(np.array([[2.0, 2.2]]), rng)[0]) for _ in range(20)]
+    assert apart == [[(0, 1)]] * 20
 
 
 def test_two_sizes_give_the_range_between_no_offset_and_the_largest_exponent() -> None:

@@ -193,6 +193,7 @@ def test_bash_completes_commands_and_options(tmp_path: Path, capsys: pytest.Capt
     script.write_text(command_in_process(capsys)("completion", "bash").stdout)
     for words, wanted in (
         ("so", {"solve"}),
+        (f"forecast {tmp_path}/mine", {f"{tmp_path}/mine.toml"}),
         ("study st", {"status", "stop", "storage-proxy"}),
         ("rank --eff", {"--effects"}),
         ("rank --format m", {"markdown"}),

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
-from helpers.studies import write_study
+from helpers.ladders import LOSSES, PARAMETERS, write_ladder
 
 from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
-from march_search.files.json_tables import sealed, write_json
+from march_search.files.json_tables import write_json
 from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
 
 SPACE = """[budget]
@@ -73,8 +73,6 @@ threads = 1
 parallel_trials = 2
 """
 
-SHAPES = ("L2-D160-H4x32-F256-rope-V2048", "L3-D128-H6x32-F256-rope-V2048", "L4-D96-H4x32-F256-rope-V2048")
-
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
@@ -89,26 +87,6 @@ def file(tmp_path: Path, corpus: Path) -> Path:
     path = tmp_path / "steps.toml"
     path.write_text(LADDER.replace("CORPUS", str(corpus)))
     return path
-
-
-def write_ladder(root: Path, losses: dict[str, list[list[float]]], parameters: dict[str, int]) -> None:
-    """Write a finished ladder: for each size the losses of the seeds of each arm."""
-    (root / "made").mkdir()
-    sizes = []
-    for size, arms in losses.items():
-        write_study(root, dict(zip(SHAPES, arms, strict=True)), name=f"made-{size}", rates=(1e-3, 2e-3))
-        sizes.append({"size": size, "study": f"made-{size}", "parameters": parameters[size], "tokens": 1 << 20})
-        sizes[-1] |= {"architectures": list(SHAPES), "missed": [[], [], ["d_ff / d_model is 3, not 4"]]}
-    record = {"schema_version": 1, "question": "Which?", "arms": ["plain", "gated", "wide"], "sizes": sizes}
-    write_json(root / "made" / "ladder.json", sealed(record))
-
-
-LOSSES = {
-    "1M": [[3.0, 3.001], [3.1, 3.1], [3.201, 3.2]],
-    "2M": [[2.7, 2.701], [2.85, 2.85], [2.601, 2.6]],
-    "4M": [[2.5, 2.501], [2.7, 2.7], [2.21, 2.2]],
-}
-PARAMETERS = {"1M": 1_000_000, "2M": 2_000_000, "4M": 4_000_000}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +200,18 @@ def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command
     assert all(Architecture.parse(row["name"]).num_params_non_embedding < 70_000 for row in found["arms"])
     assert found["unfinished"] == []
     assert found["agreement"][0]["pairs"] == 3
+    kept = json_of(command("forecast", "steps", "--at", "120K", "-o", "-", *root))
+    assert json.loads((tmp_path / "runs" / "steps" / "forecasts" / "120K-1.json").read_text()) == kept
+    assert [len(size["trials"]) for size in kept["made_from"]["sizes"]] == [3, 3]
+    text = file.read_text()
+    file.write_text(text.replace('["30K", "60K"]', '["30K", "60K", "120K"]'))
+    again = run_command("study", "run", str(file), *root)
+    assert again.returncode == 0, again.stderr
+    [scored] = json_of(command("rank", "steps", "--format", "json", *root))["kept_forecasts"]
+    assert scored["is_trained"]
+    assert all(row["seen"] is not None for row in scored["arms"])
+    assert all(row["held"] == (row["low"] <= row["seen"] <= row["high"]) for row in scored["arms"])
+    file.write_text(text)
     again = run_command("study", "run", str(file), *root)
     assert again.returncode == 0, again.stderr
     assert "steps is a ladder: name the study of one of its sizes, steps-30K, steps-60K." in one_line_error(

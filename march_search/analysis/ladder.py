@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from march_search.analysis.kept_forecast import ForecastScore, kept_forecasts, score
 from march_search.analysis.ladder_record import (
     LadderRecord,
     SizeRecord,
@@ -37,6 +38,8 @@ class LadderEvidence:
     """Arms that did not complete at some finished size."""
     records: tuple[SizeRecord, ...]
     """Finished sizes, smallest first."""
+    studies: tuple[StudyRecord, ...]
+    """Studies of the finished sizes."""
     losses: tuple[SizeLosses, ...]
     """Losses at the finished sizes."""
     counts_SA: Array
@@ -61,6 +64,10 @@ class LadderEvidence:
     """Why there is no forecast, as a sentence."""
     check: ForecastCheck | None
     """Forecast of the largest finished size from the others; None with fewer than three."""
+    kept_forecasts: tuple[ForecastScore, ...]
+    """Forecasts that were written down, by size and date, scored if their size is finished."""
+    forecast_faults: tuple[str, ...]
+    """One sentence per kept forecast that is damaged or was changed, and is not used."""
 
     def shapes(self, record: SizeRecord) -> list[Architecture]:
         """Return the architectures of the arms at a size."""
@@ -86,33 +93,37 @@ def ladder_evidence(
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
     rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
     done = [
-        (size, arm_losses(study, size, rate))
+        (size, study, arm_losses(study, size, rate))
         for size, study in zip(ladder.sizes, studies, strict=True)
         if rate is not None and study is not None and _is_finished(study)
     ]
-    records = tuple(size for size, _ in done)
+    records = tuple(size for size, *_ in done)
     unfinished = tuple(size.size for size in ladder.sizes if size not in records)
     if not done:
         raise UsageError(f"{ladder.name} has no finished size yet: run march-search study run {ladder.name}.")
     kept = [
-        index for index in range(len(ladder.arms)) if all(size.architectures[index].name in own for size, own in done)
+        index
+        for index in range(len(ladder.arms))
+        if all(size.architectures[index].name in own for size, _, own in done)
     ]
     if len(kept) < 3:
         raise UsageError(f"{ladder.name} has {len(kept)} arms that completed at every finished size; it needs three.")
-    losses = [size_losses(size, own, kept, assumed) for size, own in done]
+    losses = [size_losses(size, own, kept, assumed) for size, _, own in done]
     if parameters is not None and parameters <= losses[-1].parameters:
         raise UsageError(
             f"--at {parameters:,}: is not above the largest finished size, {losses[-1].parameters:,}: use a larger one."
         )
     is_ladder, many = len(losses) > 1, len(kept)
     found, reason = _forecast(losses, parameters)
+    stated, faults = kept_forecasts(root / ladder.name)
     return LadderEvidence(
         ladder=ladder,
         arms=tuple(ladder.arms[index] for index in kept),
         left_out=tuple(arm for index, arm in enumerate(ladder.arms) if index not in kept),
         records=records,
+        studies=tuple(study for _, study, _ in done),
         losses=tuple(losses),
-        counts_SA=np.array([[len(own[size.architectures[index].name]) for index in kept] for size, own in done]),
+        counts_SA=np.array([[len(own[size.architectures[index].name]) for index in kept] for size, _, own in done]),
         rate=rate,
         rate_edge=_edge(studies[0], rate),
         unfinished=unfinished,
@@ -123,6 +134,10 @@ def ladder_evidence(
         forecast=found,
         no_forecast=reason,
         check=check_forecast(losses) if found and len(losses) > 2 else None,
+        kept_forecasts=tuple(
+            score(one, ladder.arms, [(size, own) for size, _, own in done], assumed) for one in stated
+        ),
+        forecast_faults=faults,
     )
 
 
@@ -141,7 +156,7 @@ def _edge(study: StudyRecord | None, rate: float | None) -> str:
 def _forecast(losses: list[SizeLosses], parameters: int | None) -> tuple[SizeForecast | None, str]:
     """Return the forecast, or None and the reason."""
     if len(losses) < 2:
-        return None, "A forecast needs two finished sizes."
+        return None, "A forecast needs two finished sizes: train another one."
     target = parameters or round(losses[-1].parameters ** 2 / losses[-2].parameters)
     try:
         return forecast(losses, target), ""

@@ -12,7 +12,7 @@ import numpy as np
 
 from march_search.analysis.noise import seed_noise
 from march_search.analysis.size_draws import SizeLosses
-from march_search.analysis.study_record import StudyRecord, read_study
+from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
@@ -93,14 +93,20 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
 
 
-def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[float, ...]]:
-    """Return the losses of the complete trials at a learning rate, by architecture and in the order of the seeds."""
-    found: dict[str, dict[int, float]] = defaultdict(dict)
+def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
+    """Return the complete trials at a learning rate, by architecture and in the order of the seeds."""
+    found: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for trial in study.trials:
         is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
         if is_wanted and trial.loss is not None and trial.architecture in size.architectures:
-            found[trial.architecture.name].setdefault(trial.seed, trial.loss)
+            found[trial.architecture.name].setdefault(trial.seed, trial)
     return {name: tuple(own[seed] for seed in sorted(own)) for name, own in found.items()}
+
+
+def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[float, ...]]:
+    """Return the losses of `arm_trials`."""
+    found = arm_trials(study, size, rate)
+    return {name: tuple(trial.loss for trial in own if trial.loss is not None) for name, own in found.items()}
 
 
 def carried_rate(study: StudyRecord, size: SizeRecord) -> float | None:

@@ -50,6 +50,10 @@ class SizeForecast:
     draws_BA: Array
     """Draws of the expected losses."""
 
+    def probability(self, better: int, worse: int) -> float:
+        """Return the probability that one arm has a lower expected loss than another, by their indices."""
+        return float((self.draws_BA[:, better] < self.draws_BA[:, worse]).mean())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastCheck:
@@ -158,6 +162,12 @@ def intervals(draws_BA: Array) -> tuple[Interval, ...]:
     return tuple(Interval(float(low), float(high)) for low, high in np.quantile(draws_BA, [tail, 1 - tail], axis=0).T)
 
 
+def trained_intervals(found: SizeForecast, like: SizeLosses, seed: int = 1) -> tuple[Interval, ...]:
+    """Return the interval of each arm's mean loss over new seeds, whose number and noise are those of another size."""
+    rng = np.random.default_rng(seed)
+    return intervals(found.draws_BA + like.errors_A * rng.standard_t(like.degrees_A, found.draws_BA.shape))
+
+
 def check_forecast(sizes: Sequence[SizeLosses], seed: int = 0) -> ForecastCheck:
     """Forecast the largest size from the others, and compare.
 
@@ -166,9 +176,7 @@ def check_forecast(sizes: Sequence[SizeLosses], seed: int = 0) -> ForecastCheck:
     """
     last = sizes[-1]
     found = forecast(sizes[:-1], last.parameters, seed)
-    rng = np.random.default_rng(seed + 1)
-    noise_BA = last.errors_A * rng.standard_t(last.degrees_A, found.draws_BA.shape)
-    expected = intervals(found.draws_BA + noise_BA)
+    expected = trained_intervals(found, last, seed + 1)
     rows, columns = np.triu_indices(len(last.means_A), 1)
     signs = [np.sign(losses[rows] - losses[columns]) for losses in (found.losses_A, last.means_A)]
     return ForecastCheck(

@@ -164,6 +164,15 @@ def _parts(side: SizeLosses, pair: tuple[int, int]) -> list[tuple[float, float]]
     return [(float(side.errors_A[k]) ** 2, float(side.degrees_A[k])) for k in pair]
 
 
+def separated_pairs(size: SizeLosses) -> list[tuple[int, int]]:
+    """Return the pairs of arms whose losses differ beyond the noise of seeds, after Holm's correction."""
+    pairs = list(combinations(range(len(size.means_A)), 2))
+    p_values = [
+        float(two_sided(size.means_A[a] - size.means_A[b], *pooled_variance(_parts(size, (a, b))))) for a, b in pairs
+    ]
+    return [pair for pair, p in zip(pairs, holm(np.array(p_values)), strict=True) if p < 1 - CONFIDENCE]
+
+
 def detectable_turn(small: SizeLosses, large: SizeLosses, comparisons: int) -> float:
     """Return the effect, in nats, whose turn to the opposite is found with a probability of at least `POWER`.
 

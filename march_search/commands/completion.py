@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
 
     parser = options.whole_parser()
     for action in _actions(parser):
-        if (action.metavar or "") in ("DIR", "FILE", "PATH", "STUDY", "CURVES", "NAME|FILE"):
+        if (action.metavar or "") in ("DIR", "FILE", "PATH", "STUDY", "LADDER", "CURVES", "NAME|FILE"):
             action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(parser, options.shell))
     return 0

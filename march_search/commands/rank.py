@@ -91,7 +91,7 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
         ladder_sections,
         ladder_values,
     )
-    from march_search.errors import UsageError
+    from march_search.errors import UsageError, visible
 
     refuse_without_effect(options, ("horizon", "effects", "explain"), f"on {ladder.name}, which is a ladder")
     if options.seed_noise == "none":
@@ -104,6 +104,8 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
     elif options.format == "csv":
         rows = ladder_rows(found)
         print_text(tables.csv_text(rows, list(rows[0])))
+        for fault in found.forecast_faults:
+            print(f"march-search: {visible(fault)}", file=sys.stderr)
     elif options.format == "markdown":
         print_text(ladder_markdown(found))
     else:

@@ -13,6 +13,11 @@ _SIZE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,23}")
 
 
+def size_name(budget: str) -> str:
+    """Return the name of the size with a budget, as part of a file's name."""
+    return budget.strip().replace(" ", "").replace(",", "_")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmConfig:
     """The `[[ladder.arms]]` tables: one arm each, a direction that is followed at every size."""
@@ -57,7 +62,7 @@ class LadderConfig:
     @property
     def sizes(self) -> tuple[str, ...]:
         """Names of the sizes."""
-        return tuple(text.replace(" ", "").replace(",", "_") for text in self.budgets)
+        return tuple(map(size_name, self.budgets))
 
     def _faults(self) -> Iterator[str]:
         """Yield one sentence for each setting or pair of settings that is refused."""

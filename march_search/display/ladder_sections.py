@@ -6,6 +6,7 @@ from typing import Any
 from march_search.analysis.comparison import Interval
 from march_search.analysis.ladder import LadderEvidence
 from march_search.analysis.size_order import POWER, EffectChange, SizeAgreement
+from march_search.display.forecast_section import arm_cells, forecast_section, forecast_values
 from march_search.display.sections import Section, markdown_section
 from march_search.display.tables import Column, chance, plural, si
 from march_search.display.wording import listed
@@ -50,7 +51,8 @@ def ladder_sections(found: LadderEvidence) -> list[Section]:
     sections = [_losses_section(found)]
     if found.agreements:
         sections += [_agreement_section(found), _changes_section(found)]
-    return sections
+    kept = forecast_section(found)
+    return [*sections, kept] if kept else sections
 
 
 def _losses_section(found: LadderEvidence) -> Section:
@@ -96,6 +98,7 @@ def _losses_section(found: LadderEvidence) -> Section:
         )
     if found.left_out:
         warnings.append(f"Left out, because not complete at every finished size: {listed(list(found.left_out))}.")
+    warnings += found.forecast_faults
     if found.unfinished:
         warnings.append(f"Not finished: {', '.join(found.unfinished)}.")
     return Section(
@@ -190,6 +193,7 @@ def ladder_rows(found: LadderEvidence) -> list[Row]:
             "standard_error": float(size.errors_A[a]),
             "seeds": int(found.counts_SA[s, a]),
             "not_kept": "; ".join(record.missed[found.ladder.arms.index(arm)]),
+            **arm_cells(found, record, arm),
         }
         for s, (record, size) in enumerate(zip(found.records, found.losses, strict=True))
         for a, (arm, shape) in enumerate(zip(found.arms, found.shapes(record), strict=True))
@@ -228,6 +232,8 @@ def ladder_values(found: LadderEvidence) -> dict[str, Any]:
                 for a, arm in enumerate(found.arms)
             ],
         },
+        "kept_forecasts": forecast_values(found),
+        "forecast_faults": list(found.forecast_faults),
         "check": check
         and {
             "size": found.records[-1].size,

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from helpers.studies import write_study
 from march_search.analysis.noise import seed_noise
 from march_search.analysis.size_draws import SizeLosses
 from march_search.architecture.architecture import Architecture
+from march_search.files.json_tables import sealed, write_json
 
 ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
 
@@ -60,3 +63,33 @@ def observed(truth_SA: np.ndarray, rng: np.random.Generator, seeds: int = 2) -> 
             )
         )
     return sizes
+
+
+SHAPES = ("L2-D160-H4x32-F256-rope-V2048", "L3-D128-H6x32-F256-rope-V2048", "L4-D96-H4x32-F256-rope-V2048")
+
+LOSSES = {
+    "1M": [[3.0, 3.001], [3.1, 3.1], [3.201, 3.2]],
+    "2M": [[2.7, 2.701], [2.85, 2.85], [2.601, 2.6]],
+    "4M": [[2.5, 2.501], [2.7, 2.7], [2.21, 2.2]],
+}
+PARAMETERS = {"1M": 1_000_000, "2M": 2_000_000, "4M": 4_000_000}
+
+
+def train_size(root: Path, size: str, arms: list[list[float]]) -> None:
+    """Write the study of a size of a made-up ladder: the losses of the seeds of each arm."""
+    write_study(root, dict(zip(SHAPES, arms, strict=True)), name=f"made-{size}", rates=(1e-3, 2e-3))
+
+
+def write_ladder(
+    root: Path, losses: dict[str, list[list[float]]], parameters: dict[str, int], untrained: tuple[str, ...] = ()
+) -> None:
+    """Write a ladder: for each size the losses of the seeds of each arm; sizes in `untrained` have no trials."""
+    (root / "made").mkdir()
+    sizes = []
+    for size, arms in losses.items():
+        if size not in untrained:
+            train_size(root, size, arms)
+        sizes.append({"size": size, "study": f"made-{size}", "parameters": parameters[size], "tokens": 1 << 20})
+        sizes[-1] |= {"architectures": list(SHAPES), "missed": [[], [], ["d_ff / d_model is 3, not 4"]]}
+    record = {"schema_version": 1, "question": "Which?", "arms": ["plain", "gated", "wide"], "sizes": sizes}
+    write_json(root / "made" / "ladder.json", sealed(record))
