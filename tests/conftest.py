@@ -14,6 +14,9 @@ from helpers.trials import DATA, MakeTrial, run_trial, trial_maker
 # A shell's background jobs ignore SIGINT, and so would everything that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# torch's compiler loads setuptools, which refuses to replace a distutils that another test has loaded.
+os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
+
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are to be as wide as in a pipe
 
 

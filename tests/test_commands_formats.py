@@ -73,7 +73,9 @@ def test_progress_is_written_to_stderr_with_trial_numbers_from_0(trained: Path) 
         shape = name.removesuffix("-V400")  # the common ending of all names is omitted
         assert f"\ntrial {number}: {shape}: started\n" in text
         assert re.search(
-            rf"\ntrial {number}: 1.02k of 2.05k tokens, loss [\d.]+, [\d.]+k? tokens/s, \d+s to its end\n", text
+            rf"\ntrial {number}: 1.02k of 2.05k tokens, loss [\d.]+( \([\d.]+ bits/byte\))?, [\d.]+k? tokens/s, "
+            r"\d+s to its end\n",
+            text,
         )
         assert re.search(rf"\n✓ trial {number}: {shape}: complete; loss [\d.]+, context gain ", text)
     assert "2.05k tokens per trial" in text

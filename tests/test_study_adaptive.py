@@ -353,7 +353,9 @@ def test_invalid_search_settings_are_refused(settings: dict[str, object], messag
 def test_a_missing_warm_start_and_a_wrong_vocabulary_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'warm_start has "march-2022", .* Did you mean "march-2023"\?'):
         candidates.choose(searching(warm_start=("march-2022",)), tmp_path)
-    with pytest.raises(ConfigError, match=r"has a vocabulary of 2,048, but \[data\] vocab_size is 4,096"):
+    with pytest.raises(
+        ConfigError, match=r"vocab_size is 4,096, but \[axes\] vocab_size of the space cpu-demo is 2,048"
+    ):
         candidates.choose(replace(CONFIG, data=DataConfig(vocab_size=4096)), tmp_path)
 
 

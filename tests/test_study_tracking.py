@@ -254,7 +254,8 @@ def test_trackers_may_change_after_the_start(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb").mkdir()  # the folder that the library writes is not the library
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    for name in ("wandb", "mlflow"):  # another test of this process may have loaded them
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *(at for at in sys.path if "site-packages" not in at)])
     with pytest.raises(ConfigError, match=re.escape("not installed here: pip install 'march-search[wandb,mlflow]'.")):
         tracking.check_libraries(TrackingConfig(to=("wandb", "mlflow")))

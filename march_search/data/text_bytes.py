@@ -20,10 +20,13 @@ SPACE = "▁"
 
 
 def bits_per_nat(store: Store, targets: NDArray[Any]) -> float | None:
-    """Return the factor from nats per token of `targets` to bits per byte of their text; None if they have no text.
+    """Return the factor from nats per token of `targets` to bits per byte of their text.
 
-    It is tokens / bytes / ln 2. Tokens without text count as tokens, because their nats are part of the loss.
+    It is tokens / bytes / ln 2. Tokens without text count as tokens, because their nats are part of the loss. Returns
+    None if the targets have no text, or the store has no tokenizer that tells.
     """
+    if not (store.folder / "tokenizer.json").is_file():
+        return None
     num_bytes = float(token_bytes(store)[targets].sum())
     return targets.size / num_bytes / math.log(2) if num_bytes else None
 
