@@ -77,7 +77,7 @@ def test_progress_is_written_to_stderr_with_trial_numbers_from_0(trained: Path) 
             r"\d+s to its end\n",
             text,
         )
-        assert re.search(rf"\n✓ trial {number}: {shape}: complete; loss [\d.]+, context gain ", text)
+        assert re.search(rf"\n✓ trial {number}: {shape}: complete; loss [\d.]+.*, context gain ", text)
     assert "2.05k tokens per trial" in text
     assert (
         f"pair: 2 complete, 0 pruned, 0 failed, 0 left. Ranking: march-search rank pair --root {trained}/runs" in text
