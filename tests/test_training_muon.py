@@ -14,7 +14,8 @@ from march_search.cost.setup import Setup
 from march_search.cost.speed import flops_per_token, muon_flops
 from march_search.errors import ConfigError
 from march_search.model import build
-from march_search.training.muon import MuonAndAdamW
+from march_search.training import muon as muon_module
+from march_search.training.muon import MuonAndAdamW, orthogonal
 from march_search.training.optimizer import parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,8 @@ def optimizer_of(model: torch.nn.Module) -> MuonAndAdamW:
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon before 2.9")
 @pytest.mark.parametrize("name", [TINY, "L1-D32-H2x16-F80-xlayer-V50", "L1-D48-H2x16-F64-dec-rope-untied-V50"])
-def test_steps_are_those_of_torch_on_the_parts_of_fused_matrices(name: str) -> None:
+def test_steps_are_those_of_torch_on_the_parts_of_fused_matrices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon_module, "CPU_DTYPE", torch.bfloat16)  # torch's own type
     torch.manual_seed(0)
     model = build(Architecture.parse(name))
     reference = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -80,6 +82,17 @@ def test_steps_are_those_of_torch_on_the_parts_of_fused_matrices(name: str) -> N
     moments = [s["exp_avg"].numel() + s["exp_avg_sq"].numel() for s in ours.state.values()]
     matrices = sum(p.numel() for key, p in reference.items() if key in parts)
     assert sum(moments) == 2 * sum(p.numel() for p in reference.values()) - matrices
+
+
+def test_the_iteration_in_fp32_gives_orthogonal_matrices_near_those_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    exact = orthogonal(matrix)
+    assert exact.dtype == torch.float32
+    singular_values = torch.linalg.svdvals(exact)
+    assert singular_values.min() > 0.65
+    assert singular_values.max() < 1.25
+    monkeypatch.setattr(muon_module, "CPU_DTYPE", torch.bfloat16)
+    assert torch.linalg.vector_norm(orthogonal(matrix).float() - exact) < 0.05 * torch.linalg.vector_norm(exact)
 
 
 MUON = {"optimizer": "muon", "learning_rate": 5e-3}

@@ -95,10 +95,14 @@ def disk(folder: Path) -> Finding:
     return Finding("ok", found, values=values)
 
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 1e-4}
-"""Largest allowed relative difference of a loss. Measured on a CPU: 4e-8 in fp32 and 0 in bf16, at ZeRO 1, 2 and 3. On
-a GPU, kernels that sum in a varying order may round a bf16 weight differently. Without clipping, the losses differ by
-1e-2 in both precisions; with gradients that are reduced in bf16, by 3e-4."""
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
+"""Largest allowed relative difference of a loss. Measured on CPUs at ZeRO 0 to 3: up to 1e-7 in fp32; in bf16 0 on one
+and 2e-4 on another, where sums in another order round a few weights differently. Without clipping, the losses differ
+by 1e-2 in both precisions."""
+
+UPDATE_TOLERANCE = 1e-5
+"""Largest allowed difference of the first update of the fp32 weights, relative to its norm. Measured on a CPU at ZeRO 0
+to 3: up to 5e-7 in both precisions; 1e-3 with gradients that are reduced in bf16."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -133,9 +137,15 @@ def parity(bench: Bench, precision: str, zero_stage: int) -> Finding:
         raise TrialError(
             f"gradient norms {measured['gradient_norms']} do not all exceed the clipping norm {measured['clipping']}."
         )
-    return agreement(
-        f"DeepSpeed and plain torch on {measured['device']}", measured["engine"], measured["torch"], precision, measured
+    who = f"DeepSpeed and plain torch on {measured['device']}"
+    found, apart = (
+        agreement(who, measured["engine"], measured["torch"], precision, measured),
+        measured["update_difference"],
     )
+    if found.state == "ok" and not apart <= UPDATE_TOLERANCE:
+        text = f"{who} differ by {apart:.0e} of the first update (allowed: {UPDATE_TOLERANCE:.0e})"
+        return Finding("failed", text, f"trials cannot be trusted here: {NEW_ENVIRONMENT}", measured)
+    return found
 
 
 def agreement(

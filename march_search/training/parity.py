@@ -3,7 +3,9 @@
 The steps cover gradient accumulation, clipping and precision.
 """
 
+import math
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,15 +51,21 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
 
 
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:
-    """Return both losses at each step and the gradient norms before clipping. Call it only once per process."""
+    """Return both losses at each step, the gradient norms before clipping, and how far the first updates are apart.
+
+    `update_difference` is the norm of the difference of the fp32 weights after the first step, relative to the norm of
+    the first update. Call the function only once per process.
+    """
     config = settings(precision, zero_stage)
     rank_info = join_ranks(config.devices)
     batches = _batches(config, rank_info.device)
     with tempfile.TemporaryDirectory() as folder:
         engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), rank_info)
-    theirs = _engine_losses(engine, batches)
-    ours, norms = plain_losses(config, batches)
-    results = {"engine": theirs, "torch": ours, "gradient_norms": norms}
+    theirs, their_weights = _engine_losses(engine, batches)
+    ours, norms, weights = _plain_steps(config, batches)
+    difference = _norm(a - b for a, b in zip(their_weights, weights[1], strict=True))
+    update = _norm(a - b for a, b in zip(*weights, strict=True))
+    results = {"engine": theirs, "torch": ours, "gradient_norms": norms, "update_difference": difference / update}
     return results | {"clipping": config.training.gradient_clipping, "device": str(rank_info.device)}
 
 
@@ -73,9 +81,15 @@ def _batches(config: TrialConfig, device: torch.device) -> Batches:
     return [[(draw(lengths.input), draw(lengths.target)) for _ in micros] for _ in range(STEPS + 1)]
 
 
-def _engine_losses(engine: Any, batches: Batches) -> list[float]:
-    """Return the mean loss of each batch under DeepSpeed, taking a step after each."""
-    means = []
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """Return the norm of all tensors together."""
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor.float())) for tensor in tensors))
+
+
+def _engine_losses(engine: Any, batches: Batches) -> tuple[list[float], list[Tensor]]:
+    """Return the mean loss of each batch under DeepSpeed, taking a step after each, and the fp32 weights after one."""
+    means: list[float] = []
+    weights: list[Tensor] = []
     for batch in batches:
         losses = []
         for inputs, targets in batch:
@@ -84,7 +98,16 @@ def _engine_losses(engine: Any, batches: Batches) -> list[float]:
             engine.step()
             losses.append(loss.item())
         means.append(sum(losses) / len(losses))
-    return means
+        weights = weights or [_fp32_weight(parameter) for parameter in engine.module.parameters()]
+    return means, weights
+
+
+def _fp32_weight(parameter: torch.nn.Parameter) -> Tensor:
+    """Return a copy of the fp32 weights that the engine's optimizer holds for a parameter."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = safe_get_full_fp32_param(parameter)  # None without ZeRO
+    return (parameter if whole is None else whole).detach().clone()
 
 
 def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[list[float], list[float]]:
@@ -92,6 +115,14 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
 
     The optimizer holds fp32 copies of the model's initial weights, and gradients are summed in fp32.
     """
+    means, norms, _ = _plain_steps(config, batches)
+    return means, norms
+
+
+def _plain_steps(
+    config: TrialConfig, batches: Batches | None
+) -> tuple[list[float], list[float], tuple[list[Tensor], list[Tensor]]]:
+    """Return losses and norms as `plain_losses` does, and the fp32 weights before and after the first step."""
     training, device = config.training, batches[0][0][0].device if batches else torch.device("cpu")
     torch.manual_seed(config.seed)
     model = build(Architecture.parse(config.architecture), init=training.init).to(device)
@@ -99,7 +130,9 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
         model.bfloat16()
     masters = [torch.nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
     optimizer = _adamw(masters, config)
-    means, norms = [], []
+    means: list[float] = []
+    norms: list[float] = []
+    first, second = [master.detach().clone() for master in masters], []
     for batch in batches or _batches(config, device):
         means.append(_accumulate(model, masters, batch))
         limit = training.gradient_clipping or float("inf")
@@ -109,7 +142,8 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
         with torch.no_grad():
             for parameter, master in zip(model.parameters(), masters, strict=True):
                 parameter.copy_(master)
-    return means, norms
+        second = second or [master.detach().clone() for master in masters]
+    return means, norms, (first, second)
 
 
 def _adamw(masters: list[torch.nn.Parameter], config: TrialConfig) -> torch.optim.AdamW:
