@@ -155,7 +155,7 @@ def _check_fit(a: Architecture, config: StudyConfig) -> None:
             f"{a.name} has a vocabulary of {a.vocab_size:,}, but [data] vocab_size is {data.vocab_size:,}; make them "
             "equal."
         )
-    data.check_sentinels(a.structure)
+    data.check_structure(a.structure)
     longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
     if a.position == "absolute" and longest > a.max_length:
         raise ConfigError(
