@@ -135,9 +135,7 @@ class Seq2Seq(nn.Module):
             needs = "needs inputs" if inputs_BI is None else "takes no inputs: pass None"
             raise ArchitectureError(f"{self.architecture.name} is {self.architecture.structure} and {needs}.")
         if starts_BT is not None and self.encoder is not None:
-            raise ArchitectureError(
-                f"{self.architecture.name} has an encoder and masks no documents: pass None."
-            )
+            raise ArchitectureError(f"{self.architecture.name} has an encoder and masks no documents: pass None.")
 
 
 def build(
