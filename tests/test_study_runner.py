@@ -211,7 +211,7 @@ def test_a_study_started_before_documents_could_be_masked_keeps_them_joined(tmp_
     path.write_text(json.dumps(saved))
     run_toy_study(tmp_path)
     masked = replace(TOY_CONFIG, data=replace(TOY_CONFIG.data, documents="masked"))
-    with pytest.raises(ConfigError, match="different settings: data.documents was 'joined' and is now 'masked'"):
+    with pytest.raises(ConfigError, match=r"different settings: data\.documents was 'joined' and is now 'masked'"):
         run_toy_study(tmp_path, masked)
 
 
