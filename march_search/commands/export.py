@@ -171,7 +171,7 @@ def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
 
     opened = Store.read(store)
     opened.check_tokenizer()
-    tokenizer, special = bpe.load(store / "tokenizer.json"), opened.special
+    tokenizer, special = bpe.load(store / "tokenizer.json", opened.vocab_size), opened.special
     is_decoder = structure == "decoder-only"
     pad = special.eos if is_decoder else bpe.padding(tokenizer, special)
     if is_decoder:
@@ -181,9 +181,10 @@ def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
+    if special.first_sentinel is not None:
+        config["additional_special_tokens"] = [f"<extra_id_{i}>" for i in range(SENTINELS)]
     if is_decoder:
         config["padding_side"] = "left"
         start = tokenizer.get_added_tokens_decoder().get(START_TOKEN)

@@ -35,8 +35,9 @@ class DataConfig:
     vocab_size: int = 32128
     """Vocabulary size, including special tokens. It sets that of the architectures if the space leaves `vocab_size`
     out; if only the space or only the tokenizer sets one, it may be left out here. At least 384 for a trained
-    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5% more, rounded up
-    to a multiple of 128: T5's has 32,100 tokens and fits 32,128."""
+    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1) up to 5% more, rounded up to a multiple of
+    128: T5's has 32,100 tokens and fits 32,128. If it has no sentinels, 100 are added where `vocab_size` has room for
+    them, which encoder-decoders need; GPT-2's has 50,257 tokens and fits 50,257 for decoder-only models."""
     tokenizer: str | None = None
     """Path of a tokenizer.json or of a folder that holds one; None trains a byte-level BPE tokenizer."""
     end_token: str | None = None

@@ -16,6 +16,7 @@ from march_search.data.corruption import Tokens, corrupt
 from march_search.data.documents import document_starts
 from march_search.data.shards import SPLITS, Split
 from march_search.data.store import Store
+from march_search.errors import DataError
 
 T = TypeVar("T")
 
@@ -39,10 +40,12 @@ class Batches:
         """Open the token files for models of this `structure`. The target of a decoder-only model is the text itself.
 
         Raises:
-            DataError: If the store is too small for `config`.
+            DataError: If the store is too small for `config`, or lacks the sentinels of encoder-decoders.
             ConfigError: If models of this structure cannot read the examples (`DataConfig.check_structure`).
         """
         config.check_structure(structure)
+        if structure != "decoder-only" and store.special.first_sentinel is None:
+            raise DataError(f"{store.folder}: the vocabulary has no sentinels, which encoder-decoders need.")
         store.require(config)
         self._config, self._seed, self._special = config, seed, store.special
         self._is_text = structure == "decoder-only"

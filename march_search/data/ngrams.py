@@ -67,12 +67,13 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
         tokens, comparable to the validation loss of an encoder-decoder. `text_unigram_nats` and `text_bigram_nats` on
         the text, comparable to the validation loss of a decoder-only model. `target_bits_per_nat` and
         `text_bits_per_nat` turn them into bits per byte. Without those on targets if examples are too long for span
-        corruption, or documents are masked.
+        corruption, documents are masked, or the vocabulary has no sentinels.
     """
     losses: dict[str, Any] = {}
     end_token = store.special.eos if config.documents == "masked" else None
+    has_targets = config.lengths.spans <= SENTINELS and end_token is None and store.special.first_sentinel is not None
     for name, structure in (("target", "encoder-decoder"), ("text", "decoder-only")):
-        if name == "target" and (config.lengths.spans > SENTINELS or config.documents == "masked"):
+        if name == "target" and not has_targets:
             continue
         batches = Batches(store, config, 0, structure)
         examples = max(1, min(batches.num_train, TRAIN_TOKENS // config.sequence_length))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from march_search.architecture.huggingface import MAX_DISTANCE
+from march_search.architecture.huggingface_decoders import LLAMA3_ROPE
 from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.model.attention_path import PathName
 
@@ -106,12 +107,19 @@ def document_mask(starts_BL: Tensor, window: int | None, like: Tensor) -> Tensor
     return mask_BLL.masked_fill_(is_hidden_BLL, -math.inf)[:, None]
 
 
-def rotary_turn(positions_L: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_turn(
+    positions_L: Tensor, dims: int, base: float, dtype: torch.dtype, scaling: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return the cosine and sine of each position's angles, each (L, 1, dims). Dimensions j and j + dims/2 are a pair.
 
-    The wavelengths are those of Su et al. 2021, section 3.2.2.
+    The wavelengths are those of Su et al. 2021, section 3.2.2. With `scaling`, those above 8,192 are so many times
+    longer, and those between 2,048 and that in between, by a linear weight of the frequencies (Llama 3.1).
     """
     frequencies_J = base ** (torch.arange(0, dims, 2, device=positions_L.device).float() / -dims)
+    if scaling != 1.0:
+        low, high, length = LLAMA3_ROPE.values()
+        kept_J = ((length * frequencies_J / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequencies_J = frequencies_J * (kept_J + (1 - kept_J) / scaling)
     angles_LJ = positions_L.float()[:, None] * frequencies_J
     cos_LJ, sin_LJ = angles_LJ.cos(), angles_LJ.sin()
     return torch.cat((cos_LJ, cos_LJ), -1)[:, None].to(dtype), torch.cat((-sin_LJ, sin_LJ), -1)[:, None].to(dtype)

@@ -223,10 +223,12 @@ class Stack(nn.Module):
             source: What cross-attention reads; None without it.
             starts_BL: Where documents begin if they are masked.
         """
-        noop, base, dtype = self.architecture.noop_key != "none", self.architecture.rotary_base, x_BLW.dtype
+        a, dtype = self.architecture, x_BLW.dtype
+        noop = a.noop_key != "none"
         turn_L, turn_M = None, None
         if kind.turning:
-            turn_L, turn_M = (rotary_turn(at, kind.turning, base, dtype) for at in (queries_L, keys_M))
+            turning = kind.turning, a.rotary_base, dtype, a.rotary_scaling
+            turn_L, turn_M = (rotary_turn(at, *turning) for at in (queries_L, keys_M))
             if starts_BL is not None:  # positions restart with each document
                 restarted_BL = torch.arange(len(queries_L), device=queries_L.device) - starts_BL
                 turn_L = turn_M = turn_L[0][restarted_BL], turn_L[1][restarted_BL]

@@ -43,6 +43,11 @@ class Candidates:
     """Warm-start results for the sampler."""
 
     @property
+    def structure(self) -> str:
+        """Structure of all architectures."""
+        return [*self.architectures, self.found[0]][0].structure
+
+    @property
     def off_budget(self) -> tuple[Architecture, ...]:
         """Listed architectures that are not members of the feasible set."""
         return tuple(a for a in self.architectures if a not in self.found)
