@@ -113,8 +113,8 @@ class Architecture:
     rotary_base: float = 10000.0
     """Base of the wavelengths of `rotary` positions."""
     rotary_scaling: float = 1.0
-    """Factor by which wavelengths of `rotary` positions above 8,192 tokens are longer, as in Llama 3.1 (`rope_scaling` of
-    type `llama3`). Those below 2,048 stay, and those between pass from one to the other."""
+    """Factor by which wavelengths of `rotary` positions above 8,192 tokens are longer, as in Llama 3.1: `rope_scaling`
+    of type `llama3`. Those below 2,048 stay, and those between pass from one to the other."""
     attention_window: int | None = None
     """Number of positions that self-attention sees, up to and including its own; an encoder also sees as many after it.
     None means all."""

@@ -114,7 +114,7 @@ def choose_path(
         bias: What is added to the scores.
         keys: Number of keys, including a no-op key.
         setting: `attention` of `[training]`.
-        has_documents: Whether a mask that differs by example hides other documents.
+        has_documents: Whether a mask that differs by example hides other documents, in training.
     """
     if platform.device == "cpu":
         return _cpu_path(dtype, bias, keys)

@@ -272,7 +272,10 @@ class Stack(nn.Module):
             bias = "fixed"
         elif self.is_decoder:
             bias = "fixed" if noop else "causal"
-        own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting, has_documents)
+        trains = (
+            has_documents and torch.is_grad_enabled()
+        )  # evaluations need one pass, and SDPA has no kernel to compile
+        own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting, trains)
         if source is None:
             return own, None
         length = (source if isinstance(source, Tensor) else source[0]).shape[1]
