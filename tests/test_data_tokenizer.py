@@ -172,6 +172,7 @@ def test_decoder_only_models_need_no_room_for_sentinels(tokens, vocab_size, tmp_
     assert bpe.size(loaded) == tokens
     special = vocabulary.special(loaded, config, tmp_path)
     assert special == (tokens - 1, None, -1)
+    assert (special.start, trained(512).start) == (tokens - 1, 0)
     assert not special.is_sentinel(np.arange(vocab_size)).any()
     description = f"vocabulary {vocab_size:,}, of which {tokens:,} from t.json, without sentinels"
     assert vocabulary.check(config, tmp_path) == description
@@ -345,6 +346,7 @@ def test_a_byte_level_tokenizer_without_sentinels_prepares_text_for_decoder_only
     config = dataclasses.replace(TEXTS_CONFIG, tokenizer="t.json", vocab_size=300)
     store = Store.open(prepare(config, tmp_path / "root", tmp_path, tokens=0))
     assert store.special == (0, None, -1)
+    assert store.special.start == 0  # the end token
     kept = bpe.load(store.folder / "tokenizer.json", store.vocab_size)
     assert bpe.sha256(kept) == bpe.sha256(bpe.load(tmp_path / "t.json", 300))
     assert "extra_id" not in (store.folder / "tokenizer.json").read_text()

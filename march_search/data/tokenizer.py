@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.config.data_config import SENTINELS
 from march_search.errors import DataError, nearest
 from march_search.files.atomic import one_line
@@ -40,6 +41,11 @@ class Special(NamedTuple):
     """Id of `<extra_id_0>`; None for a vocabulary without sentinels, which only decoder-only models can use."""
     step: int = -1
     """Id of `<extra_id_1>` minus that of `<extra_id_0>`: -1 in T5's order, otherwise 1."""
+
+    @property
+    def start(self) -> int:
+        """Id of the token that a decoder starts with: 0, T5's padding, or the end token without sentinels, as GPT-2."""
+        return START_TOKEN if self.first_sentinel is not None else self.eos
 
     def sentinel(self, i: int) -> int:
         """Return the id of `<extra_id_i>`, of a vocabulary with sentinels."""

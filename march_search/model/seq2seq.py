@@ -37,6 +37,8 @@ class Seq2Seq(nn.Module):
         self.encoder = Stack(a, a.num_layers, False, checkpointing, attention) if has_encoder else None
         self.decoder = Stack(a, a.decoder_layers, True, checkpointing, attention)
         self.lm_head = None if a.tie_word_embeddings else nn.Parameter(torch.empty(a.vocab_size, a.d_model))
+        self.start_token = START_TOKEN
+        """First input token of the decoder; that of a training is `data.tokenizer.Special.start`."""
         self.z_loss = 0.0
         """Coefficient of the z-loss, which is part of the gradient of the loss but not of its value."""
 
@@ -57,8 +59,8 @@ class Seq2Seq(nn.Module):
     ) -> Tensor:
         """Return the mean loss over all target tokens in nats, a float32 scalar.
 
-        The decoder's input is the targets shifted right, starting with `START_TOKEN`. With `starts_BT`, each document
-        is computed as if it were alone: its input starts with `START_TOKEN`, its positions with 0, and its tokens see
+        The decoder's input is the targets shifted right, starting with `start_token`. With `starts_BT`, each document
+        is computed as if it were alone: its input starts with `start_token`, its positions with 0, and its tokens see
         no other document. All tokens count in the loss.
 
         Args:
@@ -76,10 +78,10 @@ class Seq2Seq(nn.Module):
         memory = None
         if self.encoder is not None:
             memory = self.encoder(self._embed(cast(Tensor, inputs_BI)), None)
-        read_BT = F.pad(targets_BT[:, :-1], (1, 0), value=START_TOKEN)
+        read_BT = F.pad(targets_BT[:, :-1], (1, 0), value=self.start_token)
         if starts_BT is not None:
             positions_T = torch.arange(read_BT.shape[1], device=read_BT.device)
-            read_BT = read_BT.masked_fill(starts_BT == positions_T, START_TOKEN)
+            read_BT = read_BT.masked_fill(starts_BT == positions_T, self.start_token)
         y_BTD, _ = self.decoder(self._embed(read_BT, starts_BT), memory, starts_BT)
         weight_VD = self.embedding if self.lm_head is None else self.lm_head
         if self.lm_head is None:

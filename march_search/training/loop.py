@@ -116,6 +116,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
     validation = evaluation.Validation.of(batches, store)
     engine = _engine(folder, config, architecture, rank_info)
+    engine.module.start_token = store.special.start
     trial = _Trial(
         folder=folder,
         config=config,
