@@ -25,6 +25,7 @@ def shapes(count: int) -> list[Architecture]:
     for number in range(count):
         position = kinds[number % len(kinds)]
         heads, key_heads = draw.choice([(4, 2), (4, 1), (2, 2), (3, 3), (6, 3)])
+        window = draw.choice([None, 3, 6])
         turned = {"rotary_fraction": draw.choice([1.0, 0.5]), "rotary_base": draw.choice([1e4, 500.0])}
         shape = Architecture(
             structure="decoder-only",
@@ -42,8 +43,8 @@ def shapes(count: int) -> list[Architecture]:
             norm_position=draw.choice(["pre", "post"]),
             bias=draw.choice(["none", "qkv", "all"]),
             parallel_block=draw.choice([False, True]),
-            attention_window=draw.choice([None, 3, 6]),
-            global_every=draw.choice([0, 2]),
+            attention_window=window,
+            global_every=0 if window is None else draw.choice([0, 2]),
             noop_key=draw.choice(["none", "learned", "fixed"]),
             share_layers=draw.choice([1, "all"]),
             feed_forward_proj=draw.choice(["gelu", "gated-silu"]),
@@ -120,7 +121,7 @@ def test_each_document_of_a_sequence_is_computed_as_if_it_were_alone(monkeypatch
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_losses_count_every_token_once_from_its_own_document(checkpointing: bool) -> None:
     torch.manual_seed(0)
-    model = build(Architecture.parse("L2-D32-H4g2x8-F64-geglu-rope-dec-V40"), checkpointing=checkpointing)
+    model = build(Architecture.parse("L2-D32-H4x8-F64-geglu-rope-dec-V40-KV2"), checkpointing=checkpointing)
     lengths = [[5, 1, 10], [16], [8, 8]]
     tokens, starts = packed(lengths, 1)
     with torch.no_grad():

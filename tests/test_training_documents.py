@@ -12,7 +12,7 @@ from march_search.data.batches import Batches
 from march_search.data.store import Store
 from march_search.model import build
 
-SHAPE = "L2-D32-H4g2x8-F64-geglu-rope-dec-V400"
+SHAPE = "L2-D32-H4x8-F64-geglu-rope-dec-V400-KV2"
 BATCH = {"tokens": 24 * 512, "global_batch_tokens": 512, "checkpoints": 2, "evaluations": 2}
 """24 steps of four sequences, checkpoints after steps 8 and 16."""
 
