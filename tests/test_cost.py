@@ -295,10 +295,11 @@ def test_masked_documents_add_what_autograd_saves_of_them(fields: dict, precisio
     a = replace(SMALL, structure="decoder-only", num_decoder_layers=None, **fields)
     setup = Setup(precision=precision, micro_batch=2)
     masked = replace(setup, masks_documents=True)
-    assert activation_bytes(a, masked) == pytest.approx(saved_bytes(a, masked), rel=0.1)
+    kept = saved_bytes(a, masked)
+    assert activation_bytes(a, masked) == pytest.approx(kept, rel=0.03)
     added = activation_bytes(a, masked) - activation_bytes(a, setup)
-    if fields["position"] != "absolute":  # without documents, one window has a mask for all examples too
-        assert added == pytest.approx(saved_bytes(a, masked) - saved_bytes(a, setup), rel=0.25)
+    if fields["position"] == "none":  # the others keep masks of windows or rotary angles in joined sequences too
+        assert added == pytest.approx(kept - saved_bytes(a, setup), rel=0.01)
     assert activation_bytes(a, replace(masked, sums_bias=True)) < activation_bytes(a, masked)
 
 
@@ -307,7 +308,7 @@ def test_a_relative_bias_of_masked_documents_differs_by_example_and_head() -> No
     a = Architecture.parse("L2-D64-H4x16-F64-dec-V400")
     added = activation_bytes(a, setup) - activation_bytes(a, replace(setup, masks_documents=False))
     assert added == 2 * 4 * 4 * 256 * 256 * 2  # bias and gradient, of examples and heads, in bf16
-    picked = solve(SearchSpace.load("gpt-124m")).sample(20, seed=0)
+    picked = solve(SearchSpace.load("cpu-decoder")).sample(20, seed=0)
     assert picked.members().measure("memory", setup).tolist() == pytest.approx(
         [memory_bytes(a, setup) for a in picked], rel=1e-12
     )
