@@ -177,7 +177,7 @@ def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
     if is_decoder:
         _begin_with(tokenizer, special.start)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
