@@ -358,7 +358,7 @@ def test_documents_are_masked_by_a_key_of_decoder_only_studies(tmp_path: Path, c
     assert '[data]: documents = "masked" needs decoder-only models: a corrupted span may' in one_line_error(ended)
     ended = command("study", "run", "cpu/decoder-only", "data.documents=packed", *given[1:])
     assert ended.returncode == 2
-    assert '"data.documents" must be one of "joined", "masked"' in one_line_error(ended)
+    assert '"data.documents" cannot be "packed". Did you mean "masked"?' in one_line_error(ended)
     ended = command("keys", "data")
     assert "documents" in ended.stdout
     assert "the first token of each document is predicted from the start token" in " ".join(ended.stdout.split())

@@ -210,9 +210,10 @@ def test_a_study_started_before_documents_could_be_masked_keeps_them_joined(tmp_
     del saved["sha256"]
     path.write_text(json.dumps(saved))
     run_toy_study(tmp_path)
-    masked = replace(TOY_CONFIG, data=replace(TOY_CONFIG.data, documents="masked"))
-    with pytest.raises(ConfigError, match=r"different settings: data\.documents was 'joined' and is now 'masked'"):
-        run_toy_study(tmp_path, masked)
+    saved["settings"]["data"]["documents"] = "masked"
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"different settings: data\.documents was 'masked' and is now 'joined'"):
+        run_toy_study(tmp_path)
 
 
 def test_a_study_started_before_a_setting_existed_resumes_with_its_default(tmp_path: Path) -> None:
