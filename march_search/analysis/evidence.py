@@ -3,6 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
+from march_search.analysis.branches import BudgetOrder, budget_orders
 from march_search.analysis.early_order import EarlyOrder, early_orders
 from march_search.analysis.effects import Effects, effects
 from march_search.analysis.findings import Answer, findings
@@ -28,6 +29,8 @@ class Evidence:
     """Effect of each dimension; None unless requested."""
     answers: tuple[Answer, ...]
     """Answers to the named findings; empty unless requested."""
+    budget_orders: tuple[BudgetOrder, ...] = ()
+    """The order at each data budget at which decay branches ended; empty without them."""
 
 
 def study_evidence(
@@ -57,6 +60,7 @@ def study_evidence(
         horizon=None if tokens is None else horizon(study, ranking, found, tokens),
         effects=effects(shapes, means, with_importance=True) if with_effects else None,
         answers=findings(_trials(study, ranking)) if with_effects else (),
+        budget_orders=budget_orders(study.whole or study),
     )
 
 

@@ -27,6 +27,7 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
         study: The study as its folder records it.
         spent: Tokens that count towards `max_tokens`, from the storage; None to add up those of the trials.
     """
+    study = study.whole or study
     config, seeds = study.config, study.config.search.seeds
     searched = [t for t in study.trials if t.seed in seeds]
     further = [t for t in study.trials if t.seed not in seeds]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Any
 
 from march_search.analysis.comparison import difference_variance, mean_interval, shifted_letters
@@ -117,6 +118,15 @@ def _flops(pooled: Pooled) -> float:
     return pooled.architecture.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
 
 
+def branch_losses(trials: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return the mean loss of the trials that have it, at each data budget at which a decay branch ended."""
+    found: dict[int, list[float]] = {}
+    for trial in trials:
+        for line in trial.branches:
+            found.setdefault(int(line["branch"]), []).append(float(line["loss"]))
+    return {str(tokens): fmean(own) for tokens, own in sorted(found.items())}
+
+
 def _pooled_row(pooled: Pooled) -> dict[str, Any]:
     """Return the row of one architecture, with means over its seeds."""
     trials, one, speed = pooled.trials, len(pooled.trials) == 1, measured_speed(pooled.trials)
@@ -147,7 +157,7 @@ def _pooled_row(pooled: Pooled) -> dict[str, Any]:
         "rate_correction": pooled.rate_correction,
         "state": trials[0].state,
         "reason": trials[0].reason,
-    }
+    } | ({"branch_losses": losses} if (losses := branch_losses(trials)) else {})
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:

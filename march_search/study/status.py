@@ -118,7 +118,8 @@ def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
 def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
     """Return trial states, tokens done and planned, and seconds left at the current speed; None if nothing runs."""
     planned = usage.planned_trials(folder.path, config)
-    found, training = outlook(trials, config, planned, {row["trial"]: row["trained_tokens"] for row in rows}), config.training
+    training = config.training
+    found = outlook(trials, config, planned, {row["trial"]: row["trained_tokens"] for row in rows})
     seconds = found.seconds_left(sum(row["tokens_per_second"] or 0 for row in rows))
     return {
         "states": dict(sorted(Counter(row["state"] for row in rows).items())),
