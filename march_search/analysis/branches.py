@@ -145,7 +145,7 @@ def _kept(own: dict[Architecture, float], other: dict[Architecture, float] | Non
     if other is None:
         return None, None
     pairs = list(combinations([a for a in own if a in other], 2))
-    return sum(np.sign(own[a] - own[b]) == np.sign(other[a] - other[b]) for a, b in pairs), len(pairs)
+    return int(sum(np.sign(own[a] - own[b]) == np.sign(other[a] - other[b]) for a, b in pairs)), len(pairs)
 
 
 def _kendall(own: dict[Architecture, float], other: dict[Architecture, float] | None) -> float | None:
