@@ -117,7 +117,9 @@ def test_a_lease_that_ends_with_its_worker_costs_what_it_trained_and_nothing_twi
 def branched_study(root: Path, losses: dict[int, list[float]], final: list[float]) -> Path:
     """Write a finished study with one decay branch per data budget of `losses`, one loss per architecture."""
     training = {"schedule": "wsd", "branch_tokens": sorted(losses)}
-    folder = write_study(root, {a: [loss] for a, loss in zip(SHAPES, final, strict=False)}, settings={"training": training})
+    folder = write_study(
+        root, {a: [loss] for a, loss in zip(SHAPES, final, strict=False)}, settings={"training": training}
+    )
     for index, at in enumerate(sorted(folder.glob("trials/*"))):
         lines = [branch_line("evaluation", end - 1024, end, end, own[index]) for end, own in losses.items()]
         with (at / "metrics.jsonl").open("a") as file:
@@ -140,7 +142,9 @@ def test_orders_at_budgets_are_compared_with_the_next_and_the_longest(tmp_path: 
     assert (end.tokens, end.leader, end.kept_next, end.kendall, end.regret) == (END, SHAPES[1], None, None, None)
 
 
-def test_rank_at_a_budget_takes_the_decayed_losses_and_without_it_nothing_changes(tmp_path: Path, command: Command) -> None:
+def test_rank_at_a_budget_takes_the_decayed_losses_and_without_it_nothing_changes(
+    tmp_path: Path, command: Command
+) -> None:
     folder = branched_study(tmp_path, {SHORT: [4.0, 4.1, 4.2], MIDDLE: [3.9, 3.8, 3.7]}, [3.5, 3.4, 3.6])
     options = (folder.name, "--root", str(tmp_path))
     final = json_of(command("rank", *options, "--format", "json"))

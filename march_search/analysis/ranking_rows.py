@@ -130,34 +130,38 @@ def branch_losses(trials: Sequence[TrialRecord]) -> dict[str, float]:
 def _pooled_row(pooled: Pooled) -> dict[str, Any]:
     """Return the row of one architecture, with means over its seeds."""
     trials, one, speed = pooled.trials, len(pooled.trials) == 1, measured_speed(pooled.trials)
-    return pooled.architecture.row() | {
-        "trial": pooled.best_trial.number,
-        "trials": [t.number for t in trials],
-        "seed": trials[0].seed if one else None,
-        "seeds": [t.seed for t in trials],
-        "num_seeds": len(trials),
-        "loss": pooled.loss,
-        "losses": list(pooled.losses),
-        "bits_per_byte": pooled.bits_per_byte,
-        "perplexity": math.exp(min(pooled.loss, 700.0)),
-        "context_gain": pooled.context_gain,
-        "tokens": pooled.tokens,
-        "level_tokens": pooled.tokens,
-        "is_final": pooled.is_final,
-        "tokens_per_second": speed.tokens_per_second,
-        "tokens_per_second_low": speed.low,
-        "tokens_per_second_high": speed.high,
-        "speed_is_rough": speed.is_rough,
-        "flops_per_token": _flops(pooled),
-        "flops": _flops(pooled) * pooled.tokens,
-        "learning_rate": pooled.learning_rate,
-        "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
-        "learning_rate_edge": pooled.edge or None,
-        "num_learning_rates": pooled.num_rates,
-        "rate_correction": pooled.rate_correction,
-        "state": trials[0].state,
-        "reason": trials[0].reason,
-    } | ({"branch_losses": losses} if (losses := branch_losses(trials)) else {})
+    return (
+        pooled.architecture.row()
+        | {
+            "trial": pooled.best_trial.number,
+            "trials": [t.number for t in trials],
+            "seed": trials[0].seed if one else None,
+            "seeds": [t.seed for t in trials],
+            "num_seeds": len(trials),
+            "loss": pooled.loss,
+            "losses": list(pooled.losses),
+            "bits_per_byte": pooled.bits_per_byte,
+            "perplexity": math.exp(min(pooled.loss, 700.0)),
+            "context_gain": pooled.context_gain,
+            "tokens": pooled.tokens,
+            "level_tokens": pooled.tokens,
+            "is_final": pooled.is_final,
+            "tokens_per_second": speed.tokens_per_second,
+            "tokens_per_second_low": speed.low,
+            "tokens_per_second_high": speed.high,
+            "speed_is_rough": speed.is_rough,
+            "flops_per_token": _flops(pooled),
+            "flops": _flops(pooled) * pooled.tokens,
+            "learning_rate": pooled.learning_rate,
+            "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
+            "learning_rate_edge": pooled.edge or None,
+            "num_learning_rates": pooled.num_rates,
+            "rate_correction": pooled.rate_correction,
+            "state": trials[0].state,
+            "reason": trials[0].reason,
+        }
+        | ({"branch_losses": losses} if (losses := branch_losses(trials)) else {})
+    )
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:

@@ -80,10 +80,10 @@ class TrainingConfig:
     """How `wsd` decays: linearly, or as 1 - √(fraction of the decay that is done), which Hägele et al. 2024 (arXiv
     2405.18392) found slightly better."""
     branch_tokens: tuple[int, ...] = ()
-    """Shorter data budgets for which `wsd` decays, too: multiples of `global_batch_tokens` below `tokens`. Where a trial
-    of such a budget would begin its decay, the trial saves its state, decays to that budget, is evaluated there, and
-    resumes its stable run from the saved state. The result is that of a trial of the shorter budget, for the tokens of
-    its decay alone. `march-search rank --at TOKENS` ranks by it."""
+    """Shorter data budgets for which `wsd` decays, too: multiples of `global_batch_tokens` below `tokens`. Where a
+    trial of such a budget would begin its decay, the trial saves its state, decays to that budget, is evaluated there,
+    and resumes its stable run from the saved state. The result is that of a trial of the shorter budget, for the tokens
+    of its decay alone. `march-search rank STUDY --at TOKENS` ranks by it. Needs ZeRO stage 2 or less."""
     final_learning_rate: float = 0.0
     """Final learning rate of `linear`, `cosine` and `wsd`, as a fraction of the peak, in [0, 1]."""
     warmup_tokens: int = 0

@@ -94,9 +94,7 @@ class Leases:
         """Return whether `now` is waiting with the same attempt as `trial`."""
         return now.state == TrialState.WAITING and Lease.of(now).attempt == Lease.of(trial).attempt
 
-    def take(
-        self, trial: FrozenTrial, start: int, until: int, branched: int = 0, branches: int = 0
-    ) -> Lease | None:
+    def take(self, trial: FrozenTrial, start: int, until: int, branched: int = 0, branches: int = 0) -> Lease | None:
         """Take a waiting trial; return None if it is no longer waiting. The caller must hold the trial's lock.
 
         Args:

@@ -1,9 +1,9 @@
 """Decay branches of a stable run (`[training] branch_tokens`): one trial gives the results of several data budgets.
 
-A branch takes the steps that a trial of the shorter budget would take: the same batches, weights and optimizer state, at
-that trial's learning rates. In metrics.jsonl, the lines of a branch have the kind `branch_train` or `branch_evaluation`.
-Their `step` and `tokens` are those of the stable run, which waits, and `branch_step` and `branch_tokens` those of the
-branch. `branch` is the budget at which it ends.
+A branch takes the steps that a trial of the shorter budget would take: the same batches, weights and optimizer state,
+at that trial's learning rates. In metrics.jsonl, the lines of a branch have the kind `branch_train` or
+`branch_evaluation`. Their `step` and `tokens` are those of the stable run, which waits, and `branch_step` and
+`branch_tokens` those of the branch. `branch` is the budget at which it ends.
 """
 
 from collections.abc import Callable

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
-from march_search.config.training_config import Branch
 from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.deepspeed_config import ds_config
 from march_search.config.scaling import base_shape
+from march_search.config.training_config import Branch
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.data.text_bytes import token_bytes

@@ -39,8 +39,7 @@ class Metrics:
     """Why the file cannot be read; empty if it can be, or is missing."""
 
     def of_kind(self, kind: str) -> tuple[dict[str, Any], ...]:
-        """Return the lines of one kind: `train`, `evaluation`, or for decay branches `branch_train`, `branch_evaluation`.
-        """
+        """Return the lines of one kind: `train` or `evaluation`, with the prefix `branch_` those of decay branches."""
         return tuple(line for line in self.lines if line["kind"] == kind)
 
     @property

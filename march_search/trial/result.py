@@ -68,8 +68,7 @@ def complete_result(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
 
 
 def validation_file(folder: Path, tokens: int, is_branch: bool = False) -> Path:
-    """Return the file with the losses of the validation examples after `tokens` tokens, or of a branch that ends there.
-    """
+    """Return the file with the losses of the validation examples after `tokens` tokens, or at the end of a branch."""
     return folder / "validation" / f"{'branch-' * is_branch}{tokens:015d}.npy"
 
 
