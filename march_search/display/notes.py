@@ -54,15 +54,15 @@ def shown_notes(notes: Sequence[Note]) -> list[Note]:
 def _branch_note(evidence: Evidence) -> Note | None:
     """Return a note on the data budgets that decay branches give results at."""
     study = evidence.study
-    others = [tokens for tokens in branch_budgets(study.whole or study) if study.whole is None]
     if study.whole is not None:
         end = si(study.config.training.tokens)
         more = "Trials that were stopped before keep the losses of their stable run."
         return Note(text=f"Results of decay branches; without --at, the ranking is that after {end} tokens.", more=more)
-    if not others:
+    budgets = branch_budgets(study)
+    if not budgets:
         return None
-    shown = ", ".join(si(tokens) for tokens in others)
-    return Note(text=f"Decay branches rank at shorter budgets, too ({shown} tokens): add --at {others[0]:_}.")
+    shown = ", ".join(si(tokens) for tokens in budgets)
+    return Note(text=f"Decay branches rank at shorter budgets, too ({shown} tokens): add --at {budgets[0]:_}.")
 
 
 def _noise_note(ranking: Ranking) -> Note | None:
