@@ -13,13 +13,18 @@ from march_search.analysis.branches import at_budget, budget_orders
 from march_search.analysis.ranking import rank
 from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
+from march_search.display.tables import duration
 from march_search.errors import UsageError
+from march_search.files.json_tables import write_json
 from march_search.study import candidates, price, usage
 from march_search.study.leases import Lease
 from march_search.study.outlook import outlook
 from march_search.study.plan import plan_rows
+from march_search.study.progress import StudyProgress
 from march_search.study.survey import committed
+from march_search.study.tracking_process import _values
 from march_search.study.trial_process import branch_costs, unseen_cost
+from march_search.trial.result import seal_result
 
 BRANCHED = replace(RUNG_TRAINING, schedule="wsd", branch_tokens=(8192, 4096))
 RUNGS: StudyConfig = replace(
@@ -184,3 +189,35 @@ def test_a_trial_that_failed_after_its_branch_is_ranked_there_and_one_without_it
     found = rank(at_budget(read_study(folder), SHORT))
     assert [pooled.architecture.name for pooled in found.pooled] == [SHAPES[0], SHAPES[2]]
     assert [row["reason"] for row in found.others] == ["the result of the decay branch to 262,144 tokens is missing"]
+
+
+def test_a_branch_that_contradicts_the_sealed_result_gives_way_to_it(tmp_path: Path) -> None:
+    folder = branched_study(tmp_path, {SHORT: [4.0, 4.1, 4.2]}, [3.5, 3.4, 3.6])
+    first = min(folder.glob("trials/*"))
+    sealed = json.loads((first / "result.json").read_text()) | {"branches": [{"tokens": SHORT, "loss": 3.9}]}
+    write_json(first / "result.json", seal_result(sealed))
+    study = read_study(folder)
+    assert rank(at_budget(study, SHORT)).pooled[0].loss == 3.9
+    assert any("the branches to [262144] tokens contradict result.json" in note for note in study.notes)
+
+
+def test_progress_shows_a_branch_and_counts_its_tokens() -> None:
+    progress = StudyProgress(["a"], 16_384, BRANCHED)
+    progress.started(0, "a", resumed=False)
+    progress.line(0, {"kind": "train", "step": 51, "tokens": 3264, "loss": 4.0, "tokens_per_second": 64.0})
+    assert progress._running_tokens() == {0: 3264}
+    progress.line(0, branch_line("train", 3264, 4096, 3328))
+    assert progress._running_tokens() == {0: 3264 + 64}
+    left = 16_384 - 3264 + 832 + 1664 - 64
+    parts = progress._parts(progress._trials[0])
+    assert parts[:2] == ["3.26k of 16.4k tokens", "decay branch at 3.33k of 4.1k"]
+    assert parts[-1] == f"{duration(left / 64)} to its end"
+    progress.line(0, branch_line("evaluation", 3264, 4096, 4096))
+    progress.line(0, {"kind": "train", "step": 52, "tokens": 3328, "loss": 4.0})
+    assert progress._running_tokens() == {0: 3328 + 832}
+
+
+def test_trackers_get_the_evaluation_of_a_branch_beside_the_step_where_it_starts() -> None:
+    assert _values(branch_line("train", 3264, 4096, 3328)) == {}
+    sent = _values(branch_line("evaluation", 3264, 4096, 4096, loss=3.5))
+    assert (sent["branch_4096/loss"], sent["tokens"]) == (3.5, 3264)
