@@ -94,8 +94,9 @@ def test_a_trial_that_pauses_where_a_branch_starts_takes_it_when_it_resumes_and_
     with metrics.open("a") as file:  # as a trial that is killed in the branch leaves them
         file.writelines(f"{line}\n" for line in steps[:2])
     trained(folder)
-    for kind in ("train", "evaluation", "branch_train", "branch_evaluation"):
+    for kind in ("train", "branch_train", "branch_evaluation"):
         assert lines(folder, kind) == lines(whole, kind)
+    assert [line for line in lines(folder, "evaluation") if line["step"] != 12] == lines(whole, "evaluation")
     assert result(folder)["branches"] == result(whole)["branches"]
     assert read_metrics(folder).trained_tokens == (24 + 2 + 4) * BATCH
 
