@@ -9,8 +9,8 @@ from helpers.command_line import Command, command_in_process, json_of, one_line_
 from helpers.studies import SHAPES, write_study
 from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, optuna_study, run_toy_study
 
-from march_search.analysis.branches import at_budget, budget_orders
 from march_search.analysis.ranking import rank
+from march_search.analysis.shorter_budgets import at_budget, budget_orders
 from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
 from march_search.display.tables import duration

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from march_search.analysis.branches import BudgetOrder, budget_orders
 from march_search.analysis.early_order import EarlyOrder, early_orders
 from march_search.analysis.effects import Effects, effects
 from march_search.analysis.findings import Answer, findings
@@ -11,6 +10,7 @@ from march_search.analysis.horizon import Horizon, horizon
 from march_search.analysis.measurement import Trials
 from march_search.analysis.ranking import Ranking, rank
 from march_search.analysis.regime import Regime, regime
+from march_search.analysis.shorter_budgets import BudgetOrder, budget_orders
 from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 

@@ -69,7 +69,7 @@ class TrialRecord:
     branched_tokens: int = 0
     """Tokens that decay branches trained."""
     is_branch: bool = False
-    """Whether this record shows a decay branch as a trial of the shorter budget (`branches.at_budget`)."""
+    """Whether this record shows a decay branch as a trial of the shorter budget (`shorter_budgets.at_budget`)."""
 
     def loss_at(self, tokens: int) -> float | None:
         """Return the validation loss after `tokens` tokens; None if it was not evaluated there."""
@@ -109,7 +109,7 @@ class StudyRecord:
     notes: tuple[str, ...] = ()
     """One line for each damaged file or line that was left out, and one for what the study's trials did not write."""
     whole: "StudyRecord | None" = None
-    """The study itself, if this record shows its decay branches (`branches.at_budget`)."""
+    """The study itself, if this record shows its decay branches (`shorter_budgets.at_budget`)."""
 
     @cached_property
     def config(self) -> StudyConfig:

@@ -50,8 +50,8 @@ def add(rank: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the ranking."""
-    from march_search.analysis.branches import at_budget
     from march_search.analysis.evidence import study_evidence
+    from march_search.analysis.shorter_budgets import at_budget
     from march_search.commands.output import print_text
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_count

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from march_search.analysis.branches import branch_budgets
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
+from march_search.analysis.shorter_budgets import branch_budgets
 from march_search.display.regime_sentences import regime_notes
 from march_search.display.tables import plural, si
 

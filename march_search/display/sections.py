@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
-from march_search.analysis.branches import BudgetOrder, branch_values
 from march_search.analysis.effects import Effect, Effects
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.findings import Answer, Step
@@ -14,6 +13,7 @@ from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.analysis.rate_noise import LADDER
+from march_search.analysis.shorter_budgets import BudgetOrder, branch_values
 from march_search.analysis.trial_counts import recorded_counts
 from march_search.display import architectures
 from march_search.display.answer import study_answer
