@@ -67,8 +67,8 @@ def reload(engine: Any, folder: Path, step: int, rank_info: RankInfo) -> None:
         )
 
 
-def position(kind: str, step: int, batch_tokens: int, branch: Branch | None) -> dict[str, Any]:
-    """Return the kind and the position of a metrics line.
+def position(kind: str, step: int, batch_tokens: int, branch: Branch | None) -> tuple[str, dict[str, Any]]:
+    """Return the kind of a metrics line and the values that tell its position.
 
     Args:
         kind: `train` or `evaluation`.
@@ -77,9 +77,8 @@ def position(kind: str, step: int, batch_tokens: int, branch: Branch | None) -> 
         branch: Decay branch; None for the stable run.
     """
     if branch is None:
-        return {"kind": kind, "step": step, "tokens": step * batch_tokens}
-    return {
-        "kind": f"branch_{kind}",
+        return kind, {"step": step, "tokens": step * batch_tokens}
+    return f"branch_{kind}", {
         "step": branch.start,
         "tokens": branch.start_tokens,
         "branch": branch.tokens,

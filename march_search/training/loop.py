@@ -291,8 +291,9 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         )
     tokens, phases = trial.config.training.global_batch_tokens, trial.phases.seconds()
     if trial.metrics:
+        kind, where = branches.position("train", trial.step, tokens, trial.branch)
         trial.metrics.append(
-            **branches.position("train", trial.step, tokens, trial.branch), loss=round(value, 6), **bits,
+            kind, **where, loss=round(value, 6), **bits,
             gradient_norm=norm, learning_rate=_base_rate(trial), tokens_per_second=round(tokens / seconds, 1),
             flop_utilisation=trial.utilisation.at(tokens / seconds), data_wait_seconds=round(waited, 6),
             **{name: round(taken, 6) for name, taken in phases.items()},
@@ -318,11 +319,11 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     if trial.metrics:
         file = validation_file(trial.folder, trial.step * training.global_batch_tokens, trial.branch is not None)
         trial.losses_sha256 = evaluated.keep(file)
-        where = branches.position("evaluation", trial.step, training.global_batch_tokens, trial.branch)
+        kind, where = branches.position("evaluation", trial.step, training.global_batch_tokens, trial.branch)
         if trial.branch:
             where[VALIDATION_SEAL] = trial.losses_sha256
         seconds = round(time.perf_counter() - began, 3)
-        trial.metrics.append(**where, **values, **memory, seconds=seconds)
+        trial.metrics.append(kind, **where, **values, **memory, seconds=seconds)
         trial.metrics.sync()
     return values
 
