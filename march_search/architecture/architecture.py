@@ -144,8 +144,6 @@ class Architecture:
         for name in NUMBERS:
             self._check_number(name)
         if self.block is not None:
-            if not isinstance(self.block, str):
-                raise ArchitectureError(f"block must be text, not {self.block!r}.")
             object.__setattr__(self, "block", blocks.canonical(self.block))
         if self.num_key_value_heads == self.num_heads:
             object.__setattr__(self, "num_key_value_heads", None)

@@ -68,8 +68,8 @@ class Block:
     num_params: Callable[..., Any]
     """`num_params(d_model, d_ff, **fields)`: parameters of one layer."""
     build: Callable[..., "nn.Module"]
-    """`build(d_model, d_ff, **fields)`: the module of one layer. Import torch inside; see `march_search.model.block_layer`
-    for initialisation and auxiliary losses."""
+    """`build(d_model, d_ff, **fields)`: the module of one layer. Import torch inside; `march_search.model.block_layer`
+    describes initialisation and auxiliary losses."""
     fields: Mapping[str, tuple[FieldValue, ...]] = field(default_factory=dict)
     """Values of each field. A space searches all of them, or those that its `[axes]` list."""
     active_params: Callable[..., Any] | None = None
@@ -165,12 +165,10 @@ def register_block(block: Block) -> None:
     Raises:
         ConfigError: If another file's block has the same name.
     """
-    known = _BLOCKS.get(block.name)
-    if known and known.source and block.source and known.source.module != block.source.module:
-        if known.source.sha256 != block.source.sha256:
-            raise ConfigError(
-                f"{block.source.module}: a block named {block.name} is known from {known.source.module}: rename one."
-            )
+    known, new = _BLOCKS.get(block.name), block.source
+    old = known and known.source
+    if old and new and old.module != new.module and old.sha256 != new.sha256:
+        raise ConfigError(f"{new.module}: a block named {block.name} is known from {old.module}: rename one of them.")
     _BLOCKS[block.name] = block
 
 
@@ -239,7 +237,7 @@ def parse_block(text: str) -> tuple[str, dict[str, FieldValue]]:
     Raises:
         ArchitectureError: If it has another form.
     """
-    name, plus, rest = text.partition("+")
+    name, plus, rest = str(text).partition("+")
     fields: dict[str, FieldValue] = {}
     for part in rest.split("+") if rest else ():
         key, _, value = part.partition("=")

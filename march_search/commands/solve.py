@@ -72,8 +72,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
         '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
-        "active_params, flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, prefill_ms, "
-        "decode_ms; repeatable",
+        "active_params, flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, "
+        "prefill_ms, decode_ms; repeatable",
     )
     solve.add_argument(
         "--top",

@@ -9,8 +9,8 @@ Initialisation and learning rates follow the dimensions of each parameter, as fo
 | one dimension or none, with a name that ends in `bias` | `bias`: starts at 0 |
 | any other of one dimension or none | `norm`: starts at 1 |
 
-A module with a method `kinds`, which yields (kind, parameter, sizes) as those of `march_search.model.layers` do, decides
-otherwise. AdamW trains all of them, also where Muon trains the matrices of attention.
+A module with a method `kinds`, which yields (kind, parameter, sizes) as those of `march_search.model.layers` do,
+decides otherwise. AdamW trains all of them, also where Muon trains the matrices of attention.
 
 `forward` takes the (B, L, W) input of the layer and returns what is added to the residual stream. It may return a pair:
 the second item is an auxiliary loss, a scalar. The sum over all layers is part of the gradient of the training loss,
