@@ -33,16 +33,8 @@ def load_block(module: str, folder: Path, sha256: str | None = None) -> Block:
     Raises:
         ConfigError: If the file does not exist, has changed, fails, or has no block.
     """
-    path = (folder / module).resolve() if module.endswith(".py") else _path_of(module)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"[model]: {path}: cannot be read: {error.strerror}.") from None
+    path, content = read_block(module, folder, sha256)
     digest = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and digest != sha256:
-        raise ConfigError(
-            f"[model]: {path} has changed since it was first used here: restore it, or start a new study."
-        )
     is_file = module.endswith(".py")
     source = Source(str(path) if is_file else module, digest, is_file)
     key = source.module, digest
@@ -57,6 +49,24 @@ def load_block(module: str, folder: Path, sha256: str | None = None) -> Block:
         _LOADED[key] = replace(found, source=source)
     register_block(_LOADED[key])
     return _LOADED[key]
+
+
+def read_block(module: str, folder: Path, sha256: str | None = None) -> tuple[Path, bytes]:
+    """Return the path and the content of a block's file, without running it; arguments and errors as in `load_block`.
+
+    Raises:
+        ConfigError: If the file does not exist or has changed.
+    """
+    path = (folder / module).resolve() if module.endswith(".py") else _path_of(module)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"[model]: {path}: cannot be read: {error.strerror}.") from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ConfigError(
+            f"[model]: {path} has changed since it was first used here: restore it, or start a new study."
+        )
+    return path, content
 
 
 def _run(path: Path, content: bytes, digest: str) -> Any:

@@ -131,8 +131,9 @@ def moved_bytes(a: Any, setup: Setup) -> Any:
     The forward pass of a layer of width W with queries of total width I and keys of J moves, per position, 14 W scalars
     (two norms, two residual sums, inputs and outputs of products), 4 (I + J) (7 (I + J) more with rotary positions, and
     as much with qk_norm), and 4 F (8 F if gated; twice the kept activations of one's own block); cross-attention moves
-    7 W + 4 I, and 4 J + W per position of the encoder's output. The backward pass moves twice as much. A logit is written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the
-    fp32 sum once per micro batch.
+    7 W + 4 I, and 4 J + W per position of the encoder's output. The backward pass moves twice as much. A logit is
+    written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the fp32 sum once per
+    micro batch.
     """
     rotary, is_gated = a.position == "rotary", a.feed_forward_proj.startswith("gated-")
     total: Any = 0
