@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,11 @@ def test_a_trial_with_a_block_learns_and_resumes_to_the_same_bits(study: StudyFo
     assert train(pieces, "--until", "4096").returncode == train(pieces).returncode == 0
     losses = [[line["loss"] for line in lines(folder, "train")] for folder in (whole, pieces)]
     assert losses[0] == losses[1]
-    assert trial_config(whole).block.module == os.path.join("..", "..", "..", "..", "moe.py")
+    config = trial_config(whole)
+    assert config.block.module == os.path.join("..", "..", "..", "..", "moe.py")
+    assert same_trial(study.path.parent, config) == whole
+    other_file = replace(config, block=replace(config.block, sha256="0" * 64))
+    assert same_trial(study.path.parent, other_file) is None
 
 
 def test_a_changed_file_is_refused(study: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +133,7 @@ def test_a_ranking_needs_no_code_of_the_block(
     (tmp_path / "moe.py").write_text("raise SystemExit('this file was run')")
     monkeypatch.setattr(blocks, "_BLOCKS", {})
     command = command_in_process(capsys)
-    rows = json_of(command("rank", "study", "--root", str(tmp_path / "runs"), "--format", "json"))["architectures"]
+    rows = json_of(command("rank", "study", "--root", str(tmp_path / "runs"), "--format", "json"))["ranked"]
     by_name = {row["name"]: (row["num_params"], row["num_active_params"], row["flops_per_token"]) for row in rows}
     assert by_name == dict(zip(NAMES, counts, strict=True))
     assert {row["top_k"] for row in rows} == {1, 2}
@@ -160,11 +165,3 @@ def test_an_export_has_the_file_of_the_block(
     refused = command("export", "study", "0", "--root", root, "-o", str(tmp_path / "hf"))
     assert "block" in one_line_error(refused)
 
-
-def test_another_block_of_the_same_name_is_not_reused(study: StudyFolder) -> None:
-    folder = folders(study)[0]
-    assert train(folder).returncode == 0
-    config = trial_config(folder)
-    assert same_trial(study.path.parent, config) == folder
-    changed = config.block.__class__(module=config.block.module, sha256="0" * 64, counts=config.block.counts)
-    assert same_trial(study.path.parent, config.__class__(**vars(config) | {"block": changed})) is None
