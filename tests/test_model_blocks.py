@@ -75,7 +75,8 @@ def test_the_auxiliary_loss_is_trained_on_and_not_printed() -> None:
     model.zero_grad()
     auxiliary = (model(TOKENS, TOKENS), sum(loss for _, loss in kept))[1]
     auxiliary.backward()
-    assert len(kept) == 4 and auxiliary.item() > 0.03
+    assert len(kept) == 4
+    assert auxiliary.item() > 0.03
     for name, parameter in model.named_parameters():
         added = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(own[name], without[name] + added, atol=1e-5, rtol=1e-4)
@@ -95,12 +96,13 @@ def test_parameters_start_and_are_trained_by_their_dimensions() -> None:
     own = model.decoder.layers[0].feed_forward.module
     assert own.wi.std().item() == pytest.approx(32**-0.5, rel=0.1)
     assert own.wo.std().item() == pytest.approx(24**-0.5, rel=0.1)
-    small = {n: p for n, p in model_of(MOE, init="normal-0.02").named_parameters()}
+    small = dict(model_of(MOE, init="normal-0.02").named_parameters())
     assert small["decoder.layers.0.feed_forward.module.wi"].std().item() == pytest.approx(0.02, rel=0.1)
     rates = {n: g.factor for g in parameter_groups(model, base) for n in g.parameters}
     assert [rates[f"decoder.layers.0.feed_forward.module.{n}"] for n in ("router", "wi", "wo")] == [0.25, 0.25, 0.5]
     muon = parameter_groups(model, None, "muon")
-    assert muon[0].pieces and not any("module" in name for name in muon[0].parameters)
+    assert muon[0].pieces
+    assert not any("module" in name for name in muon[0].parameters)
     assert {n for g in muon for n in g.parameters} == {n for n, _ in model.named_parameters()}
 
 
@@ -158,7 +160,8 @@ def test_a_sound_module_passes_and_oddities_are_named(moe: Block) -> None:
     assert check_block(changed("unused")).unreached == ("bias",)
     assert check_block(changed("the batch")).mixes_examples
     found = check_block(moe)
-    assert found.num_shapes >= 8 and found.unreached == () and not found.mixes_examples
+    assert found.num_shapes >= 8
+    assert (found.unreached, found.mixes_examples) == ((), False)
 
 
 def test_formulas_that_disagree_are_refused() -> None:
@@ -168,7 +171,7 @@ def test_formulas_that_disagree_are_refused() -> None:
     def square(d_model, d_ff):
         return d_model * d_model
 
-    with pytest.raises(ConfigError, match="active_params is .* more than num_params"):
+    with pytest.raises(ConfigError, match=r"active_params is .* more than num_params"):
         check_block(block(num_params=square, active_params=lambda d_model, d_ff: d_model**3))
-    with pytest.raises(ConfigError, match="params is .* for whole numbers and .* for arrays"):
+    with pytest.raises(ConfigError, match=r"params is .* for whole numbers and .* for arrays"):
         check_block(block(num_params=lambda d_model, d_ff: d_model**2 if isinstance(d_model, int) else d_model))

@@ -72,7 +72,7 @@ def folders(study: StudyFolder) -> list[Path]:
 
 
 def test_a_trial_with_a_block_learns_and_resumes_to_the_same_bits(study: StudyFolder) -> None:
-    whole, other = folders(study)
+    whole = folders(study)[0]
     assert train(whole).returncode == 0
     assert lines(whole, "evaluation")[-1]["loss"] < lines(whole, "train")[0]["loss"] - 0.3
     assert result(whole)["num_params"] == Architecture.parse(NAMES[0]).num_params
@@ -83,7 +83,7 @@ def test_a_trial_with_a_block_learns_and_resumes_to_the_same_bits(study: StudyFo
     losses = [[line["loss"] for line in lines(folder, "train")] for folder in (whole, pieces)]
     assert losses[0] == losses[1]
     config = trial_config(whole)
-    assert config.block.module == os.path.join("..", "..", "..", "..", "moe.py")
+    assert config.block.module == "../../../../moe.py"
     assert same_trial(study.path.parent, config) == whole
     other_file = replace(config, block=replace(config.block, sha256="0" * 64))
     assert same_trial(study.path.parent, other_file) is None
@@ -164,4 +164,3 @@ def test_an_export_has_the_file_of_the_block(
     assert torch.isfinite(torch.tensor(float(loss)))
     refused = command("export", "study", "0", "--root", root, "-o", str(tmp_path / "hf"))
     assert "block" in one_line_error(refused)
-

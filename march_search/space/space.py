@@ -90,8 +90,8 @@ class SearchSpace:
         parsed = gather(_SpaceFile, table, faults)
         if parsed is None:
             raise ConfigError.of_file(source, faults)
-        axes = {axis: (DEFAULTS[axis],) for axis in AXES}
-        block, own = None, {}
+        axes: dict[str, tuple[Any, ...]] = {axis: (DEFAULTS[axis],) for axis in AXES}
+        block, own = None, dict[str, tuple[Any, ...]]()
         if parsed.model is not None:
             try:
                 block = load_block(parsed.model.module, Path(source).parent)
