@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from march_search import Architecture, Block
 from march_search.architecture import block as blocks
@@ -104,6 +105,14 @@ def test_parameters_start_and_are_trained_by_their_dimensions() -> None:
     assert muon[0].pieces
     assert not any("module" in name for name in muon[0].parameters)
     assert {n for g in muon for n in g.parameters} == {n for n, _ in model.named_parameters()}
+
+
+def test_the_operations_are_those_that_torch_counts(moe: Block) -> None:
+    layer = BlockLayer(MOE.block, 32, 24, 1)
+    torch.nn.init.normal_(layer.module.router)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(torch.randn(2, 9, 32))
+    assert counter.get_total_flops() == 18 * moe.counts(32, 24, MOE.block_fields).flops
 
 
 class Changed(nn.Module):

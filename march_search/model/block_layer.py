@@ -17,6 +17,7 @@ the second item is an auxiliary loss, a scalar. The sum over all layers is part 
 but not of any loss that is printed, so that the losses of different blocks compare.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -67,21 +68,26 @@ class BlockLayer(nn.Module):
         return cast(Tensor, added)
 
 
-def keep_losses(model: nn.Module, is_on: bool) -> None:
-    """Let the layers of blocks keep their auxiliary losses from now on, or stop; forget earlier ones at the start."""
-    for layer in model.modules():
-        if isinstance(layer, BlockLayer):
-            layer.keeps_losses = is_on
-            if is_on:
-                layer.losses.clear()
+def start_losses(model: nn.Module) -> None:
+    """Let the layers of blocks keep their auxiliary losses from now on."""
+    for layer in _layers(model):
+        layer.keeps_losses = True
+        layer.losses.clear()  # of a forward pass that failed
 
 
 def with_auxiliary(loss: Tensor, model: nn.Module) -> Tensor:
-    """Return `loss` with the gradient, but not the value, of the auxiliary losses that the layers kept."""
-    kept = [own for layer in model.modules() if isinstance(layer, BlockLayer) for own in layer.losses]
-    if kept:
-        auxiliary = torch.stack([own.float() for own in kept]).sum()
-        loss = loss + (auxiliary - auxiliary.detach())
-    keep_losses(model, True)
-    keep_losses(model, False)
-    return loss
+    """Return `loss` with the gradient, but not the value, of the auxiliary losses kept so far; keep no more."""
+    kept: list[Tensor] = []
+    for layer in _layers(model):
+        kept += layer.losses
+        layer.keeps_losses = False
+        layer.losses.clear()
+    if not kept:
+        return loss
+    auxiliary = torch.stack([own.float() for own in kept]).sum()
+    return loss + (auxiliary - auxiliary.detach())
+
+
+def _layers(model: nn.Module) -> Iterator[BlockLayer]:
+    """Yield the layers of blocks; shared ones once."""
+    return (layer for layer in model.modules() if isinstance(layer, BlockLayer))

@@ -14,7 +14,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.architecture.huggingface import START_TOKEN
 from march_search.errors import ArchitectureError
 from march_search.model.attention_path import AttentionPath
-from march_search.model.block_layer import keep_losses, with_auxiliary
+from march_search.model.block_layer import start_losses, with_auxiliary
 from march_search.model.init import Kinds, initialise, recipe_of
 from march_search.model.loss import mean_loss, soft_capped, token_losses
 from march_search.model.stack import Stack
@@ -71,7 +71,7 @@ class Seq2Seq(nn.Module):
         self._check(inputs_BI)
         is_trained = self.architecture.block is not None and output == "loss" and torch.is_grad_enabled()
         if is_trained:
-            keep_losses(self, True)
+            start_losses(self)
         memory = None
         if self.encoder is not None:
             memory = self.encoder(self._embed(cast(Tensor, inputs_BI)), None)
