@@ -96,7 +96,9 @@ def settings(config: StudyConfig) -> dict[str, object]:
 def test_the_demo_is_a_study_that_study_new_writes(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = SimpleNamespace(device=parse_device("cpu"), tokens_per_second=30_000.0, seconds=thirty_thousand_per_second)
+    machine = SimpleNamespace(
+        device=parse_device("cpu"), tokens_per_second=30_000.0, seconds=thirty_thousand_per_second
+    )
     monkeypatch.setattr(measured_cpu, "measured_cpu", lambda *_: machine)
     monkeypatch.setattr(defaults, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
