@@ -171,6 +171,13 @@ def ask(objective: TrainingObjective, pruner: optuna.pruners.BasePruner | None =
     return study.trials[0]
 
 
+def wait_for(objective: TrainingObjective, state: str) -> bool:
+    """Wait until the tracker has the trial's outcome and its process has ended; return whether it came in time."""
+    [trial] = objective.folder.trials.iterdir()
+    is_there = wait_until(lambda: sent("trackio", trial).get("ended") == state, 60)
+    return is_there and wait_until(lambda: objective._trackers.look() or not objective._trackers._processes, 60)
+
+
 def test_a_pruned_trial_that_is_asked_for_again_continues_its_run_of_a_tracker(
     tracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,9 +185,9 @@ def test_a_pruned_trial_that_is_asked_for_again_continues_its_run_of_a_tracker(
     objective = objective_of(tracked)
     assert ask(objective, optuna.pruners.ThresholdPruner(upper=1.0)).state == optuna.trial.TrialState.PRUNED
     [trial] = objective.folder.trials.iterdir()
-    assert wait_until(lambda: sent("trackio", trial).get("ended") == "pruned", 60)
+    assert wait_for(objective, "pruned")
     assert ask(objective).state == optuna.trial.TrialState.COMPLETE
-    assert wait_until(lambda: sent("trackio", trial).get("ended") == "complete", 60)
+    assert wait_for(objective, "complete")
     [run] = stored_runs("trackio", tracked.parent, "toys")
     assert run.group == "mine-optuna"
     assert run.settings["d_model"] == 32
@@ -202,8 +209,7 @@ def test_a_tracker_that_fails_is_a_warning_and_the_next_script_sends_the_rest(
     assert message.startswith("trackio: metrics were not sent: Self-hosted logging requires a write token")
     assert "No trial is affected. The next start of this script sends what is missing (see " in message
     monkeypatch.delenv("TRACKIO_SERVER_URL")
-    objective_of(tracked)
-    assert wait_until(lambda: sent("trackio", trial).get("ended") == "complete", 60)
+    assert wait_for(objective_of(tracked), "complete")
     [run] = stored_runs("trackio", tracked.parent, "toys")
     assert run.steps == expected_steps(trial)
 
