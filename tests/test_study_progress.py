@@ -240,12 +240,11 @@ def test_a_terminal_of_this_width_shows_the_lines_one_under_another(
             display.line(number, evaluated)
     display.study("search", lambda tokens: replace(outlook_of_six, tokens_done=sum(tokens.values())))
     display._out.print(display._frame())
-    cut = {80: "L{}-D1024-H16x64-F4096-…", 160: "L{}-D1024-H16x64-F4096-geglu-rope-V32128"}[width]
+    cut = {80: "L{}-D1024-H16x64-…", 160: "L{}-D1024-H16x64-F4096-geglu-rope-V32128"}[width]
+    together = {80: "", 160: " for all at 3k tokens/s"}[width]
     rest = {80: "", 160: "  (4.500 bits/byte)  1k tokens/s"}[width]
     assert [line.rstrip() for line in screen.getvalue().splitlines()] == [
-        "search: 0 of 6 trials ended, 2 on a rung, 2.05k of 65.5k tokens, 21s left for all"
-        if width == 80
-        else "search: 0 of 6 trials ended, 2 on a rung, 2.05k of 65.5k tokens, 21s left for all at 3k tokens/s",
+        f"search: 0 of 6 trials ended, 2 on a rung, 2.05k of 65.5k tokens, 21s left{together}",
         f"  trial 0  {cut.format(2).ljust(len(cut))}  1.02k of 16.4k tokens  loss 3.142{rest}  15s to its end",
         f"  trial 1  {cut.format(11)}  1.02k of 4.1k tokens   loss 3.142{rest}   3s to its rung",
         f"  trial 2  {cut.format(12)}  starting",

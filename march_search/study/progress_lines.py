@@ -88,14 +88,14 @@ def trial_lines(trials: Sequence[TrialLine], width: int) -> list[str]:
     def number(trial: TrialLine) -> str:
         return f"  trial {trial.number:>{digits}}"
 
-    tokens, full, short = _tokens(trials), _names(None), _names(NAME_PARTS)
+    tokens, left, full, short = _tokens(trials), _times(trials), _names(None), _names(NAME_PARTS)
     layouts: list[tuple[Column, ...]] = [
-        *([(number, full, tokens, _loss, _bits, _speed, _left)] if width >= WIDE else []),
-        (number, full, tokens, _loss, _speed, _left),
-        (number, full, tokens, _loss, _left),
-        *((number, _names(parts), tokens, _loss, _left) for parts in (NAME_PARTS + 2, NAME_PARTS + 1)),
-        (number, short, tokens, _loss, _left),
-        (number, short, tokens, _left),
+        *([(number, full, tokens, _loss, _bits, _speed, left)] if width >= WIDE else []),
+        (number, full, tokens, _loss, _speed, left),
+        (number, full, tokens, _loss, left),
+        *((number, _names(parts), tokens, _loss, left) for parts in (NAME_PARTS + 2, NAME_PARTS + 1)),
+        (number, short, tokens, _loss, left),
+        (number, short, tokens, left),
         (number, short, tokens),
         (number, tokens),
     ]
@@ -115,6 +115,17 @@ def _tokens(trials: Sequence[TrialLine]) -> Column:
         if trial.number not in done:
             return "starting"
         return f"{done[trial.number]:>{digits}} of {si(trial.until)} tokens"
+
+    return column
+
+
+def _times(trials: Sequence[TrialLine]) -> Column:
+    """Return the column of the time left, with the times under one another."""
+    width = max(len(_left(trial).partition(" ")[0]) for trial in trials)
+
+    def column(trial: TrialLine) -> str:
+        time, _, rest = _left(trial).partition(" ")
+        return f"{time:>{width}} {rest}" if rest else ""
 
     return column
 
