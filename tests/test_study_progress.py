@@ -240,7 +240,7 @@ def test_a_terminal_of_this_width_shows_the_lines_one_under_another(
             display.line(number, evaluated)
     display.study("search", lambda tokens: replace(outlook_of_six, tokens_done=sum(tokens.values())))
     display._out.print(display._frame())
-    cut = {80: "L{}-D1024-H16x64-…", 160: "L{}-D1024-H16x64-F4096-geglu-rope-V32128"}[width]
+    cut = {80: "L{}-D1024-…", 160: "L{}-D1024-H16x64-F4096-geglu-rope-V32128"}[width]
     together = {80: "", 160: " for all at 3k tokens/s"}[width]
     rest = {80: "", 160: "  (4.500 bits/byte)  1k tokens/s"}[width]
     assert [line.rstrip() for line in screen.getvalue().splitlines()] == [

@@ -8,7 +8,7 @@ from march_search.display.tables import WIDE, duration, si
 from march_search.study.outlook import Outlook
 
 NAME_PARTS = 3
-"""Parts of an architecture's name, between hyphens, that a narrow terminal shows at least: layers, width and heads."""
+"""Parts of an architecture's name, between hyphens, that a narrow terminal shows: layers, width and heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,7 @@ def trial_lines(trials: Sequence[TrialLine], width: int) -> list[str]:
         (number, full, tokens, _loss, left),
         *((number, _names(parts), tokens, _loss, left) for parts in (NAME_PARTS + 2, NAME_PARTS + 1)),
         (number, short, tokens, _loss, left),
+        (number, _names(NAME_PARTS - 1), tokens, _loss, left),
         (number, short, tokens, left),
         (number, short, tokens),
         (number, tokens),
