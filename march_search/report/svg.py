@@ -26,7 +26,7 @@ COLUMN_INCHES = 3.3
 SMALL, NORMAL = 12, 13
 """Font sizes: of ticks and cells, and of all other text."""
 
-ROOM = 1.14
+ROOM = 1.18
 """Factor on the width of a text, for readers whose font is wider than that of the outlines."""
 
 BOLD_ROOM = 1.26
