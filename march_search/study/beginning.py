@@ -170,7 +170,7 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
         if time > SPARED * wish.seconds:
             continue
         low, high = least, max(least, limit)
-        for _ in range(40):
+        while high - low > low // 200:
             middle = (low + high) // 2
             tried = _with_tokens(sized, middle)
             within = seconds(tried, priced_plan(tried, chosen, device)) <= SPARED * wish.seconds
