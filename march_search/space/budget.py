@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from march_search.architecture.architecture import Architecture
 from march_search.config.counts import DEFAULT_TOLERANCE, parse_parameters, parse_tolerance
 
 Count = Literal["total", "non-embedding"]
@@ -39,6 +40,14 @@ class Budget:
     def high(self) -> int:
         """Largest number of parameters allowed."""
         return math.floor(self.parameters * (1 + self.tolerance))
+
+    def counted(self, a: Architecture) -> int:
+        """Return the parameters of an architecture, counted as the budget does."""
+        return a.num_params if self.count == "total" else a.num_params_non_embedding
+
+    def holds(self, a: Architecture) -> bool:
+        """Return whether an architecture meets the budget."""
+        return self.low <= self.counted(a) <= self.high
 
     def difference_percent(self, num_params: int) -> float:
         """Return the difference of `num_params` from the target in percent; positive above the target."""

@@ -92,7 +92,7 @@ def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[
     found = solve(replace(space, axes=space.axes | {axis: (value,) for axis, value in fixed.items()}))
     if not len(found):
         exact = ", ".join(f"{field} = {value}" for field, value in fields.items())
-        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.budget}: widen the space.")
+        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.condition}: widen the space.")
     chosen = nearest_member(found, wanted)
     missed = []
     for direction in wanted:
@@ -106,7 +106,7 @@ def nearest_member(found: FeasibleSet, directions: Sequence[Direction]) -> Archi
     """Return the member with the smallest distance from the directions and the budget."""
 
     def squares(members: Members) -> Numbers:
-        total = np.square(np.log2(members.counted / members.target))
+        total = np.square(np.log2(members.counted / (members.target or members.counted)))
         for direction in directions:
             total += np.square(members.map(direction.octaves))
         return np.asarray(total, float)
