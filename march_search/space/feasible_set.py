@@ -223,7 +223,7 @@ class Picked(Selection):
         return self.chosen[start:stop]
 
 
-_FAR = 2**61
+FAR = 2**61
 """Bound above the parameter count of any architecture on the axes."""
 
 MOST_INTERVALS = 2**26
@@ -239,7 +239,7 @@ def solve(space: SearchSpace) -> "FeasibleSet":
     budget = space.budget
     if budget is None and not space.limits:
         raise ConfigError(f'the space "{space.name}" has no budget: call space.with_budget("220M").')
-    return solve_band(space, budget, budget.low, budget.high) if budget else solve_band(space, None, -_FAR, _FAR)
+    return solve_band(space, budget, budget.low, budget.high) if budget else solve_band(space, None, -FAR, FAR)
 
 
 def solve_band(space: SearchSpace, budget: Budget | None, low: int, high: int) -> "FeasibleSet":
@@ -254,7 +254,7 @@ def solve_band(space: SearchSpace, budget: Budget | None, low: int, high: int) -
     for limit in space.limits:
         check_operations(space, limit.setup.sequence_length)
     counted, number = budget or Budget(0), 0
-    low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
+    low, high = (min(max(bound, -FAR), FAR) for bound in (low, high))
     meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
     combinations: list[Combination] = []
     parts: list[Intervals] = []

@@ -5,7 +5,7 @@ measure of every kind never falls as `d_ff` rises, so the widths that meet a bud
 whose ends `Limit.inside` finds: the budget is inverted, and no architecture is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -24,6 +24,11 @@ Numbers = NDArray[np.float64]
 
 TRIAL = ("device", "tokens", "sequence_length", "micro_batch", "precision", "zero_stage", "checkpointing")
 """Settings of a trial that a budget may set, as in `Setup`; `device` and `tokens` may be text."""
+
+UNMEASURED_CPU = Device(
+    name="cpu", memory_bytes=0, bf16_flops=1.0, fp32_flops=1.0, utilisation=1.0, keeps_scores=True
+)
+"""The CPU of a budget in bytes, which do not depend on its speed."""
 
 AT_MOST = "<="
 """Start of a number that is an upper limit, not a target."""
@@ -46,6 +51,8 @@ class Kind:
     """Formats an amount."""
     has_target: bool = False
     """Whether an amount is a target with a tolerance, unless it starts with `<=`."""
+    by_tokens: bool = False
+    """Whether the measure depends on the tokens of a trial."""
     on_device: bool = False
     """Whether the measure depends on the device."""
 
@@ -82,12 +89,14 @@ KINDS: dict[str, Kind] = {
         text="{amount} FLOPs for {tokens:,} tokens",
         shown=_number,
         has_target=True,
+        by_tokens=True,
     ),
     "hours": Kind(
         measure=speed.hours,
         parse=parse_hours,
         text="{amount} hours for {tokens:,} tokens on {device}",
         shown="{:.6g}".format,
+        by_tokens=True,
         on_device=True,
     ),
     "bytes_per_device": Kind(
@@ -172,6 +181,53 @@ class Limit:
         below = np.nextafter(self.low, 0.0)  # the first value above it is at least `low`
         begin = _first_above(measured, below, first, stop) if self.low else first
         return begin, _first_above(measured, self.high, begin, stop)
+
+
+def trial_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of `Setup` from the settings of a trial; the device and the tokens may be text.
+
+    Raises:
+        ConfigError: If a name is not in `TRIAL`.
+        BudgetError: If the tokens are not valid.
+        UsageError: If the device is unknown.
+    """
+    for name in given:
+        if name not in TRIAL:
+            raise ConfigError(f'unknown budget or setting of a trial "{name}". {nearest(name, (*KINDS, *TRIAL))}')
+    trial = dict(given)
+    if isinstance(device := trial.get("device"), str):
+        trial["device"] = UNMEASURED_CPU if device.strip().lower() == "cpu" else parse_device(device)
+    if isinstance(tokens := trial.get("tokens"), str):
+        trial["tokens"] = parse_count(tokens, "data budget")
+    return trial
+
+
+def parse_limits(
+    amounts: Mapping[str, str], tolerance: Fraction, trial: Mapping[str, Any], kept: Sequence[Limit] = ()
+) -> tuple[Limit, ...]:
+    """Return the budgets with these amounts by kind, and those of the other kinds in `kept`, all about one trial.
+
+    Raises:
+        BudgetError: If an amount is not valid.
+        ConfigError: If a setting of the trial is not valid.
+    """
+    setup = Setup(**trial)
+    limits = {limit.kind: replace(limit, setup=setup) for limit in kept}
+    limits |= {kind: Limit.parse(kind, text, tolerance, setup) for kind, text in amounts.items()}
+    return tuple(limits[kind] for kind in KINDS if kind in limits)
+
+
+def needs_device(limits: Sequence[Limit], trial: Mapping[str, Any]) -> str:
+    """Return why the trial's device does not suit the budgets, as a sentence; empty if it does."""
+    for limit in limits:
+        if KINDS[limit.kind].on_device and "device" not in trial:
+            return (
+                f"a budget of {limit.kind} depends on the device: name one with --device 8xH100, or with device = "
+                '"8xH100" in [budget].'
+            )
+        if limit.kind == "hours" and limit.setup.device == UNMEASURED_CPU:
+            return "hours on a cpu differ from measurement to measurement, so the set would too: name a GPU in [budget]."
+    return ""
 
 
 def _first_above(measured: Callable[[Ints, Ints], Numbers], bound: float, first: Ints, stop: Ints) -> Ints:

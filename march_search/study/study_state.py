@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.errors import MarchSearchError, StorageError
 from march_search.files.atomic import lock, one_line
+from march_search.cost.devices import Device
+from march_search.cost.setup import Setup
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.limits import Limit
 from march_search.space.rules import Rule
 from march_search.space.space import SearchSpace
 from march_search.study.candidates import Candidates
@@ -39,7 +43,8 @@ def restored_candidates(folder: Path) -> Candidates:
         space = record["space"]
         axes = {axis: tuple(values) for axis, values in space["axes"].items()}
         rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
-        found = solve(SearchSpace(name=folder.name, budget=budget_of(space["budget"]), axes=axes, rules=rules))
+        budgets = {"budget": budget_of(space["budget"]), "limits": limits_of(space)}
+        found = solve(SearchSpace(name=folder.name, axes=axes, rules=rules, **budgets))
         priors = tuple(Prior(Architecture.parse(name), float(loss), source) for name, loss, source in record["priors"])
         return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
 
@@ -66,17 +71,28 @@ def candidates_table(chosen: Candidates) -> dict[str, Any]:
 
 
 def space_table(found: FeasibleSet) -> dict[str, Any]:
-    """Return the axis values, rules and budget of a feasible set's space."""
+    """Return the axis values, rules and budgets of a feasible set's space."""
     space = found.space
     axes = {axis: list(values) for axis, values in space.axes.items()}
-    return {"axes": axes, "rules": [rule.text for rule in space.rules], "budget": _budget_table(found.budget)}
+    table = {"axes": axes, "rules": [rule.text for rule in space.rules], "budget": _budget_table(found.budget)}
+    return table | ({"limits": [asdict(limit) for limit in space.limits]} if space.limits else {})
 
 
-def budget_of(budget: dict[str, Any]) -> Budget:
-    """Return the budget of a space table."""
-    return Budget(budget["parameters"], Fraction(budget["tolerance"]), budget["count"])
+def budget_of(budget: dict[str, Any] | None) -> Budget | None:
+    """Return the parameter budget of a space table."""
+    return None if budget is None else Budget(budget["parameters"], Fraction(budget["tolerance"]), budget["count"])
 
 
-def _budget_table(budget: Budget) -> dict[str, Any]:
-    """Return a budget as JSON values, without rounding."""
+def limits_of(space: dict[str, Any]) -> tuple[Limit, ...]:
+    """Return the budgets of other kinds of a space table."""
+    return tuple(
+        Limit(**limit | {"setup": Setup(**limit["setup"] | {"device": Device(**limit["setup"]["device"])})})
+        for limit in space.get("limits", ())
+    )
+
+
+def _budget_table(budget: Budget | None) -> dict[str, Any] | None:
+    """Return a parameter budget as JSON values, without rounding."""
+    if budget is None:
+        return None
     return {"parameters": budget.parameters, "tolerance": str(budget.tolerance), "count": budget.count}
