@@ -55,20 +55,19 @@ def _conflict(space: SearchSpace) -> str:
     """
     budgets = [one for one in (space.budget, *space.limits) if one is not None]
     alone = [one for one in budgets if not len(solve(_with(space, [one])))]
-    texts = []
+    reached: list[str] = []
     for one in alone or budgets:
-        nearest = _nearest(_with(space, [] if alone else [other for other in budgets if other is not one]), one)
-        if nearest:
-            texts.append(f"to {one}: {' and '.join(nearest)}")
-    if not texts and alone:
-        return "No grid point satisfies the rules: loosen a rule or widen an axis."
+        reached += _nearest(_with(space, [] if alone else [other for other in budgets if other is not one]), one)
     if alone:
+        if not reached:
+            return "No grid point satisfies the rules: loosen a rule or widen an axis."
         which = "This budget alone rules" if len(alone) == 1 else "Each of these budgets alone rules"
-        return f"{which} out every architecture. Nearest {'; nearest '.join(texts)}."
+        named = "" if len(alone) == len(budgets) == 1 else f" ({' and '.join(map(str, alone))})"
+        return f"{which} out every architecture{named}. Nearest: {', '.join(reached)}."
     start = "Each budget can be met alone, but not all together"
-    if not texts:
+    if not reached:
         return f"{start}, and not if one of them is dropped: drop two, or widen an axis."
-    return f"{start}. With the other{'s' * (len(budgets) > 2)} met, nearest {'; nearest '.join(texts)}."
+    return f"{start}. Nearest, with the other{'s' * (len(budgets) > 2)} met: {', '.join(reached)}."
 
 
 def _with(space: SearchSpace, budgets: Sequence[Budget | Limit]) -> SearchSpace:
