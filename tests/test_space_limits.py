@@ -25,7 +25,7 @@ from march_search.space.infeasible import solve_or_explain
 from march_search.space.limits import KINDS, Limit
 
 PUBLIC: dict[str, Callable[[Architecture, Setup], float]] = {
-    "flops_per_token": lambda a, s: flops_per_token(a, s),
+    "flops_per_token": flops_per_token,
     "training_flops": lambda a, s: flops_per_token(a, s) * s.tokens,
     "hours": hours,
     "bytes_per_device": memory_bytes,
@@ -52,8 +52,11 @@ SETUPS = st.builds(
 
 def narrow(table: dict) -> dict:
     """Return a space table with fewer values per axis, so that brute force is quick; `d_ff` keeps all."""
-    kept = {name: values if name == "d_ff" else values[:2] for name, values in table["axes"].items() if name != "vocab_size"}
-    return table | {"axes": kept | {"d_kv": kept["d_kv"][:1], "vocab_size": 500}}
+    kept = {
+        name: values[:2] if isinstance(values, list) and name != "d_ff" else values
+        for name, values in table["axes"].items()
+    }
+    return table | {"axes": kept | {"d_kv": kept["d_kv"][:1]}}
 
 
 def limit_around(draw: st.DrawFn, kind: str, values: list[float], setup: Setup) -> Limit:
@@ -66,7 +69,7 @@ def limit_around(draw: st.DrawFn, kind: str, values: list[float], setup: Setup) 
 
 
 @given(space_tables().map(narrow), SETUPS, st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_set_under_each_budget_and_under_several_equals_brute_force(
     table: dict, setup: Setup, data: st.DataObject
 ) -> None:
@@ -157,7 +160,7 @@ def test_decoders_with_shared_keys_and_values_meet_all_budgets_together() -> Non
 
 
 @given(space_tables(), SETUPS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_no_measure_falls_as_d_ff_rises(table: dict, setup: Setup) -> None:
     table["axes"]["d_ff"] = {"min": 1, "max": 4096, "multiple_of": 1}
     table["budget"] |= {"tolerance": "99%"}
@@ -340,16 +343,18 @@ def test_operations_that_exceed_64_bits_are_refused() -> None:
         solve(SearchSpace.from_table(table))
 
 
-def test_a_million_points_are_solved_without_listing_them() -> None:
+def test_a_billion_grid_points_are_solved_without_listing_them() -> None:
     space = SearchSpace.load("t5").with_limits(tolerance="0.1%", flops_per_token="600M")
     found = solve(space)
     assert space.grid_size() > 10**9
-    for a in found.sample(100, seed=0):
+    for a in found.sample(50, seed=0):
         assert abs(a.flops_per_token() / 600e6 - 1) <= 0.001
     one = found[0]
-    part = replace(space, axes=space.axes | {"num_layers": (one.num_layers,), "d_model": (one.d_model,)})
-    every = solve(replace(part, budget=ANY_SIZE, limits=()))
-    assert set(solve(part)) == {a for a in every.top(0, "flops")[:200_000] if space.limits[0].holds(a)}
+    fixed = {axis: (getattr(one, axis),) for axis in ("num_layers", "d_model", "num_heads", "d_kv")}
+    part = replace(space, axes=space.axes | fixed)
+    every = solve(replace(part, budget=Budget.parse("1B", "99%"), limits=()))
+    assert one in solve(part)
+    assert set(solve(part)) == {a for a in every if space.limits[0].holds(a)}
 
 
 def test_a_space_file_may_have_any_budget(tmp_path: Path) -> None:

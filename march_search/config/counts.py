@@ -97,7 +97,9 @@ def parse_hours(text: str, noun: str) -> Fraction:
     return _positive(text, text, noun, "48 or 0.5", Fraction(LIMIT), units="")
 
 
-def _positive(word: str, text: str, noun: str, examples: str, below: Fraction, units: str = "".join(_UNITS)) -> Fraction:
+def _positive(
+    word: str, text: str, noun: str, examples: str, below: Fraction, units: str = "".join(_UNITS)
+) -> Fraction:
     """Return the number that `word`, a part of `text`, writes; raise a BudgetError that shows the whole text."""
     word = word.strip()
     match = _NUMBER.fullmatch(word) if len(word) <= 100 else None

@@ -25,9 +25,7 @@ Numbers = NDArray[np.float64]
 TRIAL = ("device", "tokens", "sequence_length", "micro_batch", "precision", "zero_stage", "checkpointing")
 """Settings of a trial that a budget may set, as in `Setup`; `device` and `tokens` may be text."""
 
-UNMEASURED_CPU = Device(
-    name="cpu", memory_bytes=0, bf16_flops=1.0, fp32_flops=1.0, utilisation=1.0, keeps_scores=True
-)
+UNMEASURED_CPU = Device(name="cpu", memory_bytes=0, bf16_flops=1.0, fp32_flops=1.0, utilisation=1.0, keeps_scores=True)
 """The CPU of a budget in bytes, which do not depend on its speed."""
 
 AT_MOST = "<="
@@ -226,7 +224,9 @@ def needs_device(limits: Sequence[Limit], trial: Mapping[str, Any]) -> str:
                 '"8xH100" in [budget].'
             )
         if limit.kind == "hours" and limit.setup.device == UNMEASURED_CPU:
-            return "hours on a cpu differ from measurement to measurement, so the set would too: name a GPU in [budget]."
+            return (
+                "hours on a cpu differ from measurement to measurement, so the set would too: name a GPU in [budget]."
+            )
     return ""
 
 

@@ -121,7 +121,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
     for kind in dict.fromkeys([*before_limits, *after_limits]):
         less, more = before_limits.get(kind), after_limits.get(kind)
         if less and more and less != more and (str(less), less.low, less.high) != (str(more), more.low, more.high):
-            inside = more.low <= less.low and less.high <= more.high and str(less.setup.device) == str(more.setup.device)
+            inside = (
+                more.low <= less.low and less.high <= more.high and str(less.setup.device) == str(more.setup.device)
+            )
             (gained if inside else lost).append(f"the budget was {less} and is now {more}")
         elif less is None or more is None:
             one, word = (less, "removed") if less else (more, "added")

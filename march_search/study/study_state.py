@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
-from march_search.errors import MarchSearchError, StorageError
-from march_search.files.atomic import lock, one_line
 from march_search.cost.devices import Device
 from march_search.cost.setup import Setup
+from march_search.errors import MarchSearchError, StorageError
+from march_search.files.atomic import lock, one_line
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve
 from march_search.space.limits import Limit
