@@ -69,7 +69,7 @@ def limit_around(draw: st.DrawFn, kind: str, values: list[float], setup: Setup) 
 
 
 @given(space_tables().map(narrow), SETUPS, st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_the_set_under_each_budget_and_under_several_equals_brute_force(
     table: dict, setup: Setup, data: st.DataObject
 ) -> None:

@@ -32,7 +32,7 @@ position = "rotary"
 """
 
 FLOPS = 'flops_per_token = "<=5M"\n'
-HOURS = 'hours = 5e-5\ndevice = "H100"\n'
+HOURS = 'hours = 2.5e-6\ndevice = "H100"\n'
 CONFIG = replace(TOY_CONFIG, space="own.toml", budget=None, tolerance=None, search=SearchConfig(trials=3))
 
 
@@ -59,7 +59,7 @@ def test_candidates_meet_all_budgets_of_the_space(strategy: str, tmp_path: Path)
     setup = study_setup(config, replace(parse_device("H100"), count=config.devices.ranks))
     for a in first.architectures or first.found:
         assert flops_per_token(a, setup) <= 5e6
-        assert hours(a, setup) <= 5e-5
+        assert hours(a, setup) <= 2.5e-6
         assert cache_bytes_per_token(a, setup) <= 1200
     assert len(first.found) > 3
 
@@ -71,7 +71,7 @@ def test_the_set_is_that_of_the_trials_of_the_study(tmp_path: Path) -> None:
     assert once > twice > 0
     for line, words in (
         ("tokens = 1000\n", f"[budget] tokens of the space own is 1000, but the study's trials have {training.tokens}"),
-        ('precision = "bf16"\n', "[budget] precision of the space own is bf16, but the study's trials have fp32"),
+        ('precision = "fp32"\n', "[budget] precision of the space own is fp32, but the study's trials have bf16"),
     ):
         with pytest.raises(ConfigError) as caught:
             chosen(tmp_path, HOURS + line)
@@ -100,13 +100,17 @@ def test_the_record_of_a_study_with_parameters_alone_is_unchanged(tmp_path: Path
 @pytest.mark.parametrize(
     ("before", "now", "words"),
     [
-        (FLOPS, FLOPS + HOURS, "narrower than when the study started: the budget of at most 5e-05 hours"),
-        (FLOPS + HOURS, FLOPS, "wider than when the study started: the budget of at most 5e-05 hours"),
+        (FLOPS, FLOPS + HOURS, "narrower than when the study started: the budget of at most 2.5e-06 hours"),
+        (FLOPS + HOURS, FLOPS, "wider than when the study started: the budget of at most 2.5e-06 hours"),
         (FLOPS, FLOPS.replace("5M", "4M"), "narrower than when the study started: the budget was at most 5,000,000 FL"),
         (FLOPS, FLOPS.replace("5M", "6M"), "wider than when the study started: the budget was at most 5,000,000 FLOPs"),
-        (HOURS, HOURS.replace("H100", "A100"), "narrower than when the study started: the budget was at most 5e-05 ho"),
+        (HOURS, HOURS.replace("H100", "A100"), "narrower than when the study started: the budget was at most 2.5e-06"),
         ('parameters = "1M"', 'parameters = "1M"\n' + FLOPS, "narrower than when the study started: the budget of at"),
-        ('parameters = "500K"\n' + FLOPS, FLOPS, "wider than when the study started: the budget of 500,000 param"),
+        (
+            'parameters = "700K"\ntolerance = "10%"\n' + FLOPS,
+            FLOPS,
+            "wider than when the study started: the budget of 700,000 param",
+        ),
     ],
 )
 def test_a_changed_budget_is_noticed(before: str, now: str, words: str, tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_the_plan_names_every_budget(tmp_path: Path) -> None:
     first = chosen(tmp_path, FLOPS + HOURS)
     row = dict(plan_rows(CONFIG, first, "", tmp_path))["candidates"]
     assert row.startswith(
-        f"3 of {len(first.found):,} feasible for at most 5,000,000 FLOPs per token and at most 5e-05 hours for "
+        f"3 of {len(first.found):,} feasible for at most 5,000,000 FLOPs per token and at most 2.5e-06 hours for "
         f"{CONFIG.training.tokens:,} tokens on H100 (design"
     )
 
