@@ -87,8 +87,8 @@ def _nearest(space: SearchSpace, budget: Budget | Limit) -> list[str]:
             low, high = (budget.high + 1, FAR) if is_above else (-FAR, budget.low - 1)
             found = solve_band(replace(space, budget=budget), budget, low, high)
         else:
-            bounds = {"low": budget.high, "high": math.inf} if is_above else {"low": 0.0, "high": budget.low}
-            band = replace(budget, **bounds)
+            above, below = replace(budget, low=budget.high, high=math.inf), replace(budget, low=0.0, high=budget.low)
+            band = above if is_above else below
             limits = sorted((*space.limits, band), key=lambda limit: list(KINDS).index(limit.kind))
             found = solve(replace(space, limits=tuple(limits)))
         if len(found):

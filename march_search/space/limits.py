@@ -146,8 +146,8 @@ class Limit:
     def with_tolerance(self, tolerance: Fraction) -> "Limit":
         """Return a copy of a target with another tolerance; an upper limit is unchanged."""
         aim = Fraction(self.aim)
-        ends = {"low": float(aim * (1 - tolerance)), "high": float(aim * (1 + tolerance))}
-        return replace(self, **ends) if self.low else self
+        low, high = float(aim * (1 - tolerance)), float(aim * (1 + tolerance))
+        return replace(self, low=low, high=high) if self.low else self
 
     def measure(self, shape: Any) -> Any:
         """Return the measure of an architecture, or of a shape whose numbers are arrays."""

@@ -88,7 +88,7 @@ class Members:
     def difference(self) -> NDArray[Any]:
         """Return the (n,) differences from the parameter budget, else from the first budget of another kind."""
         if self.target is not None:
-            return self.counted - self.target
+            return np.asarray(self.counted - self.target)
         return self.map(self.limits[0].measure) - self.limits[0].aim
 
     def difference_percent(self) -> Numbers:

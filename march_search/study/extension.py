@@ -117,17 +117,18 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
         (gained if inside else lost).append(f"the budget was {was} and is now {now}")
     elif was != now:
         (gained if was else lost).append(f"the budget of {was or now} was {'removed' if was else 'added'}")
-    before_limits, after_limits = ({limit.kind: limit for limit in limits_of(table)} for table in (old, new))
-    for kind in dict.fromkeys([*before_limits, *after_limits]):
-        less, more = before_limits.get(kind), after_limits.get(kind)
-        if less and more and less != more and (str(less), less.low, less.high) != (str(more), more.low, more.high):
-            inside = (
-                more.low <= less.low and less.high <= more.high and str(less.setup.device) == str(more.setup.device)
+    olds, news = ({limit.kind: limit for limit in limits_of(table)} for table in (old, new))
+    for kind in dict.fromkeys([*olds, *news]):
+        one, other = olds.get(kind), news.get(kind)
+        if one is None or other is None:
+            (lost if one is None else gained).append(
+                f"the budget of {one or other} was {'removed' if one else 'added'}"
             )
-            (gained if inside else lost).append(f"the budget was {less} and is now {more}")
-        elif less is None or more is None:
-            one, word = (less, "removed") if less else (more, "added")
-            (gained if less else lost).append(f"the budget of {one} was {word}")
+        elif (str(one), one.low, one.high) != (str(other), other.low, other.high):
+            inside = (
+                other.low <= one.low and one.high <= other.high and str(one.setup.device) == str(other.setup.device)
+            )
+            (gained if inside else lost).append(f"the budget was {one} and is now {other}")
     return lost, gained
 
 

@@ -43,8 +43,8 @@ def restored_candidates(folder: Path) -> Candidates:
         space = record["space"]
         axes = {axis: tuple(values) for axis, values in space["axes"].items()}
         rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
-        budgets = {"budget": budget_of(space["budget"]), "limits": limits_of(space)}
-        found = solve(SearchSpace(name=folder.name, axes=axes, rules=rules, **budgets))
+        budget, limits = budget_of(space["budget"]), limits_of(space)
+        found = solve(SearchSpace(name=folder.name, budget=budget, axes=axes, rules=rules, limits=limits))
         priors = tuple(Prior(Architecture.parse(name), float(loss), source) for name, loss, source in record["priors"])
         return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
 
