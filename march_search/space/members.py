@@ -76,7 +76,7 @@ class Members:
             UsageError: If `name` is neither a measure nor an axis.
         """
         if name == "difference":
-            return np.abs(self.difference())
+            return np.asarray(np.abs(self.difference()))
         if name in MEASURES:
             function = SHAPE_MEASURES[COLUMN_NAMES.get(name, name)]
             return self.map(lambda shape: function(shape, setup))
