@@ -358,16 +358,16 @@ def test_a_page_shows_the_overview_as_it_is_printed(
 
 
 def test_budgets_of_other_kinds_are_met_together(command: Command) -> None:
-    words = ("solve", "--space", "cpu-demo", "--flops-per-token", "<=6M", "--kv-cache", "1.2KB", "--hours", "0.0013")
-    words += ("--device", "8xA100", "--memory", "400MB")
+    words = ("solve", "--space", "cpu-demo", "--flops-per-token", "<=6.4M", "--kv-cache", "3.1KB", "--hours", "0.0185")
+    words += ("--device", "8xA100", "--memory", "190MB")
     setup = Setup(device=parse_device("8xA100"))
     expected = {
         a.name
         for a in solve(SearchSpace.load("cpu-demo"))
-        if flops_per_token(a, setup) <= 6e6
-        and cache_bytes_per_token(a, setup) <= 1200
-        and hours(a, setup) <= 0.0013
-        and memory_bytes(a, setup) <= 4e8
+        if flops_per_token(a, setup) <= 6.4e6
+        and cache_bytes_per_token(a, setup) <= 3100
+        and hours(a, setup) <= 0.0185
+        and memory_bytes(a, setup) <= 1.9e8
     }
     assert int(command(*words, "--count").stdout) == len(expected) > 0
     value = json_of(command(*words, "--top", "0", "--format", "json"))
@@ -380,7 +380,7 @@ def test_budgets_of_other_kinds_are_met_together(command: Command) -> None:
     ]
     assert all(one["low"] is None for one in value["budgets"])
     printed = " ".join(command(*words, "--top", "3").stdout.split())
-    assert "have 1,300,000 parameters ± 2%, at most 6,000,000 FLOPs per token, at most 0.0013 hours for" in printed
+    assert "have 1,300,000 parameters ± 2%, at most 6,400,000 FLOPs per token, at most 0.0185 hours for" in printed
     assert "(space cpu-demo; inverted)" in printed
     assert "so the set is complete" in printed
     filtered = " ".join(command(*words, "--where", "depth >= 2", "--top", "3").stdout.split())
