@@ -95,10 +95,17 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
 
 def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
     """Return the complete trials at a learning rate, by architecture and in the order of the seeds."""
+    return arm_trials_of(study, size.architectures, rate)
+
+
+def arm_trials_of(
+    study: StudyRecord, architectures: Sequence[Architecture], rate: float
+) -> dict[str, tuple[TrialRecord, ...]]:
+    """Return the complete trials of some architectures, as `arm_trials` does."""
     found: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for trial in study.trials:
         is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
-        if is_wanted and trial.loss is not None and trial.architecture in size.architectures:
+        if is_wanted and trial.loss is not None and trial.architecture in architectures:
             found[trial.architecture.name].setdefault(trial.seed, trial)
     return {name: tuple(own[seed] for seed in sorted(own)) for name, own in found.items()}
 
