@@ -20,6 +20,9 @@ from march_search.files.json_tables import find_table
 LADDER_FILE = "ladder.json"
 """Record of a ladder in its folder."""
 
+WAITING = ("unfinished", "paused")
+"""States of trials that may still complete."""
+
 _RECORD = {"question": str, "arms": list, "sizes": list}
 
 
@@ -91,6 +94,12 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     """
     folder = root / size.study
     return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
+
+
+def is_finished(study: StudyRecord) -> bool:
+    """Return whether no trial of the plan may still complete."""
+    started = len(study.trials) + len(study.damaged)
+    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
 def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
