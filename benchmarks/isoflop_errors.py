@@ -79,7 +79,7 @@ def optimum_table(ladders: int) -> None:
     """Print how often intervals of the optimum of one budget cover the truth."""
     print("| a, b | sizes | range | off by | interval | width | closed | loss | estimate | parabola | its estimate |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    designs = [*product(((0.34, 0.28), (0.25, 0.5), (0.5, 0.25)), ((4, 8), (5, 16), (7, 16)), (1, 2))]
+    designs = [*product(((0.34, 0.28), (0.25, 0.5), (0.5, 0.25)), ((4, 8), (6, 16)), (1, 2))]
     for (a, b), (number, reach), off in designs:
         rng, rows, law = np.random.default_rng(5), [], Law(a, b)
         sizes = BEST * off * np.geomspace(reach**-0.5, reach**0.5, number)
@@ -114,7 +114,7 @@ def growth_table(ladders: int) -> None:
     print("\n| a, b | sizes | optima | parameters' exponent | its width | tokens' exponent | known | misfit claimed |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     budgets = [FLOPS / 4, FLOPS, 4 * FLOPS]
-    for (a, b), number in product(((0.34, 0.28), (0.25, 0.5), (0.5, 0.25)), (5, 7)):
+    for (a, b), number in product(((0.34, 0.28), (0.25, 0.5), (0.5, 0.25)), (5,)):
         rng, rows, covered, law, claims = np.random.default_rng(6), [], [], Law(a, b), []
         sizes = BEST * np.geomspace(1 / 6, 6, number)
         for _ in range(ladders):

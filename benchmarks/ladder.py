@@ -144,7 +144,7 @@ def order_table(ladders: int) -> None:
                 rows += [(found.probability(a, b), truth[-1, a] < truth[-1, b]) for a, b in pairs]
             stated, came = np.array(rows, float).T
             sure = stated > 0.97
-            shares = [f"{x.mean():.3f}" for x in (stated, came, stated[sure], came[sure])]
+            shares = [f"{x.mean():.3f}" if len(x) else "–" for x in (stated, came, stated[sure], came[sure])]
             print(f"| {kind} | {spread} | {' | '.join(shares)} |", flush=True)
 
 

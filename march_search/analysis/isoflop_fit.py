@@ -69,7 +69,8 @@ class OptimumDraws:
     places_X: Array
     """Parameters at which the curves were computed."""
     tokens_X: Array
-    """Tokens at these parameters: the budget divided by the FLOPs per token, interpolated between the shapes."""
+    """Tokens at these parameters: the budget divided by the FLOPs per token of the arm, a parabola in log-log, because
+    shapes of small steps have uneven ones."""
     best_B: Array
     """Index of the place with the lowest loss; 0 and the last are the ends of the sizes."""
     loss_B: Array
@@ -212,7 +213,7 @@ def _optimum(
     order = np.unique(points.parameters_P, return_index=True)[1]
     sizes, per_token = np.log(points.parameters_P[order]), np.log(points.per_token_P[order])
     places_X = np.linspace(sizes[0], sizes[-1], PLACES)
-    tokens_X = np.log(flops) - np.interp(places_X, sizes, per_token)
+    tokens_X = np.log(flops) - np.polyval(np.polyfit(sizes, per_token, 2), places_X)
     first = theta_B3[:, 1, None] * np.exp(-pairs_B2[:, :1] * (places_X - np.log(units[0])))
     second = theta_B3[:, 2, None] * np.exp(-pairs_B2[:, 1:] * (tokens_X - np.log(units[1])))
     losses_BX = theta_B3[:, :1] + first + second

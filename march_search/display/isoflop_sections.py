@@ -7,23 +7,28 @@ from march_search.analysis.isoflop import Estimate, IsoflopEvidence, Optimum
 from march_search.config.ladder_config import LEAST_SIZES
 from march_search.display.sections import Section, markdown_section
 from march_search.display.tables import Column, plural, si
-from march_search.display.wording import listed
+from march_search.display.wording import NAMED, listed
 
 Row = dict[str, Any]
 
 
 def isoflop_answer(found: IsoflopEvidence) -> str:
-    """Return in sentences where the loss is lowest for each budget, and how the optimum grows."""
+    """Return in sentences where the loss is lowest for each budget, and how the optimum grows.
+
+    With many arms and budgets, the sentences are about the largest budget; the tables have all.
+    """
     if not found.optima:
         return f"No budget has {LEAST_SIZES} sizes yet, which show where the loss is lowest."
-    parts = [_optimum_words(found, one) for one in found.optima]
+    largest = found.optima[-1].budget
+    shown = [one for one in found.optima if len(found.optima) <= NAMED or one.budget == largest]
+    parts = [_optimum_words(found, one) for one in shown]
     for one in found.growths:
         arm = f" of {one.arm}" if len(found.ladder.arms) > 1 else ""
         parts.append(
             f"With training FLOPs C, the optimal parameters{arm} grow as C^{_two(one.parameters)} and the tokens as "
             f"C^{_two(one.tokens)}."
         )
-    for gap in found.gaps:
+    for gap in (gap for gap in found.gaps if len(found.gaps) <= NAMED or gap.budget == largest):
         if gap.loss.interval.low > 0 or gap.loss.interval.high < 0:
             word = "lower" if gap.loss.value < 0 else "higher"
             parts.append(
@@ -37,7 +42,7 @@ def isoflop_answer(found: IsoflopEvidence) -> str:
 
 def _optimum_words(found: IsoflopEvidence, one: Optimum) -> str:
     """Return an optimum as a sentence, or why there is none."""
-    arm = f"{one.arm} " if len(found.ladder.arms) > 1 else "the loss "
+    arm = f"the loss of {one.arm} " if len(found.ladder.arms) > 1 else "the loss "
     start = f"At {one.budget} training FLOPs, {arm}"
     if one.is_inside:
         return (

@@ -6,7 +6,7 @@ from march_search.analysis.isoflop import IsoflopEvidence, Optimum, PointLoss
 from march_search.display.tables import si
 from march_search.report.figures import LEFT, TOP
 from march_search.report.ladder_figures import Series, half_width, series_figure
-from march_search.report.svg import HALF, SERIES, WIDTH, Figure, scale
+from march_search.report.svg import COLUMN, HALF, SERIES, WIDTH, Figure, scale
 
 STEP = 8
 """Every how many places of a curve are drawn."""
@@ -34,7 +34,7 @@ def isoflop_figures(found: IsoflopEvidence, width: float = 0) -> dict[str, Figur
             )
             for number, budget in enumerate(ladder.budgets, 1)
         }
-    drawn["growth"] = growth_figure(found, width or HALF)
+    drawn["growth"] = growth_figure(found)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -56,7 +56,8 @@ def _series(found: IsoflopEvidence, arm: str, budget: str, name: str) -> Series 
     line: tuple[tuple[float, float], ...] = ()
     if best:
         places, losses = best.draws.places_X, best.draws.curves_3X[1]
-        line = tuple((float(n), float(v)) for n, v in zip(places[::STEP], losses[::STEP], strict=True))
+        shown = [*range(0, len(places) - 1, STEP), -1]
+        line = tuple((float(places[k]), float(losses[k])) for k in shown)
     inside = best if best and best.is_inside else None
     return Series(
         name=name,
@@ -74,8 +75,12 @@ def _optimum(found: IsoflopEvidence, arm: str, budget: str) -> Optimum | None:
     return next((one for one in found.optima if (one.arm, one.budget) == (arm, budget)), None)
 
 
-def growth_figure(found: IsoflopEvidence, width: float = HALF) -> Figure | None:
-    """Draw the optimal parameters of each arm over the training FLOPs, with intervals; None with fewer than two."""
+def growth_figure(found: IsoflopEvidence, width: float = COLUMN) -> Figure | None:
+    """Draw the optimal parameters of each arm over the training FLOPs, with intervals.
+
+    None with fewer than two budgets whose optimum is inside the sizes. The figure stands beside another one, so it has
+    the width of a column.
+    """
     inside = [one for one in found.optima if one.is_inside]
     if len({one.flops for one in inside}) < 2:
         return None

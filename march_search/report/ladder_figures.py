@@ -14,7 +14,7 @@ from march_search.display.sentences import loss_unit
 from march_search.display.tables import si
 from march_search.report.figures import LEFT, TOP
 from march_search.report.interval_figures import Bar, interval_figure
-from march_search.report.svg import HALF, SERIES, WIDTH, Figure, Scale, label_room, scale, spread_apart
+from march_search.report.svg import COLUMN, SERIES, WIDTH, Figure, Scale, label_room, scale, spread_apart
 
 PLACES = 9
 """Number of sizes at which the law is drawn."""
@@ -49,7 +49,7 @@ def ladder_figures(found: LadderEvidence, width: float = 0) -> dict[str, Figure]
         found: Results of the ladder.
         width: Width of every figure, in SVG units; 0 for that of the page.
     """
-    drawn = {"losses": losses_figure(found, width or WIDTH), "effects": effects_figure(found, width or HALF)}
+    drawn = {"losses": losses_figure(found, width or WIDTH), "effects": effects_figure(found)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -178,8 +178,11 @@ def _label(y: Scale) -> Callable[[float], str]:
     return lambda value: f"{value:.{decimals}f}"
 
 
-def effects_figure(found: LadderEvidence, width: float = HALF) -> Figure | None:
-    """Draw the effect of each arm against the baseline at the smallest and the largest size; None for one size."""
+def effects_figure(found: LadderEvidence, width: float = COLUMN) -> Figure | None:
+    """Draw the effect of each arm against the baseline at the smallest and the largest size; None for one size.
+
+    The figure stands beside another one, so it has the width of a column.
+    """
     sides = ((0, found.records[0].size, "rest"), (1, found.records[-1].size, "s0"))
     bars = [
         Bar(

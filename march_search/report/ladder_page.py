@@ -1,6 +1,7 @@
 """The page of a ladder: how far a small ranking carries, or where the loss of a compute budget is lowest."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from march_search.analysis.isoflop import IsoflopEvidence
@@ -52,6 +53,7 @@ def ladder_page(found: LadderEvidence, command: str) -> str:
         figures=(ladder_figures(found), ladder_figures(found, svg.COLUMN)),
         captions=captions,
         first="losses",
+        beside="effects",
         sections=[*sections, _shapes(rows)],
         coloured=len(found.arms),
         command=command,
@@ -83,6 +85,7 @@ def isoflop_page(found: IsoflopEvidence, command: str) -> str:
         figures=figures,
         captions=captions,
         first=next(iter(figures[0]), ""),
+        beside="growth",
         sections=[*isoflop_sections(found), _shapes(isoflop_rows(found))],
         coloured=0,
         command=command,
@@ -91,7 +94,9 @@ def isoflop_page(found: IsoflopEvidence, command: str) -> str:
 
 def _shapes(rows: Sequence[Mapping[str, Any]]) -> Section:
     """Return the table of the shapes that were trained, one row per arm and size."""
-    distinct = {(row["arm"], row["size"], row["tokens"]): dict(row) for row in rows}
+    distinct = {
+        (row["arm"], row["size"], row["tokens"]): {**row, "not_kept": row["not_kept"] or None} for row in rows
+    }
     ordered = sorted(distinct.values(), key=lambda row: [one["arm"] for one in rows].index(row["arm"]))
     return Section(title="shapes", rows=ordered, columns=SHAPES)
 
@@ -107,6 +112,7 @@ def _page(
     """Return the page from its template."""
     names = [row["name"] for row in sections[-1].rows]
     first, *others = sections
+    first = replace(first, title=first.title.removeprefix(f"{values['name']}: "))
     tables = [table(first, {}, min(coloured, svg.SERIES), head="arm"), *(_table(one, names) for one in others)]
     return rendered("ladder.html.j2", figures=drawings(*figures, captions), sections=tables, **values)
 
