@@ -137,7 +137,9 @@ def isoflop_evidence(ladder: IsoflopRecord, root: Path, assumed: float | None = 
     faults: list[str] = []
     for number, arm in enumerate(ladder.arms):
         own, short = _enough(ladder, [one for one in losses if one.point.arm == arm])
-        faults += [f"{arm} at {budget} FLOPs has {many} of {LEAST_SIZES} sizes that a curve needs." for budget, many in short]
+        faults += [
+            f"{arm} at {budget} FLOPs has {many} of {LEAST_SIZES} sizes that a curve needs." for budget, many in short
+        ]
         if own:
             try:
                 fits[arm] = fit_arm(_points(own), [one.point.budget_flops for one in own], seed=number)
@@ -185,9 +187,7 @@ def _losses(
             found.append((point, own))
     noise = seed_noise([point.architecture for point, _ in found], [own for _, own in found], assumed)
     return [
-        PointLoss(
-            point=point, loss=fmean(own), error=deviation / math.sqrt(len(own)), degrees=degrees, seeds=len(own)
-        )
+        PointLoss(point=point, loss=fmean(own), error=deviation / math.sqrt(len(own)), degrees=degrees, seeds=len(own))
         for (point, own), deviation, degrees in zip(found, noise.deviations, noise.degrees, strict=True)
     ]
 

@@ -24,6 +24,7 @@ from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 from march_search.errors import UsageError
 
+
 @dataclass(frozen=True, kw_only=True)
 class LadderEvidence:
     """Results of a ladder. Arms, losses and effects have the order of `arms`."""

@@ -87,7 +87,9 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
     weight = prior_G - (np.log(determinant).sum(axis=-1) + squares + np.log(whole)) / 2
     share = np.exp(weight - weight.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, draws, p=share / share.sum()), weight.shape)
-    center_B2 = normal_pairs(rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole)))
+    center_B2 = normal_pairs(
+        rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole))
+    )
     gaps = [seen_A - center_B2[:, side, None] for side, seen_A in enumerate(seen_2A)]
     own = [part[k, g] for part in inverse]
     spread = np.square(first_G[g])[:, None], np.square(second_G[g])[:, None], shared_G[g][:, None]

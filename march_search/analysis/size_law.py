@@ -99,9 +99,7 @@ def forecast(sizes: Sequence[SizeLosses], parameters: int, seed: int = 0) -> Siz
     share = np.exp(weight_KG - weight_KG.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, DRAWS, p=share / share.sum()), weight_KG.shape)
     mean = _fitted(seen_SA, noise_SKA.mean(axis=1), shape_GS[np.bincount(g).argmax()][:, None])
-    first_BA, last_BA = shrunk_ends(
-        rng, mean, _fitted(seen_SA[:, None], noise_SKA[:, k], shape_GS[g].T[:, :, None])
-    )
+    first_BA, last_BA = shrunk_ends(rng, mean, _fitted(seen_SA[:, None], noise_SKA[:, k], shape_GS[g].T[:, :, None]))
     draws_BA = last_BA + (first_BA - last_BA) * at_G[g][:, None]
     offsets_BA = last_BA + (first_BA - last_BA) * end_G[g][:, None]
     many = seen_SA.shape[1]

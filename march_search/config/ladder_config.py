@@ -32,7 +32,9 @@ def parse_training_flops(text: str) -> float:
     word = text.strip().replace("_", "")
     flops = float(word) if _FLOPS.fullmatch(word) else math.nan
     if not 1e6 <= flops <= 1e30:
-        raise BudgetError(f"invalid training_flops {shown(text)}: use a number from 1e6 to 1e30, such as 1e14 or 3.2e18.")
+        raise BudgetError(
+            f"invalid training_flops {shown(text)}: use a number from 1e6 to 1e30, such as 1e14 or 3.2e18."
+        )
     return flops
 
 
@@ -113,7 +115,7 @@ class LadderConfig:
         """Yield one sentence for each setting or pair of settings that is refused."""
         if not self.budgets:
             if self.training_flops:
-                yield "[ladder]: training_flops needs sizes: set budgets, such as [\"1M\", \"2M\", \"4M\", \"8M\"]."
+                yield '[ladder]: training_flops needs sizes: set budgets, such as ["1M", "2M", "4M", "8M"].'
             return
         counts = []
         for text in self.budgets:
@@ -160,6 +162,6 @@ class LadderConfig:
         ) if is_set]  # fmt: skip
         if other:
             yield f"[ladder]: training_flops sets the tokens: remove {' and '.join(other)}."
-        slugs = [arm_slug(arm.name) for arm in self.arms]
-        if len(set(slugs)) < len(slugs):
-            yield f"[ladder]: arms differ only by spaces: {[arm.name for arm in self.arms]}: use other names."
+        names = {arm.name for arm in self.arms}
+        if len(set(map(arm_slug, names))) < len(names):
+            yield f"[ladder]: arms differ only by a space or _: {sorted(names)}: use other names."

@@ -66,7 +66,9 @@ def _series(found: IsoflopEvidence, arm: str, budget: str, name: str) -> Series 
         target=(inside.parameters.value, inside.loss.value, inside.loss.interval.low, inside.loss.interval.high)
         if inside
         else None,
-        tooltip=f"{name}: lowest at {si(inside.parameters.value)} parameters, {inside.loss.value:.4f}" if inside else "",
+        tooltip=f"{name}: lowest at {si(inside.parameters.value)} parameters, {inside.loss.value:.4f}"
+        if inside
+        else "",
     )
 
 
@@ -98,7 +100,9 @@ def growth_figure(found: IsoflopEvidence, width: float = COLUMN) -> Figure | Non
         figure.path([(x(o.flops) + shift, y(o.parameters.value)) for o in own], f"{css} curve", arm)
         for one in own:
             held, at = one.parameters.interval, x(one.flops) + shift
-            tooltip = f"{arm} at {one.budget}: {si(one.parameters.value)}, 95% interval {si(held.low)} to {si(held.high)}"
+            tooltip = (
+                f"{arm} at {one.budget}: {si(one.parameters.value)}, 95% interval {si(held.low)} to {si(held.high)}"
+            )
             figure.path([(at, y(held.low)), (at, y(held.high))], f"{css} interval", tooltip)
             figure.dot(at, y(one.parameters.value), f"{css} mark", tooltip, 4)
     return figure

@@ -152,9 +152,7 @@ def series_figure(
     return figure
 
 
-def _names(
-    figure: Figure, series: Sequence[Series], x: Scale, y: Scale, place: tuple[float, float, int]
-) -> None:
+def _names(figure: Figure, series: Sequence[Series], x: Scale, y: Scale, place: tuple[float, float, int]) -> None:
     """Write the names of the series at the ends of their lines, or below a narrow figure."""
     right, bottom, per_row = place
     ends = [one.line[-1] if one.line else one.points[-1][:2] for one in series]

@@ -94,9 +94,7 @@ def isoflop_page(found: IsoflopEvidence, command: str) -> str:
 
 def _shapes(rows: Sequence[Mapping[str, Any]]) -> Section:
     """Return the table of the shapes that were trained, one row per arm and size."""
-    distinct = {
-        (row["arm"], row["size"], row["tokens"]): {**row, "not_kept": row["not_kept"] or None} for row in rows
-    }
+    distinct = {(row["arm"], row["size"], row["tokens"]): {**row, "not_kept": row["not_kept"] or None} for row in rows}
     ordered = sorted(distinct.values(), key=lambda row: [one["arm"] for one in rows].index(row["arm"]))
     return Section(title="shapes", rows=ordered, columns=SHAPES)
 

@@ -90,9 +90,7 @@ def isoflop_points(config: StudyConfig, base: Path, name: str, given: Sequence[s
     return tuple(points)
 
 
-def _shapes(
-    config: StudyConfig, base: Path
-) -> tuple[dict[tuple[str, str], FollowedArm], dict[tuple[str, str], int]]:
+def _shapes(config: StudyConfig, base: Path) -> tuple[dict[tuple[str, str], FollowedArm], dict[tuple[str, str], int]]:
     """Return the shape of each arm at each size, and its parameters as the space counts them, by size and arm."""
     ladder = config.ladder
     shapes: dict[tuple[str, str], FollowedArm] = {}

@@ -142,3 +142,62 @@ def write_isoflop(
     record = {"schema_version": 1, "question": "How many parameters?", "arms": list(bests)}
     record |= {"sizes": [f"S{number}" for number in range(len(FOUR))], "points": points}
     write_json(root / "equal" / "isoflop.json", sealed(record))
+
+
+SPACE = """[budget]
+parameters = "30K"
+tolerance = "3%"
+count = "non-embedding"
+[axes]
+num_layers = { min = 1, max = 4 }
+d_model = { min = 16, max = 128, multiple_of = 8 }
+num_heads = { min = 1, max = 8 }
+d_kv = [8, 16]
+d_ff = { min = 16, max = 512, multiple_of = 8 }
+feed_forward_proj = ["relu", "gated-gelu"]
+position = "rotary"
+vocab_size = 512
+"""
+
+"""Space of a tiny ladder."""
+
+LADDER = """question = "Does the order hold?"
+space = "space.toml"
+[search]
+seeds = [0]
+learning_rates = [1e-3, 4e-3]
+[pruner]
+kind = "none"
+[confirm]
+max_seeds = 1
+[ladder]
+budgets = ["30K", "60K"]
+tokens_per_parameter = 0.05
+directions = { "d_model / num_layers" = 16, "d_ff / d_model" = 3, "num_heads * d_kv / d_model" = 1, d_kv = 16 }
+[[ladder.arms]]
+name = "plain"
+[[ladder.arms]]
+name = "gated"
+fields = { feed_forward_proj = "gated-gelu" }
+[[ladder.arms]]
+name = "wide"
+directions = { "d_model / num_layers" = 64 }
+[data]
+corpus = "CORPUS"
+vocab_size = 512
+sequence_length = 16
+validation_sequences = 32
+noise_density = 0.5
+[training]
+global_batch_tokens = 128
+learning_rate = 4e-3
+warmup_tokens = 128
+precision = "fp32"
+evaluations = 2
+checkpoints = 0
+[devices]
+kind = "cpu"
+threads = 1
+parallel_trials = 2
+"""
+"""File of a tiny ladder."""
