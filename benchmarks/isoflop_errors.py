@@ -1,4 +1,4 @@
-"""Simulate compute budgets of known laws, and count how often the interval of the optimum holds (`ladder.py --isoflop`).
+"""Simulate compute budgets of known laws, and count how often intervals of the optimum hold (`ladder.py --isoflop`).
 
 Losses follow E + A N^-a + B D^-b with 6 N D FLOPs; at the optimum, the part of the parameters is 0.8 nats and that of
 the tokens follows. Sizes are at equal ratios over a range; their middle is the optimum, or a factor off it. Seeds vary
@@ -93,12 +93,12 @@ def optimum_table(ladders: int) -> None:
             point, left, right = parabola(points, rng)
             rows.append(
                 (
-                    (opened[0] or low <= BEST * 1.01) and (opened[1] or BEST <= high * 1.01),
+                    (opened[0] or low <= BEST * 1.01) and (opened[1] or high * 1.01 >= BEST),
                     high / low,
                     not any(opened),
                     ends[0] <= lowest <= ends[1],
                     middle / BEST,
-                    left <= BEST * 1.01 and BEST <= right * 1.01,
+                    left <= BEST * 1.01 and right * 1.01 >= BEST,
                     point / BEST,
                 )
             )

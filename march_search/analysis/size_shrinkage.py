@@ -1,8 +1,9 @@
 """Draw the laws of a ladder's arms towards one another, as far as the noise of their losses asks for it.
 
 Flat priors leave every arm where its losses are, so the arm that looks best is expected to be too good, and an order
-within noise looks too sure. The arms of a ladder are therefore taken as draws of one normal distribution of their losses
-at the smallest and at the largest size, whose means, spreads and correlation are unknown: uniform, as in `size_draws`.
+within noise looks too sure. The arms of a ladder are therefore taken as draws of one normal distribution of their
+losses at the smallest and at the largest size, whose means, spreads and correlation are unknown: uniform, as in
+`size_draws` (hierarchical normal model, Gelman et al. 2013, Bayesian Data Analysis, chapter 5).
 The spreads and the correlation are drawn by their likelihood at the best exponent with the mean noise.
 
 Shape suffixes: A arms, B draws, G combinations of spreads and correlation.

@@ -39,7 +39,9 @@ def add(study: argparse.ArgumentParser) -> None:
     study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
-    running.add_argument("--up-to", metavar="SIZE", help="of a ladder, train the sizes up to this one")
+    running.add_argument(
+        "--up-to", metavar="SIZE", help="of a ladder, train the sizes, or the budgets of training FLOPs, up to this one"
+    )
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",

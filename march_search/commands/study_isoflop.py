@@ -41,10 +41,8 @@ def run_isoflop(
             continue
         is_first = _is_first(point, points)
         if options.create and not is_first:
-            print(
-                f"{study.name}: created its smallest size; the others follow when it is complete: {again(study, root)}.",
-                file=sys.stderr,
-            )
+            rest = f"the others follow when it is complete: {again(study, root)}"
+            print(f"{study.name}: created its smallest size; {rest}.", file=sys.stderr)
             return 0
         rate = None if is_first else _carried(study.folder.path, root, loaded)
         code = run_one(size_study(study, point.study, root, rate), options)

@@ -32,8 +32,8 @@ def isoflop_answer(found: IsoflopEvidence) -> str:
         if gap.loss.interval.low > 0 or gap.loss.interval.high < 0:
             word = "lower" if gap.loss.value < 0 else "higher"
             parts.append(
-                f"At {gap.budget} FLOPs, the lowest loss of {gap.arm} is {abs(gap.loss.value):.4f} nats {word} than that "
-                f"of {gap.baseline} (95% interval of the difference {_ends(gap.loss.interval, '{:+.4f}'.format)})."
+                f"At {gap.budget} FLOPs, the lowest loss of {gap.arm} is {abs(gap.loss.value):.4f} nats {word} than "
+                f"that of {gap.baseline} (95% interval of the difference {_ends(gap.loss.interval, '{:+.4f}'.format)})."
             )
         else:
             parts.append(f"At {gap.budget} FLOPs, the lowest losses of {gap.arm} and {gap.baseline} are within noise.")
@@ -149,8 +149,8 @@ def _optima_section(found: IsoflopEvidence) -> Section:
     ]
     if any(not one.is_inside for one in found.optima):
         notes.append(
-            "Without both ends inside the sizes that were trained there is a bound and no optimum; the loss is then the "
-            "lowest within these sizes."
+            "Without both ends inside the sizes that were trained there is a bound and no optimum; the loss is then "
+            "the lowest within these sizes."
         )
     for one in found.growths:
         notes.append(

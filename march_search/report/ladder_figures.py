@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -171,7 +172,7 @@ def _names(figure: Figure, series: Sequence[Series], x: Scale, y: Scale, place: 
 def _label(y: Scale) -> Callable[[float], str]:
     """Return how values of an axis are written: with as many decimals as its ticks need."""
     ticks = y.ticks()
-    steps = [b - a for a, b in zip(ticks, ticks[1:], strict=False)] or [1.0]
+    steps = [after - before for before, after in pairwise(ticks)] or [1.0]
     decimals = max(1, min(4, math.ceil(-math.log10(min(steps)) - 1e-9)))
     return lambda value: f"{value:.{decimals}f}"
 
@@ -184,15 +185,17 @@ def effects_figure(found: LadderEvidence, width: float = COLUMN) -> Figure | Non
     sides = ((0, found.records[0].size, "rest"), (1, found.records[-1].size, "s0"))
     bars = [
         Bar(
-            name=f"{found.arms[change.arms[0]]}, {size}",
-            point=change.effects[side],
-            low=change.effects[side] - change.half_widths[side],
-            high=change.effects[side] + change.half_widths[side],
+            name=f"{arm}, {size}",
+            point=effect,
+            low=effect - half,
+            high=effect + half,
             css=css,
-            tooltip=f"{found.arms[change.arms[0]]} at {size}: {change.effects[side]:+.4f} ± {change.half_widths[side]:.4f}",
+            tooltip=f"{arm} at {size}: {effect:+.4f} ± {half:.4f}",
         )
         for change in found.changes
+        for arm in (found.arms[change.arms[0]],)
         for side, size, css in sides
+        for effect, half in ((change.effects[side], change.half_widths[side]),)
     ]
     if not bars:
         return None

@@ -36,7 +36,7 @@ def ladder_page(found: LadderEvidence, command: str) -> str:
         command: Commands that make the page again.
     """
     captions = {
-        "losses": "Bars are 95% intervals over seeds; arms at one size are moved apart. Lines: the fitted law of each arm."
+        "losses": "Bars are 95% intervals over seeds; arms at one size are moved apart. Lines: the law of each arm."
         + (" Hollow: the forecast." if found.forecast else ""),
         "effects": f"Left of the line, the arm is better than {found.arms[0]}. Grey: {found.records[0].size}, blue: "
         f"{found.records[-1].size}. Bars are 95% intervals over seeds.",
@@ -69,24 +69,26 @@ def isoflop_page(found: IsoflopEvidence, command: str) -> str:
     """
     figures = isoflop_figures(found), isoflop_figures(found, svg.COLUMN)
     curve = (
-        "Every dot is a size with equal training FLOPs; bars are 95% intervals over seeds. Lines: the fitted law. Hollow: "
-        "the lowest loss, where it is inside the sizes."
+        "Every dot is a size with equal training FLOPs; bars are 95% intervals over seeds. Lines: the fitted law. "
+        "Hollow: the lowest loss, where it is inside the sizes."
     )
     captions = {name: curve for name in figures[0] if name.startswith("isoflop")}
+    losses, *optima = isoflop_sections(found)
     captions["growth"] = "Bars are 95% intervals. Only optima inside the sizes that were trained."
-    ladder, unfinished = found.ladder, f"; {plural(len(found.unfinished), 'study')} not finished"
+    ladder, waiting = found.ladder, len(found.unfinished)
+    unfinished = f"; {waiting} {'study is' if waiting == 1 else 'studies are'} not finished" if waiting else ""
     return _page(
         name=ladder.name,
         question=ladder.question,
         answer=isoflop_answer(found),
         facts=f"{plural(len(ladder.budgets), 'compute budget')}, {plural(len(ladder.arms), 'arm')}, "
-        f"{plural(len(ladder.sizes), 'size')}{unfinished.replace('studys', 'studies') if found.unfinished else ''}",
+        f"{plural(len(ladder.sizes), 'size')}{unfinished}",
         is_finished=not found.unfinished,
         figures=figures,
         captions=captions,
         first=next(iter(figures[0]), ""),
         beside="growth",
-        sections=[*isoflop_sections(found), _shapes(isoflop_rows(found))],
+        sections=[*optima, losses, _shapes(isoflop_rows(found))],
         coloured=0,
         command=command,
     )
@@ -109,8 +111,8 @@ def _page(
 ) -> str:
     """Return the page from its template."""
     names = [row["name"] for row in sections[-1].rows]
-    first, *others = sections
-    first = replace(first, title=first.title.removeprefix(f"{values['name']}: "))
+    plain = [replace(one, title=one.title.removeprefix(f"{values['name']}: ")) for one in sections]
+    first, *others = plain
     tables = [table(first, {}, min(coloured, svg.SERIES), head="arm"), *(_table(one, names) for one in others)]
     return rendered("ladder.html.j2", figures=drawings(*figures, captions), sections=tables, **values)
 

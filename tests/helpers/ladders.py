@@ -158,7 +158,6 @@ feed_forward_proj = ["relu", "gated-gelu"]
 position = "rotary"
 vocab_size = 512
 """
-
 """Space of a tiny ladder."""
 
 LADDER = """question = "Does the order hold?"
