@@ -1,15 +1,15 @@
 """Find where the loss of a compute budget is lowest: the compute-optimal parameters and tokens of one arm.
 
 The law is `L(N, D) = E + A N^-a + B D^-b` with parameters N and tokens D (Hoffmann et al. 2022, approach 3), fitted
-at the parameters, tokens and losses of each point, over all compute budgets of the arm together. For given exponents it is
+at the parameters, tokens and losses of each point, over all budgets of the arm together. For given exponents it is
 linear in E, A and B (variable projection, Golub and Pereyra 1973; for this law Czech et al. 2026, arXiv 2603.22339).
-One budget with four sizes does not show the exponents, so they are integrated over: each pair from `LEAST` to `MOST` is
-equally likely before, and weighs by its likelihood. Losses at three of the points are uniform before, and E, A and B
-are not negative.
+One budget with four sizes does not show the exponents, so they are integrated over: each pair from `LEAST` to `MOST`
+is equally likely before, and weighs by its likelihood. Losses at three of the points are uniform before, and E, A and
+B are not negative.
 
 A parabola in log N (Hoffmann et al. 2022, approach 2) is the special case of small ranges. Its minimum is biased where
-exponents differ, sizes reach far or lie to one side of the minimum (Czech et al. 2026); `benchmarks/ladder.py --isoflop`
-has both.
+exponents differ, sizes reach far or lie to one side of the minimum (Czech et al. 2026). `ladder.py --isoflop` in
+`benchmarks/` simulates both.
 
 The noise of seeds is that of a ladder: the variance of each mean is drawn, and the losses around it.
 
