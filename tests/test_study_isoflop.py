@@ -197,7 +197,7 @@ def test_a_law_that_misses_the_losses_is_found() -> None:
     bent = replace(seen, means_P=seen.means_P + 0.05 * (seen.flops_P == 1e14))
     misfit = fit_arm(bent, budgets).misfit_p
     assert misfit is not None
-    assert misfit < 1e-4
+    assert misfit < 1e-3
 
 
 def test_losses_without_a_law_are_refused() -> None:

@@ -99,8 +99,8 @@ class ArmFit:
     optima: dict[float, OptimumDraws]
     """Draws of the lowest loss of each budget, by its FLOPs."""
     misfit: float | None
-    """Weighted sum of squares of the best law's residuals divided by its degrees of freedom, which is about 1 for a law
-    that holds; None if the points are as few as the law's parameters."""
+    """Sum of squares of the best law's standardized residuals divided by its degrees of freedom; None if the points are
+    as few as the law's parameters."""
     misfit_p: float | None
     """p-value of a misfit at least as large by the noise of seeds."""
 
@@ -133,7 +133,7 @@ def fit_arm(points: ArmPoints, budgets: Sequence[float], seed: int = 0) -> ArmFi
     optima = {
         flops: _optimum(points, flops, units, theta_B3, pairs_G2[g_B]) for flops in dict.fromkeys(map(float, budgets))
     }
-    misfit, p = _misfit(points, basis_GP3)
+    misfit, p = _misfit(rng, points, basis_GP3, units)
     return ArmFit(optima=optima, misfit=misfit, misfit_p=p)
 
 
@@ -227,23 +227,30 @@ def _optimum(
     )
 
 
-def _misfit(points: ArmPoints, basis_GP3: Array) -> tuple[float | None, float | None]:
+def _misfit(
+    rng: np.random.Generator, points: ArmPoints, basis_GP3: Array, units: tuple[float, float]
+) -> tuple[float | None, float | None]:
     """Return the misfit of the law with the best exponents and its p-value; None with too few points.
 
-    The noise has the pooled degrees of freedom of all points, so the ratio has an F distribution.
+    Each standardized residual has a Student distribution, because its error is estimated from few seeds. The sum of
+    their squares is compared with draws of that noise without what the law's five parameters take up, linearised.
     """
     free = len(points.means_P) - 5
     if free < 1:
         return None, None
-    from scipy.special import fdtrc
-
     root_P = 1 / points.errors_P
     scaled_GP3, seen_P = basis_GP3 * root_P[:, None], points.means_P * root_P
-    fitted = np.linalg.solve(
-        np.swapaxes(scaled_GP3, -1, -2) @ scaled_GP3, (np.swapaxes(scaled_GP3, -1, -2) @ seen_P)[..., None]
-    )
-    squares = float(((seen_P - (scaled_GP3 @ fitted)[..., 0]) ** 2).sum(axis=-1).min())
-    return squares / free, float(fdtrc(free, float(points.degrees_P.sum()), squares / free))
+    crossed_GP3 = np.swapaxes(scaled_GP3, -1, -2)
+    fitted = np.linalg.solve(crossed_GP3 @ scaled_GP3, (crossed_GP3 @ seen_P)[..., None])
+    squares_G = ((seen_P - (scaled_GP3 @ fitted)[..., 0]) ** 2).sum(axis=-1)
+    best = int(squares_G.argmin())
+    logs = np.log(points.parameters_P / units[0]), np.log(points.tokens_P / units[1])
+    slopes = [scaled_GP3[best][:, k] * log for k, log in zip((1, 2), logs, strict=True)]
+    taken_P5 = np.linalg.qr(np.column_stack([scaled_GP3[best], *slopes]))[0]
+    noise_BP = rng.standard_t(points.degrees_P, (DRAWS, len(seen_P)))
+    drawn_B = ((noise_BP - noise_BP @ taken_P5 @ taken_P5.T) ** 2).sum(axis=1)
+    squares = float(squares_G[best])
+    return squares / free, float((1 + (drawn_B >= squares).sum()) / (1 + DRAWS))
 
 
 def growth(optima: Mapping[float, OptimumDraws]) -> tuple[Array, Array] | None:

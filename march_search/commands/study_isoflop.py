@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from march_search.commands.options import root_option
+from march_search.commands.options import refuse_without_effect, root_option
 from march_search.commands.study_ladder import PriceOne, RunOne, again, size_study, total
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def run_isoflop(
     from march_search.errors import UsageError, nearest
     from march_search.study.isoflop_points import isoflop_points, keep_isoflop
 
+    refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     points = isoflop_points(loaded.config, loaded.base, study.name, study.overrides)
     budgets = list(dict.fromkeys(point.budget for point in points))
     if options.up_to is not None and options.up_to not in budgets:

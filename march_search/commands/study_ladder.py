@@ -38,10 +38,6 @@ def run_ladder(
     from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
-    if loaded.config.ladder.training_flops:
-        from march_search.commands.study_isoflop import run_isoflop
-
-        return run_isoflop(study, loaded, options, run_one, priced)
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
