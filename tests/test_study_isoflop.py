@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from helpers.ladders import LADDER, SPACE, isoflop_loss, write_isoflop
 
 from march_search.analysis.isoflop_fit import ArmPoints, fit_arm, growth
 from march_search.analysis.isoflop_record import find_isoflop
-from march_search.commands.studies import named_study
+from march_search.commands.studies import NamedStudy, named_study
+from march_search.commands.study_isoflop import run_isoflop
 from march_search.config.ladder_config import flops_name, parse_training_flops
 from march_search.errors import BudgetError, ConfigError, UsageError
 from march_search.study.isoflop_points import isoflop_points, keep_isoflop
@@ -281,8 +283,37 @@ def test_the_page_has_curves_optima_and_growth(tmp_path: Path, command: Command)
     assert "Arms against plain" in page
 
 
+def test_the_studies_run_by_budget_and_size_and_one_that_fails_does_not_stop_them(file: Path, tmp_path: Path) -> None:
+    text = file.read_text().replace("learning_rates = [1e-3, 4e-3]\n", "").replace('"3e9"', '["3e9", "6e9"]')
+    file.write_text(text)
+    study, ran = named_study(str(file), tmp_path), []
+    options = Namespace(root=tmp_path, up_to=None, extend=False, dry_run=False, create=False)
+
+    def run_one(own: NamedStudy, _: Namespace) -> int:
+        ran.append(own)
+        return int(own.name == "equal-3e9-20K-gated")
+
+    assert run_isoflop(study, study.loaded(), options, run_one, lambda *_: ({}, None)) == 1
+    assert [own.name for own in ran] == [
+        f"equal-{budget}-{size}-{arm}"
+        for budget in ("3e9", "6e9") for size in ("10K", "20K", "30K", "45K") for arm in ("plain", "gated")
+    ]  # fmt: skip
+    record = find_isoflop(tmp_path / "equal")
+    assert record is not None
+    assert [own.load()[0].training.tokens for own in ran] == [point.tokens for point in record.points]
+    assert [own.load()[0].search.architectures for own in ran] == [(p.architecture.name,) for p in record.points]
+    ran.clear()
+    options.up_to = "3e9"
+    assert run_isoflop(study, study.loaded(), options, run_one, lambda *_: ({}, None)) == 1
+    assert len(ran) == 8
+    ran.clear()
+    options.create = True
+    assert run_isoflop(study, study.loaded(), options, run_one, lambda *_: ({}, None)) == 0
+    assert [own.name for own in ran] == ["equal-3e9-10K-plain", "equal-3e9-10K-gated"]
+
+
+@pytest.mark.torture
 def test_a_tiny_ladder_trains_its_points_at_equal_flops(file: Path, command: Command, tmp_path: Path) -> None:
-    """Takes longer than others, because each of five trials starts a process that imports torch."""
     text = file.read_text().replace(
         '[[ladder.arms]]\nname = "gated"\nfields = { feed_forward_proj = "gated-gelu" }\n', ""
     )

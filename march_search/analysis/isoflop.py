@@ -193,10 +193,10 @@ def _losses(
 
 
 def _enough(ladder: IsoflopRecord, own: Sequence[PointLoss]) -> tuple[list[PointLoss], list[tuple[str, int]]]:
-    """Return the points of one arm at budgets with enough sizes, and the other budgets with their number of sizes."""
+    """Return the points of one arm at budgets with enough sizes, and budgets with too few and their number."""
     counts = {budget: sum(one.point.budget == budget for one in own) for budget in ladder.budgets}
     kept = [one for one in own if counts[one.point.budget] >= LEAST_SIZES]
-    return kept, [(budget, many) for budget, many in counts.items() if many < LEAST_SIZES]
+    return kept, [(budget, many) for budget, many in counts.items() if 0 < many < LEAST_SIZES]
 
 
 def _points(own: Sequence[PointLoss]) -> ArmPoints:
