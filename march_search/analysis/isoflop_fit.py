@@ -119,7 +119,7 @@ def fit_arm(points: ArmPoints, budgets: Sequence[float], seed: int = 0) -> ArmFi
     rng = np.random.default_rng(seed)
     units = float(points.parameters_P[0]), float(points.tokens_P[0])
     noise_KP = points.variances(rng, VARIANCES)
-    ranges = ((LEAST, MOST), (LEAST, MOST))
+    ranges: tuple[tuple[float, float], ...] = ((LEAST, MOST), (LEAST, MOST))
     for _ in range(ZOOMS):  # the likelihood of many points is narrower than the steps of a wide grid
         pairs_G2 = _pairs(ranges)
         basis_GP3 = _basis(points.parameters_P / units[0], points.tokens_P / units[1], pairs_G2)
@@ -163,7 +163,7 @@ def _fits(points: ArmPoints, noise_KP: Array, basis_GP3: Array) -> tuple[Array, 
     squares_KG = (residuals**2 / noise_KP[:, None]).sum(axis=-1)
     prior_G = np.linalg.slogdet(basis_GP3[:, _corners(points)])[1]
     parts_KG = squares_KG + np.linalg.slogdet(precision)[1] + np.log(noise_KP).sum(axis=-1)[:, None]
-    return prior_G - parts_KG / 2, center, precision
+    return np.asarray(prior_G - parts_KG / 2, float), np.asarray(center, float), np.asarray(precision, float)
 
 
 def _basis(parameters_P: Array, tokens_P: Array, pairs_G2: Array) -> Array:
@@ -264,8 +264,12 @@ def growth(optima: Mapping[float, OptimumDraws]) -> tuple[Array, Array] | None:
         return None
     x = np.log(list(inside))
     x -= x.mean()
-    slopes = [
-        (x[:, None] * np.log([at(optimum) for optimum in inside.values()])).sum(axis=0) / (x**2).sum()
-        for at in (lambda o: o.places_X[o.best_B], lambda o: o.tokens_X[o.best_B])
-    ]
-    return slopes[0], slopes[1]
+    places, tokens = (
+        np.log([at[optimum.best_B] for at, optimum in pairs])
+        for pairs in (
+            [(optimum.places_X, optimum) for optimum in inside.values()],
+            [(optimum.tokens_X, optimum) for optimum in inside.values()],
+        )
+    )
+    weights = x / (x**2).sum()
+    return np.asarray(weights @ places, float), np.asarray(weights @ tokens, float)
