@@ -85,8 +85,13 @@ def find_isoflop(folder: Path) -> IsoflopRecord | None:
 def _point(table: Mapping[str, Any]) -> PointRecord:
     """Return one point of a record."""
     return PointRecord(
-        **{key: str(table[key]) for key in ("study", "budget", "size", "arm")},
-        **{key: float(table[key]) for key in ("budget_flops", "flops_per_token", "training_flops")},
+        study=str(table["study"]),
+        budget=str(table["budget"]),
+        budget_flops=float(table["budget_flops"]),
+        size=str(table["size"]),
+        arm=str(table["arm"]),
+        flops_per_token=float(table["flops_per_token"]),
+        training_flops=float(table["training_flops"]),
         architecture=Architecture.parse(table["architecture"]),
         parameters=int(table["parameters"]),
         tokens=int(table["tokens"]),

@@ -122,7 +122,8 @@ def _plan(
     plans = []
     for budget in dict.fromkeys(point.budget for point in points):
         own_points = [point for point in points if point.budget == budget]
-        own_plans, rows, notes, alerts = [], [], [], {}
+        own_plans, rows, notes = [], [], []
+        alerts: dict[str, None] = {}
         for point in own_points:
             carried = rates[len(rates) // 2] if len(rates) > 1 and not _is_first(point, points) else None
             own, base, _ = size_study(study, point.study, options.root, carried).loaded()

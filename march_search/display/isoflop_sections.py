@@ -152,11 +152,11 @@ def _optima_section(found: IsoflopEvidence) -> Section:
             "Without both ends inside the sizes that were trained there is a bound and no optimum; the loss is then "
             "the lowest within these sizes."
         )
-    for one in found.growths:
+    for grown in found.growths:
         notes.append(
-            f"{one.arm}: optimal parameters grow as C^{_two(one.parameters)} (95% interval "
-            f"{_ends(one.parameters.interval, '{:.2f}'.format)}), tokens as C^{_two(one.tokens)} "
-            f"({_ends(one.tokens.interval, '{:.2f}'.format)})."
+            f"{grown.arm}: optimal parameters grow as C^{_two(grown.parameters)} (95% interval "
+            f"{_ends(grown.parameters.interval, '{:.2f}'.format)}), tokens as C^{_two(grown.tokens)} "
+            f"({_ends(grown.tokens.interval, '{:.2f}'.format)})."
         )
     warnings = [
         f"{arm}: the law misses the losses by more than the noise of seeds, so its intervals are too narrow."
