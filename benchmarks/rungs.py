@@ -122,7 +122,7 @@ def tried(rule: Rule, pools: Sequence[Curves]) -> Row:
         seen = averaged(curves, rule.averaged)
         done = replay_rungs(seen, range(len(seen.tokens)), 1, rule.halving)
         regrets.append(seen.final[done.choice] - min(seen.final))
-        spent.append(done.tokens / seen.total())
+        spent.append(done.cost / seen.total())
     return Row(np.array(regrets), float(np.mean(spent)))
 
 
