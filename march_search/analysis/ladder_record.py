@@ -20,6 +20,9 @@ from march_search.files.json_tables import find_table
 LADDER_FILE = "ladder.json"
 """Record of a ladder in its folder."""
 
+WAITING = ("unfinished", "paused")
+"""States of trials that may still complete."""
+
 _RECORD = {"question": str, "arms": list, "sizes": list}
 
 
@@ -36,6 +39,12 @@ class SizeRecord:
     """Architecture of each arm."""
     missed: tuple[tuple[str, ...], ...]
     """Directions of each arm that could not be kept."""
+    trained: tuple[str, ...] = ()
+    """Arms that train at this size; empty for all."""
+    reason: str = ""
+    """Why these, as one sentence; empty if all arms train at all sizes."""
+    risk: float | None = None
+    """Probability that the best arm is among those that `keep` would drop; None if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,9 @@ def _size(table: Mapping[str, Any]) -> SizeRecord:
         tokens=int(table["tokens"]),
         architectures=tuple(map(Architecture.parse, table["architectures"])),
         missed=tuple(tuple(map(str, texts)) for texts in table["missed"]),
+        trained=tuple(map(str, table.get("trained", ()))),
+        reason=str(table.get("reason", "")),
+        risk=None if table.get("risk") is None else float(table["risk"]),
     )
 
 
@@ -91,6 +103,12 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     """
     folder = root / size.study
     return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
+
+
+def is_finished(study: StudyRecord) -> bool:
+    """Return whether no trial of the plan may still complete."""
+    started = len(study.trials) + len(study.damaged)
+    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
 def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
