@@ -24,6 +24,7 @@ from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 from march_search.errors import UsageError
 
+
 @dataclass(frozen=True, kw_only=True)
 class DroppedArm:
     """An arm that did not train at every finished size, because smaller ones rank it below the best."""
@@ -160,7 +161,7 @@ Finished = tuple[SizeRecord, StudyRecord, dict[str, tuple[float, ...]]]
 def _both(
     small: Finished, large: Finished, kept: list[int], gone: list[int], assumed: float | None
 ) -> tuple[SizeLosses, SizeLosses]:
-    """Return the losses at two sizes of the arms that completed at every size or, if dropped later, at both of these."""
+    """Return the losses at two sizes of the arms that completed at every size or, if dropped later, at both."""
     arms = sorted(
         {*kept, *(k for k in gone if all(size.architectures[k].name in own for size, _, own in (small, large)))}
     )

@@ -59,6 +59,8 @@ class SizeDraws:
     """Expected losses at the large size."""
     correlations_B: Array
     """Correlation between the sizes over all arms that the ladder's arms stand for."""
+    places_BA: Array
+    """Expected losses at the large size, in standard deviations above the mean of all these arms."""
 
 
 def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> tuple[Array, Array]:
@@ -121,7 +123,8 @@ def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int =
         spread[1] - weights[1][0] * spread[2] - weights[1][1] * spread[1],
         spread[2] - weights[0][0] * spread[2] - weights[0][1] * spread[1],
     )
-    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g])
+    places_BA = (drawn[:, 1] - center_B2[:, 1, None]) / second_G[g][:, None]
+    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g], places_BA)
 
 
 def _normal(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:

@@ -1,10 +1,10 @@
 """Which arms of a ladder train at the next size, and the probability that its best arm is dropped.
 
 The losses of the arms at two sizes are draws of a normal distribution with a correlation `ρ` (`size_draws.py`), so two
-sizes order a share `1/2 + arcsin(ρ) / π` of the pairs of arms alike (Sheppard 1899). The next size is taken to agree with
-the last finished one as that does with the one before. Given an arm's standardised expected loss `z` at the last size,
-its loss at the next is `ρ z + √(1 - ρ²) ε`, in units of the spread there. The risk is the share of draws of the losses,
-of `ρ` and of `ε` in which the lowest loss is that of a dropped arm.
+sizes order a share `1/2 + arcsin(ρ) / π` of the pairs of arms alike (Sheppard 1899). The next size is taken to agree
+with the last finished one as that does with the one before. Given an arm's standardised expected loss `z` at the last
+size, its loss at the next is `ρ z + √(1 - ρ²) ε`, in units of the spread there. The risk is the share of draws of the
+losses, of `ρ` and of `ε` in which the lowest loss is that of a dropped arm.
 
 Shape suffixes: A arms, B draws.
 """
@@ -24,8 +24,8 @@ from march_search.analysis.size_order import agreement
 from march_search.config.ladder_config import LadderConfig
 
 PUBLISHED_ACCURACY = 0.8
-"""Share of pairs that a plan assumes if nothing else is known: that of data mixtures, from one small size to a larger one
-(DataDecide, Magnusson et al. 2025). For architectures it is an assumption."""
+"""Share of pairs that a plan assumes if nothing else is known: that of data mixtures, from one small size to a larger
+one (DataDecide, Magnusson et al. 2025). For architectures it is an assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +83,14 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
     position = {k: n for n, k in enumerate(ranked)}
     risk = dropped_risk(sides, [position[k] for k in kept], config.assumed_accuracy)
     dropped = [ladder.arms[k] for k in range(len(ladder.arms)) if ladder.arms[k] in alive and k not in kept]
-    because = f"{_basis(sides, config.assumed_accuracy)}, so the best arm of {size.size} is dropped with a probability of"
+    because = (
+        f"{_basis(sides, config.assumed_accuracy)}, so the best arm of {size.size} is dropped with a probability of"
+    )
     if risk > config.max_risk:
         return Survivors(
             arms=everything,
-            reason=f"{words.format('all')}: {because} {_percent(risk)} if {', '.join(dropped)} are dropped, above "
-            f"max_risk ({_percent(config.max_risk)}).",
+            reason=f"{words.format('all')}: {because} {_percent(risk)} without {', '.join(dropped)}, above max_risk "
+            f"({_percent(config.max_risk)}).",
             risk=risk,
         )
     return Survivors(
@@ -123,12 +125,14 @@ def dropped_risk(sides: Sequence[SizeLosses], kept: Sequence[int], assumed: floa
     rng = np.random.default_rng(seed)
     if len(sides) > 1:
         found = size_draws(sides[-2], sides[-1], seed)
-        truth_BA, correlations_B = found.second_BA, found.correlations_B
+        z_BA, correlations_B = found.places_BA, found.correlations_B
     else:
-        truth_BA = _shrunken(sides[-1], rng)
-        correlations_B = np.full(len(truth_BA), correlation(PUBLISHED_ACCURACY if assumed is None else assumed))
-    first_A = np.isin(np.arange(truth_BA.shape[1]), kept)
-    return dropped_best(truth_BA, correlations_B, [len(kept)], rng, first_A)[0]
+        losses_BA = _shrunken(sides[-1], rng)
+        z_BA = losses_BA - losses_BA.mean(axis=1, keepdims=True)
+        z_BA /= np.maximum(z_BA.std(axis=1, ddof=1, keepdims=True), 1e-12)
+        correlations_B = np.full(len(z_BA), correlation(PUBLISHED_ACCURACY if assumed is None else assumed))
+    first_A = np.isin(np.arange(z_BA.shape[1]), kept)
+    return dropped_best(z_BA, correlations_B, [len(kept)], rng, first_A)[0]
 
 
 def planned_risks(arms: int, counts: Sequence[int], accuracy: float, seed: int = 0) -> tuple[float, ...]:
@@ -141,12 +145,12 @@ def planned_risks(arms: int, counts: Sequence[int], accuracy: float, seed: int =
         seed: Seed of the draws.
     """
     rng = np.random.default_rng(seed)
-    truth_BA = rng.standard_normal((10 * DRAWS, arms))
-    return dropped_best(truth_BA, np.full(len(truth_BA), correlation(accuracy)), counts, rng)
+    z_BA = rng.standard_normal((10 * DRAWS, arms))
+    return dropped_best(z_BA, np.full(len(z_BA), correlation(accuracy)), counts, rng)
 
 
 def dropped_best(
-    truth_BA: Array,
+    z_BA: Array,
     correlations_B: Array,
     counts: Sequence[int],
     rng: np.random.Generator,
@@ -155,14 +159,12 @@ def dropped_best(
     """Return for each of the next sizes the share of draws whose best arm does not train there.
 
     Args:
-        truth_BA: Draws of the arms' losses at the last size; the first arm is the baseline, which is never dropped.
+        z_BA: Draws of the arms' standardised losses at the last size. The first arm is the baseline, which always trains.
         correlations_B: Correlation of neighbouring sizes in each draw.
         counts: How many arms train at each of the next sizes, besides the baseline.
         rng: Random generator.
         first_A: Arms that train at the first of these sizes; None takes the best of each draw.
     """
-    spread_B1 = np.maximum(truth_BA.std(axis=1, keepdims=True), 1e-12)
-    z_BA = (truth_BA - truth_BA.mean(axis=1, keepdims=True)) / spread_B1
     kept_BA, shares = np.ones(z_BA.shape, bool), []
     own_B1, other_B1 = correlations_B[:, None], np.sqrt(1 - np.square(correlations_B))[:, None]
     for step, count in enumerate(counts):

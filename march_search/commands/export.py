@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
-    from march_search.analysis.study_record import TrialRecord
+    from march_search.analysis.study_record import StudyRecord, TrialRecord
     from march_search.commands.studies import NamedStudy
 
 

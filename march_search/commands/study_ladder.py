@@ -228,14 +228,14 @@ def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[st
         source = "is known for data mixtures, not for these arms"
     first = number == 1 and config.assumed_accuracy is None
     text = (
-        f"keep at {size}: the best {most - 1} of {many} arms and the baseline would train, which saves at least {words}"
-        f" ({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, its "
+        f"keep at {size}: the best {most - 1} of {many} arms and the baseline would train, which saves {words} or more "
+        f"({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, its "
         f"best arm is dropped by then with a probability of {chance(risk)}. "
     )
     if first:
-        return text + "All arms train here all the same, because nothing is measured yet: set assumed_accuracy to drop."
+        return text + "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy."
     basis = "assumed_accuracy" if number == 1 else "the two sizes before it"
-    return text + f"Arms are dropped if {basis} shows at most {config.max_risk:.0%} (max_risk); else all go on to train."
+    return text + f"Arms are dropped if the probability by {basis} is at most {config.max_risk:.0%} (max_risk)."
 
 
 def _total(plans: "list[dict[str, Any]]") -> str:

@@ -58,9 +58,9 @@ class LadderConfig:
     that is not set has the first value of the space, except for layers, `d_model`, heads, `d_kv` and `d_ff`, which are
     free."""
     keep: tuple[float, ...] = ()
-    """Share of the arms that train at each size, such as `[1, 0.5, 0.34]`, one for each budget and the first 1. The best
-    arms of the size before train, at least three, and the baseline in addition if it is not among them. Empty trains all
-    arms at all sizes. All arms of a size also train where dropping the others does not pay; see `max_risk`."""
+    """Share of the arms that train at each size, such as `[1, 0.5, 0.34]`: one for each budget, the first 1. The best
+    arms of the size before train, at least three, and the baseline in addition if it is not among them. All arms train
+    where dropping some is too risky; see `max_risk`. Empty trains all arms at all sizes."""
     max_risk: float = 0.1
     """With `keep`, greatest probability that the best arm of the next size is among those dropped. It follows from how
     far the last two finished sizes order the arms alike; above it, no arm is dropped."""

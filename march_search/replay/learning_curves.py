@@ -1,8 +1,8 @@
 """Recorded learning curves: the JSON files that hold them, and the losses that a replayed strategy sees.
 
-A file is a JSON object with `schema_version` (1 or 2), `source` (where the curves come from), `unit` (of the losses) and
-`runs`. Each run is an object with the fields of `Curve`; unknown values are null or absent. Version 2 adds `arm`, `size`
-and `flops_per_token`: the runs of a ladder, several seeds of the same arms at several sizes.
+A file is a JSON object with `schema_version` (1 or 2), `source` (where the curves come from), `unit` (of the losses)
+and `runs`. Each run is an object with the fields of `Curve`; unknown values are null or absent. Version 2 adds `arm`,
+`size` and `flops_per_token`: the runs of a ladder are several seeds of the same arms at several sizes.
 """
 
 import heapq

@@ -85,10 +85,10 @@ def replay(table: LearningCurves, strategy: Strategy, workers: int, how: Replay)
 
     The nth pool, noise and order are the same for every strategy and number of workers. Regret is the recorded last
     loss of the selected run minus the lowest recorded last loss of its pool, both without noise; `found` is the share
-    of replays without regret. In a table with sizes, a run is an arm at the largest size, each replay draws the seed of
-    every arm and size, and the last loss of an arm is the mean over its seeds. `spent` is in FLOPs then, else in tokens.
-    `as_exhaustive` is the share in which the strategy selects the run with the lowest last
-    loss including noise, as training every run of the pool to its end would.
+    of replays without regret. `as_exhaustive` is the share in which the strategy selects the run with the lowest last
+    loss including noise, as training every run of the pool to its end would. In a table with sizes, a run is an arm at
+    the largest size, each replay draws the seed of every arm and size, and the recorded last loss of an arm is the mean
+    over its seeds; `spent` is then in FLOPs, else in tokens.
 
     One replay is one observation. A strategy that ignores the order is replayed once per pool, because another order of
     the same pool would repeat the observation. The intervals of other strategies hold over the orders of one pool if
