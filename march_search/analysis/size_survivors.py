@@ -159,7 +159,7 @@ def dropped_best(
     """Return for each of the next sizes the share of draws whose best arm does not train there.
 
     Args:
-        z_BA: Draws of the arms' standardised losses at the last size. The first arm is the baseline, which always trains.
+        z_BA: Draws of the arms' standardised losses at the last size. The first arm, the baseline, always trains.
         correlations_B: Correlation of neighbouring sizes in each draw.
         counts: How many arms train at each of the next sizes, besides the baseline.
         rng: Random generator.

@@ -187,8 +187,8 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
         left = sorted({run.arm for run in curves.runs if run.arm} - set(curves.arms))
         notes[0] = notes[0].replace("every run", f"every arm at {curves.sizes[-1]}")
         notes.append(
-            f"All strategies choose an arm at {curves.sizes[-1]}; sizes ranks the arms at smaller sizes first, the others "
-            "train at that size only. Each replay draws a seed per arm and size; recorded losses are means over seeds."
+            f"All strategies choose an arm at {curves.sizes[-1]}; sizes ranks the arms at smaller sizes first, the "
+            "others train there only. Each replay draws a seed per arm and size; recorded losses are means over seeds."
         )
         notes += [f"Left out, because they lack a size: {', '.join(left)}."] if left else []
     if pools == 1 and how.replays > 1:

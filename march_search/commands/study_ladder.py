@@ -229,8 +229,8 @@ def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[st
     first = number == 1 and config.assumed_accuracy is None
     text = (
         f"keep at {size}: the best {most - 1} of {many} arms and the baseline would train, which saves {words} or more "
-        f"({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, its "
-        f"best arm is dropped by then with a probability of {chance(risk)}. "
+        f"({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, "
+        f"its best arm is dropped by then with a probability of {chance(risk)}. "
     )
     if first:
         return text + "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy."
