@@ -59,10 +59,10 @@ name = "wide"
 directions = { "d_model / num_layers" = 64 }
 [[ladder.arms]]
 name = "thick"
-directions = { "d_ff / d_model" = 6 }
+directions = { "d_ff / d_model" = 8 }
 [[ladder.arms]]
 name = "thin"
-directions = { "d_ff / d_model" = 1.5 }
+directions = { "d_ff / d_model" = 1, "num_heads * d_kv / d_model" = 2 }
 [data]
 corpus = "CORPUS"
 vocab_size = 512
@@ -176,7 +176,7 @@ def test_sizes_that_disagree_drop_nothing(file: Path, capsys: pytest.CaptureFixt
     trained = run(file, {"30K": FIRST, "60K": turned, "120K": turned})
     assert trained["120K"] == [*FIRST]
     told = capsys.readouterr().err
-    assert re.search(r"120K trains all of 5 arms: 30K orders \d+% of 10 pairs as 60K does .* without \w+, \w+, ", told)
+    assert re.search(r"120K trains all of 5 arms: 30K orders \d+% of 10 pairs as 60K does .* without \w+, above", told)
     assert "above max_risk (10%)." in told
     assert recorded(file)["120K"]["risk"] > 0.1
 
@@ -263,7 +263,7 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
     plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", *root)
     text = " ".join(command(*plan).stdout.split())
     assert "keep at 60K: the best 3 of 5 arms and the baseline would train, which saves" in text
-    assert re.search(r"saves [\d.]+[A-Z] FLOPs and [\d.]+ \w+ or more \(20% of the size\)", text)
+    assert re.search(r"saves [\d.]+[A-Z] FLOPs and \S+ or more \(20% of the size\)", text)
     assert "order 80% of the pairs alike, which is known for data mixtures, not for these arms" in text
     assert "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy." in text
     assert "Arms are dropped if the probability by the two sizes before it is at most 10% (max_risk)." in text
@@ -317,8 +317,8 @@ def test_planned_risks_have_their_limits() -> None:
 
 def test_the_stated_risk_is_how_often_the_best_arm_is_dropped() -> None:
     rng, stated, came = np.random.default_rng(1), [], []
-    for number in range(150):
-        own = rng.uniform(0.3, 0.98)
+    for number in range(50):
+        own = rng.uniform(0, 1)
         steps = [rng.standard_normal(6)]
         for _ in range(2):
             steps.append(own * steps[-1] + math.sqrt(1 - own**2) * rng.standard_normal(6))
@@ -327,15 +327,15 @@ def test_the_stated_risk_is_how_often_the_best_arm_is_dropped() -> None:
         kept = sorted({0, *np.argsort(large.means_A)[:3].tolist()})
         stated.append(dropped_risk([small, large], kept, None, seed=number))
         came.append(int(truth[2].argmin()) not in kept)
-    assert np.mean(came) == pytest.approx(np.mean(stated), abs=0.06)
-    sure = np.array(stated) < 0.1
-    assert sure.sum() > 25
-    assert np.mean(np.array(came)[sure]) <= 0.12
+    assert np.mean(came) == pytest.approx(np.mean(stated), abs=0.1)
+    sure = np.array(stated) <= 0.1
+    assert sure.sum() >= 8
+    assert np.mean(np.array(came)[sure]) <= 0.13
 
 
 def test_one_size_uses_the_assumed_accuracy() -> None:
     [size] = observed(np.array([[3.0, 3.1, 3.2, 3.3, 3.4, 3.5]]), np.random.default_rng(2))
     low, high = (dropped_risk([size], [0, 1, 2], accuracy) for accuracy in (0.6, 0.9))
-    assert 0 < high < 0.05 < low < 0.5
+    assert high < 0.01 < 0.05 < low < 0.5
     noisy = replace(size, errors_A=np.full(6, 1.0))
     assert dropped_risk([noisy], [0, 1, 2], 0.9) > 0.3

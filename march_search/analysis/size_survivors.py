@@ -4,7 +4,8 @@ The losses of the arms at two sizes are draws of a normal distribution with a co
 sizes order a share `1/2 + arcsin(ρ) / π` of the pairs of arms alike (Sheppard 1899). The next size is taken to agree
 with the last finished one as that does with the one before. Given an arm's standardised expected loss `z` at the last
 size, its loss at the next is `ρ z + √(1 - ρ²) ε`, in units of the spread there. The risk is the share of draws of the
-losses, of `ρ` and of `ε` in which the lowest loss is that of a dropped arm.
+losses, of `ρ` and of `ε` in which the lowest loss is that of a dropped arm. Draws with a negative `ρ` do not count unless
+hardly any other is left: neighbouring sizes of one ladder are not taken to order its arms in opposite ways.
 
 Shape suffixes: A arms, B draws.
 """
@@ -26,6 +27,10 @@ from march_search.config.ladder_config import LadderConfig
 PUBLISHED_ACCURACY = 0.8
 """Share of pairs that a plan assumes if nothing else is known: that of data mixtures, from one small size to a larger
 one (DataDecide, Magnusson et al. 2025). For architectures it is an assumption."""
+
+
+FEWEST_DRAWS = 100
+"""Fewest draws with a positive correlation on which a risk may rest; with fewer, all draws count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,19 +88,17 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
     position = {k: n for n, k in enumerate(ranked)}
     risk = dropped_risk(sides, [position[k] for k in kept], config.assumed_accuracy)
     dropped = [ladder.arms[k] for k in range(len(ladder.arms)) if ladder.arms[k] in alive and k not in kept]
-    because = (
-        f"{_basis(sides, config.assumed_accuracy)}, so the best arm of {size.size} is dropped with a probability of"
-    )
+    because = f"{_basis(sides, config.assumed_accuracy)}; the best arm at {size.size} is dropped with a probability"
     if risk > config.max_risk:
         return Survivors(
             arms=everything,
-            reason=f"{words.format('all')}: {because} {_percent(risk)} without {', '.join(dropped)}, above max_risk "
-            f"({_percent(config.max_risk)}).",
+            reason=f"{words.format('all')}: {because} of {_percent(risk)} without {', '.join(dropped)}, above "
+            f"max_risk ({_percent(config.max_risk)}).",
             risk=risk,
         )
     return Survivors(
         arms=tuple(ladder.arms[k] for k in kept),
-        reason=f"{words.format(len(kept))}, without {', '.join(dropped)}: {because} {_percent(risk)} (max_risk "
+        reason=f"{words.format(len(kept))}, without {', '.join(dropped)}: {because} of {_percent(risk)} (max_risk: "
         f"{_percent(config.max_risk)}).",
         risk=risk,
     )
@@ -125,7 +128,10 @@ def dropped_risk(sides: Sequence[SizeLosses], kept: Sequence[int], assumed: floa
     rng = np.random.default_rng(seed)
     if len(sides) > 1:
         found = size_draws(sides[-2], sides[-1], seed)
-        z_BA, correlations_B = found.places_BA, found.correlations_B
+        agree_B = found.correlations_B > 0
+        if agree_B.sum() < FEWEST_DRAWS:
+            agree_B = np.ones_like(agree_B)
+        z_BA, correlations_B = found.places_BA[agree_B], found.correlations_B[agree_B]
     else:
         losses_BA = _shrunken(sides[-1], rng)
         z_BA = losses_BA - losses_BA.mean(axis=1, keepdims=True)
