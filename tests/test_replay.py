@@ -322,7 +322,7 @@ def test_the_printed_table_fits_the_terminal(
     ("arguments", "words"),
     [
         (["march-2032"], 'unknown study "march-2032"'),
-        (["march-2032"], "Shipped tables of curves: march-2023."),
+        (["march-2032"], "Shipped tables of curves: "),
         (["march-2032.json"], 'no table of recorded curves of that name is shipped. Did you mean "march-2023"?'),
         (["march-2023", "--strategy", "halvin"], 'unknown strategy "halvin". Did you mean "halving"?'),
         (
