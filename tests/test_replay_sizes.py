@@ -233,5 +233,5 @@ def test_the_draw_of_seeds_depends_on_the_number_alone() -> None:
     curves, how = table(), Replay(replays=3, seed=4)
     first = [draw(curves, how, number).curves.losses for number in range(30)]
     assert first == [draw(curves, how, number).curves.losses for number in range(30)]
-    assert len({losses for losses in first}) > 1
+    assert len(set(first)) > 1
     assert np.isfinite([losses[-1] for curve in first for losses in curve]).all()

@@ -4,8 +4,8 @@ The losses of the arms at two sizes are draws of a normal distribution with a co
 sizes order a share `1/2 + arcsin(ρ) / π` of the pairs of arms alike (Sheppard 1899). The next size is taken to agree
 with the last finished one as that does with the one before. Given an arm's standardised expected loss `z` at the last
 size, its loss at the next is `ρ z + √(1 - ρ²) ε`, in units of the spread there. The risk is the share of draws of the
-losses, of `ρ` and of `ε` in which the lowest loss is that of a dropped arm. Draws with a negative `ρ` do not count unless
-hardly any other is left: neighbouring sizes of one ladder are not taken to order its arms in opposite ways.
+losses, of `ρ` and of `ε` in which the lowest loss is that of a dropped arm. Draws with a negative `ρ` do not count
+unless hardly any other is left: neighbouring sizes of one ladder are not taken to order its arms in opposite ways.
 
 Shape suffixes: A arms, B draws.
 """
