@@ -6,14 +6,15 @@ Nothing is trained and nothing is recorded: the tables say what would be seen if
 depend on the seed and not on the machine. `--curves` writes one simulated ladder as a table that `replay` reads.
 
 A ladder has twelve arms at three sizes, 20 tokens per parameter, and 6 FLOPs per parameter and token. The expected
-last losses of the arms have a standard deviation of 0.03 nats at each size, and a known correlation between neighbouring
-sizes, which orders a share of the pairs alike. A seed adds 0.007 nats. A curve lies above its end by `f^-b - 1` nats
-after the fraction `f` of its tokens, where `b` is 0.15 and varies by 3% between arms and sizes. It is evaluated 50 times,
-with 0.003 nats of noise.
+last losses of the arms have a standard deviation of 0.03 nats at each size, and a known correlation between
+neighbouring sizes, which orders a share of the pairs alike. A seed adds 0.007 nats. A curve lies above its end by
+`f^-b - 1` nats after the fraction `f` of its tokens, where `b` is 0.15 and varies by 3% between arms and sizes. It is
+evaluated 50 times, with 0.003 nats of noise.
 
 The rules were stated before they were tried on any ladder: the default of `sizes`, half of the arms; a quarter; halves
 over three sizes; a quarter from the smallest size; and the default rungs, promotion ASHA and full training at the
-largest size alone. The last table has the rule of a study, which drops arms only if `dropped_risk` is at most `max_risk`.
+largest size alone. The last table has the rule of a study, which drops arms only where `dropped_risk` is at most
+`max_risk`.
 """
 
 import argparse
