@@ -92,13 +92,13 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
     if risk > config.max_risk:
         return Survivors(
             arms=everything,
-            reason=f"{words.format('all')}: {because} of {_percent(risk)} without {', '.join(dropped)}, above "
+            reason=f"{words.format('all')}: {because} of {_chance(risk)} without {', '.join(dropped)}, above "
             f"max_risk ({_percent(config.max_risk)}).",
             risk=risk,
         )
     return Survivors(
         arms=tuple(ladder.arms[k] for k in kept),
-        reason=f"{words.format(len(kept))}, without {', '.join(dropped)}: {because} of {_percent(risk)} (max_risk: "
+        reason=f"{words.format(len(kept))}, without {', '.join(dropped)}: {because} of {_chance(risk)} (max_risk: "
         f"{_percent(config.max_risk)}).",
         risk=risk,
     )
@@ -209,6 +209,11 @@ def _basis(sides: Sequence[SizeLosses], assumed: float | None) -> str:
 def _names(records: Sequence[SizeRecord]) -> str:
     """Return the names of sizes in words."""
     return " and ".join(record.size for record in records)
+
+
+def _chance(risk: float) -> str:
+    """Return a risk in percent; no estimate is certain."""
+    return "less than 1%" if risk < 0.01 else _percent(risk)
 
 
 def _percent(share: float) -> str:
