@@ -132,7 +132,8 @@ def _plain_steps(
     optimizer = _adamw(masters, config)
     means: list[float] = []
     norms: list[float] = []
-    first, second = [master.detach().clone() for master in masters], []
+    first: list[Tensor] = [master.detach().clone() for master in masters]
+    second: list[Tensor] = []
     for batch in batches or _batches(config, device):
         means.append(_accumulate(model, masters, batch))
         limit = training.gradient_clipping or float("inf")
