@@ -117,7 +117,7 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
 def _plain_steps(
     config: TrialConfig, batches: Batches, followed: list[list[Tensor]]
 ) -> tuple[list[float], list[float], list[float]]:
-    """Return losses and norms as `plain_losses` does, and the differences from the weights that are `followed`, if any."""
+    """Return losses and norms as `plain_losses` does, and the distances from the weights that are `followed`."""
     training, device = config.training, batches[0][0][0].device
     torch.manual_seed(config.seed)
     model = build(Architecture.parse(config.architecture), init=training.init).to(device)
