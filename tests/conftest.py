@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +21,8 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are to be as wid
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --all and --minutes."""
+    """Add --all."""
     parser.addoption("--all", action="store_true", help="also run the tests that kill, damage or train for long")
-    parser.addoption("--minutes", type=float, help="skip the tests that would start later, on slow machines")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,16 +31,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("torture"):
                 item.add_marker(pytest.mark.skip(reason="kills, damages or trains for long: use --all to run it"))
-
-
-STARTED = time.monotonic()
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip the test if the time of --minutes is over."""
-    minutes = item.config.getoption("--minutes")
-    if minutes is not None and time.monotonic() > STARTED + 60 * minutes:
-        pytest.skip(f"this machine did not reach the test within {minutes:g} minutes (--minutes)")
 
 
 @pytest.fixture(scope="session")
