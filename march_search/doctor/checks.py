@@ -120,7 +120,9 @@ def devices(bench: Bench) -> Finding:
     slower = measured["fp32_flops"] / measured["bf16_flops"]
     if not gpus and slower > SLOW_BF16:
         found = f"no GPU: trials run on the CPU; {cpu}: bf16 is {slower:.0f} times slower than fp32"
-        return Finding("note", found, 'leave precision at "auto", which trains in fp32 here', measured)
+        return Finding(
+            "note", found, 'set precision = "fp32" in [training]; the default, "auto", does so here', measured
+        )
     return Finding("ok", f"{gpus}; {cpu}" if gpus else f"no GPU: trials run on the CPU; {cpu}", values=measured)
 
 
