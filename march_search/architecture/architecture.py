@@ -36,6 +36,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "length_reduction": (1 / 1024, 1.0),
     "rotary_fraction": (1 / 1024, 1.0),
     "rotary_base": (1.0, 1e12),
+    "rotary_scaling": (1.0, 1e6),
     "logit_softcap": (1e-3, 1e6),
     "norm_epsilon": (1e-12, 1e-2),
 }
@@ -111,6 +112,9 @@ class Architecture:
     """Fraction of the dimensions of a head that `rotary` positions turn, from the first on."""
     rotary_base: float = 10000.0
     """Base of the wavelengths of `rotary` positions."""
+    rotary_scaling: float = 1.0
+    """Factor by which wavelengths of `rotary` positions above 8,192 tokens are longer, as in Llama 3.1: `rope_scaling`
+    of type `llama3`. Those below 2,048 stay, and those between pass from one to the other."""
     attention_window: int | None = None
     """Number of positions that self-attention sees, up to and including its own; an encoder also sees as many after it.
     None means all."""

@@ -1,10 +1,10 @@
 """Count the floating-point operations of matrix products and attention, for one architecture or arrays of them.
 
 A multiply-add counts as two operations. The count includes every weight matrix at every position where it is applied,
-the attention scores and their product with the values (over the full matrix, also with a causal mask; with a window of
-W positions, at most W keys per query, or 2 W - 1 in an encoder), and the output layer. It excludes embedding look-ups,
-norms, biases, softmax, activation functions, residual sums and the no-op key. The backward pass costs twice the forward
-pass (Kaplan et al. 2020, section 2.1).
+the attention scores and their product with the values (over the full matrix, also with a causal mask or masked
+documents; with a window of W positions, at most W keys per query, or 2 W - 1 in an encoder), and the output layer. It
+excludes embedding look-ups, norms, biases, softmax, activation functions, residual sums and the no-op key. The backward
+pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
 """
 
 from typing import Any

@@ -48,6 +48,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "KV": ("num_key_value_heads", int),
     "RF": ("rotary_fraction", float),
     "RB": ("rotary_base", float),
+    "RS": ("rotary_scaling", float),
     "W": ("attention_window", int),
     "G": ("global_every", int),
     "C": ("logit_softcap", float),

@@ -312,7 +312,7 @@ def _attention_refusals(a: Any, depths: list[int]) -> Iterator[tuple[Any, str]]:
         a.position == "none" and a.structure != "decoder-only",
         "position='none' needs structure='decoder-only': without a causal mask, an encoder cannot tell the order",
     )
-    for field, default in (("rotary_fraction", 1.0), ("rotary_base", 10000.0)):
+    for field, default in (("rotary_fraction", 1.0), ("rotary_base", 10000.0), ("rotary_scaling", 1.0)):
         yield (
             a.position != "rotary" and getattr(a, field) != default,
             f"{field}={{{field}}} needs position='rotary', not {{position!r}}",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import Architecture
-from march_search.architecture.huggingface import START_TOKEN
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
 from march_search.files.atomic import one_line, replacing_folder
@@ -119,6 +118,7 @@ def _save_torch(
         "sequence_length": data.sequence_length,
         "noise_density": data.noise_density,
         "mean_span_length": data.mean_span_length,
+        "documents": data.documents,
         "tokens": training.tokens,
         "seed": trial.seed,
         "loss": trial.loss,
@@ -155,7 +155,7 @@ def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _
 def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
     """Write the tokenizer of a token store in the format that `AutoTokenizer.from_pretrained` loads.
 
-    For a decoder-only model, it begins each text with `START_TOKEN`, as in training. It pads on the left with its end
+    For a decoder-only model, it begins each text with the start token, as in training. It pads on the left with its end
     token, as the start token may be the padding token, and `generate` takes a padding token in a prompt for padding.
 
     Returns:
@@ -171,26 +171,27 @@ def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
 
     opened = Store.read(store)
     opened.check_tokenizer()
-    tokenizer, special = bpe.load(store / "tokenizer.json"), opened.special
+    tokenizer, special = bpe.load(store / "tokenizer.json", opened.vocab_size), opened.special
     is_decoder = structure == "decoder-only"
     pad = special.eos if is_decoder else bpe.padding(tokenizer, special)
     if is_decoder:
-        _begin_with(tokenizer, START_TOKEN)
+        _begin_with(tokenizer, special.start)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
+    if special.first_sentinel is not None:
+        config["additional_special_tokens"] = [f"<extra_id_{i}>" for i in range(SENTINELS)]
     if is_decoder:
         config["padding_side"] = "left"
-        start = tokenizer.get_added_tokens_decoder().get(START_TOKEN)
+        start = tokenizer.get_added_tokens_decoder().get(special.start)
         if start is not None and start.special:
             config["bos_token"] = start.content
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return {"eos_token_id": special.eos, "pad_token_id": pad} | ({"bos_token_id": START_TOKEN} if is_decoder else {})
+    return {"eos_token_id": special.eos, "pad_token_id": pad} | ({"bos_token_id": special.start} if is_decoder else {})
 
 
 def _begin_with(tokenizer: "Tokenizer", token_id: int) -> None:

@@ -132,8 +132,9 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
         check_writable(options.root)
         check_writable(folder.path)
     try:
-        data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
+        corpus = corpora.check(config.data, base)
         drawn = candidates.choose(config, base)
+        data_summary = f"{corpus}; {vocabulary.check(config.data, base, drawn.structure)}"
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         _check_start(study, config, options)
         device = None

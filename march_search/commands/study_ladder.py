@@ -132,7 +132,9 @@ def _plan(
     from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
-    data = "; ".join([corpora.check(config.data, loaded.base), vocabulary.check(config.data, loaded.base)])
+    structure = sizes[0].arms[0].architecture.structure
+    tokens = vocabulary.check(config.data, loaded.base, structure)
+    data = f"{corpora.check(config.data, loaded.base)}; {tokens}"
     rates = config.search.learning_rates
     tuned = f"; {len(rates)} learning rates at {sizes[0].size}, the best one after that" if len(rates) > 1 else ""
     print_pairs(out, f"ladder {study.name}", [

@@ -1,5 +1,6 @@
 """Predict the memory per device during training: weights, gradients, optimizer state and activations."""
 
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -99,12 +100,32 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     positions or normalised by qk_norm (I + J each), H fp32 normalisers, and F to 4 F scalars around the activation
     function. With checkpointing, a layer keeps only its input, and the largest layer counts once in full. The loss
     keeps the gradients of its input and of the output layer. That a compiled layer recomputes cheap operations and
-    keeps less is not counted.
+    keeps less is not counted. Masked documents add `document_bytes`.
     """
     total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
         total = total + setup.micro_batch * scores_per_token(a, setup) * setup.sequence_length * setup.scalar_bytes
-    return total + a.vocab_size * a.d_model * setup.scalar_bytes
+    return total + document_bytes(a, setup) + a.vocab_size * a.d_model * setup.scalar_bytes
+
+
+def document_bytes(a: Any, setup: Setup) -> Any:
+    """Return the bytes of what differs by example if documents are masked, which all layers share.
+
+    These are the mask, (B, 1, L, L), once more if only some layers have a window; with relative positions the bias with
+    the mask and its gradient, (B, H, L, L) each; and cosine and sine of rotary positions. FlexAttention needs no mask,
+    but is certain only with `attention = "flex"` on a GPU.
+    """
+    if not setup.masks_documents:
+        return 0
+    length, groups = positions(a, setup).target, parameters.layer_groups(a, a.num_layers)
+    has_mask = setup.device.keeps_scores or not setup.sums_bias
+    windows = {group.window for group in groups if group.window is None or group.window < length}
+    masks: Any = max(1, len(windows)) * has_mask
+    if a.position == "relative":
+        masks = masks * 2 * parameters.most_heads(groups)
+    widest: Any = functools.reduce(np.maximum, [group.d_kv for group in groups])
+    turned = 2 * widest * a.rotary_fraction * (a.position == "rotary")
+    return setup.micro_batch * length * (length * masks + turned) * setup.scalar_bytes
 
 
 def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:

@@ -29,6 +29,7 @@ def load() -> torch.nn.Module:
     config = json.loads((HERE / "config.json").read_text())
     net = model.build(Architecture.parse(config["name"])).to(getattr(torch, config["dtype"]))
     net.load_state_dict(load_file(HERE / "model.safetensors"))
+    net.start_token = config.get("bos_token_id", net.start_token)
     return net.eval()
 
 

@@ -31,6 +31,7 @@ AXES = (
     "parallel_block",
     "rotary_fraction",
     "rotary_base",
+    "rotary_scaling",
     "attention_window",
     "global_every",
     "logit_softcap",

@@ -43,6 +43,11 @@ class Candidates:
     """Warm-start results for the sampler."""
 
     @property
+    def structure(self) -> str:
+        """Structure of all architectures."""
+        return [*self.architectures, self.found[0]][0].structure
+
+    @property
     def off_budget(self) -> tuple[Architecture, ...]:
         """Listed architectures that are not members of the feasible set."""
         return tuple(a for a in self.architectures if a not in self.found)
@@ -155,7 +160,7 @@ def _check_fit(a: Architecture, config: StudyConfig) -> None:
             f"{a.name} has a vocabulary of {a.vocab_size:,}, but [data] vocab_size is {data.vocab_size:,}; make them "
             "equal."
         )
-    data.check_sentinels(a.structure)
+    data.check_structure(a.structure)
     longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
     if a.position == "absolute" and longest > a.max_length:
         raise ConfigError(

@@ -90,8 +90,9 @@ def _batch(config: StudyConfig) -> str:
 
 def _example(data: DataConfig, chosen: Candidates) -> str:
     """Describe one training example."""
-    if [*chosen.architectures, chosen.found[0]][0].structure == "decoder-only":
-        return f"{data.sequence_length} tokens of plain text, each predicted from the preceding ones"
+    if chosen.structure == "decoder-only":
+        text = f"{data.sequence_length} tokens of plain text, each predicted from the preceding ones"
+        return f"{text} of its document" if data.documents == "masked" else text
     lengths = data.lengths
     return (
         f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "

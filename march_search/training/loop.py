@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -48,8 +48,9 @@ from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, seal_result
 
 _LOGGER = logging.getLogger(__name__)
 
-Batch = tuple[torch.Tensor | None, torch.Tensor]
-"""Inputs and targets. Inputs are None for a decoder-only model."""
+Batch = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]
+"""Inputs, targets, and where the documents of each target begin. Inputs are None for a decoder-only model, and the last
+unless documents are masked."""
 
 LOOK_SECONDS = 2.0
 """Seconds between two checks, within a step, whether any rank has received a stop signal."""
@@ -115,6 +116,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
     validation = evaluation.Validation.of(batches, store)
     engine = _engine(folder, config, architecture, rank_info)
+    engine.module.start_token = store.special.start
     trial = _Trial(
         folder=folder,
         config=config,
@@ -217,11 +219,18 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
         first = step * plan.sequences + rank * share
         for micro in range(plan.accumulation):
             inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
-            yield None if inputs is None else _host_tensor(inputs, trial), _host_tensor(targets, trial)
+            starts = trial.batches.document_starts(targets)
+            yield _host_tensor(inputs, trial), _host_tensor(targets, trial), _host_tensor(starts, trial)
 
 
-def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor:
+@overload
+def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor: ...
+@overload
+def _host_tensor(array: None, trial: _Trial) -> None: ...
+def _host_tensor(array: NDArray[np.int64] | None, trial: _Trial) -> torch.Tensor | None:
     """Return an array as a tensor, in pinned memory if it will be copied to a GPU: such a copy does not block."""
+    if array is None:
+        return None
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if trial.rank_info.device.type == "cuda" else tensor
 
@@ -234,12 +243,12 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         if micro % trial.look_every == 0:
             _obey(trial)
         asked = time.perf_counter()
-        inputs, targets = next(micro_batches)
+        inputs, targets, starts = next(micro_batches)
         text_bytes, num_targets = text_bytes + float(trial.token_bytes_V[targets].sum()), num_targets + targets.numel()
         waited += time.perf_counter() - asked
         trial.phases.mark()
-        inputs = None if inputs is None else inputs.to(trial.rank_info.device, non_blocking=True)
-        loss = engine(inputs, targets.to(trial.rank_info.device, non_blocking=True))
+        inputs, starts = (x if x is None else x.to(trial.rank_info.device, non_blocking=True) for x in (inputs, starts))
+        loss = engine(inputs, targets.to(trial.rank_info.device, non_blocking=True), starts_BT=starts)
         trial.phases.mark("forward_seconds")
         engine.backward(loss)
         trial.phases.mark("backward_seconds")
