@@ -33,8 +33,9 @@ def add(rank: argparse.ArgumentParser) -> None:
     )
     rank.add_argument(
         "--at",
-        metavar="PARAMETERS",
-        help="of a ladder, forecast the losses at this budget (default: one size further), e.g. 64M",
+        metavar="N",
+        help="of a study with decay branches, rank at this shorter data budget in tokens, e.g. 2M; of a ladder, "
+        "forecast the losses at this budget in parameters (default: one size further), e.g. 64M",
     )
     rank.add_argument(
         "--effects",
@@ -50,6 +51,7 @@ def add(rank: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the ranking."""
     from march_search.analysis.evidence import study_evidence
+    from march_search.analysis.shorter_budgets import at_budget
     from march_search.commands.output import print_text
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_count
@@ -58,8 +60,9 @@ def run(options: argparse.Namespace) -> int:
     named = named_study(options.study, options.root)
     if ladder := named.ladder():
         return _run_ladder(ladder, named.folder.path.parent, options)
-    refuse_without_effect(options, ("at",), f"on {named.name}, which is not a ladder: use --horizon for more tokens")
     study = named.record()
+    if options.at:
+        study = at_budget(study, parse_count(options.at, "data budget"))
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(
         study,

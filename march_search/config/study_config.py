@@ -104,6 +104,8 @@ class StudyConfig:
             yield "[ladder]: arms replace the candidates: remove architectures, warm_start and strategy from [search]."
         if self.training.evaluate_at:
             yield "[ladder]: tokens differ by size: use evaluations instead of evaluate_at in [training]."
+        if self.training.branch_tokens:
+            yield "[ladder]: tokens differ by size: remove branch_tokens from [training]."
         batch = self.training.global_batch_tokens
         uneven = [tokens for tokens in self.ladder.tokens_by_size if tokens < 1 or tokens % batch]
         if uneven:

@@ -203,6 +203,16 @@ HORIZON_COLUMNS = (
     Column(key="probability_best", heading="P(best)", short="best", show=chance),
 )
 
+BUDGET_COLUMNS = (
+    Column(key="tokens", heading="data budget", short="tokens", show=si),
+    replace(_NAME, heading="leader"),
+    Column(key="architectures", heading="compared", short="of"),
+    Column(key="next", heading="kept at the next", short="kept next"),
+    Column(key="last", heading="kept at the longest", short="kept at end"),
+    Column(key="kendall", heading="Kendall's tau", short="tau", show="{:+.2f}".format),
+    Column(key="regret", heading="regret", short="regret", show="{:.4f}".format),
+)
+
 EFFECT_COLUMNS = (
     Column(key="axis", heading="dimension", short="dimension", left=True),
     Column(key="nats", heading="nats per doubling", short="nats", show="{:+.4f}".format),

@@ -62,7 +62,12 @@ def rehearse(bench: Bench, config: StudyConfig, chosen: Candidates) -> Rehearsal
     rows = tuple(_trained(bench, config, a, device, 1 / times[a]) for a in spread(sorted(times, key=times.__getitem__)))
     factor = math.exp(statistics.fmean(math.log(row["predicted"] / row["tokens_per_second"]) for row in rows))
     ranks = config.devices.ranks if device.name != "cpu" else 1
-    device_seconds = factor * statistics.fmean(times.values()) * device.count * config.training.tokens
+    device_seconds = (
+        factor
+        * statistics.fmean(times.values())
+        * device.count
+        * config.training.trained_tokens(0, config.training.tokens)
+    )
     trials = how_many(chosen, config) * len(rates(config)) * len(config.search.seeds)
     return Rehearsal(
         device=device,
@@ -112,6 +117,7 @@ def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device,
         global_batch_tokens=tokens,
         micro_batch_sequences=micro if micro and sequences % micro == 0 else None,
         warmup_tokens=0,
+        branch_tokens=(),
         evaluations=1,
         evaluate_at=(),
         checkpoints=0,

@@ -36,6 +36,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
         *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
         *([("rungs", note)] if (note := notes(config, how_many(chosen, config) * len(learning_rates))) else []),
         ("trial", f"{count(training.tokens)} tokens = {training.steps:,} steps × {training.global_batch_tokens:,}"),
+        *([("branches", _branches(training))] if training.branches else []),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("recipe", f"{OPTIMIZERS[training.optimizer]}, {_rates(training, learning_rates)}, {_schedule(training)}"),
@@ -122,6 +123,13 @@ def _schedule(t: TrainingConfig) -> str:
     """Describe the learning rate after the warm-up."""
     decay = f" ({t.decay_shape} decay over the last {si(t.decay_tokens(t.tokens))} tokens)"
     return f"{t.schedule} schedule{decay if t.schedule == 'wsd' else ''}"
+
+
+def _branches(t: TrainingConfig) -> str:
+    """Describe the decay branches of a trial."""
+    ends = ", ".join(si(branch.tokens) for branch in t.branches)
+    more = t.trained_tokens(0, t.tokens) - t.tokens
+    return f"the trial also decays to {ends} tokens, for {si(more)} tokens more ({more / t.tokens:.0%})"
 
 
 def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:

@@ -11,12 +11,13 @@ from optuna.trial import FrozenTrial
 from rich.live import Live
 from rich.text import Text
 
+from march_search.config import TrainingConfig
 from march_search.display.tables import WIDE, common_tail, console, duration, si
 from march_search.errors import visible
 from march_search.study.leases import Lease
 from march_search.study.outlook import Outlook
 from march_search.study.study_folder import trial_number
-from march_search.trial.metrics import MetricsTail
+from march_search.trial.metrics import MetricsTail, branched_tokens
 
 LEAST_NAME = 12
 """Characters of an architecture's name that a narrow terminal shows at least."""
@@ -34,6 +35,8 @@ class _Shown:
     """Tokens at which it pauses on its rung or ends."""
     last: dict[str, Any] = field(default_factory=dict)
     """Newest value of each key of its metric lines."""
+    branches: dict[int, int] = field(default_factory=dict)
+    """Tokens trained by each decay branch that starts where the stable run waits, by its end."""
     tail: MetricsTail | None = None
     """Reader of its metric lines; None for a trial of this worker."""
 
@@ -41,13 +44,20 @@ class _Shown:
 class StudyProgress:
     """Display of a study and of its running trials, on all workers. A class because it keeps what was shown."""
 
-    def __init__(self, names: list[str], tokens: int) -> None:
-        """Prepare to display trials of `tokens` tokens each; `names` are the architectures known so far."""
-        self._tokens, self._tail = tokens, common_tail(names)
+    def __init__(self, names: list[str], tokens: int, training: TrainingConfig | None = None) -> None:
+        """Prepare to display trials of `tokens` tokens each.
+
+        Args:
+            names: Architectures known so far.
+            tokens: Tokens of a trial's stable run.
+            training: Settings with the trials' decay branches; None if they have none.
+        """
+        self._tokens, self._tail, self._training = tokens, common_tail(names), training
         self._out = console(stderr=True)
         self._is_live = self._out.is_terminal
         self._trials: dict[int, _Shown] = {}
         self._evaluated: dict[int, int] = {}
+        self._branched: set[tuple[int, int]] = set()
         self._phase = ""
         self._outlook: Outlook | None = None
         self._counted: dict[int, int] = {}
@@ -120,6 +130,10 @@ class StudyProgress:
         with self._lock:
             shown = self._trials[number]
             _remember(shown, line)
+        if line["kind"] == "branch_evaluation" and (number, line["branch"]) not in self._branched:
+            self._branched.add((number, line["branch"]))
+            if not self._is_live:
+                self.say(f"trial {number}: decayed to {si(line['branch'])} tokens, loss {line['loss']:.3f}")
         if line["kind"] == "evaluation" and line["tokens"] > self._evaluated.get(number, -1):
             self._evaluated[number] = line["tokens"]
             if not self._is_live:
@@ -140,14 +154,24 @@ class StudyProgress:
             bits = last.get("evaluation_bits_per_byte")
             shown_bits = bits is not None and self._out.width >= WIDE
             parts.append(f"loss {last['evaluation_loss']:.3f}" + (f" ({bits:.3f} bits/byte)" if shown_bits else ""))
+        if last.get("kind") == "branch_train":
+            parts.insert(1, f"decay branch at {si(last['branch_tokens'])} of {si(last['branch'])}")
         if speed and last["tokens"] < shown.until:
             goal = "its rung" if shown.until < self._tokens else "its end"
-            parts += [f"{si(speed)} tokens/s", f"{duration((shown.until - last['tokens']) / speed)} to {goal}"]
+            left = self._trained(last["tokens"], shown.until) - sum(shown.branches.values())
+            parts += [f"{si(speed)} tokens/s", f"{duration(left / speed)} to {goal}"]
         return parts
 
+    def _trained(self, before: int, tokens: int) -> int:
+        """Return the tokens that a trial trains between two numbers of tokens, decay branches included."""
+        return tokens - before if self._training is None else self._training.trained_tokens(before, tokens)
+
     def _running_tokens(self) -> dict[int, int]:
-        """Return the tokens of the running trials by number."""
-        return {number: shown.last["tokens"] for number, shown in self._trials.items() if shown.last}
+        """Return the tokens that the running trials have trained, decay branches included, by number."""
+        return {
+            number: self._trained(0, shown.last["tokens"]) + sum(shown.branches.values())
+            for number, shown in self._trials.items() if shown.last
+        }  # fmt: skip
 
     def _frame(self) -> Text:
         """Return the lines of the display: one of the study, then one per running trial, as many as fit."""
@@ -175,6 +199,9 @@ class StudyProgress:
 
 def _remember(shown: _Shown, line: dict[str, Any]) -> None:
     """Add a metric line to what is known of a trial."""
+    if line["tokens"] > shown.last.get("tokens", 0) or "branch" not in line:
+        shown.branches.clear()
+    shown.branches |= branched_tokens([line])
     own = {f"{line['kind']}_{key}": line.get(key) for key in ("loss", "bits_per_byte")}
     shown.last |= line | own
 

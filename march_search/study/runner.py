@@ -89,7 +89,7 @@ class StudyRun:
                 propose=self.propose,
             )
             with (
-                StudyProgress(names, self.config.training.tokens) as progress,
+                StudyProgress(names, self.config.training.tokens, self.config.training) as progress,
                 Trackers(self.config.tracking, self.folder.path, progress.say) as trackers,
                 Signals() as signals,
             ):
