@@ -59,7 +59,7 @@ def test_a_healthy_machine_passes_all_checks(tmp_path: Path) -> None:
     assert checks["compiler"]["state"] == "note"
     assert checks["disk"]["values"]["write_bytes_per_second"] > 0
     assert checks["devices"]["values"]["fp32_flops"] > 1e8
-    for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 1e-3), ("two-ranks", 1e-5)):
+    for name, most in (("fp32-zero3", 1e-5), ("bf16-zero2", 1e-4), ("two-ranks", 1e-5)):
         assert 0 <= checks[name]["values"]["difference"] <= most == checks[name]["values"]["tolerance"]
     assert checks["two-ranks"]["values"]["losses"][-1] < checks["trial"]["values"]["losses"][0] - 0.3
     assert checks["trial"]["values"]["first_step_seconds"] > checks["trial"]["values"]["step_seconds"] > 0
@@ -189,7 +189,7 @@ def test_bf16_gradients_are_accumulated_and_reduced_in_fp32_at_every_zero_stage(
     ended = subprocess.run([sys.executable, "-c", ENGINE], capture_output=True, text=True, check=True, timeout=300)
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found["update_difference"] < 1e-6  # 1e-3 if ZeRO 1 reduces in bf16
-    assert found["engine"] == pytest.approx(found["torch"], rel=1e-3)  # a bf16 weight may round differently
+    assert found["engine"] == found["torch"]  # to the last bit
     assert found["timer"] is False  # it would wait for the device twice per micro batch
 
 
@@ -202,11 +202,11 @@ def test_an_update_that_differs_fails_although_the_losses_agree(
         monkeypatch.setattr(Bench, "work", lambda *_, answer=answer: answer)
         found = checks.parity(Bench(tmp_path, 300), "bf16", 1)
         assert found.state == state
-    assert found.text == "DeepSpeed and plain torch on cpu differ by nan of the first update (allowed: 1e-05)"
+    assert found.text == "DeepSpeed and plain torch on cpu differ by nan of an update (allowed: 1e-05)"
 
 
 def test_losses_agree_within_the_tolerance_of_the_precision() -> None:
-    assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "bf16", {}).state == "ok"
+    assert checks.agreement("both", [2.0, 2.0001], [2.0, 2.0], "bf16", {}).state == "ok"
     assert checks.agreement("both", [2.0, 2.001], [2.0, 2.0], "fp32", {}).state == "failed"
     assert checks.agreement("both", [2.0], [2.0], "fp32", {}).text == "both have equal losses (allowed: 1e-05)"
     assert "a loss is not finite" in checks.agreement("both", [math.nan], [2.0], "bf16", {}).text

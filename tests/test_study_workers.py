@@ -150,7 +150,7 @@ def test_a_study_whose_runs_are_killed_before_any_progress_completes(tmp_path: P
         return Lease.of(trials[0]).attempt if trials else 0
 
     for attempt in range(1, MAX_RETRIES + 3):
-        process = start_toy_study(tmp_path, config, seconds=60)
+        process = start_toy_study(tmp_path, config, seconds=6)
         assert wait_until(lambda: attempts() == attempt)  # noqa: B023
         process.kill()
         process.communicate()

@@ -95,14 +95,12 @@ def disk(folder: Path) -> Finding:
     return Finding("ok", found, values=values)
 
 
-TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
-"""Largest allowed relative difference of a loss. Measured on CPUs at ZeRO 0 to 3: up to 1e-7 in fp32; in bf16 0 on one
-and 2e-4 on another, where sums in another order round a few weights differently. Without clipping, the losses differ
-by 1e-2 in both precisions."""
+TOLERANCE = {"fp32": 1e-5, "bf16": 1e-4}
+"""Largest allowed relative difference of a loss. Without clipping, the losses differ by 1e-2 in both precisions."""
 
 UPDATE_TOLERANCE = 1e-5
-"""Largest allowed difference of the first update of the fp32 weights, relative to its norm. Measured on a CPU at ZeRO 0
-to 3: up to 5e-7 in both precisions; 1e-3 with gradients that are reduced in bf16."""
+"""Largest allowed difference of an update of the fp32 weights between DeepSpeed and plain torch, relative to its norm.
+Measured on a CPU at ZeRO 0 to 3: up to 6e-7 in both precisions; 1e-3 with gradients that are reduced in bf16."""
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -122,7 +120,9 @@ def devices(bench: Bench) -> Finding:
     slower = measured["fp32_flops"] / measured["bf16_flops"]
     if not gpus and slower > SLOW_BF16:
         found = f"no GPU: trials run on the CPU; {cpu}: bf16 is {slower:.0f} times slower than fp32"
-        return Finding("note", found, 'set precision = "fp32" in [training]; the default is bf16', measured)
+        return Finding(
+            "note", found, 'set precision = "fp32" in [training]; the default, "auto", does so here', measured
+        )
     return Finding("ok", f"{gpus}; {cpu}" if gpus else f"no GPU: trials run on the CPU; {cpu}", values=measured)
 
 
@@ -138,12 +138,10 @@ def parity(bench: Bench, precision: str, zero_stage: int) -> Finding:
             f"gradient norms {measured['gradient_norms']} do not all exceed the clipping norm {measured['clipping']}."
         )
     who = f"DeepSpeed and plain torch on {measured['device']}"
-    found, apart = (
-        agreement(who, measured["engine"], measured["torch"], precision, measured),
-        measured["update_difference"],
-    )
+    found = agreement(who, measured["engine"], measured["torch"], precision, measured)
+    apart = measured["update_difference"]
     if found.state == "ok" and not apart <= UPDATE_TOLERANCE:
-        text = f"{who} differ by {apart:.0e} of the first update (allowed: {UPDATE_TOLERANCE:.0e})"
+        text = f"{who} differ by {apart:.0e} of an update (allowed: {UPDATE_TOLERANCE:.0e})"
         return Finding("failed", text, f"trials cannot be trusted here: {NEW_ENVIRONMENT}", measured)
     return found
 

@@ -2,9 +2,9 @@
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by its nearest orthogonal
 matrix, approximately. The steps are those of `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` (Liu et al. 2025,
-arXiv 2502.16982), to the same bits, which takes whole two-dimensional parameters only: here, the parts of a fused
-matrix (q, k and v; gate and up) are separate matrices, and a parameter may be a rank's part of a flat ZeRO group. On a
-CPU, the iteration runs in fp32 instead of bf16.
+arXiv 2502.16982), which takes whole two-dimensional parameters only: here, the parts of a fused matrix (q, k and v;
+gate and up) are separate matrices, and a parameter may be a rank's part of a flat ZeRO group. With torch's type of the
+iteration, bf16, the steps are equal to the last bit; on a CPU, it runs in fp32.
 """
 
 from collections.abc import Iterator

@@ -5,8 +5,9 @@ The steps cover gradient accumulation, clipping and precision.
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,21 @@ def settings(precision: str, zero_stage: int) -> TrialConfig:
 
 
 def compare(precision: str, zero_stage: int) -> dict[str, Any]:
-    """Return both losses at each step, the gradient norms before clipping, and how far the first updates are apart.
+    """Return both losses and the gradient norms before clipping at each step, and how far the updates are apart.
 
-    `update_difference` is the norm of the difference of the fp32 weights after the first step, relative to the norm of
-    the first update. Call the function only once per process.
+    Plain torch takes over the engine's weights after each step: otherwise, a last digit that differs would round a few
+    bf16 weights differently, and all later losses with them. `update_difference` is the norm of the difference between
+    the fp32 weights of both after a step, relative to the norm of the update; the largest of all steps. Call the
+    function only once per process.
     """
     config = settings(precision, zero_stage)
     rank_info = join_ranks(config.devices)
     batches = _batches(config, rank_info.device)
     with tempfile.TemporaryDirectory() as folder:
         engine = loop._engine(Path(folder), config, Architecture.parse(config.architecture), rank_info)
-    theirs, their_weights = _engine_losses(engine, batches)
-    ours, norms, weights = _plain_steps(config, batches)
-    difference = _norm(a - b for a, b in zip(their_weights, weights[1], strict=True))
-    update = _norm(a - b for a, b in zip(*weights, strict=True))
-    results = {"engine": theirs, "torch": ours, "gradient_norms": norms, "update_difference": difference / update}
+    theirs, weights = _engine_steps(engine, batches)
+    ours, norms, apart = _plain_steps(config, batches, weights)
+    results = {"engine": theirs, "torch": ours, "gradient_norms": norms, "update_difference": max(apart)}
     return results | {"clipping": config.training.gradient_clipping, "device": str(rank_info.device)}
 
 
@@ -81,15 +82,9 @@ def _batches(config: TrialConfig, device: torch.device) -> Batches:
     return [[(draw(lengths.input), draw(lengths.target)) for _ in micros] for _ in range(STEPS + 1)]
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
-    """Return the norm of all tensors together."""
-    return math.hypot(*(float(torch.linalg.vector_norm(tensor.float())) for tensor in tensors))
-
-
-def _engine_losses(engine: Any, batches: Batches) -> tuple[list[float], list[Tensor]]:
-    """Return the mean loss of each batch under DeepSpeed, taking a step after each, and the fp32 weights after one."""
-    means: list[float] = []
-    weights: list[Tensor] = []
+def _engine_steps(engine: Any, batches: Batches) -> tuple[list[float], list[list[Tensor]]]:
+    """Return the mean loss of each batch under DeepSpeed, which takes a step after each, and the fp32 weights then."""
+    means, weights = [], []
     for batch in batches:
         losses = []
         for inputs, targets in batch:
@@ -98,7 +93,7 @@ def _engine_losses(engine: Any, batches: Batches) -> tuple[list[float], list[Ten
             engine.step()
             losses.append(loss.item())
         means.append(sum(losses) / len(losses))
-        weights = weights or [_fp32_weight(parameter) for parameter in engine.module.parameters()]
+        weights.append([_fp32_weight(parameter) for parameter in engine.module.parameters()])
     return means, weights
 
 
@@ -115,35 +110,42 @@ def plain_losses(config: TrialConfig, batches: Batches | None = None) -> tuple[l
 
     The optimizer holds fp32 copies of the model's initial weights, and gradients are summed in fp32.
     """
-    means, norms, _ = _plain_steps(config, batches)
+    means, norms, _ = _plain_steps(config, batches or _batches(config, torch.device("cpu")), [])
     return means, norms
 
 
 def _plain_steps(
-    config: TrialConfig, batches: Batches | None
-) -> tuple[list[float], list[float], tuple[list[Tensor], list[Tensor]]]:
-    """Return losses and norms as `plain_losses` does, and the fp32 weights before and after the first step."""
-    training, device = config.training, batches[0][0][0].device if batches else torch.device("cpu")
+    config: TrialConfig, batches: Batches, followed: list[list[Tensor]]
+) -> tuple[list[float], list[float], list[float]]:
+    """Return losses and norms as `plain_losses` does, and the distances from the weights that are `followed`."""
+    training, device = config.training, batches[0][0][0].device
     torch.manual_seed(config.seed)
     model = build(Architecture.parse(config.architecture), init=training.init).to(device)
     if training.precision == "bf16":
         model.bfloat16()
     masters = [torch.nn.Parameter(p.detach().float().clone()) for p in model.parameters()]
     optimizer = _adamw(masters, config)
-    means: list[float] = []
-    norms: list[float] = []
-    first, second = [master.detach().clone() for master in masters], []
-    for batch in batches or _batches(config, device):
+    means, norms, apart = [], [], []
+    for batch, weights in zip_longest(batches, followed):
         means.append(_accumulate(model, masters, batch))
         limit = training.gradient_clipping or float("inf")
         norms.append(float(torch.nn.utils.clip_grad_norm_(masters, limit)))
+        before = [master.detach().clone() for master in masters]
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
+            if weights is not None:
+                apart.append(_distance(masters, weights) / _distance(masters, before))
+                for master, weight in zip(masters, weights, strict=True):
+                    master.copy_(weight)
             for parameter, master in zip(model.parameters(), masters, strict=True):
                 parameter.copy_(master)
-        second = second or [master.detach().clone() for master in masters]
-    return means, norms, (first, second)
+    return means, norms, apart
+
+
+def _distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Return the norm of the difference of two lists of tensors."""
+    return math.hypot(*(float((a - b).norm()) for a, b in zip(tensors, others, strict=True)))
 
 
 def _adamw(masters: list[torch.nn.Parameter], config: TrialConfig) -> torch.optim.AdamW:
