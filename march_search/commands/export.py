@@ -111,7 +111,8 @@ def _save_torch(
     trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]
 ) -> None:
     """Write our own module, with what its inputs look like."""
-    from march_search.model.torch_folder import save_torch
+    from march_search.architecture.block_file import read_block
+    from march_search.model.torch_folder import BLOCK_FILE, save_torch
 
     data, training = trial.config.data, trial.config.training
     about: dict[str, Any] = {
@@ -123,6 +124,12 @@ def _save_torch(
         "seed": trial.seed,
         "loss": trial.loss,
     }
+    if (block := trial.config.block) is not None:
+        _, content = read_block(block.module, trial.folder, block.sha256)
+        is_file = block.module.endswith(".py")
+        about |= {"block_module": BLOCK_FILE if is_file else block.module, "block_sha256": block.sha256}
+        if is_file:
+            (folder / BLOCK_FILE).write_bytes(content)
     save_torch(trial.architecture, tensors, folder, {**token_ids, **about})
 
 

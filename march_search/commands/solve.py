@@ -62,7 +62,9 @@ def add(solve: argparse.ArgumentParser) -> None:
     solve.add_argument(
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
-    solve.add_argument("--counting", choices=("total", "non-embedding"), help="parameters that the budget counts")
+    solve.add_argument(
+        "--counting", choices=("total", "non-embedding", "active"), help="parameters that the budget counts"
+    )
     solve.add_argument(
         "--where",
         action="append",
@@ -70,8 +72,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
         '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
-        "flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, prefill_ms, "
-        "decode_ms; repeatable",
+        "active_params, flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, "
+        "prefill_ms, decode_ms; repeatable",
     )
     solve.add_argument(
         "--top",
@@ -130,8 +132,10 @@ def run(options: argparse.Namespace) -> int:
     from march_search.space.conditions import parse_conditions, prices_in, solve_where
     from march_search.space.named import named_space
 
-    asked = columns_named(options.columns.split(",")) if options.columns is not None else None
-    rules, measured = parse_conditions(options.where)
+    space = named_space(options.space, options.budget, options.tolerance, options.counting)
+    own = tuple(space.block.fields) if space.block else ()
+    asked = columns_named(options.columns.split(","), own) if options.columns is not None else None
+    rules, measured = parse_conditions(options.where, space.block)
     prices = prices_in(measured)
     if prices and options.device is None:
         raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
@@ -139,7 +143,6 @@ def run(options: argparse.Namespace) -> int:
     priced = priced or any(column.key in PRICED for column in asked or ())
     _refuse_options_without_effect(options, priced, bool(prices))
     setup = price_setup(options)
-    space = named_space(options.space, options.budget, options.tolerance, options.counting)
     chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
         _draw(found, options.figure)

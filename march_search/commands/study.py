@@ -265,7 +265,7 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
     budget, data, rows = chosen.found.budget, config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
-        counted = a.num_params if budget.count == "total" else a.num_params_non_embedding
+        counted = budget.counted(a)
         cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
         rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"

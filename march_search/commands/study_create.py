@@ -62,7 +62,11 @@ def recorded_run(
     from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun
 
-    folder = study.folder
+    folder, block = study.folder, chosen.found.space.block
+    if block is not None:
+        from march_search.model.block_check import check_block
+
+        print(f"Block {block.name}: {check_block(block)}.", file=sys.stderr, flush=True)
     root = make_folder(folder.path.parent)
     folder.keep_settings(config, chosen.architectures, study.overrides)
     study_state.keep_candidates(folder.path, chosen)

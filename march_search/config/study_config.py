@@ -121,6 +121,20 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The `block` table of trial.json: where one's own block comes from, and its counts, so that a ranking needs no
+    foreign code."""
+
+    module: str
+    """Entry point, module, or path of the file relative to the trial folder."""
+    sha256: str
+    """SHA-256 of the file."""
+    counts: tuple[tuple[int, ...], ...]
+    """For each width of a layer: the width, `d_ff`, parameters, active parameters, forward operations per position and
+    kept activations per position."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialConfig:
     """Settings of one trial, stored as `trial.json` in its folder."""
 
@@ -136,6 +150,8 @@ class TrialConfig:
     """The study's `[training]` table, with the learning rate of this trial."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     """The study's `[devices]` table."""
+    block: BlockConfig | None = None
+    """One's own block, if the architecture has one."""
     study: str | None = None
     """ID of the study that the trial belongs to; None for a trial that was started by hand."""
     number: int | None = None

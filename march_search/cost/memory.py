@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from march_search.architecture import parameters
+from march_search.architecture.block import layer_counts
 from march_search.architecture.parameters import LayerGroup
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.setup import Setup
@@ -67,7 +68,7 @@ def memory(a: Any, setup: Setup) -> Memory:
 
 def _moments_saved(a: Any, setup: Setup) -> Any:
     """Return the bytes by which Muon's state is smaller than AdamW's: one moment of the matrices of layers."""
-    matrices = ("attention", "cross_attention", "feed_forward", "projection")
+    matrices = ("attention", "cross_attention", "projection", *(("feed_forward",) if a.block is None else ()))
     groups = parameters.param_groups(a).items()
     total: Any = sum(number for name, number in groups if name.partition(".")[2] in matrices)
     return 4 * total * (setup.optimizer == "muon")
@@ -152,7 +153,7 @@ def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
 def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width: int) -> Any:
     """Return the bytes that a layer with `length` positions keeps; `memory_length` counts encoder output positions."""
     queries_keys, again = run.inner + run.key_value_inner, (a.position == "rotary") + (a.qk_norm != "none")
-    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a))
+    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a, run))
     normalisers = length * run.heads
     if memory_length:
         own = a.cross_attention != "layer-shared"
@@ -162,8 +163,10 @@ def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width
     return scalars * width + normalisers * 4
 
 
-def _feed_forward_scalars(a: Any) -> Any:
+def _feed_forward_scalars(a: Any, run: LayerGroup) -> Any:
     """Return the scalars kept around the activation function; the backward pass of ReLU needs only its output."""
+    if a.block is not None:
+        return layer_counts(a.block, run.width, a.d_ff).scalars
     if a.feed_forward_proj.startswith("gated-"):
         return 4 * a.d_ff
     return (1 if a.feed_forward_proj == "relu" else 2) * a.d_ff

@@ -14,6 +14,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.architecture.huggingface import START_TOKEN
 from march_search.errors import ArchitectureError
 from march_search.model.attention_path import AttentionPath
+from march_search.model.block_layer import start_losses, with_auxiliary
 from march_search.model.init import Kinds, initialise, recipe_of
 from march_search.model.loss import mean_loss, soft_capped, token_losses
 from march_search.model.stack import Stack
@@ -75,6 +76,9 @@ class Seq2Seq(nn.Module):
                 missing for an encoder-decoder or given to a decoder-only model, or `starts_BT` for an encoder-decoder.
         """
         self._check(inputs_BI, starts_BT)
+        is_trained = self.architecture.block is not None and output == "loss" and torch.is_grad_enabled()
+        if is_trained:
+            start_losses(self)
         memory = None
         if self.encoder is not None:
             memory = self.encoder(self._embed(cast(Tensor, inputs_BI)), None)
@@ -94,7 +98,8 @@ class Seq2Seq(nn.Module):
             losses_N = token_losses(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap)
             losses_BT = losses_N.view_as(targets_BT)
             return losses_BT.mean(1) if output == "example_losses" else losses_BT
-        return mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), self.z_loss, softcap)
+        loss = mean_loss(y_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), self.z_loss, softcap)
+        return with_auxiliary(loss, self) if is_trained else loss
 
     @torch.no_grad()
     def example_losses(self, inputs_BI: Tensor | None, targets_BT: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from march_search.errors import ConfigError
 from march_search.model import flex
 from march_search.model.attention import CrossAttention, KeysValues, SelfAttention
 from march_search.model.attention_path import AttentionPath, Bias, choose_path, platform_of
+from march_search.model.block_layer import BlockLayer
 from march_search.model.init import Kinds
 from march_search.model.layers import FeedForward, Projection, RMSNorm, build_norm
 from march_search.model.positions import (
@@ -69,7 +70,11 @@ class Layer(nn.Module):
         self.cross_norm = build_norm(*norm) if has_cross else None
         self.cross_attention = CrossAttention(a, shape, layers) if has_cross else None
         self.feed_forward_norm = build_norm(*norm)
-        self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers, a.bias == "all")
+        self.feed_forward: nn.Module
+        if a.block is not None:
+            self.feed_forward = BlockLayer(a.block, shape.width, a.d_ff, layers)
+        else:
+            self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers, a.bias == "all")
 
     def forward(
         self, x_BLW: Tensor, position_info: PositionInfo, memory: Tensor | KeysValues | None, reduced: int | None

@@ -295,9 +295,7 @@ class FeasibleSet(Selection):
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture) or not self.space.contains(architecture):
             return False
-        total = self.budget.count == "total"
-        count = architecture.num_params if total else architecture.num_params_non_embedding
-        return self.budget.low <= count <= self.budget.high
+        return self.budget.low <= self.budget.counted(architecture) <= self.budget.high
 
     @property
     def source(self) -> "FeasibleSet":

@@ -7,7 +7,7 @@ arrays that is searched at once. The other axes are looped over: a `Family` fixe
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.architecture import parameters
+from march_search.architecture.block import find_block, layer_counts, parse_block
 from march_search.errors import ConfigError
 from march_search.space.budget import Budget
 from march_search.space.space import AXES, SearchSpace, rule_values
@@ -76,9 +77,16 @@ def _bound(space: SearchSpace) -> int:
     depth += max(other or depth for other in space.axes["num_decoder_layers"])
     inner = 2 * heads * d_kv  # a head schedule has up to twice the heads or the width in some layers
     attention = 8 * width * inner + ("layer" in space.axes["cross_attention"]) * 2 * inner**2 + 42 * inner + 2 * width
-    return int(
-        depth * (attention + (3 * width + 2) * d_ff + 2 * width**2 + 9 * width) + width * (2 * vocab_size + max_length)
-    )
+    feed_forward = max(_block_bound(text, width, d_ff) for text in space.axes["block"])
+    return int(depth * (attention + feed_forward + 2 * width**2 + 9 * width) + width * (2 * vocab_size + max_length))
+
+
+def _block_bound(text: str | None, width: int, d_ff: int) -> int:
+    """Return the parameters of the largest feed-forward layer, as an integer of any size."""
+    if text is None:
+        return (3 * width + 2) * d_ff
+    name, fields = parse_block(text)
+    return int(find_block(name).num_params(width, d_ff, **fields))
 
 
 class Intervals(NamedTuple):
@@ -149,6 +157,7 @@ class Family:
         if self.is_cut:  # few points are left, so calculate for those points only
             self.shape = SimpleNamespace(**others, **mesh.values(self.points), d_ff=1)
         self._stacks: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._is_line: dict[bytes, bool] = {}
 
     def keep(self, shape: SimpleNamespace, wanted: Callable[[frozenset[str]], Any]) -> Any:
         """Return where the rules hold, as a bool or bool array; apply only rules whose names satisfy `wanted`."""
@@ -168,14 +177,61 @@ class Family:
 
     def line(self, shape: SimpleNamespace, budget: Budget) -> tuple[Ints, Ints]:
         """Return the (n,) constant and slope in `d_ff` of the parameter count; cache the sums per stack and depth."""
-        constant: Any = sum(parameters.embedding_groups(shape).values()) if budget.count == "total" else 0
+        constant: Any = sum(parameters.embedding_groups(shape).values()) if budget.count != "non-embedding" else 0
         slope: Any = 0
         for stack in parameters.stacks(shape):
             if stack not in self._stacks:
-                _, rise = parameters.feed_forward_line(shape, parameters.layer_groups(shape, stack[1]))
-                self._stacks[stack] = sum(parameters.stack_groups(shape, *stack).values()) - rise, rise
+                rise, step = self._rise(shape, stack[1], budget)
+                shape.d_ff = step
+                total = sum(parameters.stack_groups(shape, *stack, budget.count == "active").values())
+                self._stacks[stack] = total - step * rise, rise
             constant, slope = constant + self._stacks[stack][0], slope + self._stacks[stack][1]
         return self.flat(constant), self.flat(slope)
+
+    def _rise(self, shape: SimpleNamespace, num_layers: int, budget: Budget) -> tuple[Any, int]:
+        """Return the slope in `d_ff` of the feed-forward parameters of a stack, and a `d_ff` at which it holds."""
+        runs = parameters.layer_groups(shape, num_layers)
+        if shape.block is None:
+            return parameters.feed_forward_line(shape, runs)[1], 1
+        first, second = self.d_ff[:2].tolist()
+        low, high = (
+            parameters.feed_forward(SimpleNamespace(**(vars(shape) | {"d_ff": d_ff})), runs, budget.count == "active")
+            for d_ff in (first, second)
+        )
+        return (high - low) // (second - first), first
+
+    def is_line(self, shape: SimpleNamespace, budget: Budget) -> bool:
+        """Return whether the feed-forward parameters rise linearly over all values of `d_ff`, at every width."""
+        if shape.block is None:
+            return True
+        widths = {id(w): np.ravel(w) for _, n in parameters.stacks(shape) for w in parameters.layer_widths(shape, n)}
+        unique = np.unique(np.concatenate(list(widths.values())))
+        if (key := unique.tobytes()) not in self._is_line:
+            counts = layer_counts(shape.block, unique[:, None], self.d_ff[None, :])
+            steps = np.diff(
+                np.broadcast_to(
+                    counts.active if budget.count == "active" else counts.params, (len(unique), len(self.d_ff))
+                )
+            )
+            slopes = steps[:, :1] // np.diff(self.d_ff)[:1]
+            self._is_line[key] = bool(
+                slopes.size and (slopes > 0).all() and (steps == slopes * np.diff(self.d_ff)).all()
+            )
+        return self._is_line[key]
+
+    def counts(self, shape: SimpleNamespace, budget: Budget) -> Iterator[Ints]:
+        """Yield the (n,) parameter counts at each value of `d_ff`, for a block whose formula is not linear."""
+        is_active = budget.count == "active"
+        rest: Any = sum(parameters.embedding_groups(shape).values()) if budget.count != "non-embedding" else 0
+        runs = [parameters.layer_groups(shape, num_layers) for _, num_layers in parameters.stacks(shape)]
+        shape.d_ff = int(self.d_ff[0])
+        for (stack, num_layers), own in zip(parameters.stacks(shape), runs, strict=True):
+            groups = parameters.stack_groups(shape, stack, num_layers, is_active)
+            rest = rest + sum(groups.values()) - parameters.feed_forward(shape, own, is_active)
+        rest = self.flat(rest)
+        for d_ff in self.d_ff.tolist():
+            shape.d_ff = d_ff
+            yield rest + self.flat(sum(parameters.feed_forward(shape, own, is_active) for own in runs))
 
     def release(self) -> None:
         """Drop the arrays that only the search needs."""
@@ -216,6 +272,8 @@ class Combination:
         allowed = self._allowed(shape)
         if not len(family.points) or not np.any(allowed):
             return Intervals(*(family.points[:0],) * 5)
+        if not family.is_line(shape, budget):
+            return self._split_by_rules(self._single(shape, np.flatnonzero(family.flat(allowed)), budget, low, high))
         constant, slope = family.line(shape, budget)
         near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high)
         rows = np.flatnonzero(near & family.flat(allowed))
@@ -224,6 +282,23 @@ class Combination:
         length = family.first_at_least((high - constant) // slope + 1) - first
         intervals = Intervals(family.points[rows], first, length, constant, slope)
         return self._split_by_rules(intervals if length.all() else intervals.pick(length > 0))
+
+    def _single(self, shape: SimpleNamespace, rows: Ints, budget: Budget, low: int, high: int) -> Intervals:
+        """Return an interval of length one for each feasible `d_ff` of these allowed points; try all of them."""
+        family = self.family
+        if len(rows) * len(family.d_ff) > MOST_SPLIT:
+            raise ConfigError(
+                f"the formula of {shape.block} is not linear in d_ff, so {len(rows) * len(family.d_ff):.2g} "
+                f"architectures of one depth have to be counted, and the limit is {MOST_SPLIT:.2g}: use fewer values."
+            )
+        found = [np.zeros((3, 0), dtype=np.int64)]
+        for index, counts in enumerate(family.counts(shape, budget)):
+            near = rows[(counts[rows] >= low) & (counts[rows] <= high)]
+            found.append(np.stack([near, np.full(len(near), index), counts[near]]))
+        row, first, constant = np.concatenate(found, axis=1)
+        order = np.lexsort((first, row))
+        row, first, constant = row[order], first[order], constant[order]
+        return Intervals(family.points[row], first, np.ones_like(first), constant, np.zeros_like(first))
 
     def _allowed(self, shape: SimpleNamespace) -> Any:
         """Return where an architecture is valid and the rules about depths hold, as a bool or bool array."""
@@ -235,8 +310,10 @@ class Combination:
         return allowed & self.family.keep(shape, lambda names: names & {*DEPTHS} and "d_ff" not in names)
 
     def _split_by_rules(self, intervals: Intervals) -> Intervals:
-        """Return `intervals` split into the intervals where the rules about `d_ff` hold."""
-        if not len(intervals.mesh) or not any("d_ff" in rule.names for rule in self.family.rules):
+        """Return `intervals` split into the intervals where the rules about `d_ff`, and those of a block, hold."""
+        text = self.outer["block"]
+        refuses = text is not None and find_block(parse_block(text)[0]).refuse is not None
+        if not len(intervals.mesh) or not (refuses or any("d_ff" in rule.names for rule in self.family.rules)):
             return intervals
         if int(intervals.length.sum()) > MOST_SPLIT:
             raise ConfigError(
@@ -246,8 +323,12 @@ class Combination:
         owner = np.repeat(np.arange(len(intervals.mesh)), intervals.length)
         index = np.arange(len(owner)) - (np.cumsum(intervals.length) - intervals.length - intervals.first)[owner]
         shape = self.shape(intervals.mesh[owner])
-        shape.d_ff, shape.num_decoder_layers = self.family.d_ff[index], self.depth
-        keep = np.broadcast_to(self.family.keep(shape, lambda names: "d_ff" in names), owner.shape)
+        shape.d_ff = self.family.d_ff[index]
+        keep: Any = np.True_
+        for refused, _ in parameters.block_refusals(shape):
+            keep = keep & np.logical_not(refused)
+        shape.num_decoder_layers = self.depth
+        keep = np.broadcast_to(keep & self.family.keep(shape, lambda names: "d_ff" in names), owner.shape)
         owner, index = owner[keep], index[keep]
         starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(index, prepend=-2) != 1))
         cut = intervals.pick(owner[starts])

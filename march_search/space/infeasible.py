@@ -67,7 +67,7 @@ def _advice(space: SearchSpace, budget: Budget) -> str:
     sides = closest(space, budget)
     if not sides:
         return "No grid point satisfies the rules: loosen a rule or widen an axis."
-    counts = [a.num_params if budget.count == "total" else a.num_params_non_embedding for a in sides]
+    counts = [budget.counted(a) for a in sides]
     named = " and ".join(
         f"{a.name} at {budget.difference_percent(n):+.3g}%" for a, n in zip(sides, counts, strict=True)
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from march_search.architecture import flops
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block import parse_block
 from march_search.cost.measures import COLUMN_NAMES, SHAPE_MEASURES
 from march_search.cost.setup import Setup
 from march_search.errors import UsageError, nearest
@@ -49,6 +50,8 @@ class Members:
         if name == "d_ff":
             return self.d_ff
         combinations = self.combinations
+        if name in self.block_fields:
+            return np.array([parse_block(c.outer["block"])[1][name] for c in combinations])[self.combination]
         if name not in MESH:
             values = [c.depth if name == "num_decoder_layers" else c.outer[name] for c in combinations]
             return np.array([0 if value is None else value for value in values])[self.combination]
@@ -60,6 +63,12 @@ class Members:
             return columns[0] if columns else np.zeros(0, dtype=np.int64)
         mesh_index = np.array([list(meshes).index(id(c.mesh)) for c in combinations])[self.combination]
         return np.choose(mesh_index, columns)
+
+    @property
+    def block_fields(self) -> tuple[str, ...]:
+        """Fields of the space's block; empty without one."""
+        text = self.combinations[0].outer["block"] if self.combinations else None
+        return () if text is None else tuple(parse_block(text)[1])
 
     @property
     def _has_groups(self) -> bool:
@@ -77,8 +86,9 @@ class Members:
         if name in MEASURES:
             function = SHAPE_MEASURES[COLUMN_NAMES.get(name, name)]
             return self.map(lambda shape: function(shape, setup))
-        if name not in AXES:
-            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, (*MEASURES, *AXES))}')
+        if name not in (*AXES, *self.block_fields):
+            known = (*MEASURES, *AXES, *self.block_fields)
+            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, known)}')
         values = self.axis(name)
         return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
 
@@ -105,6 +115,8 @@ class Members:
             values = vars(self._shape(chosen, combination)) | {"num_decoder_layers": combination.depth}
             if values["d_bottleneck"] is None:
                 values["d_bottleneck"] = values["d_model"]
+            if values["block"] is not None:
+                values = parse_block(values["block"])[1] | values
             result[chosen] = rule.holds(values | {name: column[chosen] for name, column in measured.items()})
         return result
 
@@ -131,6 +143,8 @@ class Members:
                 both = (values > 0) & bool(target)
                 octaves = np.log2(np.maximum(values, 1)) - np.log2(target or 1)
                 total += np.where(both, octaves**2, values != (target or 0))
+            elif axis == "block":
+                total += values.astype(str) != str(target or 0)
             elif axis == "logit_softcap":
                 total += values != (target or 0)
             elif values.dtype.kind == "i" and not isinstance(target, bool):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import CHOICES, DEFAULTS, NUMBERS, Architecture
+from march_search.architecture.block import Block, parse_block
+from march_search.architecture.block_file import load_block
 from march_search.config.counts import DEFAULT_TOLERANCE
 from march_search.config.loader import NumberText, as_count, gather, read_file
 from march_search.config.shipped import shipped_path
@@ -36,6 +38,7 @@ AXES = (
     "global_every",
     "logit_softcap",
     "norm_epsilon",
+    "block",
     "max_length",
     "feed_forward_proj",
     "num_layers",
@@ -65,6 +68,8 @@ class SearchSpace:
     """Conditions that an architecture must meet. In a rule, every field has a value; see `rule_values`."""
     description: str = ""
     """Purpose of the space."""
+    block: Block | None = None
+    """One's own block that `[model]` names; then the axis `block` has one value per combination of its fields."""
     vocab_size_is_open: bool = False
     """Whether the space leaves `vocab_size` to the study that uses it."""
 
@@ -86,15 +91,34 @@ class SearchSpace:
         parsed = gather(_SpaceFile, table, faults)
         if parsed is None:
             raise ConfigError.of_file(source, faults)
-        axes = {axis: (DEFAULTS[axis],) for axis in AXES}
+        axes: dict[str, tuple[Any, ...]] = {axis: (DEFAULTS[axis],) for axis in AXES}
+        block, own = None, dict[str, tuple[Any, ...]]()
+        if parsed.model is not None:
+            try:
+                block = load_block(parsed.model.module, Path(source).parent)
+            except ConfigError as error:
+                faults += error.faults
         for axis, given in parsed.axes.items():
+            if block is not None and axis in block.fields:
+                own[axis] = _block_values(block, axis, given, faults)
+                continue
+            if axis == "block":
+                faults.append('"axes.block" cannot be set: name the file of a block as module in [model].')
+                continue
             if axis not in axes:
-                faults.append(f"unknown axis {shown(axis)}. {nearest(axis, AXES)}")
+                faults.append(f"unknown axis {shown(axis)}. {nearest(axis, (*AXES, *(block.fields if block else ())))}")
             axes[axis] = _values(axis, given, faults) if axis in axes else ()
+        if block is not None:
+            faults += [
+                f"the block {block.name} has a field named {name}, as an axis has."
+                for name in block.fields
+                if name in AXES
+            ]
+            axes["block"] = tuple(block.combinations(own)) if not faults else ()
         rules, budget, limit = [], None, parsed.budget
         for text in parsed.rules:
             try:
-                rules.append(Rule.parse(text, DEFAULTS))
+                rules.append(Rule.parse(text, rule_names(block)))
             except ConfigError as error:
                 faults += error.faults
         try:
@@ -108,6 +132,7 @@ class SearchSpace:
             budget=budget,
             axes=axes,
             rules=tuple(rules),
+            block=block,
             description=parsed.description,
             vocab_size_is_open="vocab_size" not in parsed.axes,
         )
@@ -171,8 +196,13 @@ class SearchSpace:
         return self.axes["num_key_value_heads"] != (None,)
 
 
+def rule_names(block: Block | None) -> dict[str, Any]:
+    """Return the fields that a rule may name, those of a block included."""
+    return DEFAULTS | ({} if block is None else dict.fromkeys(block.fields))
+
+
 def rule_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of all fields as a rule sees them, where none of them is None.
+    """Return the values of all fields as a rule sees them, those of a block included, where none of them is None.
 
     `num_decoder_layers` is the number of layers of the only or second stack, `num_key_value_heads` that of heads,
     `d_bottleneck` equals `d_model` if there is no bottleneck, and no window and no bound of the logits are 0.
@@ -183,8 +213,10 @@ def rule_values(values: Mapping[str, Any]) -> dict[str, Any]:
         "d_bottleneck": values["d_model"],
         "attention_window": 0,
         "logit_softcap": 0.0,
+        "block": "none",
     }
-    return dict(values) | {axis: value for axis, value in instead.items() if values[axis] is None}
+    own = {} if values["block"] is None else parse_block(values["block"])[1]
+    return own | dict(values) | {axis: value for axis, value in instead.items() if values[axis] is None}
 
 
 _LARGEST = dict.fromkeys(("num_layers", "num_decoder_layers", "share_layers", "global_every"), 1024)
@@ -201,11 +233,19 @@ class _BudgetTable:
 
 
 @dataclass(frozen=True)
+class _ModelTable:
+    """The `[model]` table of a space file."""
+
+    module: str
+
+
+@dataclass(frozen=True)
 class _SpaceFile:
     """The keys of a space file."""
 
     description: str = ""
     budget: _BudgetTable | None = None
+    model: _ModelTable | None = None
     axes: dict[str, Any] = field(default_factory=dict)
     rules: tuple[str, ...] = ()
 
@@ -242,6 +282,19 @@ def _values(axis: str, given: Any, faults: list[str]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         faults.append(f"{key} has duplicate values: list each value once.")
     return tuple(sorted(values)) if all(type(v) is int for v in values) else values
+
+
+def _block_values(block: Block, axis: str, given: Any, faults: list[str]) -> tuple[Any, ...]:
+    """Return the values of a block's field from a scalar or a list; append to `faults` what is refused."""
+    known, values = block.fields[axis], tuple(given) if isinstance(given, list) else (given,)
+    for value in values:
+        if not any(value == other and type(value) is type(other) for other in known):
+            options = ", ".join(map(str, known))
+            faults.append(f'"axes.{axis}" must be among {options} of the block {block.name}, not {shown(value)}.')
+            return ()
+    if not values or len(set(values)) < len(values):
+        faults.append(f'"axes.{axis}" must list each value once, and at least one.')
+    return values
 
 
 def _fields_in(text: str) -> list[str]:

@@ -45,7 +45,7 @@ def extended_candidates(folder: Path, config: StudyConfig, chosen: Candidates, e
     drawn = [a.name for a in chosen.architectures]
     with intelligible(folder):
         old = [Architecture.parse(name).name for name in record["settings"]["architectures"]]
-        changes = _differences(record["space"], space_table(chosen.found)) if "space" in record else ([], [])
+        changes = _differences(record["space"], space_table(chosen.found, folder)) if "space" in record else ([], [])
     _check_space(folder.name, *changes, extend)
     if not extend and record.get("drawn") == drawn:
         return _with(chosen, old)
@@ -78,7 +78,7 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     settings["confirm"] = asdict(config.confirm)
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
     more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
-    write_record(folder.path, record | candidates_table(chosen) | more)
+    write_record(folder.path, record | candidates_table(chosen, folder.path) | more)
 
 
 def _with(chosen: Candidates, names: list[str]) -> Candidates:
@@ -109,6 +109,9 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
             lost.append(f"{axis} no longer has {_list(less)}")
         if more := [value for value in after if value not in before]:
             gained.append(f"{axis} now also has {_list(more)}")
+    before, after = ((space.get("block") or {}).get("sha256") for space in (old, new))
+    if before != after:
+        lost.append("the file of its block has changed" if before and after else "its block was added or removed")
     lost += [f'the rule "{rule}" was added' for rule in new["rules"] if rule not in old["rules"]]
     gained += [f'the rule "{rule}" was removed' for rule in old["rules"] if rule not in new["rules"]]
     was, now = budget_of(old["budget"]), budget_of(new["budget"])

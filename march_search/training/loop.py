@@ -14,6 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block_file import load_block
 from march_search.config import TrialConfig
 from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.deepspeed_config import ds_config
@@ -101,6 +102,8 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         TrialError: If the loss or the gradient is not finite.
     """
     stop = StopRequest(launch.StopOrders(folder).signum if config.devices.launcher != "own" else None)
+    if config.block is not None:
+        load_block(config.block.module, folder, config.block.sha256)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
