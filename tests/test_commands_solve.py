@@ -354,3 +354,9 @@ def test_a_page_shows_the_overview_as_it_is_printed(
     kept = [line for line in shown[:end] if line.strip() not in ("", "…")]
     assert len(kept) >= 6
     assert set(kept) <= set(printed)
+
+
+def test_the_help_has_the_usual_rules_on_heads_as_examples(command: Command) -> None:
+    text = command("solve", "--help").stdout
+    assert '--where "num_heads * d_kv == d_model"' in text
+    assert '--space auto --where "d_model % num_heads == 0"' in text

@@ -94,7 +94,7 @@ def add(solve: argparse.ArgumentParser) -> None:
         solve,
         "march-search solve --budget 220M",
         'march-search solve --budget 220M --where "num_heads * d_kv == d_model" --design 12',
-        "march-search solve --budget 3M --space auto",
+        'march-search solve --budget 3M --space auto --where "d_model % num_heads == 0"',
         'march-search solve --budget 220M --device 8xA100 --where "hours < 3"',
         "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
     )

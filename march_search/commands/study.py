@@ -58,19 +58,23 @@ def run_list(options: argparse.Namespace) -> int:
     from march_search.config.shipped import shipped_folder, shipped_names
     from march_search.display.tables import Column
 
-    rows: list[dict[str, Any]] = []
+    folders = [path.parent for path in sorted(options.root.glob("*/study.json"))]
+    started = [{"study": str(folder), **_summary(folder)} for folder in folders]
+    shipped: list[dict[str, Any]] = []
     for name in shipped_names("studies"):
         table = read_file(shipped_folder("studies") / f"{name}.toml")
-        rows.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
-    for path in sorted(options.root.glob("*/study.json")):
-        rows.append({"study": str(path.parent), **_summary(path.parent)})
-    columns = (
-        Column(key="study", heading="study", short="study", left=True),
-        Column(key="trials", heading="trials started", short="trials"),
-        Column(key="states", heading="ended", short="ended", left=True),
-        Column(key="description", heading="description", short="description", left=True),
-    )
-    print_rows(options.format, rows, columns, name="studies")
+        shipped.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
+    study = Column(key="study", heading="study", short="study", left=True, whole=True)
+    trials = Column(key="trials", heading="trials started", short="trials")
+    states = Column(key="states", heading="ended", short="ended", left=True)
+    description = Column(key="description", heading="description", short="description", left=True)
+    columns = (study, trials, states, description)
+    if options.format == "table":
+        if started:
+            print_rows("table", started, columns, title=f"Studies in {options.root}")
+        print_rows("table", shipped, (study, description), title="Shipped studies")
+    else:
+        print_rows(options.format, [*shipped, *started], columns, name="studies")
     return 0
 
 

@@ -25,6 +25,8 @@ class Outlook:
     counts: TrialCounts
     to_come: int
     """Trials that a sampler has not chosen yet."""
+    on_rung: int
+    """Trials that have reached their rung and wait for the others."""
     tokens_done: int
     """Tokens in the newest attempts of all trials."""
     tokens_planned: int
@@ -68,7 +70,8 @@ def outlook(trials: Sequence[FrozenTrial], config: StudyConfig, planned: int, to
         tokens: Trained tokens of trials by number, where they are known better than from the storage.
     """
     training = config.training
-    targets, to_come = rungs.study_schedule(trials, config, planned).targets, rungs.to_come(trials, planned)
+    schedule, to_come = rungs.study_schedule(trials, config, planned), rungs.to_come(trials, planned)
+    targets, elsewhere = schedule.targets, {*schedule.runnable, *schedule.stopped}
     newest, done, goal = newest_attempts(trials), 0, 0
     for trial in newest:
         number = trial_number(trial)
@@ -83,6 +86,7 @@ def outlook(trials: Sequence[FrozenTrial], config: StudyConfig, planned: int, to
         phase=running_phase(trials),
         counts=trial_counts(trials, planned),
         to_come=to_come,
+        on_rung=sum(t.state == TrialState.WAITING and t.number not in elsewhere for t in newest),
         tokens_done=done,
         tokens_planned=goal,
         tokens_expected=goal + _later(trials, config, candidates, targets, to_come),
