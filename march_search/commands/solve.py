@@ -1,4 +1,4 @@
-"""`march-search solve`: list every architecture inside a parameter budget."""
+"""`march-search solve`: list every architecture inside a budget of parameters, FLOPs, hours or bytes."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from march_search.commands.options import (
     natural,
     positive,
     price_notes,
-    price_setup,
+    price_settings,
     refuse_without_effect,
 )
 from march_search.errors import UsageError
@@ -21,6 +21,7 @@ from march_search.errors import UsageError
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
     from march_search.space.feasible_set import Selection
+    from march_search.space.limits import Limit
     from march_search.space.space import SearchSpace
 
 PARETO = "flops,memory,-depth"
@@ -41,8 +42,20 @@ OVERVIEW = (
 ADD_DEVICE = "With memory and hours: --device 8xA100."
 """Note below an overview without a device."""
 
+INVERTED = "inverted: every budget was solved for d_ff at each point of the other axes, so the set is complete."
+"""Note on budgets of other kinds."""
+
 PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
+
+BUDGETS = {
+    "flops_per_token": "flops_per_token",
+    "training_flops": "training_flops",
+    "hours": "hours",
+    "memory": "bytes_per_device",
+    "kv_cache": "kv_cache_bytes_per_token",
+}
+"""Kinds of budgets in `[budget]` by option."""
 
 SELECTIONS = ("sample", "design", "pareto", "near", "count")
 """Options that print something else than the top of the set."""
@@ -98,9 +111,26 @@ def add(solve: argparse.ArgumentParser) -> None:
         'march-search solve --budget 220M --device 8xA100 --where "hours < 3"',
         "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
     )
+    _add_budgets(solve)
     _add_selections(solve)
     add_price_options(solve)
     solve.set_defaults(run=run)
+
+
+def _add_budgets(solve: argparse.ArgumentParser) -> None:
+    """Add the options for budgets of other kinds than parameters."""
+    budgets = solve.add_argument_group("budgets of other kinds, alone or with --budget; all of them are met")
+    budgets.add_argument(
+        "--flops-per-token",
+        metavar="N",
+        help='FLOPs per token, forward and backward, within the tolerance: 600M; or at most: "<=600M"',
+    )
+    budgets.add_argument(
+        "--training-flops", metavar="N", help='FLOPs of a trial of --tokens, in the same way: 1e19 or "<=1e19"'
+    )
+    budgets.add_argument("--hours", metavar="X", help="at most X hours per trial of --tokens on --device")
+    budgets.add_argument("--memory", metavar="BYTES", help="at most this memory per device in training: 24GB, 80GiB")
+    budgets.add_argument("--kv-cache", metavar="BYTES", help="at most this key/value cache per token: 40KB")
 
 
 def _add_selections(solve: argparse.ArgumentParser) -> None:
@@ -128,21 +158,26 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print an overview of the feasible set of a space, its members, best first, or a selection of them."""
+    from march_search.cost.setup import Setup
     from march_search.display.architectures import columns_named, solve_row
     from march_search.space.conditions import parse_conditions, prices_in, solve_where
     from march_search.space.named import named_space
 
-    space = named_space(options.space, options.budget, options.tolerance, options.counting)
+    settings = price_settings(options)
+    amounts = {kind: getattr(options, name) for name, kind in BUDGETS.items()}
+    space = named_space(
+        options.space, options.budget, options.tolerance, options.counting, limits={**amounts, **settings}
+    )
     own = tuple(space.block.fields) if space.block else ()
     asked = columns_named(options.columns.split(","), own) if options.columns is not None else None
     rules, measured = parse_conditions(options.where, space.block)
     prices = prices_in(measured)
-    if prices and options.device is None:
+    setup, has_device = Setup(**space.trial), "device" in space.trial
+    if prices and not has_device:
         raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
-    priced = options.device is not None and options.count is False
+    priced = has_device and options.count is False
     priced = priced or any(column.key in PRICED for column in asked or ())
-    _refuse_options_without_effect(options, priced, bool(prices))
-    setup = price_setup(options)
+    _refuse_options_without_effect(options, priced, bool(prices) or bool(space.limits))
     chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
         _draw(found, options.figure)
@@ -155,8 +190,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         chosen, description = _select(found, options, setup)
     rows = [
-        solve_row(a, found.source.budget.difference_percent(number), setup, priced)
-        for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True)
+        solve_row(a, difference, setup, priced)
+        for difference, a in zip(chosen.members().difference_percent().tolist(), chosen, strict=True)
     ]
     title = _title(found, space, [rule.text for rule in rules], [rule.text for rule in measured])
     if is_overview:
@@ -178,7 +213,7 @@ def _is_overview(options: argparse.Namespace, found: "Selection") -> bool:
 
 def _title(found: "Selection", space: "SearchSpace", where: Sequence[str], measured: Sequence[str]) -> str:
     """Return the line with the number of architectures, and how many are left by the conditions about measures."""
-    budget, source = found.source.budget, "; ".join([f"space {space.name}", *where])
+    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *["inverted"] * bool(space.limits)])
     if not measured:
         verb = "architecture has" if len(found) == 1 else "architectures have"
         return f"{len(found):,} {verb} {budget} ({source})"
@@ -249,6 +284,11 @@ def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> 
     return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"
 
 
+def _limit_table(limit: "Limit") -> dict[str, Any]:
+    """Return a budget of another kind than parameters as a dict for JSON; an upper limit has no low end."""
+    return {"kind": limit.kind, "aim": limit.aim, "low": limit.low or None, "high": limit.high, "text": str(limit)}
+
+
 def _draw(found: "Selection", path: Path) -> None:
     """Write the figure of the set."""
     from march_search.files.atomic import write_output
@@ -278,12 +318,16 @@ def _print(
     if any(column.key == "flops_per_token" for column in columns):
         length = setup.sequence_length
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
+    if found.source.limits:
+        notes.append(INVERTED)
     if description == OVERVIEW:
         notes.append(OVERVIEW if priced else f"{OVERVIEW} {ADD_DEVICE}")
     budget = found.source.budget
     head = {
         "space": found.source.space.name,
-        "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
+        "budget": budget
+        and {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
+        **({"budgets": [_limit_table(limit) for limit in found.source.limits]} if found.source.limits else {}),
         "total": len(found),
         "where": options.where,
     }

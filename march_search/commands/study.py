@@ -266,11 +266,10 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
 
     if not chosen.architectures:
         return
-    budget, data, rows = chosen.found.budget, config.data, []
+    data, rows = config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
-        counted = budget.counted(a)
-        cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
+        cost = {"difference_percent": chosen.found.difference_percent(a), "flops_per_token": flops}
         rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)

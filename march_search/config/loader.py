@@ -206,8 +206,8 @@ def _number_fault(hint: type, value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """Return a number as plain text, such as `220000000` for 2.2e8; other values are returned unchanged."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -LIMIT < value < LIMIT:
-        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LIMIT**2:
+        return value  # FLOPs of a trial exceed the limit of counts, whose parser refuses them
     return f"{Decimal(repr(value)):f}"
 
 

@@ -47,6 +47,10 @@ class Budget:
         names = {"total": "num_params", "non-embedding": "num_params_non_embedding", "active": "num_active_params"}
         return int(getattr(architecture, names[self.count]))
 
+    def holds(self, architecture: Architecture) -> bool:
+        """Return whether an architecture meets the budget."""
+        return self.low <= self.counted(architecture) <= self.high
+
     def difference_percent(self, num_params: int) -> float:
         """Return the difference of `num_params` from the target in percent; positive above the target."""
         return 100 * (num_params - self.parameters) / self.parameters

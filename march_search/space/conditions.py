@@ -49,7 +49,7 @@ def solve_where(space: SearchSpace, rules: Sequence[Rule], measured: Sequence[Ru
             ranges.append(f"{name} is between {values.min():.6g} and {values.max():.6g}")
         texts = " and ".join(rule.text for rule in measured)
         raise EmptySetError(
-            f"None of the {len(found):,} architectures in the space {space.name} with {found.budget} meets {texts}: "
+            f"None of the {len(found):,} architectures in the space {space.name} with {space.condition} meets {texts}: "
             f"{', '.join(ranges)}."
         )
     return kept

@@ -18,6 +18,7 @@ from march_search.architecture import parameters
 from march_search.architecture.block import find_block, layer_counts, parse_block
 from march_search.errors import ConfigError
 from march_search.space.budget import Budget
+from march_search.space.limits import Limit
 from march_search.space.space import AXES, SearchSpace, rule_values
 
 Ints = NDArray[np.int64]
@@ -87,6 +88,21 @@ def _block_bound(text: str | None, width: int, d_ff: int) -> int:
         return (3 * width + 2) * d_ff
     name, fields = parse_block(text)
     return int(find_block(name).num_params(width, d_ff, **fields))
+
+
+def check_operations(space: SearchSpace, sequence_length: int) -> None:
+    """Check that the operations of one example, forward and backward, fit into 64 bits for all shapes on the axes.
+
+    Raises:
+        ConfigError: If not.
+    """
+    heads, d_kv, depth = (max(space.axes[axis]) for axis in ("num_heads", "d_kv", "num_layers"))
+    scores = 2 * (depth + max(other or depth for other in space.axes["num_decoder_layers"])) * heads * d_kv
+    if 16 * sequence_length * (_bound(space) + sequence_length * scores) >= 2**62:
+        raise ConfigError(
+            f"the space {space.name} has shapes whose operations exceed 64 bits at {sequence_length:,} tokens per "
+            "sequence: lower the largest d_model, num_heads, d_kv or d_ff, or the sequence length."
+        )
 
 
 class Intervals(NamedTuple):
@@ -265,8 +281,8 @@ class Combination:
         """Return all fields except `d_ff` at these points, with the mesh axes as (n,) arrays."""
         return SimpleNamespace(**self.outer, **self.mesh.values(points))
 
-    def intervals(self, budget: Budget, low: int, high: int) -> Intervals:
-        """Return the intervals of `d_ff` with `low` to `high` parameters by `budget.count`."""
+    def intervals(self, budget: Budget, low: int, high: int, limits: Sequence[Limit] = ()) -> Intervals:
+        """Return the intervals of `d_ff` with `low` to `high` parameters by `budget.count`, within all limits."""
         family, d_ff = self.family, self.family.d_ff
         shape = SimpleNamespace(**(vars(family.shape) | self.outer))
         allowed = self._allowed(shape)
@@ -281,7 +297,21 @@ class Combination:
         first = family.first_at_least(-((constant - low) // slope))
         length = family.first_at_least((high - constant) // slope + 1) - first
         intervals = Intervals(family.points[rows], first, length, constant, slope)
-        return self._split_by_rules(intervals if length.all() else intervals.pick(length > 0))
+        intervals = intervals if length.all() else intervals.pick(length > 0)
+        for limit in limits:
+            intervals = self._within(intervals, limit)
+        return self._split_by_rules(intervals)
+
+    def _within(self, intervals: Intervals, limit: Limit) -> Intervals:
+        """Return the part of each interval that is within a limit, whose measure never falls as `d_ff` rises."""
+
+        def measured(rows: Ints, index: Ints) -> NDArray[np.float64]:
+            shape = self.shape(intervals.mesh[rows])
+            shape.d_ff = self.family.d_ff[index]
+            return np.broadcast_to(np.asarray(limit.measure(shape), dtype=np.float64), rows.shape)
+
+        first, stop = limit.inside(measured, intervals.first, intervals.first + intervals.length)
+        return intervals._replace(first=first, length=stop - first).pick(stop > first)
 
     def _single(self, shape: SimpleNamespace, rows: Ints, budget: Budget, low: int, high: int) -> Intervals:
         """Return an interval of length one for each feasible `d_ff` of these allowed points; try all of them."""

@@ -15,6 +15,7 @@ from march_search.cost.measures import COLUMN_NAMES, SHAPE_MEASURES
 from march_search.cost.setup import Setup
 from march_search.errors import UsageError, nearest
 from march_search.space.grid import MESH, Combination, Ints, Mesh
+from march_search.space.limits import Limit
 from march_search.space.rules import Rule
 from march_search.space.space import AXES
 
@@ -39,8 +40,10 @@ class Members:
     """(n,) feed-forward widths."""
     counted: Ints
     """(n,) parameters, counted as in the budget."""
-    target: int
-    """Parameters of the budget."""
+    target: int | None
+    """Parameters of the budget; None if it has none."""
+    limits: tuple[Limit, ...] = ()
+    """Budgets of other kinds; there is at least one without a target."""
 
     def __len__(self) -> int:
         return len(self.d_ff)
@@ -82,7 +85,7 @@ class Members:
             UsageError: If `name` is neither a measure nor an axis.
         """
         if name == "difference":
-            return np.abs(self.counted - self.target)
+            return np.asarray(np.abs(self.difference()))
         if name in MEASURES:
             function = SHAPE_MEASURES[COLUMN_NAMES.get(name, name)]
             return self.map(lambda shape: function(shape, setup))
@@ -91,6 +94,17 @@ class Members:
             raise UsageError(f'cannot order architectures by "{name}". {nearest(name, known)}')
         values = self.axis(name)
         return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
+
+    def difference(self) -> NDArray[Any]:
+        """Return the (n,) differences from the parameter budget, else from the first budget of another kind."""
+        if self.target is not None:
+            return np.asarray(self.counted - self.target)
+        return self.map(self.limits[0].measure) - self.limits[0].aim
+
+    def difference_percent(self) -> Numbers:
+        """Return the (n,) differences in percent of the budget that `difference` is about."""
+        aim = self.limits[0].aim if self.target is None else self.target
+        return np.asarray(100 * self.difference() / aim, dtype=np.float64)
 
     def flops_per_token(self, **lengths: Any) -> Numbers:
         """Return (n,) operations per token of text; `lengths` are the arguments of `flops.flops_per_token`."""

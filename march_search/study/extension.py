@@ -12,7 +12,7 @@ from march_search.config.loader import build
 from march_search.errors import ConfigError
 from march_search.study.candidates import Candidates, rates
 from march_search.study.study_folder import StudyFolder, find_record, read_record, write_record
-from march_search.study.study_state import budget_of, candidates_table, intelligible, space_table
+from march_search.study.study_state import budget_of, candidates_table, intelligible, limits_of, space_table
 
 GROWING = (
     "trials",
@@ -115,9 +115,23 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
     lost += [f'the rule "{rule}" was added' for rule in new["rules"] if rule not in old["rules"]]
     gained += [f'the rule "{rule}" was removed' for rule in old["rules"] if rule not in new["rules"]]
     was, now = budget_of(old["budget"]), budget_of(new["budget"])
-    if was != now:
+    if was != now and was and now:
         inside = now.low <= was.low and was.high <= now.high and was.count == now.count
         (gained if inside else lost).append(f"the budget was {was} and is now {now}")
+    elif was != now:
+        (gained if was else lost).append(f"the budget of {was or now} was {'removed' if was else 'added'}")
+    olds, news = ({limit.kind: limit for limit in limits_of(table)} for table in (old, new))
+    for kind in dict.fromkeys([*olds, *news]):
+        one, other = olds.get(kind), news.get(kind)
+        if one is None or other is None:
+            (lost if one is None else gained).append(
+                f"the budget of {one or other} was {'removed' if one else 'added'}"
+            )
+        elif (str(one), one.low, one.high) != (str(other), other.low, other.high):
+            inside = (
+                other.low <= one.low and one.high <= other.high and str(one.setup.device) == str(other.setup.device)
+            )
+            (gained if inside else lost).append(f"the budget was {one} and is now {other}")
     return lost, gained
 
 

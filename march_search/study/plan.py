@@ -10,7 +10,6 @@ from march_search.config.study_config import public_storage
 from march_search.cost.devices import SLOW_BF16, Device
 from march_search.data.text_tokens import TextTokens
 from march_search.display.tables import count, plural, si
-from march_search.space.budget import Budget
 from march_search.study import gpus
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.plan_cost import faults
@@ -31,7 +30,7 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
     learning_rates = rates(config)
     return [
         *([("answer", config.answer)] if config.answer else []),
-        ("candidates", _candidates(config, chosen, chosen.found.budget)),
+        ("candidates", _candidates(config, chosen, chosen.found.condition)),
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
         *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
         *([("rungs", note)] if (note := notes(config, how_many(chosen, config) * len(learning_rates))) else []),
@@ -132,7 +131,7 @@ def _branches(t: TrainingConfig) -> str:
     return f"the trial also decays to {ends} tokens, for {si(more)} tokens more ({more / t.tokens:.0%})"
 
 
-def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
+def _candidates(config: StudyConfig, chosen: Candidates, budget: str) -> str:
     """Describe how the architectures are chosen."""
     off, first = len(chosen.off_budget), len(chosen.architectures)
     details = f", {off} off budget" if off else ""
