@@ -12,6 +12,7 @@ from march_search.analysis.ladder_record import (
     SizeRecord,
     arm_losses,
     carried_rate,
+    is_finished,
     size_losses,
     size_study,
 )
@@ -22,9 +23,6 @@ from march_search.analysis.size_order import EffectChange, SizeAgreement, agreem
 from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 from march_search.errors import UsageError
-
-WAITING = ("unfinished", "paused")
-"""States of trials that may still complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ def ladder_evidence(
     done = [
         (size, study, arm_losses(study, size, rate))
         for size, study in zip(ladder.sizes, studies, strict=True)
-        if rate is not None and study is not None and _is_finished(study)
+        if rate is not None and study is not None and is_finished(study)
     ]
     records = tuple(size for size, *_ in done)
     unfinished = tuple(size.size for size in ladder.sizes if size not in records)
@@ -139,12 +137,6 @@ def ladder_evidence(
         ),
         forecast_faults=faults,
     )
-
-
-def _is_finished(study: StudyRecord) -> bool:
-    """Return whether no trial of the plan may still complete."""
-    started = len(study.trials) + len(study.damaged)
-    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
 def _edge(study: StudyRecord | None, rate: float | None) -> str:

@@ -20,6 +20,9 @@ from march_search.files.json_tables import find_table
 LADDER_FILE = "ladder.json"
 """Record of a ladder in its folder."""
 
+WAITING = ("unfinished", "paused")
+"""States of trials that may still complete."""
+
 _RECORD = {"question": str, "arms": list, "sizes": list}
 
 
@@ -93,12 +96,25 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
 
 
+def is_finished(study: StudyRecord) -> bool:
+    """Return whether no trial of the plan may still complete."""
+    started = len(study.trials) + len(study.damaged)
+    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
+
+
 def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
     """Return the complete trials at a learning rate, by architecture and in the order of the seeds."""
+    return arm_trials_of(study, size.architectures, rate)
+
+
+def arm_trials_of(
+    study: StudyRecord, architectures: Sequence[Architecture], rate: float
+) -> dict[str, tuple[TrialRecord, ...]]:
+    """Return the complete trials of some architectures, as `arm_trials` does."""
     found: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for trial in study.trials:
         is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
-        if is_wanted and trial.loss is not None and trial.architecture in size.architectures:
+        if is_wanted and trial.loss is not None and trial.architecture in architectures:
             found[trial.architecture.name].setdefault(trial.seed, trial)
     return {name: tuple(own[seed] for seed in sorted(own)) for name, own in found.items()}
 

@@ -87,7 +87,9 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
     weight = prior_G - (np.log(determinant).sum(axis=-1) + squares + np.log(whole)) / 2
     share = np.exp(weight - weight.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, draws, p=share / share.sum()), weight.shape)
-    center_B2 = _normal(rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole)))
+    center_B2 = normal_pairs(
+        rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole))
+    )
     gaps = [seen_A - center_B2[:, side, None] for side, seen_A in enumerate(seen_2A)]
     own = [part[k, g] for part in inverse]
     spread = np.square(first_G[g])[:, None], np.square(second_G[g])[:, None], shared_G[g][:, None]
@@ -95,7 +97,7 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
         (spread[0] * own[0] + spread[2] * own[2], spread[0] * own[2] + spread[2] * own[1]),
         (spread[2] * own[0] + spread[1] * own[2], spread[2] * own[2] + spread[1] * own[1]),
     )
-    drawn = _normal(
+    drawn = normal_pairs(
         rng,
         center_B2[:, 0, None] + weights[0][0] * gaps[0] + weights[0][1] * gaps[1],
         center_B2[:, 1, None] + weights[1][0] * gaps[0] + weights[1][1] * gaps[1],
@@ -106,7 +108,7 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
     return drawn[:, 0], drawn[:, 1]
 
 
-def _normal(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:
+def normal_pairs(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:
     """Return draws of pairs with means x and y, variances xx and yy, and covariance xy, stacked along axis 1."""
     first = np.sqrt(np.maximum(xx, 1e-18))
     slope = xy / first

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_create, study_ladder, study_new, study_worker
+from march_search.commands import study_actions, study_create, study_isoflop, study_ladder, study_new, study_worker
 from march_search.commands.options import (
     add_action,
     add_actions,
@@ -39,7 +39,9 @@ def add(study: argparse.ArgumentParser) -> None:
     study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
-    running.add_argument("--up-to", metavar="SIZE", help="of a ladder, train the sizes up to this one")
+    running.add_argument(
+        "--up-to", metavar="SIZE", help="of a ladder, train the sizes, or the budgets of training FLOPs, up to this one"
+    )
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",
@@ -110,7 +112,8 @@ def run_study(options: argparse.Namespace) -> int:
         return study_actions.run_resume(options)
     loaded = study.loaded(_planned_type(options), is_created=options.create)
     if loaded.config.ladder.budgets:
-        return study_ladder.run_ladder(study, loaded, options, _run_one, _priced)
+        run = study_isoflop.run_isoflop if loaded.config.ladder.training_flops else study_ladder.run_ladder
+        return run(study, loaded, options, _run_one, _priced)
     refuse_without_effect(options, ("up_to",), f"on {study.name}, which is not a ladder")
     return _run_one(study, options)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
-    from march_search.analysis.ladder_record import LadderRecord
     from march_search.commands.studies import LoadedStudy, NamedStudy
     from march_search.config.study_config import StudyConfig
     from march_search.cost.devices import Device
@@ -46,12 +45,12 @@ def run_ladder(
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
         rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
-        code = run_one(_size_study(study, size, root, rate), options)
+        code = run_one(size_study(study, size, root, rate), options)
         if code > 1:
             return code
         failed = failed or code
         if options.create:
-            rest = f"; the other sizes follow when it is complete: {_again(study, root)}" if len(sizes) > 1 else ""
+            rest = f"; the other sizes follow when it is complete: {again(study, root)}" if len(sizes) > 1 else ""
             print(f"{study.name}: created its smallest size{rest}.", file=sys.stderr)
             return 0
     ended = f"{_words(sizes[: last + 1])} ended. Ladder: march-search rank {study.name}{root_option(root)}"
@@ -59,7 +58,7 @@ def run_ladder(
     return failed
 
 
-def _again(study: "NamedStudy", root: Path) -> str:
+def again(study: "NamedStudy", root: Path) -> str:
     """Return the command that continues a ladder."""
     return f"march-search study run {study.argument}{root_option(root)}"
 
@@ -83,7 +82,7 @@ def _last(sizes: "tuple[LadderSize, ...]", up_to: str | None) -> int:
     return len(names) - 1 if up_to is None else names.index(up_to)
 
 
-def _size_study(study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None) -> "NamedStudy":
+def size_study(study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None) -> "NamedStudy":
     """Return the study of one size: the ladder's file with other settings."""
     from march_search.study.study_folder import StudyFolder
 
@@ -153,7 +152,7 @@ def _plan(
     plans = []
     for size in sizes:
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        own, base, _ = _size_study(study, size, options.root, carried).loaded()
+        own, base, _ = size_study(study, size, options.root, carried).loaded()
         chosen = candidates.choose(own, base)
         plan, device = priced(options, own, chosen)
         time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])}"
@@ -163,16 +162,16 @@ def _plan(
         alerts = [f"WARNING: {text}" for text in warnings(own, plan, device, text_tokens(own.data, base))]
         print_table(out, rows, columns, title, notes, warnings=alerts)
         plans.append(plan)
-    out.print(_total(plans), soft_wrap=True)
+    out.print(total(plans), soft_wrap=True)
     return 0
 
 
-def _total(plans: "list[dict[str, Any]]") -> str:
-    """Return the sum of the plans of all sizes in words."""
+def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:
+    """Return the sum of the plans of `what` in words."""
     from march_search.display.tables import duration, si
 
     trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
-    words, last = f"all sizes: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs", plans[-1]
+    words, last = f"{what}: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs", plans[-1]
     if last["device_hours"] is None:
         return f"{words}; add --device 8xA5000 to see the time, and --rate PRICE_PER_HOUR the money"
     hours = sum(plan["device_hours"] for plan in plans)
@@ -183,18 +182,18 @@ def _total(plans: "list[dict[str, Any]]") -> str:
 
 
 def ladder_status(
-    ladder: "LadderRecord", options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
+    name: str, studies: Sequence[str], options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Print the status of the study of each size that has been started."""
+    """Print the status of each of a ladder's studies that has been started."""
     from march_search.errors import UsageError
 
     if options.format != "table":
-        names = ", ".join(size.study for size in ladder.sizes)
-        raise UsageError(f"{ladder.name} is a ladder: name one of its studies for --format {options.format}: {names}.")
-    for size in ladder.sizes:
-        if (options.root / size.study / "study.json").is_file():
-            options.study = size.study
+        names = ", ".join(studies)
+        raise UsageError(f"{name} is a ladder: name one of its studies for --format {options.format}: {names}.")
+    for study in studies:
+        if (options.root / study / "study.json").is_file():
+            options.study = study
             run_one(options)
         else:
-            print(f"{size.study}: not started")
+            print(f"{study}: not started")
     return 0

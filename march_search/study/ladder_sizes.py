@@ -74,11 +74,7 @@ def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str
         EmptySetError: If no member of the space has an arm's fields at some size.
         UsageError: If the command line sets what the ladder sets.
     """
-    for override in given:
-        if override.partition("=")[0] in SET_BY_LADDER:
-            raise UsageError(
-                f"{override} has no effect on a ladder, which sets it for each size: use ladder.* instead."
-            )
+    refuse_overrides(given)
     ladder, batch = config.ladder, config.training.global_batch_tokens
     sizes: list[LadderSize] = []
     for index, (size, text) in enumerate(zip(ladder.sizes, ladder.budgets, strict=True)):
@@ -92,7 +88,7 @@ def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str
                 arms.append(follow(space, {**ladder.directions, **arm.directions}, {**ladder.fields, **arm.fields}))
             except (ConfigError, EmptySetError) as error:
                 raise type(error)(f"[ladder]: {arm.name} at {size}: {error}") from None
-        _refuse_equal_arms([arm.name for arm in ladder.arms], arms, size)
+        refuse_equal_arms([arm.name for arm in ladder.arms], arms, size)
         warmup = config.training.warmup_tokens * tokens // (sizes[0].tokens if sizes else tokens)
         sizes.append(
             LadderSize(
@@ -108,7 +104,16 @@ def ladder_sizes(config: StudyConfig, base: Path, name: str, given: Sequence[str
     return tuple(sizes)
 
 
-def _refuse_equal_arms(names: Sequence[str], arms: Sequence[FollowedArm], size: str) -> None:
+def refuse_overrides(given: Sequence[str]) -> None:
+    """Raise a UsageError if the command line sets what a ladder sets."""
+    for override in given:
+        if override.partition("=")[0] in SET_BY_LADDER:
+            raise UsageError(
+                f"{override} has no effect on a ladder, which sets it for each size: use ladder.* instead."
+            )
+
+
+def refuse_equal_arms(names: Sequence[str], arms: Sequence[FollowedArm], size: str) -> None:
     """Raise a ConfigError if two arms have one architecture."""
     owners: dict[str, str] = {}
     for name, arm in zip(names, arms, strict=True):

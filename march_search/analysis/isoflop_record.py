@@ -1,0 +1,140 @@
+"""Read a ladder with compute budgets back: its record, the studies of its points, and their losses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from march_search.analysis.ladder_record import arm_trials_of
+from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
+from march_search.architecture.architecture import Architecture
+from march_search.errors import StorageError
+from march_search.files.json_tables import find_table
+
+ISOFLOP_FILE = "isoflop.json"
+"""Record of a ladder with compute budgets in its folder."""
+
+_RECORD = {"question": str, "arms": list, "sizes": list, "points": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRecord:
+    """One arm at one size and one compute budget, as recorded."""
+
+    study: str
+    """Name of its study."""
+    budget: str
+    """Name of the compute budget."""
+    budget_flops: float
+    """Training FLOPs of the budget."""
+    size: str
+    arm: str
+    architecture: Architecture
+    parameters: int
+    """Parameters of the shape, as the budget of the space counts them."""
+    tokens: int
+    flops_per_token: float
+    training_flops: float
+    """Training FLOPs of a trial, whose tokens are whole steps."""
+    missed: tuple[str, ...]
+    """Directions that could not be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsoflopRecord:
+    """A ladder with compute budgets, as recorded in its folder."""
+
+    name: str
+    question: str
+    arms: tuple[str, ...]
+    """Names of the arms; the first is the baseline."""
+    sizes: tuple[str, ...]
+    """Names of the sizes, smallest first."""
+    points: tuple[PointRecord, ...]
+    """By budget, then by size, smallest first, then by arm."""
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Training FLOPs of each compute budget by its name, smallest first."""
+        return {point.budget: point.budget_flops for point in self.points}
+
+
+def find_isoflop(folder: Path) -> IsoflopRecord | None:
+    """Return the ladder with compute budgets that is recorded in `folder`; None if there is none.
+
+    Raises:
+        StorageError: If its record is damaged.
+    """
+    remedy = "Run the ladder again to write it."
+    record = find_table(folder / ISOFLOP_FILE, _RECORD, remedy)
+    if record is None:
+        return None
+    try:
+        return IsoflopRecord(
+            name=folder.resolve().name,
+            question=record["question"],
+            arms=tuple(map(str, record["arms"])),
+            sizes=tuple(map(str, record["sizes"])),
+            points=tuple(_point(table) for table in record["points"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{folder / ISOFLOP_FILE}: is damaged: {error}. {remedy}") from None
+
+
+def _point(table: Mapping[str, Any]) -> PointRecord:
+    """Return one point of a record."""
+    return PointRecord(
+        study=str(table["study"]),
+        budget=str(table["budget"]),
+        budget_flops=float(table["budget_flops"]),
+        size=str(table["size"]),
+        arm=str(table["arm"]),
+        flops_per_token=float(table["flops_per_token"]),
+        training_flops=float(table["training_flops"]),
+        architecture=Architecture.parse(table["architecture"]),
+        parameters=int(table["parameters"]),
+        tokens=int(table["tokens"]),
+        missed=tuple(map(str, table["missed"])),
+    )
+
+
+def point_studies(record: IsoflopRecord, root: Path) -> dict[str, StudyRecord]:
+    """Return the studies of the points that have trials, by name.
+
+    Raises:
+        StorageError: If a study is damaged.
+    """
+    folders = [root / point.study for point in record.points]
+    return {
+        folder.name: read_study(folder)
+        for folder in folders
+        if (folder / "study.json").is_file() and any(folder.glob("trials/*"))
+    }
+
+
+def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:
+    """Return the points at which learning rates are tried: all arms at the smallest size of the smallest budget."""
+    first = record.points[0]
+    return tuple(p for p in record.points if (p.budget, p.size) == (first.budget, first.size))
+
+
+def point_trials(study: StudyRecord, point: PointRecord, rate: float) -> tuple[TrialRecord, ...]:
+    """Return the complete trials of a point at a learning rate, in the order of the seeds."""
+    return arm_trials_of(study, (point.architecture,), rate).get(point.architecture.name, ())
+
+
+def chosen_rate(studies: Mapping[str, StudyRecord], points: Sequence[PointRecord]) -> float | None:
+    """Return the learning rate with the lowest mean loss over the points, of those with which most points completed.
+
+    None if no trial is complete. All arms get the same rate, so that its choice cannot favour one of them.
+    """
+    found = [(studies[point.study], point) for point in points if point.study in studies]
+    rates = sorted({trial.config.training.learning_rate for study, _ in found for trial in study.trials})
+    means: dict[float, list[float]] = {}
+    for rate in rates:
+        trials = [point_trials(study, point, rate) for study, point in found]
+        means[rate] = [fmean(t.loss for t in own if t.loss is not None) for own in trials if own]
+    most = max(map(len, means.values()), default=0)
+    full = {rate: fmean(own) for rate, own in means.items() if most and len(own) == most}
+    return min(full, key=lambda rate: (full[rate], rate)) if full else None
