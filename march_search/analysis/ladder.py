@@ -26,6 +26,15 @@ from march_search.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
+class DroppedArm:
+    """An arm that did not train at every finished size, because smaller ones rank it below the best."""
+
+    arm: str
+    losses: dict[str, tuple[float, float, int]]
+    """Mean loss, its standard error over seeds and the number of seeds, by the sizes at which it completed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LadderEvidence:
     """Results of a ladder. Arms, losses and effects have the order of `arms`."""
 
@@ -33,7 +42,9 @@ class LadderEvidence:
     arms: tuple[str, ...]
     """Arms that completed at every finished size; the first is the baseline."""
     left_out: tuple[str, ...]
-    """Arms that did not complete at some finished size."""
+    """Arms that did not complete at some finished size, although they were to train there."""
+    dropped: tuple[DroppedArm, ...]
+    """Arms that `keep` of the ladder dropped before some finished size."""
     records: tuple[SizeRecord, ...]
     """Finished sizes, smallest first."""
     studies: tuple[StudyRecord, ...]
@@ -112,12 +123,14 @@ def ladder_evidence(
             f"--at {parameters:,}: is not above the largest finished size, {losses[-1].parameters:,}: use a larger one."
         )
     is_ladder, many = len(losses) > 1, len(kept)
+    gone = [k for k, arm in enumerate(ladder.arms) if any(size.trained and arm not in size.trained for size in records)]
     found, reason = _forecast(losses, parameters)
     stated, faults = kept_forecasts(root / ladder.name)
     return LadderEvidence(
         ladder=ladder,
         arms=tuple(ladder.arms[index] for index in kept),
-        left_out=tuple(arm for index, arm in enumerate(ladder.arms) if index not in kept),
+        left_out=tuple(arm for index, arm in enumerate(ladder.arms) if index not in [*kept, *gone]),
+        dropped=tuple(_dropped(ladder, index, done, assumed) for index in gone),
         records=records,
         studies=tuple(study for _, study, _ in done),
         losses=tuple(losses),
@@ -125,7 +138,9 @@ def ladder_evidence(
         rate=rate,
         rate_edge=_edge(studies[0], rate),
         unfinished=unfinished,
-        agreements=tuple(agreement(small, large) for small, large in combinations(losses, 2)),
+        agreements=tuple(
+            agreement(*_both(small, large, kept, gone, assumed)) for small, large in combinations(done, 2)
+        ),
         changes=changes(losses[0], losses[-1], [(k, 0) for k in range(1, many)]) if is_ladder else (),
         turns=tuple(c for c in changes(losses[0], losses[-1]) if c.change == "turns") if is_ladder else (),
         detectable=detectable_turn(losses[0], losses[-1], many * (many - 1) // 2) if is_ladder else None,
@@ -137,6 +152,32 @@ def ladder_evidence(
         ),
         forecast_faults=faults,
     )
+
+
+Finished = tuple[SizeRecord, StudyRecord, dict[str, tuple[float, ...]]]
+"""A finished size, its study and the losses of the seeds by architecture."""
+
+
+def _both(
+    small: Finished, large: Finished, kept: list[int], gone: list[int], assumed: float | None
+) -> tuple[SizeLosses, SizeLosses]:
+    """Return the losses at two sizes of the arms that completed at every size or, if dropped later, at both."""
+    arms = sorted(
+        {*kept, *(k for k in gone if all(size.architectures[k].name in own for size, _, own in (small, large)))}
+    )
+    first, second = (size_losses(size, own, arms, assumed) for size, _, own in (small, large))
+    return first, second
+
+
+def _dropped(ladder: LadderRecord, index: int, done: list[Finished], assumed: float | None) -> DroppedArm:
+    """Return an arm that was dropped, with its losses at the sizes at which it completed."""
+    losses = {}
+    for size, _, own in done:
+        name = size.architectures[index].name
+        if name in own:
+            side = size_losses(size, own, [index], assumed)
+            losses[size.size] = (float(side.means_A[0]), float(side.errors_A[0]), len(own[name]))
+    return DroppedArm(arm=ladder.arms[index], losses=losses)
 
 
 def _edge(study: StudyRecord | None, rate: float | None) -> str:

@@ -39,6 +39,12 @@ class SizeRecord:
     """Architecture of each arm."""
     missed: tuple[tuple[str, ...], ...]
     """Directions of each arm that could not be kept."""
+    trained: tuple[str, ...] = ()
+    """Arms that train at this size; empty for all."""
+    reason: str = ""
+    """Why these, as one sentence; empty if all arms train at all sizes."""
+    risk: float | None = None
+    """Probability that the best arm is among those that `keep` would drop; None if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +89,9 @@ def _size(table: Mapping[str, Any]) -> SizeRecord:
         tokens=int(table["tokens"]),
         architectures=tuple(map(Architecture.parse, table["architectures"])),
         missed=tuple(tuple(map(str, texts)) for texts in table["missed"]),
+        trained=tuple(map(str, table.get("trained", ()))),
+        reason=str(table.get("reason", "")),
+        risk=None if table.get("risk") is None else float(table["risk"]),
     )
 
 

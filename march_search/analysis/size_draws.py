@@ -49,8 +49,28 @@ class SizeLosses:
         return np.asarray(np.square(self.errors_A) * self.degrees_A / chi_KA, float)
 
 
+@dataclass(frozen=True)
+class SizeDraws:
+    """Draws of what two sizes show."""
+
+    first_BA: Array
+    """Expected losses of the arms at the small size."""
+    second_BA: Array
+    """Expected losses at the large size."""
+    correlations_B: Array
+    """Correlation between the sizes over all arms that the ladder's arms stand for."""
+    places_BA: Array
+    """Expected losses at the large size, in standard deviations above the mean of all these arms."""
+
+
 def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> tuple[Array, Array]:
-    """Return (B, A) draws of the arms' expected losses at two sizes.
+    """Return (B, A) draws of the arms' expected losses at two sizes; see `size_draws`."""
+    found = size_draws(small, large, seed, draws)
+    return found.first_BA, found.second_BA
+
+
+def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> SizeDraws:
+    """Return draws of the arms' expected losses at two sizes and of the correlation between the sizes.
 
     Args:
         small: Losses at one size.
@@ -105,7 +125,8 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
         spread[1] - weights[1][0] * spread[2] - weights[1][1] * spread[1],
         spread[2] - weights[0][0] * spread[2] - weights[0][1] * spread[1],
     )
-    return drawn[:, 0], drawn[:, 1]
+    places_BA = (drawn[:, 1] - center_B2[:, 1, None]) / second_G[g][:, None]
+    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g], places_BA)
 
 
 def normal_pairs(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from march_search.analysis.study_record import StudyRecord, TrialRecord
+    from march_search.commands.studies import NamedStudy
 
 
 def add(export: argparse.ArgumentParser) -> None:
@@ -36,13 +37,15 @@ def add(export: argparse.ArgumentParser) -> None:
         help="hf: folder with config.json, model.safetensors and tokenizer for Hugging Face transformers: a T5, Llama, "
         "Mistral, Qwen, OLMo 2, GPT-NeoX or GPT-2, whichever has this shape; "
         "torch: folder with the weights of any shape, config.json, tokenizer and load.py, which loads them; "
-        "curves: JSON with the losses of all complete trials, for replay (default: hf)",
+        "curves: JSON with the losses of all complete trials of a study, or of all sizes of a ladder, for replay "
+        "(default: hf)",
     )
     add_examples(
         export,
         "march-search export cpu-demo best -o model",
         "march-search export cpu-demo best --format torch -o model",
         "march-search export cpu-demo --format curves -o curves.json",
+        "march-search export cpu-ladder --format curves -o ladder.json",
     )
     export.add_argument(
         "-o", "--output", metavar="PATH", help="model: folder to make; curves: JSON file (default: standard output)"
@@ -54,12 +57,13 @@ def run(options: argparse.Namespace) -> int:
     """Write the model of one trial, or a study's learning curves as a table for `replay`."""
     from march_search.commands.studies import named_study
 
-    study = named_study(options.study, options.root).record()
+    named = named_study(options.study, options.root)
     if options.format == "curves":
         if options.trial is not None:
             raise UsageError("--format curves writes all complete trials of the study: remove TRIAL.")
-        _export_curves(study, options.output)
+        _export_curves(named, options.output)
     else:
+        study = named.record()
         if options.trial is None or options.output is None:
             example = "best" + ("" if options.format == "hf" else f" --format {options.format}") + " -o DIR"
             raise UsageError(
@@ -69,14 +73,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export_curves(study: "StudyRecord", output: str | None) -> None:
-    """Write the learning curves of the complete trials."""
+def _export_curves(named: "NamedStudy", output: str | None) -> None:
+    """Write the learning curves of the complete trials of a study, or of all sizes of a ladder."""
 
     from march_search.commands.output import print_or_write
     from march_search.files.json_tables import json_text
-    from march_search.replay.learning_curves import study_curves
+    from march_search.replay.study_curves import ladder_study_curves, study_curves
 
-    value = asdict(study_curves(study))
+    ladder = named.ladder()
+    curves = ladder_study_curves(ladder, named.folder.path.parent) if ladder else study_curves(named.record())
+    value = asdict(curves)
     print_or_write(output or "-", json_text(value))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from march_search.commands.options import refuse_without_effect, root_option
-from march_search.commands.study_ladder import PriceOne, RunOne, again, size_study, total
+from march_search.commands.study_ladder import PriceOne, RunOne, again, study_of_size, total
 
 if TYPE_CHECKING:
     from march_search.commands.studies import LoadedStudy, NamedStudy
@@ -46,7 +46,7 @@ def run_isoflop(
             print(f"{study.name}: created its smallest size; {rest}.", file=sys.stderr)
             return 0
         rate = None if is_first else _carried(study.folder.path, root, loaded)
-        code = run_one(size_study(study, point.study, root, rate), options)
+        code = run_one(study_of_size(study, point.study, root, rate), options)
         if code > 1:
             return code
         failed = failed or code
@@ -126,7 +126,7 @@ def _plan(
         alerts: dict[str, None] = {}
         for point in own_points:
             carried = rates[len(rates) // 2] if len(rates) > 1 and not _is_first(point, points) else None
-            own, base, _ = size_study(study, point.study, options.root, carried).loaded()
+            own, base, _ = study_of_size(study, point.study, options.root, carried).loaded()
             plan, device = priced(options, own, candidates.choose(own, base))
             own_plans.append(plan)
             alerts |= dict.fromkeys(warnings(own, plan, device, text_tokens(own.data, base)))

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
+    from march_search.analysis.size_survivors import Survivors
     from march_search.commands.studies import LoadedStudy, NamedStudy
+    from march_search.config.ladder_config import LadderConfig
     from march_search.config.study_config import StudyConfig
     from march_search.cost.devices import Device
     from march_search.study.candidates import Candidates
@@ -35,17 +37,22 @@ def run_ladder(
         ConfigError: If the ladder is not valid.
         UsageError: If an option has no effect on a ladder.
     """
-    from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
+    from march_search.study.ladder_sizes import keep_ladder, ladder_sizes, started_choices
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
-    keep_ladder(study.folder.path, loaded.config, sizes)
+    chosen = started_choices(study.folder.path)
+    keep_ladder(study.folder.path, loaded.config, sizes, chosen)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
         rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
-        code = run_one(size_study(study, size, root, rate), options)
+        if number and (found := _choice(study, number, root, loaded.config.ladder)):
+            chosen[size.size] = found
+            keep_ladder(study.folder.path, loaded.config, sizes, chosen)
+            print(f"{study.name}: {found.reason}", file=sys.stderr)
+        code = run_one(study_of_size(study, size, root, rate, chosen.get(size.size)), options)
         if code > 1:
             return code
         failed = failed or code
@@ -56,6 +63,26 @@ def run_ladder(
     ended = f"{_words(sizes[: last + 1])} ended. Ladder: march-search rank {study.name}{root_option(root)}"
     print(f"{study.name}: {ended}", file=sys.stderr)
     return failed
+
+
+def _choice(study: "NamedStudy", number: int, root: Path, config: "LadderConfig") -> "Survivors | None":
+    """Return the arms that train at a size; None if all do, or if the size was started, or the one before is not over.
+
+    Raises:
+        StorageError: If a study is damaged.
+    """
+    from march_search.analysis.ladder_record import carried_rate, find_ladder, is_finished, size_study
+    from march_search.analysis.size_survivors import survivors
+
+    ladder = find_ladder(study.folder.path) if config.keep else None
+    if ladder is None or (root / ladder.sizes[number].study / "study.json").is_file():
+        return None
+    smallest = size_study(ladder, ladder.sizes[0], root)
+    rate = carried_rate(smallest, ladder.sizes[0]) if smallest else None
+    earlier = [size_study(ladder, size, root) for size in ladder.sizes[:number]]
+    if rate is None or not all(one and is_finished(one) for one in earlier):
+        return None
+    return survivors(ladder, number, root, rate, config)
 
 
 def again(study: "NamedStudy", root: Path) -> str:
@@ -82,11 +109,14 @@ def _last(sizes: "tuple[LadderSize, ...]", up_to: str | None) -> int:
     return len(names) - 1 if up_to is None else names.index(up_to)
 
 
-def size_study(study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None) -> "NamedStudy":
+def study_of_size(
+    study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None, chosen: "Survivors | None" = None
+) -> "NamedStudy":
     """Return the study of one size: the ladder's file with other settings."""
     from march_search.study.study_folder import StudyFolder
 
-    new = size.overrides(rate)
+    arms = [arm.name for arm in study.load()[0].ladder.arms] if chosen else []
+    new = size.overrides(rate, {arms.index(arm) for arm in chosen.arms} if chosen else None)
     changed = {text.partition("=")[0] for text in new}
     own = [text for text in study.overrides if text.partition("=")[0].split(".")[0] != "ladder"]
     kept = [text for text in own if text.partition("=")[0] not in changed]
@@ -127,7 +157,7 @@ def _plan(
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import Column, console, count, duration, plural, print_table, si
     from march_search.study import candidates
-    from march_search.study.ladder_sizes import arm_rows
+    from march_search.study.ladder_sizes import arm_rows, started_choices
     from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
@@ -150,20 +180,63 @@ def _plan(
         Column(key="params", heading="parameters", short="params", show=count),
     )
     plans = []
-    for size in sizes:
+    started, risks = started_choices(study.folder.path), _planned(config.ladder)
+    for number, size in enumerate(sizes):
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        own, base, _ = size_study(study, size, options.root, carried).loaded()
+        decided = started.get(size.size) or (_choice(study, number, options.root, config.ladder) if number else None)
+        own, base, _ = study_of_size(study, size, options.root, carried, decided).loaded()
         chosen = candidates.choose(own, base)
         plan, device = priced(options, own, chosen)
         time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])}"
         title = f"{size.size}: {plan['trials']} trials, {si(plan['tokens'])} tokens, {si(plan['flops'])} FLOPs{time}"
-        rows = arm_rows(config, size)
+        rows = [row for row in arm_rows(config, size) if decided is None or row["arm"] in decided.arms]
         notes = [f"not kept at {size.size}: {row['arm']}: {row['missed']}" for row in rows if row["missed"]]
+        if decided:
+            notes.append(decided.reason)
+        elif number in risks:
+            notes.append(_planned_words(config.ladder, number, size.size, plan, risks[number]))
         alerts = [f"WARNING: {text}" for text in warnings(own, plan, device, text_tokens(own.data, base))]
         print_table(out, rows, columns, title, notes, warnings=alerts)
         plans.append(plan)
     out.print(total(plans), soft_wrap=True)
     return 0
+
+
+def _planned(config: "LadderConfig") -> "dict[int, float]":
+    """Return for each size at which `keep` drops arms the probability that its best one was dropped there or before."""
+    from march_search.analysis.size_survivors import PUBLISHED_ACCURACY, planned_risks
+
+    if not config.halving:
+        return {}
+    many = len(config.arms)
+    counts = [config.halving.count(many, index) for index in range(1, len(config.budgets))]
+    risks = planned_risks(many, counts, config.assumed_accuracy or PUBLISHED_ACCURACY)
+    return {index: risk for index, (count, risk) in enumerate(zip(counts, risks, strict=True), 1) if count + 1 < many}
+
+
+def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[str, Any], risk: float) -> str:
+    """Return in words what dropping arms before a size saves and risks, before the sizes below it are finished."""
+    from march_search.analysis.size_survivors import PUBLISHED_ACCURACY
+    from march_search.display.tables import chance, duration, si
+
+    many = len(config.arms)
+    most = (config.halving.count(many, number) if config.halving else many) + 1
+    saved = 1 - most / many
+    words = f"{si(saved * plan['flops'])} FLOPs"
+    words += "" if plan["seconds"] is None else f" and {duration(saved * plan['seconds'])}"
+    accuracy, source = config.assumed_accuracy or PUBLISHED_ACCURACY, "is assumed_accuracy"
+    if config.assumed_accuracy is None:
+        source = "is known for data mixtures, not for these arms"
+    first = number == 1 and config.assumed_accuracy is None
+    text = (
+        f"keep at {size}: the best {most - 1} of {many} arms and the baseline would train, which saves {words} or more "
+        f"({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, "
+        f"its best arm is dropped by then with a probability of {chance(risk)}. "
+    )
+    if first:
+        return text + "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy."
+    basis = "assumed_accuracy" if number == 1 else "the two sizes before it"
+    return text + f"Arms are dropped if the probability by {basis} is at most {config.max_risk:.0%} (max_risk)."
 
 
 def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:

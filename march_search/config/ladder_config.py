@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from march_search.config.counts import parse_operations, parse_parameters
+from march_search.config.halving import SizeHalving
 from march_search.config.loader import NumberText, refuse
 from march_search.errors import BudgetError, shown
 
@@ -12,6 +13,9 @@ _SIZE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
 
 _ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,23}")
 
+
+FEWEST_ARMS = 3
+"""Fewest arms that a ladder has at any size."""
 
 LEAST_FLOPS = 1e6
 """Smallest compute budget of a trial."""
@@ -90,6 +94,16 @@ class LadderConfig:
     """Fields that every arm has exactly, such as `{ position = "rotary" }`. The space must have these values. A field
     that is not set has the first value of the space, except for layers, `d_model`, heads, `d_kv` and `d_ff`, which are
     free."""
+    keep: tuple[float, ...] = ()
+    """Share of the arms that train at each size, such as `[1, 0.5, 0.34]`: one for each budget, the first 1. The best
+    arms of the size before train, at least three, and the baseline in addition if it is not among them. All arms train
+    where dropping some is too risky; see `max_risk`. Empty trains all arms at all sizes."""
+    max_risk: float = 0.1
+    """With `keep`, greatest probability that the best arm of the next size is among those dropped. It follows from how
+    far the last two finished sizes order the arms alike; above it, no arm is dropped."""
+    assumed_accuracy: float | None = None
+    """With `keep`, share of the pairs of arms that two sizes order alike, assumed until two sizes are finished; above
+    0.5. Without it, all arms train at the second size, because nothing is measured yet."""
     arms: tuple[ArmConfig, ...] = ()
     """Arms, as tables `[[ladder.arms]]`; at least three, or one with `training_flops`. The first is the baseline, from
     which effects are measured."""
@@ -97,6 +111,11 @@ class LadderConfig:
     def __post_init__(self) -> None:
         """Validate the settings."""
         refuse(self._faults())
+
+    @property
+    def halving(self) -> SizeHalving | None:
+        """The rule that drops arms from size to size; None if all arms train at all sizes."""
+        return SizeHalving(tuple(map(float, self.keep)), FEWEST_ARMS) if self.keep else None
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -129,8 +148,9 @@ class LadderConfig:
             yield f"[ladder]: tokens_by_size has {entries}: list one for each."
         if not 0 < self.tokens_per_parameter < 1e6:
             yield f"[ladder]: tokens_per_parameter must be above 0 and below 1e6, not {self.tokens_per_parameter}."
+        yield from self._keep_faults()
         names = [arm.name for arm in self.arms]
-        least, number = (1, "one") if self.training_flops else (3, "three")
+        least, number = (1, "one") if self.training_flops else (FEWEST_ARMS, "three")
         if len(names) < least or len(set(names)) < len(names) or not all(map(_ARM.fullmatch, names)):
             yield f"[ladder]: arms must be at least {number}, with distinct short names, not {names}."
         if self.training_flops:
@@ -138,6 +158,25 @@ class LadderConfig:
         for key, aim in {**self.directions, **{k: v for arm in self.arms for k, v in arm.directions.items()}}.items():
             if isinstance(aim, bool) or not isinstance(aim, int | float) or not 0 < aim < 1e9:
                 yield f'[ladder]: the direction "{key}" must be a positive number, not {aim!r}.'
+
+    def _keep_faults(self) -> Iterator[str]:
+        """Yield one sentence for each fault of the settings that drop arms."""
+        if not self.keep:
+            if self.assumed_accuracy is not None:
+                yield "[ladder]: assumed_accuracy has no effect without keep."
+            return
+        if self.training_flops:
+            yield "[ladder]: keep drops arms of larger sizes, which training_flops needs: remove one of them."
+        if len(self.keep) != len(self.budgets):
+            entries = f"{len(self.keep)} entries for {len(self.budgets)} budgets"
+            yield f"[ladder]: keep has {entries}: list one share for each."
+        shares = [*self.keep]
+        if shares[0] != 1 or sorted(shares, reverse=True) != shares or shares[-1] <= 0:
+            yield f"[ladder]: keep must start with 1, never rise and end above 0, not {shares}."
+        if not 0 < self.max_risk < 1:
+            yield f"[ladder]: max_risk must be a probability between 0 and 1, not {self.max_risk:g}."
+        if self.assumed_accuracy is not None and not 0.5 < self.assumed_accuracy < 1:
+            yield f"[ladder]: assumed_accuracy must be above 0.5 and below 1, not {self.assumed_accuracy:g}."
 
     def _compute_faults(self) -> Iterator[str]:
         """Yield one sentence for each setting that compute budgets refuse."""

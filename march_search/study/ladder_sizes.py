@@ -1,12 +1,13 @@
 """Derive the study of each size from a ladder: its arms, its tokens, and the settings that it changes."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from march_search.analysis.ladder_record import LADDER_FILE, find_ladder
+from march_search.analysis.size_survivors import Survivors
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
 from march_search.config.ladder_config import LadderConfig
@@ -41,18 +42,20 @@ class LadderSize:
     arms: tuple[FollowedArm, ...]
     """Architecture of each arm."""
 
-    def overrides(self, rate: float | None = None) -> tuple[str, ...]:
+    def overrides(self, rate: float | None = None, trained: Collection[int] | None = None) -> tuple[str, ...]:
         """Return the settings that turn the ladder's file into the study of this size, as `KEY=VALUE`.
 
         Args:
             rate: Learning rate carried from the smallest size; None uses those of the file.
+            trained: Indices of the arms that train at this size; None for all.
         """
+        names = [arm.architecture.name for k, arm in enumerate(self.arms) if trained is None or k in trained]
         carried = () if rate is None else ("search.learning_rates=[]", f"training.learning_rate={rate!r}")
         return (
             "ladder={}",
             f"budget={self.parameters}",
             'search.strategy="list"',
-            f"search.architectures={json.dumps([arm.architecture.name for arm in self.arms])}",
+            f"search.architectures={json.dumps(names)}",
             f"training.global_batch_tokens={self.batch_tokens}",
             f"training.tokens={self.tokens}",
             f"training.warmup_tokens={self.warmup_tokens}",
@@ -139,8 +142,16 @@ def arm_rows(config: StudyConfig, size: LadderSize) -> list[dict[str, Any]]:
     ]
 
 
-def keep_ladder(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
+def keep_ladder(
+    folder: Path, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors] | None = None
+) -> None:
     """Write the ladder's record, which `rank` and `status` read, to `folder`.
+
+    Args:
+        folder: Folder of the ladder.
+        config: Settings of the ladder.
+        sizes: Its sizes.
+        chosen: The arms that train at a size, by its name; a size without an entry trains all.
 
     Raises:
         ConfigError: If an arm has another shape than in the study of a size that was started.
@@ -160,12 +171,32 @@ def keep_ladder(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) 
                 "tokens": size.tokens,
                 "architectures": [arm.architecture.name for arm in size.arms],
                 "missed": [list(arm.missed) for arm in size.arms],
+                **_choice((chosen or {}).get(size.size)),
             }
             for size in sizes
         ],
     }
     make_folder(folder)
     write_json(folder / LADDER_FILE, sealed(record))
+
+
+def _choice(found: Survivors | None) -> dict[str, Any]:
+    """Return the arms that train at a size as part of its record; nothing if all train at all sizes."""
+    return {} if found is None else {"trained": list(found.arms), "reason": found.reason, "risk": found.risk}
+
+
+def started_choices(folder: Path) -> dict[str, Survivors]:
+    """Return the arms of each size that was started with a choice of arms, as the ladder's record has them.
+
+    Raises:
+        StorageError: If the record is damaged.
+    """
+    ladder = find_ladder(folder)
+    return {
+        size.size: Survivors(arms=size.trained, reason=size.reason, risk=size.risk)
+        for size in (ladder.sizes if ladder else ())
+        if size.trained and (folder.parent / size.study / "study.json").is_file()
+    }
 
 
 def _refuse_changes(folder: Path, names: Sequence[str], sizes: Sequence[LadderSize]) -> None:
