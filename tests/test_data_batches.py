@@ -16,7 +16,7 @@ from march_search.config import DataConfig
 from march_search.data import ngrams
 from march_search.data.batches import Batches, prefetch
 from march_search.data.corruption import restore
-from march_search.data.documents import document_starts
+from march_search.data.document_starts import document_starts
 from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
 from march_search.data.tokenizer import Special, trained

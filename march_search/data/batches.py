@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from march_search.config import DataConfig
 from march_search.data.corruption import Tokens, corrupt
-from march_search.data.documents import document_starts
+from march_search.data.document_starts import document_starts
 from march_search.data.shards import SPLITS, Split
 from march_search.data.store import Store
 from march_search.errors import DataError
