@@ -76,7 +76,9 @@ def add(solve: argparse.ArgumentParser) -> None:
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
     solve.add_argument(
-        "--counting", choices=("total", "non-embedding", "active"), help="parameters that the budget counts"
+        "--counting",
+        choices=("total", "non-embedding", "active"),
+        help="parameters that the budget counts; active: those that one position is multiplied by",
     )
     solve.add_argument(
         "--where",
