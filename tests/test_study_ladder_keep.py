@@ -265,8 +265,12 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
     assert "keep at 60K: the best 3 of 5 arms and the baseline would train, which saves" in text
     assert re.search(r"saves [\d.]+[A-Z] FLOPs and \S+ or more \(20% of the size\)", text)
     assert "order 80% of the pairs alike, which is known for data mixtures, not for these arms" in text
-    assert "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy." in text
-    assert "Arms are dropped if the probability by the two sizes before it is at most 10% (max_risk)." in text
+    assert (
+        "All arms train here nevertheless, because nothing is measured yet: set assumed_accuracy to drop arms." in text
+    )
+    assert (
+        "Arms are dropped if this probability, estimated from the two sizes before, is at most 10% (max_risk)." in text
+    )
     assert text.count("10 trials") == 3
     run(file, AGREES, "60K")
     text = " ".join(command(*plan).stdout.split())

@@ -128,7 +128,7 @@ class Architecture:
     norm_epsilon: float = 1e-6
     """Added to the mean square, or the variance, in every norm."""
     block: str | None = None
-    """One's own block in place of every feed-forward layer, with its fields, such as `moe+num_experts=4+top_k=2`; None
+    """A user's block in place of every feed-forward layer, with its fields, such as `moe+num_experts=4+top_k=2`; None
     means the layer of `feed_forward_proj`."""
 
     def __post_init__(self) -> None:

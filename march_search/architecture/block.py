@@ -1,4 +1,4 @@
-"""One's own block: a layer of a user's file that replaces the feed-forward layer, counted by the user's formula.
+"""A user's block: a layer of a user's file that replaces the feed-forward layer, counted by the user's formula.
 
 `Architecture.block` is text such as `moe+num_experts=4+top_k=2`: the name of the block and its fields by name, sorted.
 The text can be read without the file. Counting parameters needs the block itself, which `register_block` makes known,
@@ -27,7 +27,7 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,30}", re.ASCII)
 
 
 class BlockCounts(NamedTuple):
-    """What one layer counts, as whole numbers or int64 arrays."""
+    """Counts of one layer, as whole numbers or int64 arrays."""
 
     params: Any
     """Parameters."""
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """A feed-forward layer of one's own, from (B, L, d_model) to (B, L, d_model).
+    """A user's feed-forward layer, from (B, L, d_model) to (B, L, d_model).
 
     Functions take `d_model`, which is the residual width of the layer, `d_ff`, and the block's fields by name. The
     counts must work on whole numbers and on int64 arrays of `d_model` and `d_ff`, because the solver counts millions of
@@ -79,7 +79,8 @@ class Block:
     activation_scalars: Callable[..., Any] | None = None
     """Activations that the backward pass needs at one position; None for one per `d_model` active parameters."""
     refuse: Callable[..., Iterable[tuple[Any, str]]] | None = None
-    """`refuse(d_model, d_ff, **fields)` yields pairs: where the values cannot be, and a sentence that says why."""
+    """`refuse(d_model, d_ff, **fields)` yields pairs: a condition under which the values are not allowed,
+    and a sentence with the reason."""
     replaces: Literal["feed_forward"] = "feed_forward"
     """Layer that the block replaces."""
     source: Source | None = None

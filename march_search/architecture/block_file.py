@@ -1,4 +1,4 @@
-"""Load one's own block from a file, an entry point or a module. This runs the code of that file."""
+"""Load a user's block from a file, an entry point or a module. This runs the code of that file."""
 
 import hashlib
 import importlib

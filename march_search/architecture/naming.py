@@ -1,6 +1,6 @@
 """Convert fields to architecture names such as `L12-D768-H12x64-F3072-geglu`, and back.
 
-Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file names. Those of one's own block, such as
+Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file names. Those of a user's block, such as
 `moe+num_experts=4+top_k=2`, also contain `=` and `_`.
 """
 

@@ -23,7 +23,7 @@ Special fields change the count as follows:
     norm            `layer` doubles the weights of all norms except those of qk_norm
     bias            `qkv` adds I + 2·J to every attention (I without its own keys and values); `all` adds D more to
                     each, and (m - 1)·F + D to every feed-forward layer
-    block           replaces m·D·F by the formula of one's own block, which need not be linear in F
+    block           replaces m·D·F by the formula of a user's block, which need not be linear in F
     length_reduction, gating function, rotary or no positions, norm_position, parallel_block, attention_window,
     logit_softcap: no change
 """
@@ -125,7 +125,7 @@ def param_groups(a: Any, is_active: bool = False) -> dict[str, Any]:
 
     Args:
         a: An `Architecture`, or an object with the same fields whose numbers are broadcastable int64 arrays.
-        is_active: Whether to count only those parameters of one's own block that a position is multiplied by.
+        is_active: Whether to count only those parameters of a user's block that a position is multiplied by.
     """
     groups = embedding_groups(a)
     for stack, num_layers in stacks(a):
@@ -312,7 +312,7 @@ def refusals(a: Any) -> Iterator[tuple[Any, str]]:
 
 
 def block_refusals(a: Any) -> Iterator[tuple[Any, str]]:
-    """Yield items as `refusals` does for the rules of one's own block, which may depend on `d_ff`."""
+    """Yield items as `refusals` does for the rules of a user's block, which may depend on `d_ff`."""
     if a.block is not None:
         widths = {id(width): width for _, depth in stacks(a) for width in layer_widths(a, depth)}
         for width in widths.values():

@@ -22,7 +22,12 @@ def add(rank: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_study(rank)
     add_format(rank, holds="the ranking; json and markdown also every other table of results")
-    add_examples(rank, "march-search rank cpu-demo", "march-search rank cpu-demo --format csv > ranking.csv")
+    add_examples(
+        rank,
+        "march-search rank cpu-demo",
+        "march-search rank cpu-demo --format csv > ranking.csv",
+        "march-search rank cpu-ladder --at 4M",
+    )
     rank.add_argument(
         "--seed-noise",
         default="prior",

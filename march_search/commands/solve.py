@@ -76,7 +76,9 @@ def add(solve: argparse.ArgumentParser) -> None:
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
     solve.add_argument(
-        "--counting", choices=("total", "non-embedding", "active"), help="parameters that the budget counts"
+        "--counting",
+        choices=("total", "non-embedding", "active"),
+        help="parameters that the budget counts; active: those that one position is multiplied by",
     )
     solve.add_argument(
         "--where",
@@ -109,6 +111,7 @@ def add(solve: argparse.ArgumentParser) -> None:
         'march-search solve --budget 220M --where "num_heads * d_kv == d_model" --design 12',
         'march-search solve --budget 3M --space auto --where "d_model % num_heads == 0"',
         'march-search solve --budget 220M --device 8xA100 --where "hours < 3"',
+        'march-search solve --budget 220M --flops-per-token "<=650M" --hours 0.3 --device 8xH100',
         "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
     )
     _add_budgets(solve)

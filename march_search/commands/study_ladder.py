@@ -231,12 +231,15 @@ def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[st
     text = (
         f"keep at {size}: the best {most - 1} of {many} arms and the baseline would train, which saves {words} or more "
         f"({saved:.0%} of the size). If neighbouring sizes order {accuracy:.0%} of the pairs alike, which {source}, "
-        f"its best arm is dropped by then with a probability of {chance(risk)}. "
+        f"its best arm is dropped at this size or before with a probability of {chance(risk)}. "
     )
     if first:
-        return text + "All arms train here nevertheless, because nothing is measured yet; see assumed_accuracy."
-    basis = "assumed_accuracy" if number == 1 else "the two sizes before it"
-    return text + f"Arms are dropped if the probability by {basis} is at most {config.max_risk:.0%} (max_risk)."
+        return (
+            text
+            + "All arms train here nevertheless, because nothing is measured yet: set assumed_accuracy to drop arms."
+        )
+    basis = "which follows from assumed_accuracy" if number == 1 else "estimated from the two sizes before"
+    return text + f"Arms are dropped if this probability, {basis}, is at most {config.max_risk:.0%} (max_risk)."
 
 
 def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:

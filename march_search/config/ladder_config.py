@@ -84,23 +84,25 @@ class LadderConfig:
     training_flops: tuple[NumberText, ...] = ()
     """Training FLOPs of every trial, such as `"1e14"`, or a list of several budgets, ascending; they replace
     `tokens_per_parameter`. The tokens of an arm at a size are these FLOPs divided by the FLOPs per token of its shape,
-    rounded to whole steps. The ladder then needs at least four `budgets` of parameters and only one arm, and shows
-    the size with the lowest loss. The study of an arm is named `LADDER-FLOPS-SIZE-ARM`."""
+    rounded to whole steps. The ladder then needs at least four `budgets` of parameters and at least one arm, and
+    shows the size with the lowest loss. The study of an arm is named `LADDER-FLOPS-SIZE-ARM`."""
     directions: dict[str, float] = field(default_factory=dict)
     """Values that the arms aim at: an expression of fields, as in the rules of a space, and a positive number. Example:
     `{ "d_model / num_layers" = 64, "d_ff / d_model" = 4, d_kv = 32 }`. At each size, an arm is the member of the
     feasible set with the smallest sum of squares of log2(value / aim), over the directions and the parameters."""
     fields: dict[str, object] = field(default_factory=dict)
     """Fields that every arm has exactly, such as `{ position = "rotary" }`. The space must have these values. A field
-    that is not set has the first value of the space, except for layers, `d_model`, heads, `d_kv` and `d_ff`, which are
-    free."""
+    that is not set has the first value of the space, except for layers, `d_model`, heads, key/value heads, `d_kv` and
+    `d_ff`, which are free."""
     keep: tuple[float, ...] = ()
-    """Share of the arms that train at each size, such as `[1, 0.5, 0.34]`: one for each budget, the first 1. The best
-    arms of the size before train, at least three, and the baseline in addition if it is not among them. All arms train
-    where dropping some is too risky; see `max_risk`. Empty trains all arms at all sizes."""
+    """Share of the arms that train at each size, such as `[1, 0.5, 0.34]`: one for each budget, the first 1, rounded up
+    to whole arms. They are the best arms of the size before, at least three, and the baseline in addition if it is not
+    among them. All arms train where dropping some is too risky; see `max_risk`. Empty trains all arms at all sizes. Not
+    with `training_flops`."""
     max_risk: float = 0.1
-    """With `keep`, greatest probability that the best arm of the next size is among those dropped. It follows from how
-    far the last two finished sizes order the arms alike; above it, no arm is dropped."""
+    """With `keep`, largest allowed probability that the best arm of the next size is among those dropped. If the
+    probability is larger, no arm is dropped. It follows from how well the last two finished sizes agree on the order of
+    the arms."""
     assumed_accuracy: float | None = None
     """With `keep`, share of the pairs of arms that two sizes order alike, assumed until two sizes are finished; above
     0.5. Without it, all arms train at the second size, because nothing is measured yet."""

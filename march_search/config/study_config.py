@@ -122,7 +122,7 @@ class StudyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """The `block` table of trial.json: where one's own block comes from, and its counts, so that a ranking needs no
+    """The `block` table of trial.json: where a user's block comes from, and its counts, so that a ranking needs no
     foreign code."""
 
     module: str
@@ -151,7 +151,7 @@ class TrialConfig:
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     """The study's `[devices]` table."""
     block: BlockConfig | None = None
-    """One's own block, if the architecture has one."""
+    """A user's block, if the architecture has one."""
     study: str | None = None
     """ID of the study that the trial belongs to; None for a trial that was started by hand."""
     number: int | None = None

@@ -104,12 +104,12 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     """Whether to recompute each layer in the backward pass instead of storing its activations."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """How attention with a trained bias, that is with relative positions, or with masked documents is computed on a
-    GPU. `sdpa`: by torch's memory-efficient kernel, which writes the bias gradient of every example and reads a mask of
-    every example. `flex`: by FlexAttention, which sums this gradient while it runs and skips other documents; needs
-    torch 2.6, Triton and a C compiler, and is an error if it fails. `auto`: by FlexAttention in bf16 where it can run,
-    after comparing it with SDPA at the start, and by SDPA otherwise. All else uses flash attention anyway. No GPU has
-    run `flex` yet. No effect on a CPU."""
+    """How a GPU computes attention with a trained bias (relative positions) or with masked documents. `sdpa`: by
+    torch's memory-efficient kernel, which writes the bias gradient and reads the mask of every example. `flex`: by
+    FlexAttention, which sums this gradient while it runs and skips other documents; needs torch 2.6 (2.7 for masked
+    documents), Triton and a C compiler, and is an error if it fails. `auto`: by FlexAttention in bf16 where it can run,
+    after comparing it with SDPA at the start, and by SDPA otherwise. Has no effect on other attention, or on a CPU. No
+    GPU has run `flex` yet."""
     compile: Literal["none", "layers"] = "none"
     """Whether torch.compile compiles each layer for training. `layers` needs a C++ compiler on a CPU, Triton and a C
     compiler on a GPU, and a minute or more at the start of each trial; evaluations stay uncompiled. Losses differ

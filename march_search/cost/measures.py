@@ -28,7 +28,7 @@ def params_non_embedding(shape: Any, _: Setup) -> Any:
 
 
 def active_params(shape: Any, _: Setup) -> Any:
-    """Return the number of parameters that one position is multiplied by; fewer than all only with one's own block."""
+    """Return the number of parameters that one position is multiplied by; fewer than all only with a user's block."""
     return sum(parameters.param_groups(shape, is_active=True).values())
 
 

@@ -28,7 +28,7 @@ def muon_flops(a: Any) -> Any:
     """Return the operations of Muon in one step: five Newton-Schulz iterations of 4 m² n + 2 m³ per (m, n) matrix.
 
     m is the smaller side. Where ranks repeat each other's matrices (ZeRO 0), only one rank counts. Projections of a
-    bottleneck and cross-attention by layer count as matrices of the residual width. AdamW trains one's own block.
+    bottleneck and cross-attention by layer count as matrices of the residual width. AdamW trains a user's block.
     """
     total: Any = 0
     for stack, num_layers in parameters.stacks(a):
@@ -130,7 +130,7 @@ def moved_bytes(a: Any, setup: Setup) -> Any:
 
     The forward pass of a layer of width W with queries of total width I and keys of J moves, per position, 14 W scalars
     (two norms, two residual sums, inputs and outputs of products), 4 (I + J) (7 (I + J) more with rotary positions, and
-    as much with qk_norm), and 4 F (8 F if gated; twice the kept activations of one's own block); cross-attention moves
+    as much with qk_norm), and 4 F (8 F if gated; twice the kept activations of a user's block); cross-attention moves
     7 W + 4 I, and 4 J + W per position of the encoder's output. The backward pass moves twice as much. A logit is
     written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the fp32 sum once per
     micro batch.

@@ -98,7 +98,7 @@ def columns_named(names: Sequence[str], block_fields: Sequence[str] = ()) -> tup
     """Return the columns with these keys.
 
     Besides the printed columns, `params`, `active_params`, `flops`, `difference`, every field of an architecture and
-    the `block_fields` of one's own block are valid keys.
+    the `block_fields` of a user's block are valid keys.
 
     Raises:
         UsageError: If a column is unknown.

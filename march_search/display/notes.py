@@ -56,13 +56,13 @@ def _branch_note(evidence: Evidence) -> Note | None:
     study = evidence.study
     if study.whole is not None:
         end = si(study.config.training.tokens)
-        more = "Trials that were stopped before keep the losses of their stable run."
+        more = "Trials that were stopped before a branch keep the losses of their stable run."
         return Note(text=f"Results of decay branches; without --at, the ranking is that after {end} tokens.", more=more)
     budgets = branch_budgets(study)
     if not budgets:
         return None
     shown = ", ".join(si(tokens) for tokens in budgets)
-    return Note(text=f"Decay branches rank at shorter budgets, too ({shown} tokens): add --at {budgets[0]:_}.")
+    return Note(text=f"Decay branches give rankings at shorter budgets, too ({shown} tokens): add --at {budgets[0]:_}.")
 
 
 def _noise_note(ranking: Ranking) -> Note | None:

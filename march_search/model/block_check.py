@@ -1,4 +1,4 @@
-"""Check one's own block: build and run its module at random shapes, and compare it with the block's formulas."""
+"""Check a user's block: build and run its module at random shapes, and compare it with the block's formulas."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class BlockFinding:
     num_shapes: int
     """Number of shapes that were built."""
     unreached: tuple[str, ...]
-    """Parameters that no gradient reached in any shape that has them, as experts without a token."""
+    """Parameters that no gradient reached in any shape that has them, such as experts without a token."""
     mixes_examples: bool
     """Whether the output of one sequence depends on the others in its batch."""
 
@@ -44,8 +44,8 @@ def check_block(block: Block, num_shapes: int = 12, seed: int = 0) -> BlockFindi
     """Return what holds for a block's module at random shapes of small size.
 
     Raises:
-        ConfigError: If the module has other parameters than the formula, returns another shape or numbers that are not
-            finite, is not deterministic, or lets a position see later ones. The message names the shape.
+        ConfigError: If the module has more or fewer parameters than the formula, returns another shape or numbers
+            that are not finite, is not deterministic, or lets a position see later ones. The message names the shape.
     """
     register_block(block)
     shapes, unreached, reached, mixes = list(_shapes(block, num_shapes, seed)), set[str](), set[str](), False

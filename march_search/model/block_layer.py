@@ -1,6 +1,6 @@
-"""The layer of one's own block: it holds the user's module, and says how its parameters start and are trained.
+"""The layer of a user's block: it holds the user's module, and decides how its parameters are initialised and trained.
 
-Initialisation and learning rates follow the dimensions of each parameter, as for our own matrices:
+Initialisation and learning rates follow from the dimensions of each parameter, as for other matrices:
 
 | parameter | kind in `init` |
 | --- | --- |
@@ -14,7 +14,7 @@ decides otherwise. AdamW trains all of them, also where Muon trains the matrices
 
 `forward` takes the (B, L, W) input of the layer and returns what is added to the residual stream. It may return a pair:
 the second item is an auxiliary loss, a scalar. The sum over all layers is part of the gradient of the training loss,
-but not of any loss that is printed, so that the losses of different blocks compare.
+but not of any loss that is printed, so that the losses of different blocks can be compared.
 """
 
 from collections.abc import Iterator

@@ -42,7 +42,7 @@ if __name__ == "__main__":
 """Content of load.py."""
 
 BLOCK_FILE = "block.py"
-"""Name of the copy of the file of one's own block."""
+"""Name of the copy of the file of a user's block."""
 
 
 def save_torch(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ def save_torch(a: Architecture, tensors: Mapping[str, Tensor], folder: Path, abo
         a: The architecture; every shape can be written.
         tensors: Its weights, which keep their names and their dtype.
         folder: Folder of the export.
-        about: Further entries of config.json. With one's own block, `block_module` is `BLOCK_FILE`, which the caller
+        about: Further entries of config.json. With a user's block, `block_module` is `BLOCK_FILE`, which the caller
             writes, or a module that can be imported.
 
     Raises:

@@ -21,7 +21,7 @@ class Budget:
     """Allowed difference from the target on either side, as a fraction of the target."""
     count: Count = "total"
     """Counted parameters: `total`, `non-embedding` (without token embedding, learned positions, output layer), or
-    `active` (those that one position is multiplied by, which are fewer than all with one's own block)."""
+    `active` (those that one position is multiplied by, which are fewer than all with a user's block)."""
 
     @classmethod
     def parse(cls, text: str, tolerance: str = DEFAULT_TOLERANCE, count: Count = "total") -> "Budget":

@@ -70,7 +70,7 @@ class SearchSpace:
     description: str = ""
     """Purpose of the space."""
     block: Block | None = None
-    """One's own block that `[model]` names; then the axis `block` has one value per combination of its fields."""
+    """A user's block that `[model]` names; then the axis `block` has one value per combination of its fields."""
     vocab_size_is_open: bool = False
     """Whether the space leaves `vocab_size` to the study that uses it."""
     limits: tuple[Limit, ...] = ()

@@ -95,7 +95,7 @@ def _for_trials(space: SearchSpace, config: StudyConfig) -> SearchSpace:
         if name != "device" and value != (own := getattr(setup, name)):
             faults.append(
                 f"[budget] {name} of the space {space.name} is {value}, but the study's trials have {own}: remove it "
-                "from the space, which takes it from the study, or make them equal."
+                "from the space, so that the study's value counts, or make the two equal."
             )
     refuse(faults)
     return replace(space, limits=tuple(replace(limit, setup=setup) for limit in space.limits))

@@ -60,7 +60,7 @@ def parameter_groups(model: nn.Module, base: Architecture | None, optimizer: str
     """Return groups that contain each parameter of `model` once, sorted by weight decay first, then higher rates first.
 
     Weight decay applies to matrices, but not to norms, no-op keys or position tables. With `muon`, the first group has
-    the matrices of layers, which Muon trains, except those of one's own block.
+    the matrices of layers, which Muon trains, except those of a user's block.
     """
     rates, groups = _rates(model, base), dict[tuple[bool, float], dict[str, nn.Parameter]]()
     pieces = _pieces(model, base) if optimizer == "muon" else {}
