@@ -68,6 +68,11 @@ def _bytes(value: float) -> str:
     return f"{value:.6g}B"
 
 
+def _hours(value: float) -> str:
+    """Format hours: `48 hours`."""
+    return f"{value:.6g} hour{'s' if value != 1 else ''}"
+
+
 def _training_flops(a: Any, setup: Setup) -> Any:
     """Return the operations of a whole trial."""
     return speed.flops_per_token(a, setup) * setup.tokens
@@ -92,8 +97,8 @@ KINDS: dict[str, Kind] = {
     "hours": Kind(
         measure=speed.hours,
         parse=parse_hours,
-        text="{amount} hours for {tokens:,} tokens on {device}",
-        shown="{:.6g}".format,
+        text="{amount} for {tokens:,} tokens on {device}",
+        shown=_hours,
         by_tokens=True,
         on_device=True,
     ),
