@@ -263,7 +263,29 @@ def test_what_compute_budgets_lack_is_refused(tmp_path: Path, command: Command) 
         command("rank", "equal", "--seed-noise", "none", *root)
     )
     assert "--tables has no effect on equal" in one_line_error(command("report", "equal", "--tables", "x", *root))
-    assert "is not a ladder that was started" in one_line_error(command("forecast", "equal", "--at", "4M", *root))
+    needs = "equal is a ladder with training_flops, and {} needs one with tokens per parameter"
+    assert needs.format("a forecast") in one_line_error(command("forecast", "equal", "--at", "4M", *root))
+    assert needs.format("replay") in one_line_error(command("replay", "equal", *root))
+    curves = command("export", "equal", "--format", "curves", *root)
+    assert needs.format("--format curves") in one_line_error(curves)
+    error = one_line_error(command("pareto", "equal", *root))
+    assert "name one of its studies, equal-1e14-S0-plain, equal-1e14-S1-plain and 3 others." in error
+
+
+def test_losses_without_a_law_are_said_to_have_none(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 1.6e6}, noise=1.0)
+    root = ("--root", str(tmp_path))
+    found = json_of(command("rank", "equal", "--format", "json", *root))
+    assert found["optima"] == []
+    [fault] = found["faults"]
+    assert fault.startswith("plain: the losses do not follow E + A N^-a + B D^-b")
+    assert found["answer"] == f"No lowest loss can be stated. {fault}"
+    assert command("report", "equal", *root).returncode == 0
+    for path in tmp_path.glob("equal-1e14-S[34]-*/trials/*/result.json"):
+        path.unlink()
+    text = " ".join(command("rank", "equal", *root).stdout.split())
+    assert "Answer: No budget has 4 sizes yet" in text
+    assert "plain at 1e14 FLOPs has 3 of 4 sizes that a curve needs." in text
 
 
 def test_the_page_has_curves_optima_and_growth(tmp_path: Path, command: Command) -> None:

@@ -278,6 +278,38 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
     assert "120K: 10 trials" in text
 
 
+def test_a_budget_that_is_added_to_a_started_ladder_is_planned_and_a_changed_arm_is_refused(
+    file: Path, command: Command
+) -> None:
+    change(file, 'budgets = ["30K", "60K", "120K"]\nkeep = [1, 0.6, 0.6]', 'budgets = ["30K", "60K"]\nkeep = [1, 0.6]')
+    run(file, AGREES)
+    change(file, 'budgets = ["30K", "60K"]\nkeep = [1, 0.6]', 'budgets = ["30K", "60K", "120K"]\nkeep = [1, 0.6, 0.6]')
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    ended = command(*plan)
+    assert ended.returncode == 0, ended.stderr
+    assert "120K trains 3 of 5 arms, without wide, thin" in " ".join(ended.stdout.split())
+    change(file, 'name = "thin"', 'name = "slim"')
+    assert "steps-30K was started with other arms: slim was not there" in one_line_error(command(*plan))
+
+
+def test_a_file_of_another_kind_does_not_hide_the_results_of_a_ladder(file: Path, command: Command) -> None:
+    run(file, AGREES)
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    text = file.read_text()
+    equal = text.replace("keep = [1, 0.6, 0.6]\ntokens_per_parameter = 0.05", 'training_flops = "3e9"')
+    file.write_text(equal.replace('["30K", "60K", "120K"]', '["10K", "30K", "60K", "120K"]'))
+    other = "steps was started as a ladder, and its file is now that of"
+    assert f"{other} a ladder with training_flops. Restore the file" in one_line_error(command(*plan))
+    file.write_text(text[: text.index("[ladder]")] + text[text.index("[data]") :])
+    assert f"{other} a study. Restore the file" in one_line_error(command(*plan))
+    write_study(file.parent / "runs", {"L2-D24-H2x16-F56-rope-V512": [3.0]}, name="other")
+    file.rename(file.with_name("other.toml")).write_text(text)
+    error = one_line_error(
+        command(*(str(file.with_name("other.toml")) if part == str(file) else part for part in plan))
+    )
+    assert "other was started as a study, and its file is now that of a ladder." in error
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -288,6 +320,7 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
         ("keep =", "max_risk = 0\nkeep =", "max_risk must be a probability between 0 and 1, not 0."),
         ("keep =", "assumed_accuracy = 0.5\nkeep =", "assumed_accuracy must be above 0.5 and below 1, not 0.5."),
         ("keep = [1, 0.6, 0.6]", "assumed_accuracy = 0.8", "assumed_accuracy has no effect without keep"),
+        ("keep = [1, 0.6, 0.6]", "max_risk = 0.2", "max_risk has no effect without keep"),
     ],
 )
 def test_wrong_settings_are_one_line(file: Path, command: Command, old: str, new: str, message: str) -> None:

@@ -111,6 +111,7 @@ def run_study(options: argparse.Namespace) -> int:
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
     loaded = study.loaded(_planned_type(options), is_created=options.create)
+    study.refuse_other_kind(loaded.config)
     if loaded.config.ladder.budgets:
         run = study_isoflop.run_isoflop if loaded.config.ladder.training_flops else study_ladder.run_ladder
         return run(study, loaded, options, _run_one, _priced)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
+    from march_search.analysis.ladder_record import LadderRecord
     from march_search.analysis.size_survivors import Survivors
     from march_search.commands.studies import LoadedStudy, NamedStudy
     from march_search.config.ladder_config import LadderConfig
@@ -37,7 +38,7 @@ def run_ladder(
         ConfigError: If the ladder is not valid.
         UsageError: If an option has no effect on a ladder.
     """
-    from march_search.study.ladder_sizes import keep_ladder, ladder_sizes, started_choices
+    from march_search.study.ladder_sizes import keep_ladder, ladder_record, ladder_sizes, started_choices
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
@@ -48,7 +49,8 @@ def run_ladder(
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
         rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
-        if number and (found := _choice(study, number, root, loaded.config.ladder)):
+        known = ladder_record(study.name, loaded.config, sizes, chosen)
+        if number and (found := _choice(known, number, root, loaded.config.ladder)):
             chosen[size.size] = found
             keep_ladder(study.folder.path, loaded.config, sizes, chosen)
             print(f"{study.name}: {found.reason}", file=sys.stderr)
@@ -65,17 +67,16 @@ def run_ladder(
     return failed
 
 
-def _choice(study: "NamedStudy", number: int, root: Path, config: "LadderConfig") -> "Survivors | None":
+def _choice(ladder: "LadderRecord", number: int, root: Path, config: "LadderConfig") -> "Survivors | None":
     """Return the arms that train at a size; None if all do, or if the size was started, or the one before is not over.
 
     Raises:
         StorageError: If a study is damaged.
     """
-    from march_search.analysis.ladder_record import carried_rate, find_ladder, is_finished, size_study
+    from march_search.analysis.ladder_record import carried_rate, is_finished, size_study
     from march_search.analysis.size_survivors import survivors
 
-    ladder = find_ladder(study.folder.path) if config.keep else None
-    if ladder is None or (root / ladder.sizes[number].study / "study.json").is_file():
+    if not config.keep or (root / ladder.sizes[number].study / "study.json").is_file():
         return None
     smallest = size_study(ladder, ladder.sizes[0], root)
     rate = carried_rate(smallest, ladder.sizes[0]) if smallest else None
@@ -157,10 +158,11 @@ def _plan(
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import Column, console, count, duration, plural, print_table, si
     from march_search.study import candidates
-    from march_search.study.ladder_sizes import arm_rows, started_choices
+    from march_search.study.ladder_sizes import arm_rows, ladder_record, refuse_changes, started_choices
     from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
+    refuse_changes(study.folder.path, config, sizes)
     structure = sizes[0].arms[0].architecture.structure
     tokens = vocabulary.check(config.data, loaded.base, structure)
     data = f"{corpora.check(config.data, loaded.base)}; {tokens}"
@@ -181,9 +183,10 @@ def _plan(
     )
     plans = []
     started, risks = started_choices(study.folder.path), _planned(config.ladder)
+    known = ladder_record(study.name, config, sizes, started)
     for number, size in enumerate(sizes):
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        decided = started.get(size.size) or (_choice(study, number, options.root, config.ladder) if number else None)
+        decided = started.get(size.size) or (_choice(known, number, options.root, config.ladder) if number else None)
         own, base, _ = study_of_size(study, size, options.root, carried, decided).loaded()
         chosen = candidates.choose(own, base)
         plan, device = priced(options, own, chosen)
@@ -258,10 +261,11 @@ def ladder_status(
     name: str, studies: Sequence[str], options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
 ) -> int:
     """Print the status of each of a ladder's studies that has been started."""
+    from march_search.display.wording import listed
     from march_search.errors import UsageError
 
     if options.format != "table":
-        names = ", ".join(studies)
+        names = listed(studies)
         raise UsageError(f"{name} is a ladder: name one of its studies for --format {options.format}: {names}.")
     for study in studies:
         if (options.root / study / "study.json").is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.analysis.isoflop_record import ISOFLOP_FILE, find_isoflop
+from march_search.analysis.ladder_record import LADDER_FILE
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
 from march_search.config.ladder_config import LEAST_STEPS, LadderConfig, arm_slug, flops_name
@@ -158,6 +159,7 @@ def keep_isoflop(folder: Path, config: StudyConfig, points: Sequence[IsoflopPoin
         "points": [_row(point) for point in points],
     }
     write_json(folder / ISOFLOP_FILE, sealed(record))
+    (folder / LADDER_FILE).unlink(missing_ok=True)  # of a ladder of the other kind that has no trials
 
 
 def _row(point: IsoflopPoint) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from march_search.analysis.ladder_record import LADDER_FILE, find_ladder
+from march_search.analysis.isoflop_record import ISOFLOP_FILE
+from march_search.analysis.ladder_record import LADDER_FILE, LadderRecord, SizeRecord, find_ladder
 from march_search.analysis.size_survivors import Survivors
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
@@ -142,6 +143,40 @@ def arm_rows(config: StudyConfig, size: LadderSize) -> list[dict[str, Any]]:
     ]
 
 
+def ladder_record(
+    name: str, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors]
+) -> LadderRecord:
+    """Return the ladder as `keep_ladder` would record it.
+
+    Args:
+        name: Name of the ladder.
+        config: Settings of the ladder.
+        sizes: Its sizes.
+        chosen: The arms that train at a size, by its name; a size without an entry trains all.
+    """
+    everything = Survivors(arms=(), reason="")
+    return LadderRecord(
+        name=name,
+        question=config.question,
+        arms=tuple(arm.name for arm in config.ladder.arms),
+        sizes=tuple(
+            SizeRecord(
+                size=size.size,
+                study=size.study,
+                parameters=size.parameters,
+                tokens=size.tokens,
+                architectures=tuple(arm.architecture for arm in size.arms),
+                missed=tuple(arm.missed for arm in size.arms),
+                trained=own.arms,
+                reason=own.reason,
+                risk=own.risk,
+            )
+            for size in sizes
+            for own in [chosen.get(size.size, everything)]
+        ),
+    )
+
+
 def keep_ladder(
     folder: Path, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors] | None = None
 ) -> None:
@@ -157,8 +192,8 @@ def keep_ladder(
         ConfigError: If an arm has another shape than in the study of a size that was started.
         StorageError: If it cannot be written, or the earlier record is damaged.
     """
+    refuse_changes(folder, config, sizes)
     names = [arm.name for arm in config.ladder.arms]
-    _refuse_changes(folder, names, sizes)
     record: Mapping[str, Any] = {
         "schema_version": 1,
         "question": config.question,
@@ -178,6 +213,7 @@ def keep_ladder(
     }
     make_folder(folder)
     write_json(folder / LADDER_FILE, sealed(record))
+    (folder / ISOFLOP_FILE).unlink(missing_ok=True)  # of a ladder of the other kind that has no trials
 
 
 def _choice(found: Survivors | None) -> dict[str, Any]:
@@ -199,8 +235,9 @@ def started_choices(folder: Path) -> dict[str, Survivors]:
     }
 
 
-def _refuse_changes(folder: Path, names: Sequence[str], sizes: Sequence[LadderSize]) -> None:
+def refuse_changes(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
     """Raise a ConfigError if the arms at a size that was started are not those of its study."""
+    names = [arm.name for arm in config.ladder.arms]
     earlier = find_ladder(folder)
     known = {size.study: size for size in earlier.sizes} if earlier else {}
     for size in sizes:
