@@ -197,8 +197,8 @@ class NamedStudy:
             now = "a ladder with training_flops" if config.ladder.training_flops else "a ladder"
         for kind in (kind for kind, is_started in started.items() if is_started and kind != now):
             raise ConfigError(
-                f"{self.name} was started as {kind}, and its file is now that of {now}. Restore the file, or rename it to "
-                "start anew."
+                f"{self.name} was started as {kind}, and its file is now that of {now}. Restore the file, or rename it "
+                "to start anew."
             )
 
     def _check_started(self, first: str = "run") -> None:
