@@ -5,11 +5,13 @@ import io
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
-from helpers.ladders import LADDER, LOSSES, PARAMETERS, SPACE, write_ladder
+from helpers.ladders import LADDER, LOSSES, PARAMETERS, SPACE, train_size, write_ladder
+from helpers.studies import stop_trial
 
 from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
@@ -123,6 +125,37 @@ def test_arms_of_a_started_size_cannot_change(file: Path, tmp_path: Path) -> Non
     config, base = study.load()
     with pytest.raises(ConfigError, match="steps-30K was started with other arms: gated was L"):
         keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+
+
+def test_a_started_ladder_gets_no_smaller_size(file: Path, command: Command, tmp_path: Path) -> None:
+    study = named_study(str(file), tmp_path)
+    config, base = study.load()
+    keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+    (tmp_path / "steps-30K").mkdir()
+    (tmp_path / "steps-30K" / "study.json").write_text("{}")
+    file.write_text(file.read_text().replace('["30K", "60K"]', '["20K", "30K", "60K"]'))
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(tmp_path))
+    assert "steps-30K was started as the smallest size" in one_line_error(command(*plan))
+    config, base = study.load()
+    with pytest.raises(ConfigError, match="20K is now the smallest: add larger sizes only"):
+        keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+
+
+def test_a_retry_at_the_smallest_size_does_not_change_the_carried_rate(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    for number in (0, 1):  # the first arm at the better rate
+        stop_trial(tmp_path / "made-1M", number, 3, "failed")
+    for size in ("made-2M", "made-4M"):  # trained at the carried rate only
+        for path in (tmp_path / size / "trials").glob("*"):
+            if json.loads((path / "trial.json").read_text())["training"]["learning_rate"] == 1e-3:
+                shutil.rmtree(path)
+    options = ("rank", "made", "--format", "json", "--root", str(tmp_path))
+    before = json_of(command(*options))
+    assert before["learning_rate"] == 2e-3
+    assert {row["size"] for row in before["arms"]} == {"1M", "2M", "4M"}
+    shutil.rmtree(tmp_path / "made-1M")
+    train_size(tmp_path, "1M", LOSSES["1M"])
+    assert json_of(command(*options)) == before
 
 
 def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command: Command, tmp_path: Path) -> None:

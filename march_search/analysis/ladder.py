@@ -100,7 +100,7 @@ def ladder_evidence(
         UsageError: If no size is finished, or `parameters` is not above the largest finished size.
     """
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
-    rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
+    rate = carried_rate(ladder, studies)
     done = [
         (size, study, arm_losses(study, size, rate))
         for size, study in zip(ladder.sizes, studies, strict=True)

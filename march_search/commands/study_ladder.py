@@ -48,8 +48,8 @@ def run_ladder(
     keep_ladder(study.folder.path, loaded.config, sizes, chosen)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
-        rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
         known = ladder_record(study.name, loaded.config, sizes, chosen)
+        rate = _carried(known, root, loaded) if number else None
         if number and (found := _choice(known, number, root, loaded.config.ladder)):
             chosen[size.size] = found
             keep_ladder(study.folder.path, loaded.config, sizes, chosen)
@@ -78,9 +78,8 @@ def _choice(ladder: "LadderRecord", number: int, root: Path, config: "LadderConf
 
     if not config.keep or (root / ladder.sizes[number].study / "study.json").is_file():
         return None
-    smallest = size_study(ladder, ladder.sizes[0], root)
-    rate = carried_rate(smallest, ladder.sizes[0]) if smallest else None
     earlier = [size_study(ladder, size, root) for size in ladder.sizes[:number]]
+    rate = carried_rate(ladder, earlier)
     if rate is None or not all(one and is_finished(one) for one in earlier):
         return None
     return survivors(ladder, number, root, rate, config)
@@ -124,23 +123,21 @@ def study_of_size(
     return replace(study, folder=StudyFolder.of(root, size.study), overrides=(*kept, *new))
 
 
-def _carried(smallest: "LadderSize", folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:
+def _carried(ladder: "LadderRecord", root: Path, loaded: "LoadedStudy") -> float | None:
     """Return the learning rate that the smallest size hands on; None if only one was tried.
 
     Raises:
         StorageError: If the smallest size has no complete trial.
     """
-    from march_search.analysis.ladder_record import carried_rate, find_ladder
-    from march_search.analysis.study_record import read_study
+    from march_search.analysis.ladder_record import carried_rate, size_study
     from march_search.errors import StorageError
 
     if len(loaded.config.search.learning_rates) < 2:
         return None
-    ladder = find_ladder(folder)
-    rate = ladder and carried_rate(read_study(root / smallest.study), ladder.sizes[0])
-    if not rate:
+    rate = carried_rate(ladder, [size_study(ladder, size, root) for size in ladder.sizes])
+    if rate is None:
         raise StorageError(
-            f"{smallest.study} has no complete trial, so no learning rate can be carried: retry it first."
+            f"{ladder.sizes[0].study} has no complete trial, so no learning rate can be carried: retry it first."
         )
     return rate
 

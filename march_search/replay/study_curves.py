@@ -35,7 +35,7 @@ def ladder_study_curves(ladder: LadderRecord, root: Path) -> LearningCurves:
         UsageError: If no trial of the smallest size is complete.
     """
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
-    rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
+    rate = carried_rate(ladder, studies)
     if rate is None:
         raise UsageError(f"{ladder.name} has no complete trial yet: run march-search study run {ladder.name}.")
     runs: list[Curve] = []

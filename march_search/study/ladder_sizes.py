@@ -236,10 +236,18 @@ def started_choices(folder: Path) -> dict[str, Survivors]:
 
 
 def refuse_changes(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
-    """Raise a ConfigError if the arms at a size that was started are not those of its study."""
+    """Raise a ConfigError if the arms at a size that was started, or the smallest size, are not those of its study."""
     names = [arm.name for arm in config.ladder.arms]
     earlier = find_ladder(folder)
     known = {size.study: size for size in earlier.sizes} if earlier else {}
+    first = earlier.sizes[0] if earlier else None
+    is_tuned = len(config.search.learning_rates) > 1 or config.training.warmup_tokens > 0
+    if first and first.study != sizes[0].study and is_tuned and (folder.parent / first.study / "study.json").is_file():
+        raise ConfigError(
+            f"{first.study} was started as the smallest size, at which learning rates are tried and warmup_tokens "
+            f"holds, and {sizes[0].size} is now the smallest: add larger sizes only, or rename the ladder's file to "
+            "start a new ladder."
+        )
     for size in sizes:
         if earlier is None or size.study not in known or not (folder.parent / size.study / "study.json").is_file():
             continue
