@@ -232,6 +232,18 @@ def test_a_failed_arm_is_dropped_with_the_worst(file: Path) -> None:
     assert run(file, AGREES)["120K"] == ["plain", "wide", "thick"]
 
 
+def test_too_few_arms_after_a_failure_are_named(file: Path, command: Command) -> None:
+    run(file, AGREES)
+    for number in (2, 3):  # both seeds of gated at the largest size, where three arms train
+        stop_trial(file.parent / "runs" / "steps-120K", number, 3, "failed")
+    error = one_line_error(command("rank", "steps", "--root", str(file.parent / "runs")))
+    assert (
+        "steps has 2 arms that completed at every finished size; it needs three. Not complete: gated at 120K" in error
+    )
+    assert "see march-search study status steps-120K." in error
+    assert "wide" not in error
+
+
 def test_rank_shows_what_was_dropped_and_why(file: Path, command: Command) -> None:
     run(file, AGREES)
     root = ("--root", str(file.parent / "runs"))

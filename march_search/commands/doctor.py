@@ -116,8 +116,8 @@ def _rehearse(options: argparse.Namespace, bench: Any) -> None:
     config, base = study.load()
     if config.ladder.budgets:
         raise UsageError(
-            f"{study.name} is a ladder, whose studies differ in size: march-search study run {study.argument} --dry-run "
-            "prices each of them; --study takes one that was started."
+            f"{study.name} is a ladder, whose studies differ in size: march-search study run {study.argument} "
+            "--dry-run prices each of them; --study takes one that was started."
         )
     found = rehearse(bench, config, candidates.choose(config, base))
     columns = (
