@@ -1,11 +1,14 @@
 """Ladders: settings, derived studies, plans, training at a tiny scale, and what `rank` and `status` print."""
 
 import csv
+import html
 import io
 import itertools
 import json
 import re
 import shutil
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,10 @@ from helpers.studies import stop_trial
 
 from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
+from march_search.commands.study_ladder import run_ladder
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
 
 
@@ -125,6 +129,24 @@ def test_arms_of_a_started_size_cannot_change(file: Path, tmp_path: Path) -> Non
     config, base = study.load()
     with pytest.raises(ConfigError, match="steps-30K was started with other arms: gated was L"):
         keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+
+
+def test_commands_that_are_printed_for_a_ladder_have_its_file_and_its_overrides(
+    file: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(named_study(str(file), tmp_path), overrides=("ladder.tokens_per_parameter=0.1",))
+    options = Namespace(root=tmp_path, up_to=None, extend=False, dry_run=False, create=True)
+    assert run_ladder(study, study.loaded(), options, lambda *_: 0, lambda *_: ({}, None)) == 0
+    assert f"study run {file} ladder.tokens_per_parameter=0.1 --root {tmp_path}." in capsys.readouterr().err
+    error = one_line_error(command("study", "run", "steps", "--root", str(tmp_path)))
+    assert "steps is a ladder: name its TOML file, or one of its studies, steps-30K and steps-60K." in error
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    record = json.loads((tmp_path / "made" / "ladder.json").read_text())
+    changed = {key: record[key] for key in record if key != "sha256"} | {"overrides": ["search.seeds=[0, 1]"]}
+    write_json(tmp_path / "made" / "ladder.json", sealed(changed))
+    assert command("report", "made", "--root", str(tmp_path)).returncode == 0
+    page = html.unescape((tmp_path / "made" / "report.html").read_text())
+    assert f"march-search study run made.toml 'search.seeds=[0, 1]' --root {tmp_path}" in page
 
 
 def test_a_started_ladder_gets_no_smaller_size(file: Path, command: Command, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class IsoflopRecord:
     first: tuple[str, str]
     """Names of the budget and the size at which learning rates are tried and whose warm-up the settings have: the
     smallest when the ladder was started."""
+    overrides: tuple[str, ...] = ()
+    """Settings that the command line gave, as `KEY=VALUE`."""
 
     @property
     def budgets(self) -> dict[str, float]:
@@ -83,6 +85,7 @@ def find_isoflop(folder: Path) -> IsoflopRecord | None:
             sizes=tuple(map(str, record["sizes"])),
             points=points,
             first=(str(budget), str(size)),
+            overrides=tuple(map(str, record.get("overrides", ()))),
         )
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{folder / ISOFLOP_FILE}: is damaged: {error}. {remedy}") from None

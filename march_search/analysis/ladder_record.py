@@ -57,6 +57,8 @@ class LadderRecord:
     """Names of the arms; the first is the baseline."""
     sizes: tuple[SizeRecord, ...]
     """Sizes, smallest first."""
+    overrides: tuple[str, ...] = ()
+    """Settings that the command line gave, as `KEY=VALUE`."""
 
 
 def find_ladder(folder: Path) -> LadderRecord | None:
@@ -75,6 +77,7 @@ def find_ladder(folder: Path) -> LadderRecord | None:
             question=record["question"],
             arms=tuple(map(str, record["arms"])),
             sizes=tuple(_size(table) for table in record["sizes"]),
+            overrides=tuple(map(str, record.get("overrides", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{folder / LADDER_FILE}: is damaged: {error}. {remedy}") from None

@@ -36,7 +36,7 @@ def run_isoflop(
         raise UsageError(f"--up-to {options.up_to}: the ladder has no such budget. {nearest(options.up_to, budgets)}")
     if options.dry_run:
         return _plan(study, loaded, points, options, priced)
-    keep_isoflop(study.folder.path, loaded.config, points)
+    keep_isoflop(study.folder.path, loaded.config, points, study.overrides)
     wanted = budgets[: budgets.index(options.up_to) + 1] if options.up_to else budgets
     root, failed = options.root, 0
     for point in sorted(points, key=lambda point: not point.is_first):

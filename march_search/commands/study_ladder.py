@@ -1,6 +1,7 @@
 """`march-search study run` and `study status` on a ladder: the study of each size, smallest first."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -45,14 +46,14 @@ def run_ladder(
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
     chosen = started_choices(study.folder.path)
-    keep_ladder(study.folder.path, loaded.config, sizes, chosen)
+    keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
         known = ladder_record(study.name, loaded.config, sizes, chosen)
         rate = _carried(known, root, loaded) if number else None
         if number and (found := _choice(known, number, root, loaded.config.ladder)):
             chosen[size.size] = found
-            keep_ladder(study.folder.path, loaded.config, sizes, chosen)
+            keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
             print(f"{study.name}: {found.reason}", file=sys.stderr)
         code = run_one(study_of_size(study, size, root, rate, chosen.get(size.size)), options)
         if code > 1:
@@ -87,7 +88,8 @@ def _choice(ladder: "LadderRecord", number: int, root: Path, config: "LadderConf
 
 def again(study: "NamedStudy", root: Path) -> str:
     """Return the command that continues a ladder."""
-    return f"march-search study run {study.argument}{root_option(root)}"
+    overrides = "".join(f" {shlex.quote(override)}" for override in study.overrides)
+    return f"march-search study run {study.argument}{overrides}{root_option(root)}"
 
 
 def _words(sizes: "tuple[LadderSize, ...]") -> str:

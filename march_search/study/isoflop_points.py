@@ -192,8 +192,16 @@ def refuse_changed_points(folder: Path, points: Sequence[IsoflopPoint]) -> None:
             )
 
 
-def keep_isoflop(folder: Path, config: StudyConfig, points: Sequence[IsoflopPoint]) -> None:
+def keep_isoflop(
+    folder: Path, config: StudyConfig, points: Sequence[IsoflopPoint], overrides: Sequence[str] = ()
+) -> None:
     """Write the record of a ladder with compute budgets, which `rank` and `status` read, to `folder`.
+
+    Args:
+        folder: Folder of the ladder.
+        config: Settings of the ladder.
+        points: Its points.
+        overrides: `KEY=VALUE` of the command line, already part of `config`.
 
     Raises:
         ConfigError: If a study that was started has another shape or other tokens now.
@@ -204,6 +212,7 @@ def keep_isoflop(folder: Path, config: StudyConfig, points: Sequence[IsoflopPoin
     record = {
         "schema_version": 1,
         "question": config.question,
+        "overrides": list(overrides),
         "arms": [arm.name for arm in config.ladder.arms],
         "sizes": list(config.ladder.sizes),
         "first": next([point.budget, point.study.size] for point in points if point.is_first),

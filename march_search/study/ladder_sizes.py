@@ -178,7 +178,11 @@ def ladder_record(
 
 
 def keep_ladder(
-    folder: Path, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors] | None = None
+    folder: Path,
+    config: StudyConfig,
+    sizes: Sequence[LadderSize],
+    chosen: Mapping[str, Survivors] | None = None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Write the ladder's record, which `rank` and `status` read, to `folder`.
 
@@ -187,6 +191,7 @@ def keep_ladder(
         config: Settings of the ladder.
         sizes: Its sizes.
         chosen: The arms that train at a size, by its name; a size without an entry trains all.
+        overrides: `KEY=VALUE` of the command line, already part of `config`.
 
     Raises:
         ConfigError: If an arm has another shape than in the study of a size that was started.
@@ -197,6 +202,7 @@ def keep_ladder(
     record: Mapping[str, Any] = {
         "schema_version": 1,
         "question": config.question,
+        "overrides": list(overrides),
         "arms": names,
         "sizes": [
             {
