@@ -232,6 +232,15 @@ def test_a_failed_arm_is_dropped_with_the_worst(file: Path) -> None:
     assert run(file, AGREES)["120K"] == ["plain", "wide", "thick"]
 
 
+def test_the_baseline_trains_at_the_next_size_even_if_it_failed(file: Path, command: Command) -> None:
+    run(file, AGREES, "60K")
+    for number in (0, 1):  # both seeds of plain
+        stop_trial(file.parent / "runs" / "steps-60K", number, 3, "failed")
+    assert run(file, AGREES)["120K"] == ["plain", "gated", "wide", "thick"]
+    found = json_of(command("rank", "steps", "--format", "json", "--root", str(file.parent / "runs")))
+    assert (found["dropped"], found["left_out"]) == (["thin"], ["plain"])
+
+
 def test_too_few_arms_after_a_failure_are_named(file: Path, command: Command) -> None:
     run(file, AGREES)
     for number in (2, 3):  # both seeds of gated at the largest size, where three arms train
