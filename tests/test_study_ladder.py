@@ -149,6 +149,14 @@ def test_commands_that_are_printed_for_a_ladder_have_its_file_and_its_overrides(
     assert f"march-search study run made.toml 'search.seeds=[0, 1]' --root {tmp_path}" in page
 
 
+def test_a_size_whose_status_cannot_be_read_hides_no_other(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS, untrained=("2M",))  # the others have no storage
+    ended = command("study", "status", "made", "--root", str(tmp_path))
+    assert ended.returncode == 4
+    assert ended.stdout == "made-2M: not started\n"
+    assert [line.split(": ")[2] for line in ended.stderr.splitlines()] == ["the study has no trials yet"] * 2
+
+
 def test_a_started_ladder_gets_no_smaller_size(file: Path, command: Command, tmp_path: Path) -> None:
     study = named_study(str(file), tmp_path)
     config, base = study.load()

@@ -259,17 +259,22 @@ def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:
 def ladder_status(
     name: str, studies: Sequence[str], options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Print the status of each of a ladder's studies that has been started."""
+    """Print the status of each of a ladder's studies that has been started; one that cannot be read hides no other."""
     from march_search.display.wording import listed
-    from march_search.errors import UsageError
+    from march_search.errors import StorageError, UsageError, visible
 
     if options.format != "table":
         names = listed(studies)
         raise UsageError(f"{name} is a ladder: name one of its studies for --format {options.format}: {names}.")
+    code = 0
     for study in studies:
-        if (options.root / study / "study.json").is_file():
-            options.study = study
-            run_one(options)
-        else:
+        if not (options.root / study / "study.json").is_file():
             print(f"{study}: not started")
-    return 0
+            continue
+        options.study = study
+        try:
+            run_one(options)
+        except StorageError as error:
+            print(f"march-search: {visible(str(error))}", file=sys.stderr)
+            code = error.exit_code
+    return code
