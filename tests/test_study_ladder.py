@@ -324,7 +324,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, command: Command) -> None:
     write_ladder(tmp_path, LOSSES, PARAMETERS)
     record = tmp_path / "made" / "ladder.json"
     record.write_text(record.read_text().replace("wide", "wade"))
-    assert "ladder.json" in one_line_error(command("rank", "made", "--root", str(tmp_path)))
+    error = one_line_error(command("rank", "made", "--root", str(tmp_path)))
+    assert "ladder.json" in error
+    assert "Restore it from a copy, or delete it and run the ladder again." in error
 
 
 def test_the_shipped_ladder_keeps_its_directions_and_scales_its_layers(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def find_isoflop(folder: Path) -> IsoflopRecord | None:
     Raises:
         StorageError: If its record is damaged.
     """
-    remedy = "Run the ladder again to write it."
+    remedy = "Restore it from a copy, or delete it and run the ladder again."
     record = find_table(folder / ISOFLOP_FILE, _RECORD, remedy)
     if record is None:
         return None

@@ -67,7 +67,7 @@ def find_ladder(folder: Path) -> LadderRecord | None:
     Raises:
         StorageError: If its record is damaged.
     """
-    remedy = "Run the ladder again to write it."
+    remedy = "Restore it from a copy, or delete it and run the ladder again."
     record = find_table(folder / LADDER_FILE, _RECORD, remedy)
     if record is None:
         return None
