@@ -215,6 +215,14 @@ def test_the_choice_is_made_once_and_survives_another_run(file: Path) -> None:
     assert recorded(file)["120K"] == before
 
 
+def test_the_choice_survives_the_loss_of_the_record(file: Path) -> None:
+    first = run(file, AGREES)
+    (file.parent / "runs" / "steps" / "ladder.json").unlink()
+    assert run(file, AGREES) == first
+    assert recorded(file)["120K"]["reason"] == "120K trains 3 of 5 arms, as it was started."
+    assert "trained" not in recorded(file)["60K"]
+
+
 def test_a_size_that_was_started_with_all_arms_keeps_them(file: Path) -> None:
     text = file.read_text()
     change(file, "keep = [1, 0.6, 0.6]\n", "")

@@ -45,7 +45,7 @@ def run_ladder(
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
-    chosen = started_choices(study.folder.path)
+    chosen = started_choices(study.folder.path, loaded.config, sizes)
     keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
@@ -181,7 +181,7 @@ def _plan(
         Column(key="params", heading="parameters", short="params", show=count),
     )
     plans = []
-    started, risks = started_choices(study.folder.path), _planned(config.ladder)
+    started, risks = started_choices(study.folder.path, config, sizes), _planned(config.ladder)
     known = ladder_record(study.name, config, sizes, started)
     for number, size in enumerate(sizes):
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None

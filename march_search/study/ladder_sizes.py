@@ -17,6 +17,7 @@ from march_search.files.atomic import make_folder
 from march_search.files.json_tables import sealed, write_json
 from march_search.space.directions import FollowedArm, follow
 from march_search.study.candidates import load_space
+from march_search.study.study_folder import find_record
 
 SET_BY_LADDER = (
     "ladder", "budget", "search.strategy", "search.architectures", "training.tokens", "training.warmup_tokens",
@@ -227,18 +228,33 @@ def _choice(found: Survivors | None) -> dict[str, Any]:
     return {} if found is None else {"trained": list(found.arms), "reason": found.reason, "risk": found.risk}
 
 
-def started_choices(folder: Path) -> dict[str, Survivors]:
-    """Return the arms of each size that was started with a choice of arms, as the ladder's record has them.
+def started_choices(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> dict[str, Survivors]:
+    """Return the arms of each size that was started with a choice of arms.
+
+    The ladder's record has them. Without a record, they are those that the study of the size trains.
 
     Raises:
-        StorageError: If the record is damaged.
+        StorageError: If a record is damaged.
     """
     ladder = find_ladder(folder)
-    return {
-        size.size: Survivors(arms=size.trained, reason=size.reason, risk=size.risk)
-        for size in (ladder.sizes if ladder else ())
-        if size.trained and (folder.parent / size.study / "study.json").is_file()
-    }
+    known = {size.size: size for size in (ladder.sizes if ladder else ())}
+    found: dict[str, Survivors] = {}
+    for size in sizes:
+        record = find_record(folder.parent / size.study)
+        if record is None:
+            continue
+        if size.size in known:
+            own = known[size.size]
+            if own.trained:
+                found[size.size] = Survivors(arms=own.trained, reason=own.reason, risk=own.risk)
+            continue
+        names = record["settings"].get("search", {}).get("architectures", ())
+        pairs = zip(config.ladder.arms, size.arms, strict=True)
+        arms = tuple(arm.name for arm, shape in pairs if shape.architecture.name in names)
+        if 0 < len(arms) < len(config.ladder.arms):
+            words = f"{size.size} trains {len(arms)} of {len(config.ladder.arms)} arms, as it was started."
+            found[size.size] = Survivors(arms=arms, reason=words)
+    return found
 
 
 def refuse_changes(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
