@@ -216,6 +216,20 @@ def test_a_ladder_that_is_not_finished_is_exported_as_far_as_it_is(tmp_path: Pat
     assert "FLOPs spent: relative to training every arm at 4M to the end." in text
 
 
+def test_a_size_that_is_still_trained_is_not_exported(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    for number in range(8, 12):  # the last arm
+        stop_trial(tmp_path / "made-4M", number, 3, "unfinished")
+    root = ("--root", str(tmp_path))
+    text = " ".join(command("replay", "made", "--strategy", "sizes", "--replays", "2", *root).stdout.split())
+    assert "made: 3 arms at 1M, 2M, 2 draws of the noise" in text
+    assert "Left out" not in text
+    for size in ("1M", "2M"):
+        stop_trial(tmp_path / f"made-{size}", 11, 3, "unfinished")
+    for arguments in (("export", "made", "--format", "curves"), ("replay", "made")):
+        assert "made has no finished size yet" in one_line_error(command(*arguments, *root))
+
+
 def test_sizes_are_needed_and_counted(tmp_path: Path, command: Command) -> None:
     ended = command("replay", "march-2023", "--strategy", "sizes", "--replays", "2")
     assert "sizes needs curves at several sizes, such as those of a ladder." in one_line_error(ended)

@@ -21,6 +21,7 @@ from march_search.study.leases import Lease
 from march_search.study.outlook import outlook
 from march_search.study.plan import plan_rows
 from march_search.study.progress import StudyProgress
+from march_search.study.progress_lines import trial_lines
 from march_search.study.survey import committed
 from march_search.study.tracking_process import _values
 from march_search.study.trial_process import branch_costs, unseen_cost
@@ -209,12 +210,16 @@ def test_progress_shows_a_branch_and_counts_its_tokens() -> None:
     progress.line(0, branch_line("train", 3264, 4096, 3328))
     assert progress._running_tokens() == {0: 3264 + 64}
     left = 16_384 - 3264 + 832 + 1664 - 64
-    parts = progress._parts(progress._trials[0])
-    assert parts[:2] == ["3.26k of 16.4k tokens", "decay branch at 3.33k of 4.1k"]
-    assert parts[-1] == f"{duration(left / 64)} to its end"
+    [shown] = trial_lines([progress._line_of(0, progress._trials[0])], 100)
+    assert "3.33k of 4.1k tokens  decaying" in shown
+    assert shown.endswith(f"{duration(left / 64)} to its end")
     progress.line(0, branch_line("evaluation", 3264, 4096, 4096))
+    assert progress._line_of(0, progress._trials[0]).left == 16_384 - 3264 + 1664
     progress.line(0, {"kind": "train", "step": 52, "tokens": 3328, "loss": 4.0})
     assert progress._running_tokens() == {0: 3328 + 832}
+    [shown] = trial_lines([progress._line_of(0, progress._trials[0])], 100)
+    assert "3.33k of 16.4k tokens" in shown
+    assert "decaying" not in shown
 
 
 def test_trackers_get_the_evaluation_of_a_branch_beside_the_step_where_it_starts() -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
 from helpers.ladders import LADDER, SPACE, isoflop_loss, write_isoflop
+from helpers.studies import write_study
 
 from march_search.analysis.isoflop_fit import ArmPoints, fit_arm, growth
-from march_search.analysis.isoflop_record import find_isoflop
+from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, point_studies
 from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_isoflop import run_isoflop
 from march_search.config.ladder_config import flops_name, parse_training_flops
 from march_search.errors import BudgetError, ConfigError, UsageError
+from march_search.files.json_tables import write_json
 from march_search.study.isoflop_points import isoflop_points, keep_isoflop
+from march_search.trial.result import seal_result
 
 EQUAL = (
     LADDER.replace("tokens_per_parameter = 0.05", 'training_flops = "3e9"')
@@ -263,7 +266,29 @@ def test_what_compute_budgets_lack_is_refused(tmp_path: Path, command: Command) 
         command("rank", "equal", "--seed-noise", "none", *root)
     )
     assert "--tables has no effect on equal" in one_line_error(command("report", "equal", "--tables", "x", *root))
-    assert "is not a ladder that was started" in one_line_error(command("forecast", "equal", "--at", "4M", *root))
+    needs = "equal is a ladder with training_flops, and {} needs one with tokens per parameter"
+    assert needs.format("a forecast") in one_line_error(command("forecast", "equal", "--at", "4M", *root))
+    assert needs.format("replay") in one_line_error(command("replay", "equal", *root))
+    curves = command("export", "equal", "--format", "curves", *root)
+    assert needs.format("--format curves") in one_line_error(curves)
+    error = one_line_error(command("pareto", "equal", *root))
+    assert "name one of its studies, equal-1e14-S0-plain, equal-1e14-S1-plain and 3 others." in error
+
+
+def test_losses_without_a_law_are_said_to_have_none(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 1.6e6}, noise=1.0)
+    root = ("--root", str(tmp_path))
+    found = json_of(command("rank", "equal", "--format", "json", *root))
+    assert found["optima"] == []
+    [fault] = found["faults"]
+    assert fault.startswith("plain: the losses do not follow E + A N^-a + B D^-b")
+    assert found["answer"] == f"No lowest loss can be stated. {fault}"
+    assert command("report", "equal", *root).returncode == 0
+    for path in tmp_path.glob("equal-1e14-S[34]-*/trials/*/result.json"):
+        path.unlink()
+    text = " ".join(command("rank", "equal", *root).stdout.split())
+    assert "Answer: No budget has 4 sizes yet" in text
+    assert "plain at 1e14 FLOPs has 3 of 4 sizes that a curve needs." in text
 
 
 def test_the_page_has_curves_optima_and_growth(tmp_path: Path, command: Command) -> None:
@@ -310,6 +335,77 @@ def test_the_studies_run_by_budget_and_size_and_one_that_fails_does_not_stop_the
     options.create = True
     assert run_isoflop(study, study.loaded(), options, run_one, lambda *_: ({}, None)) == 0
     assert [own.name for own in ran] == ["equal-3e9-10K-plain", "equal-3e9-10K-gated"]
+
+
+def trained(file: Path, root: Path) -> dict[str, tuple[tuple[float, ...], float, int]]:
+    """Run a ladder whose trials get made-up losses, and return the rates, the rate and the warm-up of each study.
+
+    Losses are lowest at the first of several rates.
+    """
+    study, ran = named_study(str(file), root), {}
+
+    def run_one(own: NamedStudy, _: Namespace) -> int:
+        config, _base = own.load()
+        rates = config.search.learning_rates
+        ran[own.name] = (rates, config.training.learning_rate, config.training.warmup_tokens)
+        if not own.is_started:
+            [shape] = config.search.architectures
+            write_study(root, {shape: [3.0]}, name=own.name, rates=rates or (config.training.learning_rate,))
+        return 0
+
+    options = Namespace(root=root, up_to=None, extend=False, dry_run=False, create=False)
+    assert run_isoflop(study, study.loaded(), options, run_one, lambda *_: ({}, None)) == 0
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "added"),
+    [
+        ('["10K", "20K"', '["8K", "10K", "20K"', "equal-3e9-8K-plain"),
+        ('"3e9"', '["2.4e9", "3e9"]', "equal-2.4e9-10K-plain"),
+        ('"3e9"', '["3e9", "6e9"]', "equal-6e9-10K-plain"),
+        ("[data]", '[[ladder.arms]]\nname = "big"\ndirections = { "d_ff / d_model" = 8 }\n[data]', "equal-3e9-20K-big"),
+    ],
+)  # fmt: skip
+def test_what_is_added_to_a_started_ladder_changes_no_rate_and_no_warm_up(
+    file: Path, tmp_path: Path, command: Command, old: str, new: str, added: str
+) -> None:
+    root, text = tmp_path / "runs", file.read_text()
+    root.mkdir()
+    assert old in text
+    before = trained(file, root)
+    assert before["equal-3e9-10K-plain"] == ((1e-3, 4e-3), 4e-3, 128)
+    file.write_text(text.replace(old, new, 1))
+    after = trained(file, root)
+    assert {name: after[name] for name in before} == before
+    assert after[added][:2] == ((), 1e-3)
+    record = find_isoflop(root / "equal")
+    assert record is not None
+    assert record.first == ("3e9", "10K")
+    [point] = [point for point in record.points if point.study == added]
+    [first] = [point for point in record.points if point.study == "equal-3e9-10K-plain"]
+    assert after[added][2] == 128 * point.tokens // first.tokens
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(root))
+    assert command(*plan).returncode == 0
+    assert json_of(command("rank", "equal", "--format", "json", "--root", str(root)))["learning_rate"] == 1e-3
+    file.write_text(text.replace('["10K", "20K", "30K", "45K"]', '["20K", "30K", "45K", "60K"]'))
+    error = one_line_error(command(*plan))
+    assert "equal was started with its learning rates and its warm-up at 3e9 training FLOPs and 10K" in error
+
+
+def test_a_retry_where_rates_are_tried_does_not_change_the_carried_rate(tmp_path: Path, file: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    trained(file, root)
+    record = find_isoflop(root / "equal")
+    assert record is not None
+    for arm in ("plain", "gated"):  # both arms would now be better at the other rate
+        [path] = (root / f"equal-3e9-10K-{arm}" / "trials").glob("0001-*")
+        table = json.loads((path / "result.json").read_text()) | {"loss": 2.0}
+        write_json(path / "result.json", seal_result({key: table[key] for key in table if key != "sha256"}))
+    studies = point_studies(record, root)
+    assert sorted(trial.loss or 0 for trial in studies["equal-3e9-10K-plain"].trials) == [2.0, 3.0]
+    assert chosen_rate(record, studies) == 1e-3
 
 
 @pytest.mark.torture

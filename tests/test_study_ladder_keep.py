@@ -215,6 +215,14 @@ def test_the_choice_is_made_once_and_survives_another_run(file: Path) -> None:
     assert recorded(file)["120K"] == before
 
 
+def test_the_choice_survives_the_loss_of_the_record(file: Path) -> None:
+    first = run(file, AGREES)
+    (file.parent / "runs" / "steps" / "ladder.json").unlink()
+    assert run(file, AGREES) == first
+    assert recorded(file)["120K"]["reason"] == "120K trains 3 of 5 arms, as it was started."
+    assert "trained" not in recorded(file)["60K"]
+
+
 def test_a_size_that_was_started_with_all_arms_keeps_them(file: Path) -> None:
     text = file.read_text()
     change(file, "keep = [1, 0.6, 0.6]\n", "")
@@ -230,6 +238,27 @@ def test_a_failed_arm_is_dropped_with_the_worst(file: Path) -> None:
     for number in range(len(names))[2:4]:  # both seeds of gated, the best
         stop_trial(file.parent / "runs" / "steps-60K", number, 3, "failed")
     assert run(file, AGREES)["120K"] == ["plain", "wide", "thick"]
+
+
+def test_the_baseline_trains_at_the_next_size_even_if_it_failed(file: Path, command: Command) -> None:
+    run(file, AGREES, "60K")
+    for number in (0, 1):  # both seeds of plain
+        stop_trial(file.parent / "runs" / "steps-60K", number, 3, "failed")
+    assert run(file, AGREES)["120K"] == ["plain", "gated", "wide", "thick"]
+    found = json_of(command("rank", "steps", "--format", "json", "--root", str(file.parent / "runs")))
+    assert (found["dropped"], found["left_out"]) == (["thin"], ["plain"])
+
+
+def test_too_few_arms_after_a_failure_are_named(file: Path, command: Command) -> None:
+    run(file, AGREES)
+    for number in (2, 3):  # both seeds of gated at the largest size, where three arms train
+        stop_trial(file.parent / "runs" / "steps-120K", number, 3, "failed")
+    error = one_line_error(command("rank", "steps", "--root", str(file.parent / "runs")))
+    assert (
+        "steps has 2 arms that completed at every finished size; it needs three. Not complete: gated at 120K" in error
+    )
+    assert "see march-search study status steps-120K." in error
+    assert "wide" not in error
 
 
 def test_rank_shows_what_was_dropped_and_why(file: Path, command: Command) -> None:
@@ -282,6 +311,38 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
     assert "120K: 10 trials" in text
 
 
+def test_a_budget_that_is_added_to_a_started_ladder_is_planned_and_a_changed_arm_is_refused(
+    file: Path, command: Command
+) -> None:
+    change(file, 'budgets = ["30K", "60K", "120K"]\nkeep = [1, 0.6, 0.6]', 'budgets = ["30K", "60K"]\nkeep = [1, 0.6]')
+    run(file, AGREES)
+    change(file, 'budgets = ["30K", "60K"]\nkeep = [1, 0.6]', 'budgets = ["30K", "60K", "120K"]\nkeep = [1, 0.6, 0.6]')
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    ended = command(*plan)
+    assert ended.returncode == 0, ended.stderr
+    assert "120K trains 3 of 5 arms, without wide, thin" in " ".join(ended.stdout.split())
+    change(file, 'name = "thin"', 'name = "slim"')
+    assert "steps-30K was started with other arms: slim was not there" in one_line_error(command(*plan))
+
+
+def test_a_file_of_another_kind_does_not_hide_the_results_of_a_ladder(file: Path, command: Command) -> None:
+    run(file, AGREES)
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    text = file.read_text()
+    equal = text.replace("keep = [1, 0.6, 0.6]\ntokens_per_parameter = 0.05", 'training_flops = "3e9"')
+    file.write_text(equal.replace('["30K", "60K", "120K"]', '["10K", "30K", "60K", "120K"]'))
+    other = "steps was started as a ladder, and its file is now that of"
+    assert f"{other} a ladder with training_flops. Restore the file" in one_line_error(command(*plan))
+    file.write_text(text[: text.index("[ladder]")] + text[text.index("[data]") :])
+    assert f"{other} a study. Restore the file" in one_line_error(command(*plan))
+    write_study(file.parent / "runs", {"L2-D24-H2x16-F56-rope-V512": [3.0]}, name="other")
+    file.rename(file.with_name("other.toml")).write_text(text)
+    error = one_line_error(
+        command(*(str(file.with_name("other.toml")) if part == str(file) else part for part in plan))
+    )
+    assert "other was started as a study, and its file is now that of a ladder." in error
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -292,6 +353,7 @@ def test_the_plan_shows_what_is_saved_and_risked(file: Path, command: Command) -
         ("keep =", "max_risk = 0\nkeep =", "max_risk must be a probability between 0 and 1, not 0."),
         ("keep =", "assumed_accuracy = 0.5\nkeep =", "assumed_accuracy must be above 0.5 and below 1, not 0.5."),
         ("keep = [1, 0.6, 0.6]", "assumed_accuracy = 0.8", "assumed_accuracy has no effect without keep"),
+        ("keep = [1, 0.6, 0.6]", "max_risk = 0.2", "max_risk has no effect without keep"),
     ],
 )
 def test_wrong_settings_are_one_line(file: Path, command: Command, old: str, new: str, message: str) -> None:

@@ -14,7 +14,6 @@ from march_search.analysis.isoflop_record import (
     IsoflopRecord,
     PointRecord,
     chosen_rate,
-    first_points,
     point_studies,
     point_trials,
 )
@@ -126,10 +125,10 @@ def isoflop_evidence(ladder: IsoflopRecord, root: Path, assumed: float | None = 
 
     Raises:
         StorageError: If a study is damaged.
-        UsageError: If no trial is complete at the smallest size.
+        UsageError: If no trial is complete where learning rates are tried.
     """
     studies = point_studies(ladder, root)
-    rate = chosen_rate(studies, first_points(ladder))
+    rate = chosen_rate(ladder, studies)
     if rate is None:
         raise UsageError(f"{ladder.name} has no complete trial yet: run march-search study run {ladder.name}.")
     losses = _losses(ladder, studies, rate, assumed)

@@ -1,12 +1,12 @@
 """Read a ladder with compute budgets back: its record, the studies of its points, and their losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from march_search.analysis.ladder_record import arm_trials_of
+from march_search.analysis.ladder_record import arm_trials_of, trial_rates
 from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
@@ -53,6 +53,11 @@ class IsoflopRecord:
     """Names of the sizes, smallest first."""
     points: tuple[PointRecord, ...]
     """By budget, then by size, smallest first, then by arm."""
+    first: tuple[str, str]
+    """Names of the budget and the size at which learning rates are tried and whose warm-up the settings have: the
+    smallest when the ladder was started."""
+    overrides: tuple[str, ...] = ()
+    """Settings that the command line gave, as `KEY=VALUE`."""
 
     @property
     def budgets(self) -> dict[str, float]:
@@ -66,19 +71,23 @@ def find_isoflop(folder: Path) -> IsoflopRecord | None:
     Raises:
         StorageError: If its record is damaged.
     """
-    remedy = "Run the ladder again to write it."
+    remedy = "Restore it from a copy, or delete it and run the ladder again."
     record = find_table(folder / ISOFLOP_FILE, _RECORD, remedy)
     if record is None:
         return None
     try:
+        points = tuple(_point(table) for table in record["points"])
+        budget, size = record.get("first") or (points[0].budget, points[0].size)
         return IsoflopRecord(
             name=folder.resolve().name,
             question=record["question"],
             arms=tuple(map(str, record["arms"])),
             sizes=tuple(map(str, record["sizes"])),
-            points=tuple(_point(table) for table in record["points"]),
+            points=points,
+            first=(str(budget), str(size)),
+            overrides=tuple(map(str, record.get("overrides", ()))),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{folder / ISOFLOP_FILE}: is damaged: {error}. {remedy}") from None
 
 
@@ -114,9 +123,8 @@ def point_studies(record: IsoflopRecord, root: Path) -> dict[str, StudyRecord]:
 
 
 def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:
-    """Return the points at which learning rates are tried: all arms at the smallest size of the smallest budget."""
-    first = record.points[0]
-    return tuple(p for p in record.points if (p.budget, p.size) == (first.budget, first.size))
+    """Return the points at which learning rates are tried: all arms at one size of one budget."""
+    return tuple(point for point in record.points if (point.budget, point.size) == record.first)
 
 
 def point_trials(study: StudyRecord, point: PointRecord, rate: float) -> tuple[TrialRecord, ...]:
@@ -124,17 +132,23 @@ def point_trials(study: StudyRecord, point: PointRecord, rate: float) -> tuple[T
     return arm_trials_of(study, (point.architecture,), rate).get(point.architecture.name, ())
 
 
-def chosen_rate(studies: Mapping[str, StudyRecord], points: Sequence[PointRecord]) -> float | None:
-    """Return the learning rate with the lowest mean loss over the points, of those with which most points completed.
+def chosen_rate(record: IsoflopRecord, studies: Mapping[str, StudyRecord]) -> float | None:
+    """Return the learning rate of the trials that count; None if no trial is complete where the rates are tried.
 
-    None if no trial is complete. All arms get the same rate, so that its choice cannot favour one of them.
+    It is the rate of the other points once one of them has trials, also if a retry or another arm would change the
+    choice. Before that, it is the rate with the lowest mean loss over the arms, of those with which most arms
+    completed. All arms get the same rate, so that its choice cannot favour one of them.
     """
-    found = [(studies[point.study], point) for point in points if point.study in studies]
-    rates = sorted({trial.config.training.learning_rate for study, _ in found for trial in study.trials})
+    first = first_points(record)
+    found = [(studies[point.study], point) for point in first if point.study in studies]
     means: dict[float, list[float]] = {}
-    for rate in rates:
+    for rate in sorted({rate for study, _ in found for rate in trial_rates(study)}):
         trials = [point_trials(study, point, rate) for study, point in found]
         means[rate] = [fmean(t.loss for t in own if t.loss is not None) for own in trials if own]
+    others = [studies[point.study] for point in record.points if point not in first and point.study in studies]
+    carried = [rates[0] for study in others if len(rates := trial_rates(study)) == 1]
+    if carried and means.get(carried[0]):
+        return carried[0]
     most = max(map(len, means.values()), default=0)
     full = {rate: fmean(own) for rate, own in means.items() if most and len(own) == most}
     return min(full, key=lambda rate: (full[rate], rate)) if full else None

@@ -100,7 +100,7 @@ def ladder_evidence(
         UsageError: If no size is finished, or `parameters` is not above the largest finished size.
     """
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
-    rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
+    rate = carried_rate(ladder, studies)
     done = [
         (size, study, arm_losses(study, size, rate))
         for size, study in zip(ladder.sizes, studies, strict=True)
@@ -116,7 +116,10 @@ def ladder_evidence(
         if all(size.architectures[index].name in own for size, _, own in done)
     ]
     if len(kept) < 3:
-        raise UsageError(f"{ladder.name} has {len(kept)} arms that completed at every finished size; it needs three.")
+        raise UsageError(
+            f"{ladder.name} has {len(kept)} arms that completed at every finished size; it needs three."
+            + _missing(ladder, done)
+        )
     losses = [size_losses(size, own, kept, assumed) for size, _, own in done]
     if parameters is not None and parameters <= losses[-1].parameters:
         raise UsageError(
@@ -156,6 +159,21 @@ def ladder_evidence(
 
 Finished = tuple[SizeRecord, StudyRecord, dict[str, tuple[float, ...]]]
 """A finished size, its study and the losses of the seeds by architecture."""
+
+
+def _missing(ladder: LadderRecord, done: list[Finished]) -> str:
+    """Return which arms were to train at a finished size and did not complete, as a sentence after another."""
+    lacks = [
+        (arm, size)
+        for size, _, own in done
+        for arm, shape in zip(ladder.arms, size.architectures, strict=True)
+        if arm in (size.trained or ladder.arms) and shape.name not in own
+    ]
+    if not lacks:
+        return ""
+    words = ", ".join(f"{arm} at {size.size}" for arm, size in lacks)
+    commands = " and ".join(f"march-search study status {name}" for name in dict.fromkeys(s.study for _, s in lacks))
+    return f" Not complete: {words}; see {commands}."
 
 
 def _both(

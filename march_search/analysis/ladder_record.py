@@ -57,6 +57,8 @@ class LadderRecord:
     """Names of the arms; the first is the baseline."""
     sizes: tuple[SizeRecord, ...]
     """Sizes, smallest first."""
+    overrides: tuple[str, ...] = ()
+    """Settings that the command line gave, as `KEY=VALUE`."""
 
 
 def find_ladder(folder: Path) -> LadderRecord | None:
@@ -65,7 +67,7 @@ def find_ladder(folder: Path) -> LadderRecord | None:
     Raises:
         StorageError: If its record is damaged.
     """
-    remedy = "Run the ladder again to write it."
+    remedy = "Restore it from a copy, or delete it and run the ladder again."
     record = find_table(folder / LADDER_FILE, _RECORD, remedy)
     if record is None:
         return None
@@ -75,6 +77,7 @@ def find_ladder(folder: Path) -> LadderRecord | None:
             question=record["question"],
             arms=tuple(map(str, record["arms"])),
             sizes=tuple(_size(table) for table in record["sizes"]),
+            overrides=tuple(map(str, record.get("overrides", ()))),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{folder / LADDER_FILE}: is damaged: {error}. {remedy}") from None
@@ -134,16 +137,32 @@ def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, t
     return {name: tuple(trial.loss for trial in own if trial.loss is not None) for name, own in found.items()}
 
 
-def carried_rate(study: StudyRecord, size: SizeRecord) -> float | None:
-    """Return the learning rate with the lowest mean loss over the arms, of the rates with which most arms completed.
+def carried_rate(ladder: LadderRecord, studies: Sequence[StudyRecord | None]) -> float | None:
+    """Return the learning rate of the trials that count; None if no trial of the smallest size is complete.
 
-    None if no trial is complete. All arms get the same rate, so that their choice cannot favour one of them.
+    It is the rate of the larger sizes once one of them has trials, also if a retry at the smallest size would change
+    the choice. Before that, it is the rate with the lowest mean loss over the arms there, of the rates with which most
+    arms completed. All arms get the same rate, so that their choice cannot favour one of them.
+
+    Args:
+        ladder: The ladder.
+        studies: Studies of its sizes, smallest first, or of the first of them; None for one without trials.
     """
-    rates = sorted({trial.config.training.learning_rate for trial in study.trials})
-    losses = {rate: arm_losses(study, size, rate) for rate in rates}
+    smallest = studies[0]
+    if smallest is None:
+        return None
+    losses = {rate: arm_losses(smallest, ladder.sizes[0], rate) for rate in trial_rates(smallest)}
     most = max((len(own) for own in losses.values()), default=0)
     means = {rate: fmean(map(fmean, own.values())) for rate, own in losses.items() if own and len(own) == most}
+    carried = [rates[0] for study in studies[1:] if study and len(rates := trial_rates(study)) == 1]
+    if carried and losses.get(carried[0]):
+        return carried[0]
     return min(means, key=lambda rate: (means[rate], rate)) if means else None
+
+
+def trial_rates(study: StudyRecord) -> list[float]:
+    """Return the learning rates of a study's trials, ascending."""
+    return sorted({trial.config.training.learning_rate for trial in study.trials})
 
 
 def size_losses(

@@ -54,6 +54,7 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
     """Return the arms that train at a size, from the finished sizes before it.
 
     An arm that has not completed at one of the last two sizes is dropped with the others, if arms are dropped at all.
+    The baseline is never dropped.
 
     Args:
         ladder: The ladder, as recorded.
@@ -69,7 +70,7 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
     count = config.halving.count(len(ladder.arms), index) if config.halving else len(alive)
     ranked = [k for k, arm in enumerate(ladder.arms) if arm in alive and all(k in own for own in losses.values())]
     best = sorted(ranked, key=lambda k: float(np.mean(last[k])))[:count]
-    kept = sorted({*best, *(k for k in ranked if k == 0)})
+    kept = sorted({0, *best})  # the baseline trains, even if it did not complete
     everything = tuple(arm for arm in ladder.arms if arm in alive)
     words = f"{size.size} trains {{}} of {len(alive)} arms"
     if len(kept) >= len(alive):
@@ -80,13 +81,14 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
             reason=f"{words.format('all')}: one finished size does not show how far sizes agree; set assumed_accuracy "
             "in [ladder] to drop arms now.",
         )
-    if len(kept) < 3:
+    known = [k for k in kept if k in ranked]
+    if len(known) < 3:
         return Survivors(
-            arms=everything, reason=f"{words.format('all')}: only {len(kept)} completed at {_names(before)}."
+            arms=everything, reason=f"{words.format('all')}: only {len(known)} completed at {_names(before)}."
         )
     sides = [_size_losses(record, losses[record.size], ranked) for record in before]
     position = {k: n for n, k in enumerate(ranked)}
-    risk = dropped_risk(sides, [position[k] for k in kept], config.assumed_accuracy)
+    risk = dropped_risk(sides, [position[k] for k in known], config.assumed_accuracy)
     dropped = [ladder.arms[k] for k in range(len(ladder.arms)) if ladder.arms[k] in alive and k not in kept]
     because = f"{_basis(sides, config.assumed_accuracy)}; the best arm at {size.size} is dropped with a probability"
     if risk > config.max_risk:

@@ -109,10 +109,16 @@ def _rehearse(options: argparse.Namespace, bench: Any) -> None:
     from march_search.commands.studies import named_study
     from march_search.display.tables import Column, si, size
     from march_search.doctor.rehearsal import STEPS, rehearse
+    from march_search.errors import UsageError
     from march_search.study import candidates
 
     study = named_study(options.study, options.root)
     config, base = study.load()
+    if config.ladder.budgets:
+        raise UsageError(
+            f"{study.name} is a ladder, whose studies differ in size: march-search study run {study.argument} "
+            "--dry-run prices each of them; --study takes one that was started."
+        )
     found = rehearse(bench, config, candidates.choose(config, base))
     columns = (
         Column(key="name", heading="name", short="name", left=True),

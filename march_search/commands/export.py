@@ -80,6 +80,7 @@ def _export_curves(named: "NamedStudy", output: str | None) -> None:
     from march_search.files.json_tables import json_text
     from march_search.replay.study_curves import ladder_study_curves, study_curves
 
+    named.refuse_isoflop("--format curves")
     ladder = named.ladder()
     curves = ladder_study_curves(ladder, named.folder.path.parent) if ladder else study_curves(named.record())
     value = asdict(curves)

@@ -103,6 +103,7 @@ def _curves(options: argparse.Namespace) -> "LearningCurves":
         study = named_study(options.curves, options.root)
     except UsageError as error:
         raise UsageError(f"{error} Shipped tables of curves: {', '.join(tables)}.") from None
+    study.refuse_isoflop("replay")
     if ladder := study.ladder():
         return ladder_study_curves(ladder, study.folder.path.parent)
     return study_curves(study.record())

@@ -97,16 +97,21 @@ def _ladder(named: "NamedStudy", options: argparse.Namespace) -> int:
 
     refuse_without_effect(options, ("tables", "horizon"), f"on {named.name}, which is a ladder")
     folder, is_page = named.folder.path, options.format == "html"
-    root = root_option(folder.parent)
-    command = f"march-search study run {named.argument}{root}\nmarch-search report {named.name}{root}"
-    if ladder := named.ladder():
+    ladder, isoflop = named.ladder(), named.isoflop()
+    record = ladder or isoflop
+    root, overrides = (
+        root_option(folder.parent),
+        "".join(f" {shlex.quote(o)}" for o in (record.overrides if record else ())),
+    )
+    argument = named.argument if named.file else f"{named.name}.toml"  # a ladder is run from its file only
+    command = f"march-search study run {argument}{overrides}{root}\nmarch-search report {named.name}{root}"
+    if ladder:
         found = ladder_evidence(ladder, folder.parent)
         text = ladder_page(found, command) if is_page else ladder_text(found, options.format)
         files = ladder_files(found) if options.figures else {}
     else:
-        record = named.isoflop()
-        assert record is not None
-        budgets = isoflop_evidence(record, folder.parent)
+        assert isoflop is not None
+        budgets = isoflop_evidence(isoflop, folder.parent)
         text = isoflop_page(budgets, command) if is_page else isoflop_text(budgets, options.format)
         files = isoflop_files(budgets) if options.figures else {}
     _write(text, folder / f"report.{_ENDINGS[options.format]}", options.output)

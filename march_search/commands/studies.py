@@ -166,11 +166,47 @@ class NamedStudy:
         ladder, isoflop = self.ladder(), self.isoflop()
         return tuple(one.study for one in (ladder.sizes if ladder else isoflop.points if isoflop else ()))
 
+    def refuse_isoflop(self, what: str) -> None:
+        """Raise a UsageError if this is a ladder with compute budgets, which `what` does not take."""
+        if self.isoflop():
+            raise UsageError(
+                f"{self.name} is a ladder with training_flops, and {what} needs one with tokens per parameter."
+            )
+
+    def refuse_other_kind(self, config: StudyConfig) -> None:
+        """Refuse to run a file under the name of a study or ladder of another kind, whose results it would hide.
+
+        Raises:
+            ConfigError: If there is one with trials of its own.
+            StorageError: If the record of a ladder is damaged.
+        """
+        from march_search.analysis.isoflop_record import find_isoflop
+        from march_search.analysis.ladder_record import find_ladder
+
+        ladder, isoflop = find_ladder(self.folder.path), find_isoflop(self.folder.path)
+        root = self.folder.path.parent
+        started = {
+            "a study": self.is_started,
+            "a ladder": any((root / s.study / "study.json").is_file() for s in (ladder.sizes if ladder else ())),
+            "a ladder with training_flops": any(
+                (root / p.study / "study.json").is_file() for p in (isoflop.points if isoflop else ())
+            ),
+        }
+        now = "a study"
+        if config.ladder.budgets:
+            now = "a ladder with training_flops" if config.ladder.training_flops else "a ladder"
+        for kind in (kind for kind, is_started in started.items() if is_started and kind != now):
+            raise ConfigError(
+                f"{self.name} was started as {kind}, and its file is now that of {now}. Restore the file, or rename it "
+                "to start anew."
+            )
+
     def _check_started(self, first: str = "run") -> None:
         """Raise a UsageError if the study has not been started below its root, or is a ladder."""
         if studies := self.ladder_studies():
-            names = ", ".join(studies)
-            raise UsageError(f"{self.name} is a ladder: name the study of one of its sizes, {names}.")
+            from march_search.display.wording import listed
+
+            raise UsageError(f"{self.name} is a ladder: name one of its studies, {listed(studies)}.")
         if not self.is_started:
             raise UsageError(
                 f"{self.name} has not been started in {self.folder.path.parent}: run march-search study {first} "

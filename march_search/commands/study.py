@@ -104,13 +104,23 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Run a study or the studies of a ladder, or print the plan."""
+    """Run a study or the studies of a ladder, or print the plan.
+
+    Raises:
+        UsageError: If a ladder is not named by its file, or an option has no effect.
+    """
+    from march_search.display.wording import listed
+    from march_search.errors import UsageError
+
     study = _asked(options)
     if study.file is None:
+        if studies := study.ladder_studies():
+            raise UsageError(f"{study.name} is a ladder: name its TOML file, or one of its studies, {listed(studies)}.")
         names = ("dry_run", "extend", "device", "rate", "up_to")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
     loaded = study.loaded(_planned_type(options), is_created=options.create)
+    study.refuse_other_kind(loaded.config)
     if loaded.config.ladder.budgets:
         run = study_isoflop.run_isoflop if loaded.config.ladder.training_flops else study_ladder.run_ladder
         return run(study, loaded, options, _run_one, _priced)

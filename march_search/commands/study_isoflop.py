@@ -18,34 +18,35 @@ def run_isoflop(
 ) -> int:
     """Run the study of each point, smallest budget first, or print the plans.
 
-    The learning rate that is best for all arms at the smallest size of the smallest budget is carried to the others.
+    Learning rates are tried at one size of one budget: the smallest when the ladder is started. The rate that is best
+    there for all arms is carried to the others.
 
     Raises:
         ConfigError: If the ladder is not valid.
         UsageError: If `--up-to` does not name a budget.
     """
     from march_search.errors import UsageError, nearest
-    from march_search.study.isoflop_points import isoflop_points, keep_isoflop
+    from march_search.study.isoflop_points import isoflop_points, keep_isoflop, started_first
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
-    points = isoflop_points(loaded.config, loaded.base, study.name, study.overrides)
+    first = started_first(study.folder.path)
+    points = isoflop_points(loaded.config, loaded.base, study.name, study.overrides, first)
     budgets = list(dict.fromkeys(point.budget for point in points))
     if options.up_to is not None and options.up_to not in budgets:
         raise UsageError(f"--up-to {options.up_to}: the ladder has no such budget. {nearest(options.up_to, budgets)}")
     if options.dry_run:
         return _plan(study, loaded, points, options, priced)
-    keep_isoflop(study.folder.path, loaded.config, points)
+    keep_isoflop(study.folder.path, loaded.config, points, study.overrides)
     wanted = budgets[: budgets.index(options.up_to) + 1] if options.up_to else budgets
     root, failed = options.root, 0
-    for point in points:
-        if point.budget not in wanted:
+    for point in sorted(points, key=lambda point: not point.is_first):
+        if point.budget not in wanted and not point.is_first:
             continue
-        is_first = _is_first(point, points)
-        if options.create and not is_first:
+        if options.create and not point.is_first:
             rest = f"the others follow when it is complete: {again(study, root)}"
             print(f"{study.name}: created its smallest size; {rest}.", file=sys.stderr)
             return 0
-        rate = None if is_first else _carried(study.folder.path, root, loaded)
+        rate = None if point.is_first else _carried(study.folder.path, root, loaded)
         code = run_one(study_of_size(study, point.study, root, rate), options)
         if code > 1:
             return code
@@ -55,28 +56,22 @@ def run_isoflop(
     return failed
 
 
-def _is_first(point: "IsoflopPoint", points: "tuple[IsoflopPoint, ...]") -> bool:
-    """Return whether all learning rates are tried at a point: the smallest size of the smallest budget."""
-    first = points[0]
-    return (point.budget, point.study.size) == (first.budget, first.study.size)
-
-
 def _carried(folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:
-    """Return the learning rate that the smallest size hands on; None if only one was tried.
+    """Return the learning rate that the size at which rates are tried hands on; None if only one was tried.
 
     Raises:
-        StorageError: If the smallest size has no complete trial.
+        StorageError: If that size has no complete trial.
     """
-    from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, first_points, point_studies
+    from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, point_studies
     from march_search.errors import StorageError
 
     if len(loaded.config.search.learning_rates) < 2:
         return None
     record = find_isoflop(folder)
-    rate = chosen_rate(point_studies(record, root), first_points(record)) if record else None
+    rate = chosen_rate(record, point_studies(record, root)) if record else None
     if rate is None:
         raise StorageError(
-            f"{folder.name} has no complete trial at its smallest size, so no learning rate can be carried: retry it "
+            f"{folder.name} has no complete trial where its learning rates are tried, so none can be carried: retry it "
             "first."
         )
     return rate
@@ -95,10 +90,12 @@ def _plan(
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import Column, console, count, duration, plural, print_table, si
     from march_search.study import candidates
+    from march_search.study.isoflop_points import refuse_changed_points
     from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
-    rates, first = config.search.learning_rates, points[0]
+    refuse_changed_points(study.folder.path, points)
+    rates, first = config.search.learning_rates, next(point for point in points if point.is_first)
     data = "; ".join([corpora.check(config.data, loaded.base), vocabulary.check(config.data, loaded.base)])
     tuned = f"; {len(rates)} learning rates at {first.study.size}, the best one after that" if len(rates) > 1 else ""
     sizes = plural(len(config.ladder.sizes), "size")
@@ -125,7 +122,7 @@ def _plan(
         own_plans, rows, notes = [], [], []
         alerts: dict[str, None] = {}
         for point in own_points:
-            carried = rates[len(rates) // 2] if len(rates) > 1 and not _is_first(point, points) else None
+            carried = rates[len(rates) // 2] if len(rates) > 1 and not point.is_first else None
             own, base, _ = study_of_size(study, point.study, options.root, carried).loaded()
             plan, device = priced(options, own, candidates.choose(own, base))
             own_plans.append(plan)

@@ -1,6 +1,7 @@
 """`march-search study run` and `study status` on a ladder: the study of each size, smallest first."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
+    from march_search.analysis.ladder_record import LadderRecord
     from march_search.analysis.size_survivors import Survivors
     from march_search.commands.studies import LoadedStudy, NamedStudy
     from march_search.config.ladder_config import LadderConfig
@@ -37,20 +39,21 @@ def run_ladder(
         ConfigError: If the ladder is not valid.
         UsageError: If an option has no effect on a ladder.
     """
-    from march_search.study.ladder_sizes import keep_ladder, ladder_sizes, started_choices
+    from march_search.study.ladder_sizes import keep_ladder, ladder_record, ladder_sizes, started_choices
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
-    chosen = started_choices(study.folder.path)
-    keep_ladder(study.folder.path, loaded.config, sizes, chosen)
+    chosen = started_choices(study.folder.path, loaded.config, sizes)
+    keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
     root, last, failed = options.root, _last(sizes, options.up_to), 0
     for number, size in enumerate(sizes[: last + 1]):
-        rate = _carried(sizes[0], study.folder.path, root, loaded) if number else None
-        if number and (found := _choice(study, number, root, loaded.config.ladder)):
+        known = ladder_record(study.name, loaded.config, sizes, chosen)
+        rate = _carried(known, root, loaded) if number else None
+        if number and (found := _choice(known, number, root, loaded.config.ladder)):
             chosen[size.size] = found
-            keep_ladder(study.folder.path, loaded.config, sizes, chosen)
+            keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
             print(f"{study.name}: {found.reason}", file=sys.stderr)
         code = run_one(study_of_size(study, size, root, rate, chosen.get(size.size)), options)
         if code > 1:
@@ -65,21 +68,19 @@ def run_ladder(
     return failed
 
 
-def _choice(study: "NamedStudy", number: int, root: Path, config: "LadderConfig") -> "Survivors | None":
+def _choice(ladder: "LadderRecord", number: int, root: Path, config: "LadderConfig") -> "Survivors | None":
     """Return the arms that train at a size; None if all do, or if the size was started, or the one before is not over.
 
     Raises:
         StorageError: If a study is damaged.
     """
-    from march_search.analysis.ladder_record import carried_rate, find_ladder, is_finished, size_study
+    from march_search.analysis.ladder_record import carried_rate, is_finished, size_study
     from march_search.analysis.size_survivors import survivors
 
-    ladder = find_ladder(study.folder.path) if config.keep else None
-    if ladder is None or (root / ladder.sizes[number].study / "study.json").is_file():
+    if not config.keep or (root / ladder.sizes[number].study / "study.json").is_file():
         return None
-    smallest = size_study(ladder, ladder.sizes[0], root)
-    rate = carried_rate(smallest, ladder.sizes[0]) if smallest else None
     earlier = [size_study(ladder, size, root) for size in ladder.sizes[:number]]
+    rate = carried_rate(ladder, earlier)
     if rate is None or not all(one and is_finished(one) for one in earlier):
         return None
     return survivors(ladder, number, root, rate, config)
@@ -87,7 +88,8 @@ def _choice(study: "NamedStudy", number: int, root: Path, config: "LadderConfig"
 
 def again(study: "NamedStudy", root: Path) -> str:
     """Return the command that continues a ladder."""
-    return f"march-search study run {study.argument}{root_option(root)}"
+    overrides = "".join(f" {shlex.quote(override)}" for override in study.overrides)
+    return f"march-search study run {study.argument}{overrides}{root_option(root)}"
 
 
 def _words(sizes: "tuple[LadderSize, ...]") -> str:
@@ -123,23 +125,21 @@ def study_of_size(
     return replace(study, folder=StudyFolder.of(root, size.study), overrides=(*kept, *new))
 
 
-def _carried(smallest: "LadderSize", folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:
+def _carried(ladder: "LadderRecord", root: Path, loaded: "LoadedStudy") -> float | None:
     """Return the learning rate that the smallest size hands on; None if only one was tried.
 
     Raises:
         StorageError: If the smallest size has no complete trial.
     """
-    from march_search.analysis.ladder_record import carried_rate, find_ladder
-    from march_search.analysis.study_record import read_study
+    from march_search.analysis.ladder_record import carried_rate, size_study
     from march_search.errors import StorageError
 
     if len(loaded.config.search.learning_rates) < 2:
         return None
-    ladder = find_ladder(folder)
-    rate = ladder and carried_rate(read_study(root / smallest.study), ladder.sizes[0])
-    if not rate:
+    rate = carried_rate(ladder, [size_study(ladder, size, root) for size in ladder.sizes])
+    if rate is None:
         raise StorageError(
-            f"{smallest.study} has no complete trial, so no learning rate can be carried: retry it first."
+            f"{ladder.sizes[0].study} has no complete trial, so no learning rate can be carried: retry it first."
         )
     return rate
 
@@ -157,10 +157,11 @@ def _plan(
     from march_search.data.text_tokens import text_tokens
     from march_search.display.tables import Column, console, count, duration, plural, print_table, si
     from march_search.study import candidates
-    from march_search.study.ladder_sizes import arm_rows, started_choices
+    from march_search.study.ladder_sizes import arm_rows, ladder_record, refuse_changes, started_choices
     from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
+    refuse_changes(study.folder.path, config, sizes)
     structure = sizes[0].arms[0].architecture.structure
     tokens = vocabulary.check(config.data, loaded.base, structure)
     data = f"{corpora.check(config.data, loaded.base)}; {tokens}"
@@ -180,10 +181,11 @@ def _plan(
         Column(key="params", heading="parameters", short="params", show=count),
     )
     plans = []
-    started, risks = started_choices(study.folder.path), _planned(config.ladder)
+    started, risks = started_choices(study.folder.path, config, sizes), _planned(config.ladder)
+    known = ladder_record(study.name, config, sizes, started)
     for number, size in enumerate(sizes):
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        decided = started.get(size.size) or (_choice(study, number, options.root, config.ladder) if number else None)
+        decided = started.get(size.size) or (_choice(known, number, options.root, config.ladder) if number else None)
         own, base, _ = study_of_size(study, size, options.root, carried, decided).loaded()
         chosen = candidates.choose(own, base)
         plan, device = priced(options, own, chosen)
@@ -260,16 +262,22 @@ def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:
 def ladder_status(
     name: str, studies: Sequence[str], options: argparse.Namespace, run_one: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Print the status of each of a ladder's studies that has been started."""
-    from march_search.errors import UsageError
+    """Print the status of each of a ladder's studies that has been started; one that cannot be read hides no other."""
+    from march_search.display.wording import listed
+    from march_search.errors import StorageError, UsageError, visible
 
     if options.format != "table":
-        names = ", ".join(studies)
+        names = listed(studies)
         raise UsageError(f"{name} is a ladder: name one of its studies for --format {options.format}: {names}.")
+    code = 0
     for study in studies:
-        if (options.root / study / "study.json").is_file():
-            options.study = study
-            run_one(options)
-        else:
+        if not (options.root / study / "study.json").is_file():
             print(f"{study}: not started")
-    return 0
+            continue
+        options.study = study
+        try:
+            run_one(options)
+        except StorageError as error:
+            print(f"march-search: {visible(str(error))}", file=sys.stderr)
+            code = error.exit_code
+    return code

@@ -166,6 +166,8 @@ class LadderConfig:
         if not self.keep:
             if self.assumed_accuracy is not None:
                 yield "[ladder]: assumed_accuracy has no effect without keep."
+            if self.max_risk != LadderConfig.max_risk:
+                yield "[ladder]: max_risk has no effect without keep."
             return
         if self.training_flops:
             yield "[ladder]: keep drops arms of larger sizes, which training_flops needs: remove one of them."

@@ -1,5 +1,6 @@
 """The results of a ladder with compute budgets: an answer in sentences, tables with notes, and values for JSON."""
 
+from collections import Counter
 from typing import Any
 
 from march_search.analysis.comparison import Interval
@@ -17,6 +18,9 @@ def isoflop_answer(found: IsoflopEvidence) -> str:
 
     With many arms and budgets, the sentences are about the largest budget; the tables have all.
     """
+    sizes = Counter((one.point.arm, one.point.budget) for one in found.losses)
+    if not found.optima and max(sizes.values(), default=0) >= LEAST_SIZES:
+        return f"No lowest loss can be stated. {' '.join(found.faults[:NAMED])}"
     if not found.optima:
         return f"No budget has {LEAST_SIZES} sizes yet, which show where the loss is lowest."
     largest = found.optima[-1].budget
@@ -106,6 +110,8 @@ def _losses_section(found: IsoflopEvidence) -> Section:
         warnings.append(f"{found.rate:g} is the {found.rate_edge} learning rate tried: try others.")
     if found.unfinished:
         warnings.append(f"Not finished: {listed(list(found.unfinished))}.")
+    if not found.optima:  # else they stand below the optima
+        warnings += found.faults
     title = f"{found.ladder.name}: losses by training FLOPs and size"
     return Section(title=title, rows=rows, columns=columns, notes=notes, warnings=warnings)
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from march_search.analysis.ladder_record import LadderRecord, arm_trials, carried_rate, size_study
+from march_search.analysis.ladder_record import LadderRecord, arm_trials, carried_rate, is_finished, size_study
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.architecture.flops import flops_per_token
 from march_search.errors import ConfigError, UsageError
@@ -24,23 +24,26 @@ def study_curves(study: StudyRecord) -> LearningCurves:
 
 
 def ladder_study_curves(ladder: LadderRecord, root: Path) -> LearningCurves:
-    """Return the curves of a ladder: all complete trials at the carried learning rate, of every size, arm and seed.
+    """Return the curves of a ladder: all complete trials at the carried learning rate, of every finished size and arm.
+
+    A size that is still trained is left out, because its arms that have not ended would count as missing.
 
     Args:
         ladder: The ladder.
         root: Folder of its studies.
 
     Raises:
-        ConfigError: If fewer than two arms have a complete trial at every size that has any.
-        UsageError: If no trial of the smallest size is complete.
+        ConfigError: If fewer than two arms have a complete trial at every finished size.
+        UsageError: If no size is finished.
     """
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
-    rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
-    if rate is None:
-        raise UsageError(f"{ladder.name} has no complete trial yet: run march-search study run {ladder.name}.")
+    rate = carried_rate(ladder, studies)
+    done = [(size, study) for size, study in zip(ladder.sizes, studies, strict=True) if study and is_finished(study)]
+    if rate is None or not done:
+        raise UsageError(f"{ladder.name} has no finished size yet: run march-search study run {ladder.name}.")
     runs: list[Curve] = []
-    for size, study in zip(ladder.sizes, studies, strict=True):
-        own = arm_trials(study, size, rate) if study else {}
+    for size, study in done:
+        own = arm_trials(study, size, rate)
         for arm, shape in zip(ladder.arms, size.architectures, strict=True):
             runs += [
                 replace(_run(trial), name=f"{size.size}-{arm}-s{trial.seed}", family=arm, arm=arm, size=size.size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.analysis.isoflop_record import ISOFLOP_FILE, find_isoflop
+from march_search.analysis.ladder_record import LADDER_FILE
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
 from march_search.config.ladder_config import LEAST_STEPS, LadderConfig, arm_slug, flops_name
@@ -35,6 +36,8 @@ class IsoflopPoint:
     """FLOPs of the forward and the backward pass per token of text."""
     study: LadderSize
     """The study, with this arm alone."""
+    is_first: bool
+    """Whether learning rates are tried here, and warm-ups are relative to that of the first arm here."""
 
     @property
     def trained_flops(self) -> float:
@@ -42,7 +45,9 @@ class IsoflopPoint:
         return self.study.tokens * self.flops_per_token
 
 
-def isoflop_points(config: StudyConfig, base: Path, name: str, given: Sequence[str] = ()) -> tuple[IsoflopPoint, ...]:
+def isoflop_points(
+    config: StudyConfig, base: Path, name: str, given: Sequence[str] = (), first: tuple[str, str] | None = None
+) -> tuple[IsoflopPoint, ...]:
     """Return the points of a ladder with compute budgets: by budget, then by size, smallest first, then by arm.
 
     Args:
@@ -50,14 +55,18 @@ def isoflop_points(config: StudyConfig, base: Path, name: str, given: Sequence[s
         base: Folder that relative paths in the settings start from.
         name: Name of the ladder.
         given: `KEY=VALUE` of the command line, already part of `config`.
+        first: Names of the budget and the size at which learning rates are tried and whose warm-up `config` has, as
+            `started_first` returns them; None for the smallest.
 
     Raises:
-        ConfigError: If the space is not valid, an arm has one shape at two sizes, or a budget has too few steps.
+        ConfigError: If the space is not valid, an arm has one shape at two sizes, a budget has too few steps, or there
+            is no point at `first`.
         EmptySetError: If no member of the space has an arm's fields at some size.
         UsageError: If the command line sets what the ladder sets.
     """
     refuse_overrides(given)
     ladder, batch, setup = config.ladder, config.training.global_batch_tokens, study_setup(config)
+    first = _first(config, name, first)
     shapes, counts = _shapes(config, base)
     points: list[IsoflopPoint] = []
     for flops, (size, text), arm in product(
@@ -65,8 +74,6 @@ def isoflop_points(config: StudyConfig, base: Path, name: str, given: Sequence[s
     ):
         found = shapes[size, arm.name]
         per_token = float(flops_per_token(found.architecture, setup))
-        tokens = round(flops / per_token / batch) * batch
-        warmup = config.training.warmup_tokens * tokens // points[0].study.tokens if points else tokens
         budget = flops_name(flops)
         points.append(
             IsoflopPoint(
@@ -80,14 +87,53 @@ def isoflop_points(config: StudyConfig, base: Path, name: str, given: Sequence[s
                     study=f"{name}-{budget}-{size}-{arm_slug(arm.name)}",
                     parameters=parse_parameters(text),
                     batch_tokens=batch,
-                    tokens=tokens,
-                    warmup_tokens=min(warmup if points else config.training.warmup_tokens, tokens),
+                    tokens=round(flops / per_token / batch) * batch,
+                    warmup_tokens=0,
                     arms=(found,),
                 ),
+                is_first=(budget, size) == first,
             )
         )
     _refuse_short(points)
-    return tuple(points)
+    return _warmed_up(points, config.training.warmup_tokens)
+
+
+def _first(config: StudyConfig, name: str, first: tuple[str, str] | None) -> tuple[str, str]:
+    """Return the names of the budget and the size at which learning rates are tried.
+
+    Raises:
+        ConfigError: If the file no longer has those at which a started ladder tries them.
+    """
+    budgets, sizes = [flops_name(flops) for flops in config.ladder.compute_budgets], config.ladder.sizes
+    if first is None or (first[0] in budgets and first[1] in sizes):
+        return first or (budgets[0], sizes[0])
+    if len(config.search.learning_rates) < 2 and not config.training.warmup_tokens:
+        return budgets[0], sizes[0]
+    raise ConfigError(
+        f"[ladder]: {name} was started with its learning rates and its warm-up at {first[0]} training FLOPs and "
+        f"{first[1]}, which the file no longer has: add them back, or rename the file to start a new ladder."
+    )
+
+
+def _warmed_up(points: Sequence[IsoflopPoint], warmup: int) -> tuple[IsoflopPoint, ...]:
+    """Return the points with the share of the tokens for their warm-up that `warmup` is at the first point."""
+    tokens = next(point.study.tokens for point in points if point.is_first)
+    return tuple(
+        replace(point, study=replace(own, warmup_tokens=min(warmup * own.tokens // tokens, own.tokens)))
+        for point in points
+        for own in [point.study]
+    )
+
+
+def started_first(folder: Path) -> tuple[str, str] | None:
+    """Return the budget and the size where the learning rates of a ladder are tried; None if no study was started.
+
+    Raises:
+        StorageError: If the ladder's record is damaged.
+    """
+    record = find_isoflop(folder)
+    started = record and any((folder.parent / point.study / "study.json").is_file() for point in record.points)
+    return record.first if record and started else None
 
 
 def _shapes(config: StudyConfig, base: Path) -> tuple[dict[tuple[str, str], FollowedArm], dict[tuple[str, str], int]]:
@@ -130,13 +176,8 @@ def _refuse_short(points: Sequence[IsoflopPoint]) -> None:
         )
 
 
-def keep_isoflop(folder: Path, config: StudyConfig, points: Sequence[IsoflopPoint]) -> None:
-    """Write the record of a ladder with compute budgets, which `rank` and `status` read, to `folder`.
-
-    Raises:
-        ConfigError: If a study that was started has another shape or other tokens now.
-        StorageError: If it cannot be written, or the earlier record is damaged.
-    """
+def refuse_changed_points(folder: Path, points: Sequence[IsoflopPoint]) -> None:
+    """Raise a ConfigError if a study that was started has another shape or other tokens now."""
     earlier = find_isoflop(folder)
     known = {point.study: point for point in earlier.points} if earlier else {}
     for point in points:
@@ -149,15 +190,36 @@ def keep_isoflop(folder: Path, config: StudyConfig, points: Sequence[IsoflopPoin
                 f"now {shape.name} and {point.study.tokens:,}. Restore the ladder's file, or rename it to start a new "
                 "ladder."
             )
+
+
+def keep_isoflop(
+    folder: Path, config: StudyConfig, points: Sequence[IsoflopPoint], overrides: Sequence[str] = ()
+) -> None:
+    """Write the record of a ladder with compute budgets, which `rank` and `status` read, to `folder`.
+
+    Args:
+        folder: Folder of the ladder.
+        config: Settings of the ladder.
+        points: Its points.
+        overrides: `KEY=VALUE` of the command line, already part of `config`.
+
+    Raises:
+        ConfigError: If a study that was started has another shape or other tokens now.
+        StorageError: If it cannot be written, or the earlier record is damaged.
+    """
+    refuse_changed_points(folder, points)
     make_folder(folder)
     record = {
         "schema_version": 1,
         "question": config.question,
+        "overrides": list(overrides),
         "arms": [arm.name for arm in config.ladder.arms],
         "sizes": list(config.ladder.sizes),
+        "first": next([point.budget, point.study.size] for point in points if point.is_first),
         "points": [_row(point) for point in points],
     }
     write_json(folder / ISOFLOP_FILE, sealed(record))
+    (folder / LADDER_FILE).unlink(missing_ok=True)  # of a ladder of the other kind that has no trials
 
 
 def _row(point: IsoflopPoint) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from march_search.analysis.ladder_record import LADDER_FILE, find_ladder
+from march_search.analysis.isoflop_record import ISOFLOP_FILE
+from march_search.analysis.ladder_record import LADDER_FILE, LadderRecord, SizeRecord, find_ladder
 from march_search.analysis.size_survivors import Survivors
 from march_search.config import StudyConfig
 from march_search.config.counts import parse_parameters
@@ -16,6 +17,7 @@ from march_search.files.atomic import make_folder
 from march_search.files.json_tables import sealed, write_json
 from march_search.space.directions import FollowedArm, follow
 from march_search.study.candidates import load_space
+from march_search.study.study_folder import find_record
 
 SET_BY_LADDER = (
     "ladder", "budget", "search.strategy", "search.architectures", "training.tokens", "training.warmup_tokens",
@@ -142,8 +144,46 @@ def arm_rows(config: StudyConfig, size: LadderSize) -> list[dict[str, Any]]:
     ]
 
 
+def ladder_record(
+    name: str, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors]
+) -> LadderRecord:
+    """Return the ladder as `keep_ladder` would record it.
+
+    Args:
+        name: Name of the ladder.
+        config: Settings of the ladder.
+        sizes: Its sizes.
+        chosen: The arms that train at a size, by its name; a size without an entry trains all.
+    """
+    everything = Survivors(arms=(), reason="")
+    return LadderRecord(
+        name=name,
+        question=config.question,
+        arms=tuple(arm.name for arm in config.ladder.arms),
+        sizes=tuple(
+            SizeRecord(
+                size=size.size,
+                study=size.study,
+                parameters=size.parameters,
+                tokens=size.tokens,
+                architectures=tuple(arm.architecture for arm in size.arms),
+                missed=tuple(arm.missed for arm in size.arms),
+                trained=own.arms,
+                reason=own.reason,
+                risk=own.risk,
+            )
+            for size in sizes
+            for own in [chosen.get(size.size, everything)]
+        ),
+    )
+
+
 def keep_ladder(
-    folder: Path, config: StudyConfig, sizes: Sequence[LadderSize], chosen: Mapping[str, Survivors] | None = None
+    folder: Path,
+    config: StudyConfig,
+    sizes: Sequence[LadderSize],
+    chosen: Mapping[str, Survivors] | None = None,
+    overrides: Sequence[str] = (),
 ) -> None:
     """Write the ladder's record, which `rank` and `status` read, to `folder`.
 
@@ -152,16 +192,18 @@ def keep_ladder(
         config: Settings of the ladder.
         sizes: Its sizes.
         chosen: The arms that train at a size, by its name; a size without an entry trains all.
+        overrides: `KEY=VALUE` of the command line, already part of `config`.
 
     Raises:
         ConfigError: If an arm has another shape than in the study of a size that was started.
         StorageError: If it cannot be written, or the earlier record is damaged.
     """
+    refuse_changes(folder, config, sizes)
     names = [arm.name for arm in config.ladder.arms]
-    _refuse_changes(folder, names, sizes)
     record: Mapping[str, Any] = {
         "schema_version": 1,
         "question": config.question,
+        "overrides": list(overrides),
         "arms": names,
         "sizes": [
             {
@@ -178,6 +220,7 @@ def keep_ladder(
     }
     make_folder(folder)
     write_json(folder / LADDER_FILE, sealed(record))
+    (folder / ISOFLOP_FILE).unlink(missing_ok=True)  # of a ladder of the other kind that has no trials
 
 
 def _choice(found: Survivors | None) -> dict[str, Any]:
@@ -185,24 +228,48 @@ def _choice(found: Survivors | None) -> dict[str, Any]:
     return {} if found is None else {"trained": list(found.arms), "reason": found.reason, "risk": found.risk}
 
 
-def started_choices(folder: Path) -> dict[str, Survivors]:
-    """Return the arms of each size that was started with a choice of arms, as the ladder's record has them.
+def started_choices(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> dict[str, Survivors]:
+    """Return the arms of each size that was started with a choice of arms.
+
+    The ladder's record has them. Without a record, they are those that the study of the size trains.
 
     Raises:
-        StorageError: If the record is damaged.
+        StorageError: If a record is damaged.
     """
     ladder = find_ladder(folder)
-    return {
-        size.size: Survivors(arms=size.trained, reason=size.reason, risk=size.risk)
-        for size in (ladder.sizes if ladder else ())
-        if size.trained and (folder.parent / size.study / "study.json").is_file()
-    }
+    known = {size.size: size for size in (ladder.sizes if ladder else ())}
+    found: dict[str, Survivors] = {}
+    for size in sizes:
+        record = find_record(folder.parent / size.study)
+        if record is None:
+            continue
+        if size.size in known:
+            own = known[size.size]
+            if own.trained:
+                found[size.size] = Survivors(arms=own.trained, reason=own.reason, risk=own.risk)
+            continue
+        names = record["settings"].get("search", {}).get("architectures", ())
+        pairs = zip(config.ladder.arms, size.arms, strict=True)
+        arms = tuple(arm.name for arm, shape in pairs if shape.architecture.name in names)
+        if 0 < len(arms) < len(config.ladder.arms):
+            words = f"{size.size} trains {len(arms)} of {len(config.ladder.arms)} arms, as it was started."
+            found[size.size] = Survivors(arms=arms, reason=words)
+    return found
 
 
-def _refuse_changes(folder: Path, names: Sequence[str], sizes: Sequence[LadderSize]) -> None:
-    """Raise a ConfigError if the arms at a size that was started are not those of its study."""
+def refuse_changes(folder: Path, config: StudyConfig, sizes: Sequence[LadderSize]) -> None:
+    """Raise a ConfigError if the arms at a size that was started, or the smallest size, are not those of its study."""
+    names = [arm.name for arm in config.ladder.arms]
     earlier = find_ladder(folder)
     known = {size.study: size for size in earlier.sizes} if earlier else {}
+    first = earlier.sizes[0] if earlier else None
+    is_tuned = len(config.search.learning_rates) > 1 or config.training.warmup_tokens > 0
+    if first and first.study != sizes[0].study and is_tuned and (folder.parent / first.study / "study.json").is_file():
+        raise ConfigError(
+            f"{first.study} was started as the smallest size, at which learning rates are tried and warmup_tokens "
+            f"holds, and {sizes[0].size} is now the smallest: add larger sizes only, or rename the ladder's file to "
+            "start a new ladder."
+        )
     for size in sizes:
         if earlier is None or size.study not in known or not (folder.parent / size.study / "study.json").is_file():
             continue
