@@ -312,6 +312,20 @@ def test_measures_filter_the_whole_set_exactly(
     assert title.endswith(rule)
 
 
+UNSET = (
+    "num_key_value_heads == num_heads", "num_decoder_layers == num_layers", "d_bottleneck == d_model",
+    "attention_window == 0", "logit_softcap + 1 == 1", "block == 'none'",
+)  # fmt: skip
+"""Rules that hold for every architecture of a space that leaves these fields unset."""
+
+
+@pytest.mark.parametrize("rule", UNSET)
+def test_an_unset_field_has_the_same_value_beside_a_measure(rule: str, command: Command) -> None:
+    words = ("solve", "--space", "cpu-demo", "--count", "--where")
+    alone, beside = (command(*words, text) for text in (rule, f"{rule} and params > 0"))
+    assert int(alone.stdout) == int(beside.stdout) > 0
+
+
 def test_a_price_in_a_condition_needs_a_device(command: Command) -> None:
     ended = command("solve", "--budget", "220M", "--where", "hours < 3")
     assert "hours depends on the device: add one, such as --device 8xA100." in one_line_error(ended)

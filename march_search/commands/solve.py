@@ -45,6 +45,9 @@ ADD_DEVICE = "With memory and hours: --device 8xA100."
 INVERTED = "inverted: every budget was solved for d_ff at each point of the other axes, so the set is complete."
 """Note on budgets of other kinds."""
 
+CHECKED = "complete: every budget was solved for d_ff, or checked at each d_ff, at each point of the other axes."
+"""The same for a space with a block, whose formulas may fall as d_ff rises."""
+
 PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
 
@@ -213,7 +216,8 @@ def _is_overview(options: argparse.Namespace, found: "Selection") -> bool:
 
 def _title(found: "Selection", space: "SearchSpace", where: Sequence[str], measured: Sequence[str]) -> str:
     """Return the line with the number of architectures, and how many are left by the conditions about measures."""
-    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *["inverted"] * bool(space.limits)])
+    method = ["inverted" if space.block is None else "complete"] if space.limits else []
+    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *method])
     if not measured:
         verb = "architecture has" if len(found) == 1 else "architectures have"
         return f"{len(found):,} {verb} {budget} ({source})"
@@ -319,7 +323,7 @@ def _print(
         length = setup.sequence_length
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
     if found.source.limits:
-        notes.append(INVERTED)
+        notes.append(INVERTED if found.source.space.block is None else CHECKED)
     if description == OVERVIEW:
         notes.append(OVERVIEW if priced else f"{OVERVIEW} {ADD_DEVICE}")
     budget = found.source.budget
