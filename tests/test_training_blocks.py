@@ -113,6 +113,15 @@ def test_workers_restore_the_space_with_its_block(study: StudyFolder, monkeypatc
     assert len(before) > 3
 
 
+def test_the_text_of_a_started_study_is_inspected_by_its_name(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(blocks, "_BLOCKS", {})
+    ended = command_in_process(capsys)("data", "inspect", study.path.name, "--root", str(study.path.parent))
+    assert ended.returncode == 0, ended.stderr
+    assert "unigram loss" in ended.stdout
+
+
 def test_a_study_of_an_earlier_version_has_no_block_axis(study: StudyFolder) -> None:
     record = json.loads((study.path / "study.json").read_text())
     record["space"]["axes"] = {k: v for k, v in record["space"]["axes"].items() if k not in ("block", "qk_norm")}
