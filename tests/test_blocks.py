@@ -256,6 +256,16 @@ def test_fields_of_a_block_are_axes_measures_and_names_in_rules(capsys: pytest.C
     assert "Nearest, with the other met: 554,624 active parameters (" in one_line_error(ended)
 
 
+def test_one_shape_is_explained_with_the_space_that_names_its_block(capsys: pytest.CaptureFixture[str]) -> None:
+    command, name = command_in_process(capsys), "L3-D128-H4x32-F432-rope-dec-V512-" + MOE
+    assert "(explain takes --space)" in one_line_error(command("explain", name))
+    ended = command("explain", name, "--space", str(EXAMPLES / "moe-space.toml"), "--device", "H100")
+    assert f"{Architecture.parse(name).num_params:,} parameters" in ended.stdout
+    assert "tokens/s" in ended.stdout
+    assert "which has no block" in one_line_error(command("explain", "gpt2", "--space", "t5"))
+    assert "t5 has no block" in one_line_error(command("explain", name, "--space", "t5"))
+
+
 def test_faults_of_a_space_with_a_block_are_one_line(tmp_path: Path) -> None:
     def fault(module: str, axes: dict | None = None, **files: str) -> str:
         for name, text in files.items():
