@@ -11,6 +11,7 @@ import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
 
 from march_search import Architecture, SearchSpace, solve
+from march_search.config.shipped import shipped_folder
 from march_search.cost.devices import parse_device
 from march_search.cost.inference import cache_bytes_per_token
 from march_search.cost.memory import memory_bytes
@@ -440,3 +441,22 @@ def test_budgets_of_other_kinds_are_refused_in_one_line(options: str, code: int,
     ended = command("solve", *options.split())
     assert ended.returncode == code
     assert words in one_line_error(ended)
+
+
+def test_prices_on_the_cpu_of_a_space_file_are_those_of_this_machine(tmp_path: Path, command: Command) -> None:
+    text = (shipped_folder("spaces") / "cpu-demo.toml").read_text()
+    assert text.count("[budget]\n") == 1
+    (tmp_path / "own.toml").write_text(
+        text.replace("[budget]\n", '[budget]\nbytes_per_device = "1GB"\ndevice = "cpu"\n')
+    )
+    words = ("solve", "--space", str(tmp_path / "own.toml"), "--top", "1", "--format", "json")
+    [row] = json_of(command(*words))["architectures"]
+    assert row["tokens_per_second"] > 100
+    [row] = json_of(command(*words, "--where", "tokens_per_second > 100"))["architectures"]
+    assert row["hours"] < 1e5
+
+
+def test_parameters_cannot_be_counted_otherwise_without_a_budget_of_them(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "own.toml").write_text('[budget]\nflops_per_token = "<=1G"\n')
+    ended = command("solve", "--space", str(tmp_path / "own.toml"), "--counting", "active", "--count")
+    assert 'the space "own" has no parameter budget: set one with --budget' in one_line_error(ended)

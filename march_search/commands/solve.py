@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,9 +162,11 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print an overview of the feasible set of a space, its members, best first, or a selection of them."""
+    from march_search.cost.devices import parse_device
     from march_search.cost.setup import Setup
     from march_search.display.architectures import columns_named, solve_row
     from march_search.space.conditions import parse_conditions, prices_in, solve_where
+    from march_search.space.limits import UNMEASURED_CPU
     from march_search.space.named import named_space
 
     settings = price_settings(options)
@@ -180,6 +183,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
     priced = has_device and options.count is False
     priced = priced or any(column.key in PRICED for column in asked or ())
+    if setup.device == UNMEASURED_CPU and (priced or prices or _orders_by_price(options)):
+        setup = replace(setup, device=parse_device("cpu"))  # of a space file, whose bytes need no speed
     _refuse_options_without_effect(options, priced, bool(prices) or bool(space.limits))
     chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
@@ -258,9 +263,14 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, fi
         refuse_without_effect(options, ("seed",), "without --sample N or --design N")
     if selection == "pareto" and options.sort is None:
         refuse_without_effect(options, ("descending",), "without --sort KEY")
-    keys = [str(options.sort), *str(options.pareto).split(",")]
-    if not (priced or filtered or any(key.removeprefix("-") in PRICED for key in keys)):
+    if not (priced or filtered or _orders_by_price(options)):
         refuse_without_effect(options, COST_OPTIONS, "without --device D, which adds memory, tokens/s and hours")
+
+
+def _orders_by_price(options: argparse.Namespace) -> bool:
+    """Return whether the members are ordered or chosen by what depends on the device and the setup of a trial."""
+    keys = [str(options.sort), *str(options.pareto).split(",")]
+    return any(key.removeprefix("-") in PRICED for key in keys)
 
 
 def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
