@@ -1,6 +1,7 @@
 """Public models by name: their published counts, and what a user may write instead of a name."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,10 @@ def test_commands_take_the_files_of_the_hub(tmp_path: Path, capsys: pytest.Captu
     path.write_text(json.dumps(config | {"attention_bias": True}))
     assert main(["explain", str(path)]) == 2
     assert capsys.readouterr().err.count("attention_bias is True and mlp_bias is False") == 1
+
+
+def test_an_exported_folder_of_torch_weights_names_its_own_shape(tmp_path: Path) -> None:
+    name = "L2-D64-H4x16-F128-reglu-rope-dec-V512-RS8"
+    a = Architecture.parse(name)
+    (tmp_path / "config.json").write_text(json.dumps({"name": name, "architecture": asdict(a)}))
+    assert read_architecture(str(tmp_path)) == read_architecture(str(tmp_path / "config.json")) == a

@@ -1,6 +1,7 @@
 """One's own block: named, counted and searched like the built-in layer, and checked against its module."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from march_search import Architecture, Block, SearchSpace, solve
 from march_search.architecture import block as blocks
 from march_search.architecture.block import BlockCounts, block_text, parse_block, remember_counts
 from march_search.architecture.block_file import load_block
-from march_search.errors import ArchitectureError, ConfigError, UsageError
+from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
+from march_search.space.budget import Budget
+from march_search.space.infeasible import solve_or_explain
 from march_search.space.space import AXES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -122,7 +125,8 @@ def brute_force(space: SearchSpace) -> list[Architecture]:
             a = Architecture(**fields)
         except ArchitectureError:
             continue
-        if space.budget.low <= space.budget.counted(a) <= space.budget.high and space.contains(a):
+        is_inside = space.budget is None or space.budget.holds(a)
+        if is_inside and space.contains(a) and all(limit.holds(a) for limit in space.limits):
             found.append(a)
     return found
 
@@ -163,6 +167,70 @@ def test_the_set_equals_brute_force(kind: str, special: dict, tmp_path: Path) ->
     assert [found.index(a) for a in expected[::7]] == list(range(0, len(expected), 7))
 
 
+FORMULAS = {
+    "rising": {},
+    "operations that fall": {"flops_per_token": "1_000_000 - 1000 * d_ff + 0 * d_model"},
+    "operations up and down": {"flops_per_token": "100_000 * (d_ff // 16 % 4) + 0 * d_model"},
+    "activations that fall": {"activation_scalars": "300 * (1000 - d_ff) + 0 * d_model"},
+    "parameters in steps": {"num_params": "1000 * (d_ff // 48) + 0 * d_model"},
+    "constant parameters": {"num_params": "300 * d_model + 0 * d_ff"},
+}
+"""Formulas of a block that differ from two matrices of rank 16, none of which rises with a slope at every `d_ff`."""
+
+LIMITS: list[dict[str, object]] = [
+    {"flops_per_token": "<=3M"},
+    {"flops_per_token": "2.5M", "tolerance": "30%"},
+    {"training_flops": "<=3e12", "tokens": 1_000_000},
+    {"hours": 0.002, "device": "H100", "tokens": 100_000_000},
+    {"bytes_per_device": "205MB", "device": "H100"},
+    {"kv_cache_bytes_per_token": "600"},
+    {"parameters": "300K", "tolerance": "40%", "count": "active", "flops_per_token": "<=3M"},
+]
+
+
+@pytest.mark.parametrize("d_ff", [list(range(16, 400, 16)), 64], ids=["many widths", "one width"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_the_set_under_budgets_of_other_kinds_equals_brute_force(formula: str, d_ff: object, tmp_path: Path) -> None:
+    functions = {"num_params": "32 * (d_model + d_ff)"} | FORMULAS[formula]
+    lines = ["import march_search", *(f"def {name}(d_model, d_ff): return {text}" for name, text in functions.items())]
+    named = ", ".join(f"{name}={name}" for name in functions)
+    (tmp_path / "own.py").write_text(
+        "\n".join([*lines, f"BLOCK = march_search.Block(name='own', build=None, {named})", ""])
+    )
+    axes = {
+        "structure": "decoder-only", "num_layers": [2, 3], "d_model": [64, 128], "num_heads": [2, 4], "d_kv": [16, 32],
+        "vocab_size": 500, "d_ff": d_ff,
+    }  # fmt: skip
+    sizes = []
+    for budget in LIMITS:
+        table = {"model": {"module": str(tmp_path / "own.py")}, "axes": axes, "budget": budget}
+        space = SearchSpace.from_table(table)
+        found, expected = solve(space), brute_force(space)
+        assert list(found) == expected, budget
+        assert [found.index(a) for a in expected] == list(range(len(expected)))
+        sizes.append(len(expected) / space.grid_size())
+    assert any(0 < size < 1 for size in sizes)
+
+
+def test_the_nearest_value_of_an_empty_set_is_right_where_operations_fall(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import march_search\n"
+        "BLOCK = march_search.Block(\n"
+        "    name='own', build=None, num_params=lambda d_model, d_ff: d_model + d_ff,\n"
+        "    flops_per_token=lambda d_model, d_ff: 100_000 * (d_ff // 16 % 4) + 10 * d_ff + 0 * d_model,\n"
+        ")\n"
+    )
+    axes = {"structure": "decoder-only", "num_layers": 2, "d_model": 64, "num_heads": 2, "d_kv": 32, "vocab_size": 500,
+            "d_ff": list(range(48, 400, 16))}  # fmt: skip
+    table = {"model": {"module": str(tmp_path / "own.py")}, "axes": axes, "budget": {"flops_per_token": "<=1000"}}
+    space = SearchSpace.from_table(table)
+    least = min(
+        space.limits[0].measure(a) for a in brute_force(replace(space, limits=(), budget=Budget.parse("1M", "99%")))
+    )
+    with pytest.raises(EmptySetError, match=f"Nearest: {least:,.0f} FLOPs per token"):
+        solve_or_explain(space)
+
+
 def test_fields_of_a_block_are_axes_measures_and_names_in_rules(capsys: pytest.CaptureFixture[str]) -> None:
     found = solve(SearchSpace.load(EXAMPLES / "moe-space.toml"))
     assert {a.block_fields["num_experts"] for a in found} == {1, 4, 8}
@@ -180,6 +248,22 @@ def test_fields_of_a_block_are_axes_measures_and_names_in_rules(capsys: pytest.C
     assert len(rows) > 1
     assert all(int(params) <= 1e6 and top_k == "2" for params, top_k in rows[1:])
     assert 'Did you mean "top_k"' in one_line_error(command(*space, "--sort", "topk"))
+    counts = [
+        int(command(*space, "--where", text, "--count").stdout) for text in ("top_k == 2", "top_k == 2 and depth > 0")
+    ]
+    assert counts[0] == counts[1] > 0
+    ended = command(*space, "--flops-per-token", "<=4.9M", "--count")
+    assert "Nearest, with the other met: 554,624 active parameters (" in one_line_error(ended)
+
+
+def test_one_shape_is_explained_with_the_space_that_names_its_block(capsys: pytest.CaptureFixture[str]) -> None:
+    command, name = command_in_process(capsys), "L3-D128-H4x32-F432-rope-dec-V512-" + MOE
+    assert "(explain takes --space)" in one_line_error(command("explain", name))
+    ended = command("explain", name, "--space", str(EXAMPLES / "moe-space.toml"), "--device", "H100")
+    assert f"{Architecture.parse(name).num_params:,} parameters" in ended.stdout
+    assert "tokens/s" in ended.stdout
+    assert "which has no block" in one_line_error(command("explain", "gpt2", "--space", "t5"))
+    assert "t5 has no block" in one_line_error(command("explain", name, "--space", "t5"))
 
 
 def test_faults_of_a_space_with_a_block_are_one_line(tmp_path: Path) -> None:

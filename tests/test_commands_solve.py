@@ -11,6 +11,7 @@ import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
 
 from march_search import Architecture, SearchSpace, solve
+from march_search.config.shipped import shipped_folder
 from march_search.cost.devices import parse_device
 from march_search.cost.inference import cache_bytes_per_token
 from march_search.cost.memory import memory_bytes
@@ -312,6 +313,20 @@ def test_measures_filter_the_whole_set_exactly(
     assert title.endswith(rule)
 
 
+UNSET = (
+    "num_key_value_heads == num_heads", "num_decoder_layers == num_layers", "d_bottleneck == d_model",
+    "attention_window == 0", "logit_softcap + 1 == 1", "block == 'none'",
+)  # fmt: skip
+"""Rules that hold for every architecture of a space that leaves these fields unset."""
+
+
+@pytest.mark.parametrize("rule", UNSET)
+def test_an_unset_field_has_the_same_value_beside_a_measure(rule: str, command: Command) -> None:
+    words = ("solve", "--space", "cpu-demo", "--count", "--where")
+    alone, beside = (command(*words, text) for text in (rule, f"{rule} and params > 0"))
+    assert int(alone.stdout) == int(beside.stdout) > 0
+
+
 def test_a_price_in_a_condition_needs_a_device(command: Command) -> None:
     ended = command("solve", "--budget", "220M", "--where", "hours < 3")
     assert "hours depends on the device: add one, such as --device 8xA100." in one_line_error(ended)
@@ -426,3 +441,22 @@ def test_budgets_of_other_kinds_are_refused_in_one_line(options: str, code: int,
     ended = command("solve", *options.split())
     assert ended.returncode == code
     assert words in one_line_error(ended)
+
+
+def test_prices_on_the_cpu_of_a_space_file_are_those_of_this_machine(tmp_path: Path, command: Command) -> None:
+    text = (shipped_folder("spaces") / "cpu-demo.toml").read_text()
+    assert text.count("[budget]\n") == 1
+    (tmp_path / "own.toml").write_text(
+        text.replace("[budget]\n", '[budget]\nbytes_per_device = "1GB"\ndevice = "cpu"\n')
+    )
+    words = ("solve", "--space", str(tmp_path / "own.toml"), "--top", "1", "--format", "json")
+    [row] = json_of(command(*words))["architectures"]
+    assert row["tokens_per_second"] > 100
+    [row] = json_of(command(*words, "--where", "tokens_per_second > 100"))["architectures"]
+    assert row["hours"] < 1e5
+
+
+def test_parameters_cannot_be_counted_otherwise_without_a_budget_of_them(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "own.toml").write_text('[budget]\nflops_per_token = "<=1G"\n')
+    ended = command("solve", "--space", str(tmp_path / "own.toml"), "--counting", "active", "--count")
+    assert 'the space "own" has no parameter budget: set one with --budget' in one_line_error(ended)

@@ -123,6 +123,19 @@ def test_tokens_follow_from_the_flops_of_each_shape(file: Path, tmp_path: Path) 
     assert found[0].study.tokens > found[-1].study.tokens
 
 
+@pytest.mark.parametrize("count", ["total", "non-embedding", "active"])
+def test_the_parameters_of_a_point_are_those_that_the_budget_counts(count: str, file: Path, tmp_path: Path) -> None:
+    space = file.with_name("space.toml")
+    space.write_text(space.read_text().replace('count = "non-embedding"', f'count = "{count}"'))
+    file.write_text(file.read_text().replace('["10K", "20K", "30K", "45K"]', '["30K", "40K", "52K", "66K"]'))
+    study = named_study(str(file), tmp_path)
+    config, base = study.load()
+    for point in isoflop_points(config, base, study.name):
+        shape = point.study.arms[0].architecture
+        assert point.parameters == (shape.num_params_non_embedding if count == "non-embedding" else shape.num_params)
+        assert point.parameters == pytest.approx(point.study.parameters, rel=0.2)
+
+
 def test_points_of_a_started_study_cannot_change(file: Path, tmp_path: Path) -> None:
     study = named_study(str(file), tmp_path)
     config, base = study.load()

@@ -19,6 +19,7 @@ from march_search.errors import ConfigError
 from march_search.study import study_state
 from march_search.study.candidates import Candidates
 from march_search.study.extension import extended_candidates
+from march_search.study.plan import plan_rows
 from march_search.study.reuse import same_trial
 from march_search.study.study_folder import StudyFolder
 
@@ -111,6 +112,29 @@ def test_workers_restore_the_space_with_its_block(study: StudyFolder, monkeypatc
     study.load_block()
     assert list(study_state.restored_candidates(study.path).found) == before
     assert len(before) > 3
+
+
+@pytest.mark.parametrize(
+    ("spread", "skipped"),
+    [(("d_ff",), "block"), (("top_k",), "num_experts"), (("num_experts", "top_k"), ""), (("block",), "")],
+)
+def test_a_plan_names_the_fields_that_a_design_leaves_out(
+    spread: tuple[str, ...], skipped: str, study: StudyFolder
+) -> None:
+    shapes = tuple(map(Architecture.parse, NAMES))
+    chosen = Candidates(study_state.restored_candidates(study.path).found, shapes)
+    config = replace(study.config(), search=SearchConfig(strategy="design", trials=2, spread=spread))
+    row = dict(plan_rows(config, chosen, "text", study.path.parent))["candidates"]
+    assert row.endswith(f"(design, not over {skipped}: see [search] spread)" if skipped else "(design)")
+
+
+def test_the_text_of_a_started_study_is_inspected_by_its_name(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(blocks, "_BLOCKS", {})
+    ended = command_in_process(capsys)("data", "inspect", study.path.name, "--root", str(study.path.parent))
+    assert ended.returncode == 0, ended.stderr
+    assert "unigram loss" in ended.stdout
 
 
 def test_a_study_of_an_earlier_version_has_no_block_axis(study: StudyFolder) -> None:

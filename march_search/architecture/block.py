@@ -187,7 +187,7 @@ def find_block(name: str) -> Block:
     if name not in _BLOCKS:
         raise ArchitectureError(
             f"the block {name} is not known here, so its architectures cannot be counted or built: name its file as "
-            "[model] module of a space, or call march_search.register_block."
+            "[model] module of a space (explain takes --space), or call march_search.register_block."
         )
     return _BLOCKS[name]
 

@@ -1,5 +1,6 @@
 """Shapes of public models by name, with which a budget, a target of `--near` or an architecture can be named."""
 
+import json
 import re
 from pathlib import Path
 
@@ -122,7 +123,7 @@ CHECKPOINTS: dict[str, str] = {
 def read_architecture(text: str) -> Architecture:
     """Return the architecture that a user names: by its name, by a public model in `CHECKPOINTS`, or by a file.
 
-    A file is a config.json of Hugging Face transformers, or a folder with one.
+    A file is a config.json of Hugging Face transformers, or of `export --format torch`, or a folder with one.
 
     Raises:
         ArchitectureError: If the text is none of them, or the file cannot be read or expressed.
@@ -133,7 +134,8 @@ def read_architecture(text: str) -> Architecture:
     if re.match(r"L\d", word):
         return Architecture.parse(word)
     if path := _config_file(word):
-        return Architecture.from_huggingface(path)
+        name = _exported_name(path)
+        return Architecture.from_huggingface(path) if name is None else Architecture.parse(name)
     raise ArchitectureError(
         f"{shown(word)} is not an architecture name: use one such as L12-D768-H12x64-F3072-geglu, the path of a "
         f"config.json, or a public model. {nearest_checkpoint(word)}"
@@ -148,6 +150,16 @@ def _config_file(text: str) -> Path | None:
         return path if path.suffix == ".json" or path.is_file() else None
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         return None
+
+
+def _exported_name(path: Path) -> str | None:
+    """Return the name in the config.json of `export --format torch`; None if the file is another."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # `Architecture.from_huggingface` says what is wrong
+        return None
+    is_exported = isinstance(table, dict) and isinstance(table.get("architecture"), dict)
+    return table["name"] if is_exported and isinstance(table.get("name"), str) else None
 
 
 def nearest_checkpoint(word: str) -> str:

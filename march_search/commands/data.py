@@ -90,6 +90,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     study = named_study(options.study, options.root)
     config, base = study.load()
     if study.file is None:
+        study.folder.load_block()
         store, space = Store.open(study.folder.store), restored_candidates(study.folder.path).found.space
     else:
         store = Store.open(find_store(config.data, options.root, base, tokens=config.training.tokens))

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ ADD_DEVICE = "With memory and hours: --device 8xA100."
 
 INVERTED = "inverted: every budget was solved for d_ff at each point of the other axes, so the set is complete."
 """Note on budgets of other kinds."""
+
+CHECKED = "complete: every budget was solved for d_ff, or checked at each d_ff, at each point of the other axes."
+"""The same for a space with a block, whose formulas may fall as d_ff rises."""
 
 PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
@@ -161,9 +165,11 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print an overview of the feasible set of a space, its members, best first, or a selection of them."""
+    from march_search.cost.devices import parse_device
     from march_search.cost.setup import Setup
     from march_search.display.architectures import columns_named, solve_row
     from march_search.space.conditions import parse_conditions, prices_in, solve_where
+    from march_search.space.limits import UNMEASURED_CPU
     from march_search.space.named import named_space
 
     settings = price_settings(options)
@@ -180,6 +186,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
     priced = has_device and options.count is False
     priced = priced or any(column.key in PRICED for column in asked or ())
+    if setup.device == UNMEASURED_CPU and (priced or prices or _orders_by_price(options)):
+        setup = replace(setup, device=parse_device("cpu"))  # of a space file, whose bytes need no speed
     _refuse_options_without_effect(options, priced, bool(prices) or bool(space.limits))
     chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
@@ -216,7 +224,8 @@ def _is_overview(options: argparse.Namespace, found: "Selection") -> bool:
 
 def _title(found: "Selection", space: "SearchSpace", where: Sequence[str], measured: Sequence[str]) -> str:
     """Return the line with the number of architectures, and how many are left by the conditions about measures."""
-    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *["inverted"] * bool(space.limits)])
+    method = ["inverted" if space.block is None else "complete"] if space.limits else []
+    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *method])
     if not measured:
         verb = "architecture has" if len(found) == 1 else "architectures have"
         return f"{len(found):,} {verb} {budget} ({source})"
@@ -257,9 +266,14 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, fi
         refuse_without_effect(options, ("seed",), "without --sample N or --design N")
     if selection == "pareto" and options.sort is None:
         refuse_without_effect(options, ("descending",), "without --sort KEY")
-    keys = [str(options.sort), *str(options.pareto).split(",")]
-    if not (priced or filtered or any(key.removeprefix("-") in PRICED for key in keys)):
+    if not (priced or filtered or _orders_by_price(options)):
         refuse_without_effect(options, COST_OPTIONS, "without --device D, which adds memory, tokens/s and hours")
+
+
+def _orders_by_price(options: argparse.Namespace) -> bool:
+    """Return whether the members are ordered or chosen by what depends on the device and the setup of a trial."""
+    keys = [str(options.sort), *str(options.pareto).split(",")]
+    return any(key.removeprefix("-") in PRICED for key in keys)
 
 
 def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
@@ -322,7 +336,7 @@ def _print(
         length = setup.sequence_length
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
     if found.source.limits:
-        notes.append(INVERTED)
+        notes.append(INVERTED if found.source.space.block is None else CHECKED)
     if description == OVERVIEW:
         notes.append(OVERVIEW if priced else f"{OVERVIEW} {ADD_DEVICE}")
     budget = found.source.budget

@@ -18,6 +18,7 @@ from march_search.errors import UsageError
 from march_search.files.json_tables import read_json, write_json
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import cpu, stand_ins
+from march_search.study.study_folder import block_config
 from march_search.study.trial_process import TRAINING
 from march_search.trial.metrics import read_metrics
 
@@ -123,15 +124,16 @@ def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device,
         checkpoints=0,
         keep_weights=False,
     )
+    folder = bench.folder / f"rehearsal-{a.name}"
+    folder.mkdir()
     trial = TrialConfig(
         architecture=a.name,
         store=str(store(bench, config.data)),
         data=replace(config.data, validation_sequences=2),
         training=training,
         devices=DevicesConfig(kind=config.devices.kind, ranks=ranks, threads=config.devices.threads),
+        block=block_config(a, folder),
     )
-    folder = bench.folder / f"rehearsal-{a.name}"
-    folder.mkdir()
     write_json(folder / "trial.json", asdict(trial))
     result = bench.run(TRAINING, folder, "result.json")
     lines = read_metrics(folder).of_kind("train")[WARM_UP:]

@@ -55,6 +55,10 @@ class Budget:
         """Return the difference of `num_params` from the target in percent; positive above the target."""
         return 100 * (num_params - self.parameters) / self.parameters
 
+    @property
+    def noun(self) -> str:
+        """What is counted: `parameters`, `non-embedding parameters` or `active parameters`."""
+        return "parameters" if self.count == "total" else f"{self.count} parameters"
+
     def __str__(self) -> str:
-        counted = "" if self.count == "total" else f" {self.count}"
-        return f"{self.parameters:,}{counted} parameters ± {float(100 * self.tolerance):g}%"
+        return f"{self.parameters:,} {self.noun} ± {float(100 * self.tolerance):g}%"

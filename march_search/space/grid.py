@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.architecture import parameters
-from march_search.architecture.block import find_block, layer_counts, parse_block
+from march_search.architecture.block import BlockCounts, find_block, layer_counts, parse_block
 from march_search.errors import ConfigError
 from march_search.space.budget import Budget
 from march_search.space.limits import Limit
@@ -156,6 +156,17 @@ class Mesh:
         return int(np.ravel_multi_index(indices, self.shape))
 
 
+class BlockForm(NamedTuple):
+    """How the counts of one layer with one's own block depend on `d_ff`, over all its values and at every width."""
+
+    params_is_line: bool
+    """Whether the parameters rise linearly."""
+    active_is_line: bool
+    """Whether the active parameters rise linearly."""
+    rises: bool
+    """Whether neither parameters, operations nor activations fall anywhere."""
+
+
 class Family:
     """One value per axis in `OTHERS`, and the mesh points that the rules allow at any depth."""
 
@@ -173,7 +184,7 @@ class Family:
         if self.is_cut:  # few points are left, so calculate for those points only
             self.shape = SimpleNamespace(**others, **mesh.values(self.points), d_ff=1)
         self._stacks: dict[tuple[str, int], tuple[Any, Any]] = {}
-        self._is_line: dict[bytes, bool] = {}
+        self._forms: dict[bytes, BlockForm] = {}
 
     def keep(self, shape: SimpleNamespace, wanted: Callable[[frozenset[str]], Any]) -> Any:
         """Return where the rules hold, as a bool or bool array; apply only rules whose names satisfy `wanted`."""
@@ -218,22 +229,34 @@ class Family:
 
     def is_line(self, shape: SimpleNamespace, budget: Budget) -> bool:
         """Return whether the feed-forward parameters rise linearly over all values of `d_ff`, at every width."""
+        form = self._form(shape)
+        return form.active_is_line if budget.count == "active" else form.params_is_line
+
+    def rises(self, shape: SimpleNamespace) -> bool:
+        """Return whether no cost of a feed-forward layer falls anywhere as `d_ff` rises, at every width."""
+        return self._form(shape).rises
+
+    def _form(self, shape: SimpleNamespace) -> BlockForm:
+        """Return the form of a layer's counts over all values of `d_ff`; cache it per set of widths."""
         if shape.block is None:
-            return True
+            return BlockForm(True, True, True)
         widths = {id(w): np.ravel(w) for _, n in parameters.stacks(shape) for w in parameters.layer_widths(shape, n)}
         unique = np.unique(np.concatenate(list(widths.values())))
-        if (key := unique.tobytes()) not in self._is_line:
+        if (key := unique.tobytes()) not in self._forms:
             counts = layer_counts(shape.block, unique[:, None], self.d_ff[None, :])
-            steps = np.diff(
-                np.broadcast_to(
-                    counts.active if budget.count == "active" else counts.params, (len(unique), len(self.d_ff))
-                )
+            steps = BlockCounts(*(np.diff(np.broadcast_to(c, (len(unique), len(self.d_ff)))) for c in counts))
+            self._forms[key] = BlockForm(
+                params_is_line=self._is_line(steps.params),
+                active_is_line=self._is_line(steps.active),
+                rises=all(bool((step >= 0).all()) for step in (steps.params, steps.flops, steps.scalars)),
             )
-            slopes = steps[:, :1] // np.diff(self.d_ff)[:1]
-            self._is_line[key] = bool(
-                slopes.size and (slopes > 0).all() and (steps == slopes * np.diff(self.d_ff)).all()
-            )
-        return self._is_line[key]
+        return self._forms[key]
+
+    def _is_line(self, steps: Ints) -> bool:
+        """Return whether (widths, values - 1) differences are those of rising lines in `d_ff`."""
+        gaps = np.diff(self.d_ff)
+        slopes = steps[:, :1] // gaps[:1]
+        return bool(slopes.size and (slopes > 0).all() and (steps == slopes * gaps).all())
 
     def counts(self, shape: SimpleNamespace, budget: Budget) -> Iterator[Ints]:
         """Yield the (n,) parameter counts at each value of `d_ff`, for a block whose formula is not linear."""
@@ -289,7 +312,8 @@ class Combination:
         if not len(family.points) or not np.any(allowed):
             return Intervals(*(family.points[:0],) * 5)
         if not family.is_line(shape, budget):
-            return self._split_by_rules(self._single(shape, np.flatnonzero(family.flat(allowed)), budget, low, high))
+            rows = np.flatnonzero(family.flat(allowed))
+            return self._split_by_rules(self._single(shape, rows, budget, low, high), limits)
         constant, slope = family.line(shape, budget)
         near = (constant + slope * d_ff[-1] >= low) & (constant + slope * d_ff[0] <= high)
         rows = np.flatnonzero(near & family.flat(allowed))
@@ -298,6 +322,8 @@ class Combination:
         length = family.first_at_least((high - constant) // slope + 1) - first
         intervals = Intervals(family.points[rows], first, length, constant, slope)
         intervals = intervals if length.all() else intervals.pick(length > 0)
+        if limits and not family.rises(shape):
+            return self._split_by_rules(intervals, limits)
         for limit in limits:
             intervals = self._within(intervals, limit)
         return self._split_by_rules(intervals)
@@ -339,15 +365,22 @@ class Combination:
         shape = SimpleNamespace(**(vars(shape) | {"num_decoder_layers": self.depth}))
         return allowed & self.family.keep(shape, lambda names: names & {*DEPTHS} and "d_ff" not in names)
 
-    def _split_by_rules(self, intervals: Intervals) -> Intervals:
-        """Return `intervals` split into the intervals where the rules about `d_ff`, and those of a block, hold."""
+    def _split_by_rules(self, intervals: Intervals, limits: Sequence[Limit] = ()) -> Intervals:
+        """Return `intervals` split into the intervals where the rules about `d_ff`, and those of a block, hold.
+
+        Limits are checked at each value of `d_ff`, which then has an interval of its own: a measure may fall between.
+        """
         text = self.outer["block"]
         refuses = text is not None and find_block(parse_block(text)[0]).refuse is not None
-        if not len(intervals.mesh) or not (refuses or any("d_ff" in rule.names for rule in self.family.rules)):
+        about_d_ff = refuses or any("d_ff" in rule.names for rule in self.family.rules)
+        if not len(intervals.mesh) or not (about_d_ff or limits):
             return intervals
-        if int(intervals.length.sum()) > MOST_SPLIT:
+        if (number := int(intervals.length.sum())) > MOST_SPLIT:
+            checked = (
+                f"the budgets of {text}, whose formulas are not linear in d_ff," if limits else "the rules about d_ff"
+            )
             raise ConfigError(
-                f"the rules about d_ff have to be checked for {int(intervals.length.sum()):.2g} architectures of one "
+                f"{checked} have to be checked for {number:.2g} architectures of one "
                 f"depth, and the limit is {MOST_SPLIT:.2g}: lower the tolerance, or use fewer values of d_ff."
             )
         owner = np.repeat(np.arange(len(intervals.mesh)), intervals.length)
@@ -357,9 +390,12 @@ class Combination:
         keep: Any = np.True_
         for refused, _ in parameters.block_refusals(shape):
             keep = keep & np.logical_not(refused)
+        for limit in limits:
+            measured = limit.measure(shape)
+            keep = keep & (measured >= limit.low) & (measured <= limit.high)
         shape.num_decoder_layers = self.depth
         keep = np.broadcast_to(keep & self.family.keep(shape, lambda names: "d_ff" in names), owner.shape)
         owner, index = owner[keep], index[keep]
-        starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(index, prepend=-2) != 1))
+        starts = np.flatnonzero((np.diff(owner, prepend=-1) != 0) | (np.diff(index, prepend=-2) != 1) | bool(limits))
         cut = intervals.pick(owner[starts])
         return cut._replace(first=index[starts], length=np.diff(starts, append=len(owner)))

@@ -95,7 +95,7 @@ def _nearest(space: SearchSpace, budget: Budget | Limit) -> list[str]:
             members = found.decode(found.begins[:-1] if is_above else found.begins[1:] - 1)
             values = members.counted if isinstance(budget, Budget) else members.map(budget.measure)
             row = int(np.argmin(values) if is_above else np.argmax(values))
-            value = f"{values[row]:,} parameters" if isinstance(budget, Budget) else budget.words(float(values[row]))
+            value = f"{values[row]:,} {budget.noun}" if isinstance(budget, Budget) else budget.words(float(values[row]))
             nearest.append(f"{value} ({members.architecture(row).name})")
     return nearest
 

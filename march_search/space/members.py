@@ -17,7 +17,7 @@ from march_search.errors import UsageError, nearest
 from march_search.space.grid import MESH, Combination, Ints, Mesh
 from march_search.space.limits import Limit
 from march_search.space.rules import Rule
-from march_search.space.space import AXES
+from march_search.space.space import AXES, rule_values
 
 Numbers = NDArray[np.float64]
 
@@ -126,11 +126,8 @@ class Members:
         measured = {name: self.measure(name, setup) for name in rule.names & {*MEASURES}}
         result = np.zeros(len(self), dtype=bool)
         for chosen, combination in self._by_combination():
-            values = vars(self._shape(chosen, combination)) | {"num_decoder_layers": combination.depth}
-            if values["d_bottleneck"] is None:
-                values["d_bottleneck"] = values["d_model"]
-            if values["block"] is not None:
-                values = parse_block(values["block"])[1] | values
+            shape = vars(self._shape(chosen, combination))
+            values = rule_values(shape | {"num_decoder_layers": combination.depth})
             result[chosen] = rule.holds(values | {name: column[chosen] for name, column in measured.items()})
         return result
 

@@ -156,7 +156,8 @@ class SearchSpace:
         """
         old = self.budget
         if old is None and parameters is None:
-            raise ConfigError(f'the space "{self.name}" has no budget: set one with --budget, such as --budget 220M.')
+            kind = "parameter budget" if self.limits else "budget"
+            raise ConfigError(f'the space "{self.name}" has no {kind}: set one with --budget, such as --budget 220M.')
         budget = Budget.parse(
             str(old and old.parameters) if parameters is None else parameters,
             DEFAULT_TOLERANCE if tolerance is None else tolerance,

@@ -149,9 +149,8 @@ def _shapes(config: StudyConfig, base: Path) -> tuple[dict[tuple[str, str], Foll
             except (ConfigError, EmptySetError) as error:
                 raise type(error)(f"[ladder]: {arm.name} at {size}: {error}") from None
             shapes[size, arm.name] = found
-            a = found.architecture
-            is_total = space.budget is None or space.budget.count == "total"
-            counts[size, arm.name] = a.num_params if is_total else a.num_params_non_embedding
+            assert space.budget is not None, space.name
+            counts[size, arm.name] = space.budget.counted(found.architecture)
         refuse_equal_arms([arm.name for arm in ladder.arms], [shapes[size, arm.name] for arm in ladder.arms], size)
     for arm in ladder.arms:
         own = [counts[size, arm.name] for size in ladder.sizes]

@@ -1,15 +1,18 @@
 """Describe a study before it runs, as rows for `--dry-run` and for the start of a run; `plan_cost.py` has its cost."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture.block import parse_block
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.config.search_config import LEAST_STEPS
 from march_search.config.study_config import public_storage
 from march_search.cost.devices import SLOW_BF16, Device
 from march_search.data.text_tokens import TextTokens
 from march_search.display.tables import count, plural, si
+from march_search.space.space import SearchSpace
 from march_search.study import gpus
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.plan_cost import faults
@@ -139,10 +142,22 @@ def _candidates(config: StudyConfig, chosen: Candidates, budget: str) -> str:
         details = f" picks candidates as results arrive{f', after {first} fixed ones' if first else ''}{details}"
     spread = config.search.spread
     if config.search.strategy == "design" and spread:
-        skipped = [axis for axis in chosen.found.space.varying if axis not in (*spread, "d_ff")]
+        skipped = [axis for axis in _varying(chosen.found.space, spread) if axis not in (*spread, "d_ff")]
         details += f", not over {', '.join(skipped)}: see [search] spread" if skipped else ""
     chosen_by = f"{config.search.strategy}{details}"
     return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({chosen_by})"
+
+
+def _varying(space: SearchSpace, spread: Sequence[str]) -> list[str]:
+    """Return the axes of a space that vary; instead of `block` its fields that do, if the spread names one of them."""
+    names = list(space.varying)
+    if "block" in names and "block" not in spread:
+        texts = [parse_block(text)[1] for text in space.axes["block"]]
+        own = [name for name in texts[0] if len({str(fields[name]) for fields in texts}) > 1]
+        if set(own) & set(spread):
+            index = names.index("block")
+            names[index : index + 1] = own
+    return names
 
 
 def _warm_start(config: StudyConfig, chosen: Candidates) -> str:

@@ -201,10 +201,7 @@ class StudyFolder:
         if a.block is None:
             return None
         self.load_block()
-        module, sha256 = source_record(a.block, folder)
-        widths = {width for _, depth in stacks(a) for width in layer_widths(a, depth)}
-        counts = tuple((width, a.d_ff, *map(int, layer_counts(a.block, width, a.d_ff))) for width in sorted(widths))
-        return BlockConfig(module=module, sha256=sha256, counts=counts)
+        return block_config(a, folder)
 
     def load_block(self) -> None:
         """Load the block of a study that was started with one, which runs the code of its file.
@@ -215,6 +212,21 @@ class StudyFolder:
         block = read_record(self.path).get("space", {}).get("block")
         if block is not None:
             load_block(block["module"], self.path.resolve(), block["sha256"])
+
+
+def block_config(a: Architecture, folder: Path) -> BlockConfig | None:
+    """Return what the process of a trial in `folder` needs to load the block of an architecture; None without one.
+
+    Raises:
+        ArchitectureError: If the block is not registered.
+        ConfigError: If it was not loaded from a file.
+    """
+    if a.block is None:
+        return None
+    module, sha256 = source_record(a.block, folder)
+    widths = {width for _, depth in stacks(a) for width in layer_widths(a, depth)}
+    counts = tuple((width, a.d_ff, *map(int, layer_counts(a.block, width, a.d_ff))) for width in sorted(widths))
+    return BlockConfig(module=module, sha256=sha256, counts=counts)
 
 
 FIRST_ATTEMPT = "first_attempt"
