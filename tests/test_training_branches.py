@@ -132,7 +132,7 @@ def test_a_loss_in_a_branch_that_is_not_finite_fails_the_trial_and_names_the_bra
         validation=mock.Mock(), token_bytes_V=torch.zeros(400), engine=engine, stop=mock.Mock(look=lambda: 0),
         phases=timing.Phases(cpu), utilisation=mock.Mock(), branch=config.training.branches[0], step=6,
     )  # fmt: skip
-    batches = iter([(None, torch.zeros(2, 4, dtype=torch.int64))] * config.batch.accumulation)
+    batches = iter([(None, torch.zeros(2, 4, dtype=torch.int64), None)] * config.batch.accumulation)
     with pytest.raises(DivergedError, match="diverged at step 7 of the decay branch to 2,048 tokens: loss nan"):
         loop._one_step(trial, batches)
 
