@@ -1,6 +1,6 @@
 """Simulate ladders of known truth and count how often the figures of a ladder hold, and how often turns are found.
 
-    python benchmarks/ladder.py [--ladders 200]
+    python benchmarks/ladder.py [--ladders 200] [--isoflop]
 
 A ladder has six arms with two seeds at 0.25M, 0.5M and 1M parameters. The arms are small encoder-decoders, so their
 prior is that of 30 recorded arms. Seed noise is that of the kind:
@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 
+import isoflop_errors
 import numpy as np
 
 from march_search.analysis.noise import seed_noise
@@ -143,7 +144,7 @@ def order_table(ladders: int) -> None:
                 rows += [(found.probability(a, b), truth[-1, a] < truth[-1, b]) for a, b in pairs]
             stated, came = np.array(rows, float).T
             sure = stated > 0.97
-            shares = [f"{x.mean():.3f}" for x in (stated, came, stated[sure], came[sure])]
+            shares = [f"{x.mean():.3f}" if len(x) else "–" for x in (stated, came, stated[sure], came[sure])]
             print(f"| {kind} | {spread} | {' | '.join(shares)} |", flush=True)
 
 
@@ -171,7 +172,13 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ladders", type=int, default=200, help="ladders per row; five times as many for turns")
-    ladders = parser.parse_args().ladders
+    parser.add_argument("--isoflop", action="store_true", help="simulate compute budgets instead")
+    options = parser.parse_args()
+    ladders = options.ladders
+    if options.isoflop:
+        isoflop_errors.optimum_table(ladders)
+        isoflop_errors.growth_table(ladders)
+        return
     agreement_table(ladders)
     law_table(ladders)
     order_table(ladders)

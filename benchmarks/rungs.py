@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from march_search.config.halving import Halving
+from march_search.replay.asha import Asha, replay_asha
 from march_search.replay.learning_curves import Curves, LearningCurves, read_curves
 from march_search.replay.pools import Draw, Replay, draw, share_interval
 from march_search.replay.strategies import replay_rungs
@@ -43,14 +44,15 @@ class Rule:
     """A rule under test."""
 
     words: str
-    halving: Halving
+    halving: Halving | Asha
     averaged: int = 1
     """Number of last evaluations whose mean is compared."""
 
     @property
     def may_be_chosen(self) -> bool:
         """Whether the rule compares losses at rungs only and costs no more than the former default in pools of 18."""
-        return self.averaged == 1 and type(self.halving) is Halving and cost(self.halving) <= cost(THIRD) + 1e-9
+        rule = self.halving
+        return self.averaged == 1 and type(rule) is Halving and cost(rule) <= cost(THIRD) + 1e-9
 
 
 def rungs(*percents: float, keep: float | None = None, finalists: int = 1) -> Halving:
@@ -120,9 +122,13 @@ def tried(rule: Rule, pools: Sequence[Curves]) -> Row:
     regrets, spent = [], []
     for curves in pools:
         seen = averaged(curves, rule.averaged)
-        done = replay_rungs(seen, range(len(seen.tokens)), 1, rule.halving)
+        order = range(len(seen.tokens))  # the pools of small models, to which asha is applied, are in random order
+        if isinstance(rule.halving, Asha):
+            done = replay_asha(seen, order, 1, rule.halving)
+        else:
+            done = replay_rungs(seen, order, 1, rule.halving)
         regrets.append(seen.final[done.choice] - min(seen.final))
-        spent.append(done.tokens / seen.total())
+        spent.append(done.cost / seen.total())
     return Row(np.array(regrets), float(np.mean(spent)))
 
 
@@ -258,6 +264,8 @@ def print_tables(replays: int, seed: int) -> None:
             ("20%, the best trains to the end", one),
             ("40%, the best trains to the end", later),
             ("20%, three finalists", replace(one, finalists=3)),
+            ("asha, a third at 20 and 40%", Asha((0.2, 0.4, 1.0))),
+            ("asha, half at 20 and 40%", Asha((0.2, 0.4, 1.0), 2)),
             (end.words, end.halving),
         ):
             print(f"| {words} | {tried(Rule(words, halving), drawn)} |", flush=True)

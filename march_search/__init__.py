@@ -7,21 +7,34 @@ if TYPE_CHECKING:
     from typing import Any
 
     from march_search.architecture.architecture import Architecture
+    from march_search.architecture.block import Block, register_block
     from march_search.sampler.feasible_sampler import FeasibleSampler
     from march_search.space.feasible_set import FeasibleSet, solve
     from march_search.space.space import SearchSpace
     from march_search.study.objective import TrainingObjective
 
-__all__ = ["Architecture", "FeasibleSampler", "FeasibleSet", "SearchSpace", "TrainingObjective", "__version__", "solve"]
+__all__ = [
+    "Architecture",
+    "Block",
+    "FeasibleSampler",
+    "FeasibleSet",
+    "SearchSpace",
+    "TrainingObjective",
+    "__version__",
+    "register_block",
+    "solve",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Architecture": "architecture.architecture",
+    "Block": "architecture.block",
     "FeasibleSampler": "sampler.feasible_sampler",
     "FeasibleSet": "space.feasible_set",
     "SearchSpace": "space.space",
     "TrainingObjective": "study.objective",
+    "register_block": "architecture.block",
     "solve": "space.feasible_set",
 }
 """Module of each exported name."""

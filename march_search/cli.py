@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 COMMANDS = {
-    "solve": "list every architecture inside a parameter budget",
+    "solve": "list every architecture that meets a budget",
     "explain": "print the parameters of one architecture by group, and its cost",
     "study": "run, watch, stop and resume studies, or list the shipped ones",
     "keys": "print the keys of a study file, with types and defaults",

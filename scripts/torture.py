@@ -1,6 +1,6 @@
 """Kill trials at random moments and damage checkpoints; the results must equal those of an undisturbed trial.
 
-    python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0] [--ranks 1]
+    python scripts/torture.py [--kills 200] [--damages 1000] [--seed 0] [--ranks 1] [--branches]
 
 The script starts a rank as its supervisor does, forked from a process that has already loaded torch and DeepSpeed, so
 that kills hit training rather than imports. With `--ranks 2`, it starts two ranks under ZeRO 2 and a parent that kills
@@ -40,6 +40,9 @@ TRAINING = TrainingConfig(
 )  # fmt: skip
 """96 steps of four micro batches, a checkpoint after every fourth step."""
 
+BRANCHED = replace(TRAINING, schedule="wsd", decay_fraction=0.5, branch_tokens=(42 * 256, 80 * 256), checkpoints=7)
+"""The same with decay branches of 21 and 40 steps, of which one starts between two checkpoints."""
+
 FORKS = multiprocessing.get_context("forkserver")
 """Starts processes from one that has loaded the libraries."""
 
@@ -54,14 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("ranks", 1, "ranks of a trial"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
+    parser.add_argument("--branches", action="store_true", help="train decay branches, too")
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
     os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed prints that it looked for one
     FORKS.set_forkserver_preload(["march_search.training.loop", "deepspeed"])
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        store = _prepare_store(root)
-        undisturbed, seconds = _train_undisturbed(root, store, options.ranks)
+        store, recipe = _prepare_store(root), BRANCHED if options.branches else TRAINING
+        undisturbed, seconds = _train_undisturbed(root, store, options.ranks, recipe)
         passed = _check_kills(root, store, undisturbed, seconds, options, rng)
         if options.damages:
             passed = _check_damages(root, store, options.damages, rng) and passed
@@ -78,11 +82,11 @@ def _prepare_store(root: Path) -> Path:
     return prepare(replace(DATA, corpus=str(corpus)), root, corpus, tokens=1)
 
 
-def _make_trial(root: Path, store: Path, name: str, ranks: int = 1) -> Path:
+def _make_trial(root: Path, store: Path, name: str, ranks: int = 1, recipe: TrainingConfig = TRAINING) -> Path:
     """Create the folder of a new trial."""
     folder = root / name
     folder.mkdir()
-    devices, recipe = DevicesConfig(kind="cpu", ranks=ranks, threads=1), replace(TRAINING, zero_stage=2 * (ranks > 1))
+    devices, recipe = DevicesConfig(kind="cpu", ranks=ranks, threads=1), replace(recipe, zero_stage=2 * (ranks > 1))
     config = TrialConfig(
         architecture=ARCHITECTURE,
         store=os.path.relpath(store, folder),
@@ -148,10 +152,10 @@ def _redirect_output(folder: Path) -> None:
     os.dup2(log, 2)
 
 
-def _train_undisturbed(root: Path, store: Path, ranks: int) -> tuple[Path, float]:
+def _train_undisturbed(root: Path, store: Path, ranks: int, recipe: TrainingConfig) -> tuple[Path, float]:
     """Train a trial without disturbing it; return its folder and its duration in seconds."""
-    _start(_make_trial(root, store, "warm-up", ranks), ranks).join()
-    began, folder = time.monotonic(), _make_trial(root, store, "undisturbed", ranks)
+    _start(_make_trial(root, store, "warm-up", ranks, recipe), ranks).join()
+    began, folder = time.monotonic(), _make_trial(root, store, "undisturbed", ranks, recipe)
     process = _start(folder, ranks)
     process.join()
     if process.exitcode:
@@ -170,7 +174,8 @@ def _check_kills(
     """
     expected, num_trials, num_equal, phases = _results(undisturbed), 0, 0, Counter[str]()
     while phases.total() - phases["asked to stop"] < options.kills:
-        folder = _make_trial(root, store, f"killed-{num_trials}", options.ranks)
+        recipe = BRANCHED if options.branches else TRAINING
+        folder = _make_trial(root, store, f"killed-{num_trials}", options.ranks, recipe)
         while not (folder / "result.json").is_file():
             whole = rng.random() < 0.1
             process = _start(folder, options.ranks, whole)
@@ -213,6 +218,7 @@ def _results(folder: Path) -> dict[str, object]:
     results: dict[str, object] = {"metrics": [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]}
     result = json.loads((folder / "result.json").read_text())
     results["result"] = {name: result[name] for name in ("state", "tokens", "steps", "loss", "context_gain")}
+    results["branches"] = result.get("branches")
     return results | {
         str(path.relative_to(folder)): path.read_bytes()
         for path in (folder / "weights.safetensors", *(folder / "validation").glob("*.npy"))

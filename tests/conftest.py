@@ -5,6 +5,7 @@ import random
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import local_postgres
@@ -71,6 +72,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@cache
+def _eager_flex() -> object:
+    import torch
+
+    from march_search.model import flex
+
+    flex.allow_recompilations(flex.KERNELS)
+    return torch.compile(flex._biased, backend="eager", dynamic=False, fullgraph=True)
+
+
+@pytest.fixture
+def dense_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let FlexAttention run its dense forward and backward pass on a CPU, without a compiler."""
+    import torch.nn.attention.flex_attention as module
+
+    from march_search.model import flex
+
+    monkeypatch.setattr(module, "_validate_device", lambda *_: None, raising=False)
+    monkeypatch.setattr(flex, "_compiled", _eager_flex)
 
 
 @pytest.fixture

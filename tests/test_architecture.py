@@ -37,6 +37,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
             "num_key_value_heads": draw(st.none() | st.sampled_from(divisors(values["num_heads"]))),
             "rotary_fraction": draw(st.sampled_from([1.0, 0.5])),
             "rotary_base": draw(st.sampled_from([10000.0, 500000.0, 1.5e6])),
+            "rotary_scaling": draw(st.sampled_from([1.0, 8.0, 1.25])),
             "attention_window": draw(st.none() | st.integers(1, 64)),
             "global_every": draw(st.sampled_from([0, 2, 3])),
             "logit_softcap": draw(st.none() | st.sampled_from([30.0, 0.5])),
@@ -64,7 +65,7 @@ def repairs(values: dict) -> dict:
     if values["position"] == "none":
         repaired["position"] = "relative"
     if values["position"] != "rotary":
-        repaired["rotary_base"] = 10000.0
+        repaired |= {"rotary_base": 10000.0, "rotary_scaling": 1.0}
     if values.get("attention_window") is None or values["global_every"] > depth:
         repaired["global_every"] = 0
     return repaired
@@ -204,6 +205,8 @@ def test_stating_an_equal_decoder_depth_changes_nothing() -> None:
         ({"parallel_block": True}, "parallel_block needs structure='decoder-only'"),
         ({"position": "none"}, "position='none' needs structure='decoder-only'"),
         ({"rotary_fraction": 0.5}, "rotary_fraction=0.5 needs position='rotary', not 'relative'"),
+        ({"rotary_scaling": 8.0}, "rotary_scaling=8.0 needs position='rotary', not 'relative'"),
+        ({"rotary_scaling": 0.5, "position": "rotary"}, r"rotary_scaling must lie in \[1, 1e\+06\], not 0.5"),
         ({"rotary_base": 1e6}, "rotary_base=1000000.0 needs position='rotary', not 'relative'"),
         ({"rotary_base": True, "position": "rotary"}, r"rotary_base must lie in \[1, 1e\+12\], not True"),
         (

@@ -1,6 +1,7 @@
 """Public models by name: their published counts, and what a user may write instead of a name."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ PUBLISHED = {
     "mt5-xxl": 12_921_057_280,
     "byt5-small": 299_637_760,
     "byt5-base": 581_653_248,
+    "ul2": 19_459_613_696,
+    "flan-ul2": 19_459_613_696,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
@@ -37,6 +40,12 @@ PUBLISHED = {
     "llama-2-13b": 13_015_864_320,
     "llama-2-70b": 68_976_648_192,
     "llama-3-70b": 70_553_706_496,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "llama-3.3-70b": 70_553_706_496,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-3b": 3_085_938_688,
     "qwen2.5-7b": 7_615_616_512,
@@ -106,3 +115,10 @@ def test_commands_take_the_files_of_the_hub(tmp_path: Path, capsys: pytest.Captu
     path.write_text(json.dumps(config | {"attention_bias": True}))
     assert main(["explain", str(path)]) == 2
     assert capsys.readouterr().err.count("attention_bias is True and mlp_bias is False") == 1
+
+
+def test_an_exported_folder_of_torch_weights_names_its_own_shape(tmp_path: Path) -> None:
+    name = "L2-D64-H4x16-F128-reglu-rope-dec-V512-RS8"
+    a = Architecture.parse(name)
+    (tmp_path / "config.json").write_text(json.dumps({"name": name, "architecture": asdict(a)}))
+    assert read_architecture(str(tmp_path)) == read_architecture(str(tmp_path / "config.json")) == a

@@ -20,6 +20,7 @@ NAMES = {
     "gpt_neox, in sequence": TINY + "gelu-rope-dec-ln-ball-RF0.5",
     "llama": TINY + "swiglu-rope-untied-dec-KV2",
     "llama, biases": TINY + "geglu-rope-dec-ball-KV1-RB500000",
+    "llama, scaled": TINY + "swiglu-rope-dec-KV2-RB500000-RS32",
     "llama, wide heads": "L2-D40-H4x16-F80-V101-swiglu-rope-dec-KV2",
     "mistral": TINY + "swiglu-rope-untied-dec-KV2-W32",
     "qwen2": TINY + "swiglu-rope-dec-bqkv-KV2-RB1000000",
@@ -88,6 +89,26 @@ def test_files_of_earlier_versions_are_read_as_those_of_today() -> None:
     assert Architecture.from_huggingface(earlier).name.endswith("V32000-KV4-RB500000-E0.00001")
 
 
+def test_the_rope_scaling_of_llama_3_is_read_from_either_key_and_written() -> None:
+    scaling = {
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = public("llama-3-8b") | {"rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+    a = Architecture.from_huggingface(config | {"rope_scaling": {"rope_type": "llama3", **scaling}})
+    assert a.rotary_scaling == 32.0
+    assert a.name.endswith("-V128256-KV8-RB500000-RS32-E0.00001")
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, **scaling}
+    assert Architecture.from_huggingface(config | {"rope_parameters": rope}) == a
+    written = a.to_huggingface()
+    assert written["rope_parameters"] == rope
+    assert written["max_position_embeddings"] > 8192
+    assert Architecture.from_huggingface(written) == a == Architecture.parse(a.name)
+    assert a.num_params == Architecture.from_huggingface(config).num_params
+
+
 def test_windows_of_qwen_are_read_from_either_key() -> None:
     config = public("qwen2.5-0.5b") | {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 0}
     assert Architecture.from_huggingface(config).attention_window == 128
@@ -104,7 +125,17 @@ def test_windows_of_qwen_are_read_from_either_key() -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, but only False"),
         ("gpt2", {"n_embd": None}, "n_embd is missing: a gpt2 needs it."),
         ("gpt2", {"n_head": 7}, "n_head (7) must divide n_embd (768) where head_dim is missing."),
-        ("llama-3-8b", {"rope_scaling": {"rope_type": "llama3"}}, 'rope_scaling of type "llama3" cannot be expressed'),
+        ("llama-3-8b", {"rope_scaling": {"rope_type": "llama3"}}, 'rope_scaling: factor is missing: the type "llama3"'),
+        (
+            "llama-3-8b",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}},
+            "rope_scaling: low_freq_factor is 2.0, but only 1.0 can be expressed.",
+        ),
+        (
+            "llama-3-8b",
+            {"rope_scaling": {"type": "longrope"}},
+            'rope_scaling of type "longrope" cannot be expressed, on',
+        ),
         ("llama-3-8b", {"attention_bias": True}, "attention_bias is True and mlp_bias is False, but only equal values"),
         ("llama-3-8b", {"model_type": "lama"}, 'model_type "lama" cannot be expressed. Did you mean "llama"?'),
         (

@@ -297,7 +297,7 @@ def test_curves_are_written_as_a_table_for_replay(tmp_path: Path, capsys: pytest
     printed = command(*curves)
     assert printed.returncode == 0
     table = json.loads(printed.stdout)
-    assert (table["schema_version"], table["unit"], len(table["runs"])) == (1, "nats per target token", 4)
+    assert (table["schema_version"], table["unit"], len(table["runs"])) == (2, "nats per target token", 4)
     assert [run["architecture"] for run in table["runs"]] == [names[0], names[0], names[1], names[1]]
     assert table["runs"][2]["evaluations"][-1] == [1 << 20, pytest.approx(3.9)]
     written = command(*curves, "-o", str(tmp_path / "curves.json"))

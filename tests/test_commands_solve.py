@@ -11,7 +11,9 @@ import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
 
 from march_search import Architecture, SearchSpace, solve
+from march_search.config.shipped import shipped_folder
 from march_search.cost.devices import parse_device
+from march_search.cost.inference import cache_bytes_per_token
 from march_search.cost.memory import memory_bytes
 from march_search.cost.setup import Setup
 from march_search.cost.speed import flops_per_token, hours, tokens_per_second
@@ -311,6 +313,20 @@ def test_measures_filter_the_whole_set_exactly(
     assert title.endswith(rule)
 
 
+UNSET = (
+    "num_key_value_heads == num_heads", "num_decoder_layers == num_layers", "d_bottleneck == d_model",
+    "attention_window == 0", "logit_softcap + 1 == 1", "block == 'none'",
+)  # fmt: skip
+"""Rules that hold for every architecture of a space that leaves these fields unset."""
+
+
+@pytest.mark.parametrize("rule", UNSET)
+def test_an_unset_field_has_the_same_value_beside_a_measure(rule: str, command: Command) -> None:
+    words = ("solve", "--space", "cpu-demo", "--count", "--where")
+    alone, beside = (command(*words, text) for text in (rule, f"{rule} and params > 0"))
+    assert int(alone.stdout) == int(beside.stdout) > 0
+
+
 def test_a_price_in_a_condition_needs_a_device(command: Command) -> None:
     ended = command("solve", "--budget", "220M", "--where", "hours < 3")
     assert "hours depends on the device: add one, such as --device 8xA100." in one_line_error(ended)
@@ -354,3 +370,93 @@ def test_a_page_shows_the_overview_as_it_is_printed(
     kept = [line for line in shown[:end] if line.strip() not in ("", "…")]
     assert len(kept) >= 6
     assert set(kept) <= set(printed)
+
+
+def test_the_help_has_the_usual_rules_on_heads_as_examples(command: Command) -> None:
+    text = command("solve", "--help").stdout
+    assert '--where "num_heads * d_kv == d_model"' in text
+    assert '--space auto --where "d_model % num_heads == 0"' in text
+
+
+def test_budgets_of_other_kinds_are_met_together(command: Command) -> None:
+    words = ("solve", "--space", "cpu-demo", "--flops-per-token", "<=6.4M", "--kv-cache", "3.1KB", "--hours", "0.0185")
+    words += ("--device", "8xA100", "--memory", "190MB")
+    setup = Setup(device=parse_device("8xA100"))
+    expected = {
+        a.name
+        for a in solve(SearchSpace.load("cpu-demo"))
+        if flops_per_token(a, setup) <= 6.4e6
+        and cache_bytes_per_token(a, setup) <= 3100
+        and hours(a, setup) <= 0.0185
+        and memory_bytes(a, setup) <= 1.9e8
+    }
+    assert int(command(*words, "--count").stdout) == len(expected) > 0
+    value = json_of(command(*words, "--top", "0", "--format", "json"))
+    assert {a["name"] for a in value["architectures"]} == expected
+    assert [one["kind"] for one in value["budgets"]] == [
+        "flops_per_token",
+        "hours",
+        "bytes_per_device",
+        "kv_cache_bytes_per_token",
+    ]
+    assert all(one["low"] is None for one in value["budgets"])
+    printed = " ".join(command(*words, "--top", "3").stdout.split())
+    assert "have 1,300,000 parameters ± 2%, at most 6,400,000 FLOPs per token, at most 0.0185 hours for" in printed
+    assert "(space cpu-demo; inverted)" in printed
+    assert "so the set is complete" in printed
+    filtered = " ".join(command(*words, "--where", "depth >= 2", "--top", "3").stdout.split())
+    assert f"of {len(expected):,} architectures with 1,300,000 parameters" in filtered
+
+
+def test_a_set_without_a_parameter_budget_is_sorted_by_its_first_budget(command: Command) -> None:
+    words = ("solve", "--flops-per-token", "600M", "--tolerance", "0.1%", "--where", "num_layers == 6")
+    value = json_of(command(*words, "--format", "json"))
+    assert value["budget"] is None
+    differences = [abs(a["flops_per_token"] / 600e6 - 1) for a in value["architectures"]]
+    assert differences == sorted(differences)
+    assert max(differences) <= 0.001
+    assert [a["difference_percent"] for a in value["architectures"]] == pytest.approx(
+        [100 * (a["flops_per_token"] / 600e6 - 1) for a in value["architectures"]], abs=1e-3
+    )
+    tokens = ("--training-flops", "6e17", "--tokens", "1B", *words[3:], "--count")
+    assert int(command("solve", *tokens).stdout) == value["total"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--hours 48", 2, "a budget of hours depends on the device: name one with --device 8xH100"),
+        ("--budget 220M --memory 4", 2, "a budget of bytes_per_device depends on the device"),
+        (
+            "--flops-per-token many",
+            2,
+            'invalid flops_per_token "many": use a number above 0 such as 600M, 1.5T or 1e19.',
+        ),
+        ("--space auto --kv-cache 4KB", 2, 'the space "auto" is laid around a budget'),
+        ("--kv-cache 4KB --counting total", 2, "has no budget: set one with --budget"),
+        ("--budget 220M --flops-per-token 1M", 3, "This budget alone rules out every architecture (1,000,000 FLOPs"),
+    ],
+)
+def test_budgets_of_other_kinds_are_refused_in_one_line(options: str, code: int, words: str, command: Command) -> None:
+    ended = command("solve", *options.split())
+    assert ended.returncode == code
+    assert words in one_line_error(ended)
+
+
+def test_prices_on_the_cpu_of_a_space_file_are_those_of_this_machine(tmp_path: Path, command: Command) -> None:
+    text = (shipped_folder("spaces") / "cpu-demo.toml").read_text()
+    assert text.count("[budget]\n") == 1
+    (tmp_path / "own.toml").write_text(
+        text.replace("[budget]\n", '[budget]\nbytes_per_device = "1GB"\ndevice = "cpu"\n')
+    )
+    words = ("solve", "--space", str(tmp_path / "own.toml"), "--top", "1", "--format", "json")
+    [row] = json_of(command(*words))["architectures"]
+    assert row["tokens_per_second"] > 100
+    [row] = json_of(command(*words, "--where", "tokens_per_second > 100"))["architectures"]
+    assert row["hours"] < 1e5
+
+
+def test_parameters_cannot_be_counted_otherwise_without_a_budget_of_them(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "own.toml").write_text('[budget]\nflops_per_token = "<=1G"\n')
+    ended = command("solve", "--space", str(tmp_path / "own.toml"), "--counting", "active", "--count")
+    assert 'the space "own" has no parameter budget: set one with --budget' in one_line_error(ended)

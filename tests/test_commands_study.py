@@ -22,6 +22,7 @@ from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.commands.output import report_summary
 from march_search.config import SearchConfig
+from march_search.config.shipped import shipped_names
 from march_search.study import candidates, status
 from march_search.study.journal import JOURNAL
 from march_search.study.leases import Lease
@@ -60,6 +61,22 @@ def test_status_show_and_list_agree_in_tables_and_json(
     error = capsys.readouterr().err
     assert error.startswith('march-search: unknown study "tow": it is neither shipped nor started in ')
     assert 'Did you mean "toy"?' in error
+
+
+def test_a_list_of_80_columns_starts_with_the_user_s_studies_and_cuts_no_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "one-of-mine-with-a-name-of-forty-letters"
+    for number in range(2):
+        StudyFolder.of(Path("runs"), f"{name}-{number}").keep_settings(replace(TOY_CONFIG, description="x " * 50), [])
+    assert main(["study", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    first = [line.split()[0] for line in lines if line[:2] != "  " and line.strip()]
+    assert first.index(f"runs/{name}-1") < first.index("cpu-demo")
+    assert set(shipped_names("studies")) <= set(first)
 
 
 def test_status_does_not_import_torch(tmp_path: Path) -> None:

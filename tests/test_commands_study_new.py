@@ -4,7 +4,9 @@ import os
 import random
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.command_line import Command, command_in_process, one_line_error, run_command
@@ -12,9 +14,23 @@ from helpers.command_line import Command, command_in_process, one_line_error, ru
 from march_search.commands.studies import named_study
 from march_search.config import StudyConfig, TrainingConfig
 from march_search.config.loader import build, read_file
+from march_search.cost.devices import parse_device
 from march_search.errors import ConfigError
-from march_search.study import beginning, candidates, defaults
+from march_search.study import beginning, candidates, defaults, measured_cpu
 from march_search.study.price import priced_plan
+
+DEMO = {
+    "description": "shipped studies have one",
+    "question": "the demo asks about one layer",
+    "answer": "the demo says what would answer it",
+    "space": "the demo's shapes are those of a named space, so that the printed ones stay the same",
+    "budget": "as `space`, which has the budget and its tolerance",
+    "tolerance": "as `space`",
+    "search.architectures": "the demo's question has a baseline",
+    "search.trials": "fixed, so that the printed ranking stays the same; a new study has what fits its minutes",
+    "training.tokens": "as `search.trials`",
+}
+"""Settings in which the demo differs from a new study with its budget, text and machine, and why."""
 
 PAGE = Path(__file__).parent.parent / "docs" / "first-study.md"
 
@@ -67,6 +83,49 @@ def test_more_time_compares_more_shapes_and_then_trains_them_longer() -> None:
     assert sized[0].search.trials < sized[-1].search.trials == max(beginning.SHAPES)
     assert sized[-1].training.tokens > sized[1].training.tokens
     assert sized[-1].training.global_batch_tokens > sized[0].training.global_batch_tokens
+
+
+def settings(config: StudyConfig) -> dict[str, object]:
+    """Return the settings of a study by name, those of tables as `table.key`."""
+    flat: dict[str, object] = {}
+    for name, value in asdict(config).items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def test_the_demo_is_a_study_that_study_new_writes(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = SimpleNamespace(
+        device=parse_device("cpu"), tokens_per_second=30_000.0, seconds=thirty_thousand_per_second
+    )
+    monkeypatch.setattr(measured_cpu, "measured_cpu", lambda *_: machine)
+    monkeypatch.setattr(defaults, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+    ended = command("study", "new", "demo.toml", "--budget", "456k", "--minutes", "8")
+    assert ended.returncode == 0, ended.stderr
+    new = settings(build(StudyConfig, read_file(Path("demo.toml")), "demo.toml"))
+    demo = settings(named_study("cpu-demo", Path("runs")).load()[0])
+    assert {key for key in demo if demo[key] != new[key]} == set(DEMO)
+    assert 0.9 < new["training.tokens"] / demo["training.tokens"] < 1.1
+
+
+def thirty_thousand_per_second(config: StudyConfig, plan: dict) -> tuple[float, float, float]:
+    """Return the time of a study on two cores that train 30,000 tokens per second together (studies/LOG.md)."""
+    time = (plan["tokens"] + plan["confirm"]["tokens"]) / 30_000
+    return time, time, 1.6 * time
+
+
+def test_evaluations_are_large_only_where_text_and_tokens_are_enough() -> None:
+    def sized(minutes: int, num_bytes: int) -> StudyConfig:
+        asked = wish(seconds=60.0 * minutes)
+        return beginning.fitted(beginning.draft(asked, num_bytes), asked, num_bytes, None, seconds)
+
+    assert [sized(10, size).data.validation_fraction for size in (2_000_000, 6_000_000)] == [0.05, 0.02]
+    assert [sized(10, size).data.validation_sequences for size in (2_000_000, 6_000_000)] == [512, 1024]
+    short = sized(1, 6_000_000)
+    assert (short.data.validation_sequences, short.training.tokens < 437_000) == (512, True)
 
 
 def test_small_text_limits_tokens_and_vocabulary() -> None:

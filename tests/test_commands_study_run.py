@@ -348,6 +348,22 @@ def test_a_decoder_only_study_may_have_examples_that_are_too_long_for_span_corru
     assert "2048 tokens give 102 spans, but there are only 100 sentinels" in one_line_error(ended)
 
 
+def test_documents_are_masked_by_a_key_of_decoder_only_studies(tmp_path: Path, command: Command) -> None:
+    given = ("data.documents=masked", "--dry-run", "--device", "A5000", "--root", str(tmp_path))
+    ended = command("study", "run", "cpu/decoder-only", *given)
+    assert ended.returncode == 0, ended.stderr
+    assert "each predicted from the preceding ones of its document" in " ".join(ended.stdout.split())
+    ended = command("study", "run", "cpu/baseline", *given)
+    assert ended.returncode == 2
+    assert '[data]: documents = "masked" needs decoder-only models: a corrupted span may' in one_line_error(ended)
+    ended = command("study", "run", "cpu/decoder-only", "data.documents=packed", *given[1:])
+    assert ended.returncode == 2
+    assert '"data.documents" cannot be "packed". Did you mean "masked"?' in one_line_error(ended)
+    ended = command("keys", "data")
+    assert "documents" in ended.stdout
+    assert "the first token of each document is predicted from the start token" in " ".join(ended.stdout.split())
+
+
 def test_the_plan_names_axes_over_which_the_design_does_not_spread(tmp_path: Path, command: Command) -> None:
     study = tmp_path / "groups.toml"
     study.write_text(

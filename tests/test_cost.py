@@ -243,8 +243,11 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
         return x
 
     inputs, targets = batch_of(a, setup)
+    starts = None
+    if setup.masks_documents:
+        starts = (torch.arange(targets.shape[1]) // 100 * 100).expand(targets.shape)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = model(inputs, targets)
+        loss = model(inputs, targets, starts_BT=starts)
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in saved.values())
 
@@ -274,6 +277,41 @@ def test_activations_are_what_autograd_saves(fields: dict, precision: str, monke
     a = replace(SMALL, **fields)
     setup = Setup(precision=precision, micro_batch=2)
     assert activation_bytes(a, setup) == pytest.approx(saved_bytes(a, setup), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position": "rotary"},
+        {"position": "rotary", "rotary_fraction": 0.5, "attention_window": 64, "global_every": 2},
+        {"position": "none", "attention_window": 600, "global_every": 2},
+        {"position": "absolute", "attention_window": 64},
+    ],
+    ids=lambda fields: "-".join(str(value) for value in fields.values()),
+)
+def test_masked_documents_add_what_autograd_saves_of_them(fields: dict, precision: str, monkeypatch) -> None:
+    monkeypatch.setattr("march_search.model.attention_path.CPU_KEYS", {"fp32": 0, "other": 0})  # SDPA, as on a GPU
+    a = replace(SMALL, structure="decoder-only", num_decoder_layers=None, **fields)
+    setup = Setup(precision=precision, micro_batch=2)
+    masked = replace(setup, masks_documents=True)
+    kept = saved_bytes(a, masked)
+    assert activation_bytes(a, masked) == pytest.approx(kept, rel=0.03)
+    added = activation_bytes(a, masked) - activation_bytes(a, setup)
+    if fields["position"] == "none":  # the others keep masks of windows or rotary angles in joined sequences too
+        assert added == pytest.approx(kept - saved_bytes(a, setup), rel=0.01)
+    assert activation_bytes(a, replace(masked, sums_bias=True)) < activation_bytes(a, masked)
+
+
+def test_a_relative_bias_of_masked_documents_differs_by_example_and_head() -> None:
+    setup = Setup(micro_batch=4, masks_documents=True, sequence_length=256)
+    a = Architecture.parse("L2-D64-H4x16-F64-dec-V400")
+    added = activation_bytes(a, setup) - activation_bytes(a, replace(setup, masks_documents=False))
+    assert added == 2 * 4 * 4 * 256 * 256 * 2  # bias and gradient, of examples and heads, in bf16
+    picked = solve(SearchSpace.load("cpu-decoder")).sample(20, seed=0)
+    assert picked.members().measure("memory", setup).tolist() == pytest.approx(
+        [memory_bytes(a, setup) for a in picked], rel=1e-12
+    )
 
 
 def test_with_checkpointing_each_layer_saves_its_input() -> None:

@@ -16,9 +16,10 @@ from march_search.config import DataConfig
 from march_search.data import ngrams
 from march_search.data.batches import Batches, prefetch
 from march_search.data.corruption import restore
+from march_search.data.document_starts import document_starts
 from march_search.data.ngrams import bigram_nats, reference_nats, unigram_nats
 from march_search.data.store import Store
-from march_search.data.tokenizer import trained
+from march_search.data.tokenizer import Special, trained
 from march_search.errors import ConfigError, DataError
 from march_search.files.atomic import file_sha256
 
@@ -226,7 +227,7 @@ def test_prefetch_runs_ahead_by_its_depth_and_closes_its_source():
 def test_only_span_corruption_needs_sentinels(tmp_path):
     config = dataclasses.replace(CONFIG, sequence_length=2048, noise_density=0.15, mean_span_length=3.0)
     with pytest.raises(ConfigError, match="2048 tokens give 102 spans, but there are only 100 sentinels: decrease"):
-        config.check_sentinels("encoder-decoder")
+        config.check_structure("encoder-decoder")
     with pytest.raises(ConfigError, match="only 100 sentinels"):
         Batches(make_store(tmp_path, [(0, 40)]), config, seed=0)
     folder = tmp_path / "long"
@@ -240,3 +241,52 @@ def test_only_span_corruption_needs_sentinels(tmp_path):
         assert inputs is None
         assert targets.shape == (2, 8)
         assert set(reference_nats(store, config)) == {"text_unigram_nats", "text_bigram_nats"}
+
+
+def test_the_document_of_each_token_begins_after_the_last_end_token():
+    tokens = np.array([[5, 1, 6, 7, 1, 1, 8], [1, 9, 9, 9, 9, 9, 1], [9] * 7])
+    expected = [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1], [0] * 7]
+    assert document_starts(tokens, 1).tolist() == expected
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, (50, 40))
+    for row, starts in zip(tokens.tolist(), document_starts(tokens, 3).tolist(), strict=True):
+        start = 0
+        for position, token in enumerate(row):
+            assert starts[position] == start
+            start = position + 1 if token == 3 else start
+
+
+def test_batches_know_where_documents_begin_only_if_they_are_masked(tmp_path):
+    joined = Batches(make_store(tmp_path, [(0, 165)]), CONFIG, 0, "decoder-only")
+    assert joined.document_starts(np.zeros((2, 16), np.int64)) is None
+    config = dataclasses.replace(CONFIG, documents="masked")
+    index = make_store(tmp_path, [(0, 165)]).index
+    store = Store(tmp_path, index | {"special": Special(37, 999)._asdict()})
+    masked = Batches(store, config, 0, "decoder-only")
+    for first in (0, 8):
+        texts = masked.train(first, 8)[1]
+        assert texts.tolist() == joined.train(first, 8)[1].tolist()  # the same examples in the same order
+        starts = masked.document_starts(texts)
+        for row, positions in zip(texts.tolist(), starts.tolist(), strict=True):
+            cut = row.index(37) + 1 if 37 in row else 16
+            assert positions == [0] * cut + [cut] * (16 - cut)
+    with pytest.raises(ConfigError, match='documents = "masked" needs decoder-only models: a corrupted span may hold'):
+        Batches(store, config, 0, "encoder-decoder")
+
+
+def test_bigrams_of_masked_documents_begin_with_the_start_token():
+    train, rows = np.array([[5, 1, 6, 5, 1, 7]]), np.array([[5, 1, 7, 1, 6]])
+    joined, masked = bigram_nats(train, rows, 10), bigram_nats(train, rows, 10, end_token=1)
+    assert masked != pytest.approx(joined)
+    counts = {(0, 5): 1, (0, 6): 1, (0, 7): 1, (5, 1): 2, (6, 5): 1}
+    totals, kinds = {0: 3, 5: 2, 6: 1}, {0: 3, 5: 1, 6: 1}
+    unigrams = np.bincount(train.ravel(), minlength=10)
+    logs = []
+    for before, token in ((0, 5), (5, 1), (0, 7), (7, 1), (0, 6)):
+        unigram = (unigrams[token] + 1) / (unigrams.sum() + 10)
+        if before in totals:
+            seen = counts.get((before, token), 0) + kinds[before] * unigram
+            logs.append(math.log(seen / (totals[before] + kinds[before])))
+        else:
+            logs.append(math.log(unigram))
+    assert masked == pytest.approx(-np.mean(logs))

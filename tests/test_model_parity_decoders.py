@@ -16,6 +16,7 @@ from march_search.model.huggingface_folder import save_huggingface, to_huggingfa
 FAMILIES = {
     "Llama, grouped": "L2-D42-H6x10-F72-V97-swiglu-rope-untied-dec-KV2-RB500",
     "Llama, tied, one key head, biases": "L3-D36-H3x14-F50-V97-geglu-rope-dec-ball-KV1-E0.00001",
+    "Llama, scaled rotary positions": "L2-D48-H3x16-F52-V97-swiglu-rope-dec-RB1000000-RS32",
     "Llama, relu": "L1-D40-H2x6-F72-V97-reglu-rope-untied-dec",
     "Mistral, heads that do not divide the width": "L2-D40-H6x10-F72-V97-swiglu-rope-untied-dec-KV2",
     "Mistral": "L2-D40-H4x6-F72-V97-swiglu-rope-untied-dec-KV2-W7",
@@ -27,6 +28,7 @@ FAMILIES = {
     "OLMo 2, tied": "L3-D48-H3x16-F52-V97-swiglu-rope-dec-qknormall-postnorm",
     "GPT-NeoX": "L2-D48-H3x16-F52-V97-rope-untied-dec-exactgelu-ln-ball-par-RF0.25-E0.00001",
     "GPT-NeoX, in sequence, tied": "L3-D40-H2x20-F52-V97-gelu-rope-dec-ln-ball-RF0.5-RB500",
+    "GPT-NeoX, scaled rotary positions": "L2-D48-H2x24-F52-V97-gelu-rope-dec-ln-ball-RF0.75-RB500000-RS3.5",
     "GPT-2": "L2-D48-H3x16-F52-V97-M64-gelu-abs-dec-ln-ball-E0.00001",
     "GPT-2, untied": "L3-D40-H4x10-F72-V97-M64-exactgelu-abs-untied-dec-ln-ball",
 }

@@ -20,6 +20,7 @@ SHAPES = {
     "relative, grouped, windows": "L3+2-D40-H6x8-F52-V97-KV2-W6-G2",
     "relative, normalised queries": "L2-D40-H4x8-F52-V97-geglu-qknorm-ln-KV1-noop-C3",
     "rotary, everything": "L3-D40-H6x8-F52-V97-geglu-rope-untied-qknormall-ln-postnorm-ball-KV2-RF0.5-RB500-W4-G3-C5",
+    "rotary, scaled": "L2-D40-H4x12-F52-V97-rope-KV2-RB400000-RS16",
     "keys of encoder layers, grouped": "L2-D40-H6x8-F52-V97-rope-xlayer-ball-KV3-W9-noopfixed",
     "shared keys of encoder layers": "L2-D40-H6x8-F52-V97-M64-abs-xshared-bqkv-KV2-ln-E0.01",
 }
@@ -40,12 +41,14 @@ def rms(x: Array, weight: Array, epsilon: float) -> Array:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * weight
 
 
-def rotated(x: Array, base: float, dims: int) -> Array:
+def rotated(x: Array, base: float, dims: int, scaling: float) -> Array:
     """One head (L, K), whose first `dims` dimensions turn by position."""
     half, y = dims // 2, x.copy()
     for position in range(len(x)):
         for j in range(half):
-            angle = position * base ** (-2 * j / dims)
+            wavelength = 2 * math.pi * base ** (2 * j / dims)
+            share = min(1, max(0, (8192 / wavelength - 1) / 3))  # of the frequency that stays
+            angle = position * 2 * math.pi / wavelength * (share + (1 - share) / scaling)
             p, q = x[position, j], x[position, j + half]
             y[position, j] = p * math.cos(angle) - q * math.sin(angle)
             y[position, j + half] = q * math.cos(angle) + p * math.sin(angle)
@@ -86,7 +89,8 @@ class Definition:
         parts = np.split(x, x.shape[1] // a.d_kv, 1)
         if a.qk_norm == "head":
             parts = [rms(part, weight, a.norm_epsilon) for part in parts]
-        return [rotated(p, a.rotary_base, round(a.d_kv * a.rotary_fraction)) if turns else p for p in parts]
+        turning = a.rotary_base, round(a.d_kv * a.rotary_fraction), a.rotary_scaling
+        return [rotated(p, *turning) if turns else p for p in parts]
 
     def attention(self, name: str, q: Array, k: Array, v: Array, stack: str, layer: int | None) -> Array:
         """Return what an attention adds; `layer` is None in cross-attention."""

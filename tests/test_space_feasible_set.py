@@ -53,6 +53,7 @@ def space_tables(draw: st.DrawFn) -> dict:
         "num_key_value_heads": lists([1, 2, 3, 4], 3),
         "rotary_fraction": lists([1.0, 0.5, 0.0625], 2),
         "rotary_base": lists([10000.0, 5e5], 2),
+        "rotary_scaling": lists([1.0, 8.0], 1),
         "attention_window": lists(["none", 4, 64], 2),
         "global_every": lists([0, 1, 2], 2),
         "logit_softcap": lists(["none", 30], 2),

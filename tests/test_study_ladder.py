@@ -1,77 +1,28 @@
 """Ladders: settings, derived studies, plans, training at a tiny scale, and what `rank` and `status` print."""
 
 import csv
+import html
 import io
 import itertools
 import json
 import re
+import shutil
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
-from helpers.ladders import LOSSES, PARAMETERS, write_ladder
+from helpers.ladders import LADDER, LOSSES, PARAMETERS, SPACE, train_size, write_ladder
+from helpers.studies import stop_trial
 
 from march_search.architecture.architecture import Architecture
 from march_search.commands.studies import named_study
+from march_search.commands.study_ladder import run_ladder
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
-
-SPACE = """[budget]
-parameters = "30K"
-tolerance = "3%"
-count = "non-embedding"
-[axes]
-num_layers = { min = 1, max = 4 }
-d_model = { min = 16, max = 128, multiple_of = 8 }
-num_heads = { min = 1, max = 8 }
-d_kv = [8, 16]
-d_ff = { min = 16, max = 512, multiple_of = 8 }
-feed_forward_proj = ["relu", "gated-gelu"]
-position = "rotary"
-vocab_size = 512
-"""
-
-LADDER = """question = "Does the order hold?"
-space = "space.toml"
-[search]
-seeds = [0]
-learning_rates = [1e-3, 4e-3]
-[pruner]
-kind = "none"
-[confirm]
-max_seeds = 1
-[ladder]
-budgets = ["30K", "60K"]
-tokens_per_parameter = 0.05
-directions = { "d_model / num_layers" = 16, "d_ff / d_model" = 3, "num_heads * d_kv / d_model" = 1, d_kv = 16 }
-[[ladder.arms]]
-name = "plain"
-[[ladder.arms]]
-name = "gated"
-fields = { feed_forward_proj = "gated-gelu" }
-[[ladder.arms]]
-name = "wide"
-directions = { "d_model / num_layers" = 64 }
-[data]
-corpus = "CORPUS"
-vocab_size = 512
-sequence_length = 16
-validation_sequences = 32
-noise_density = 0.5
-[training]
-global_batch_tokens = 128
-learning_rate = 4e-3
-warmup_tokens = 128
-precision = "fp32"
-evaluations = 2
-checkpoints = 0
-[devices]
-kind = "cpu"
-threads = 1
-parallel_trials = 2
-"""
 
 
 @pytest.fixture
@@ -180,6 +131,63 @@ def test_arms_of_a_started_size_cannot_change(file: Path, tmp_path: Path) -> Non
         keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
 
 
+def test_commands_that_are_printed_for_a_ladder_have_its_file_and_its_overrides(
+    file: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(named_study(str(file), tmp_path), overrides=("ladder.tokens_per_parameter=0.1",))
+    options = Namespace(root=tmp_path, up_to=None, extend=False, dry_run=False, create=True)
+    assert run_ladder(study, study.loaded(), options, lambda *_: 0, lambda *_: ({}, None)) == 0
+    assert f"study run {file} ladder.tokens_per_parameter=0.1 --root {tmp_path}." in capsys.readouterr().err
+    error = one_line_error(command("study", "run", "steps", "--root", str(tmp_path)))
+    assert "steps is a ladder: name its TOML file, or one of its studies, steps-30K and steps-60K." in error
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    record = json.loads((tmp_path / "made" / "ladder.json").read_text())
+    changed = {key: record[key] for key in record if key != "sha256"} | {"overrides": ["search.seeds=[0, 1]"]}
+    write_json(tmp_path / "made" / "ladder.json", sealed(changed))
+    assert command("report", "made", "--root", str(tmp_path)).returncode == 0
+    page = html.unescape((tmp_path / "made" / "report.html").read_text())
+    assert f"march-search study run made.toml 'search.seeds=[0, 1]' --root {tmp_path}" in page
+
+
+def test_a_size_whose_status_cannot_be_read_hides_no_other(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS, untrained=("2M",))  # the others have no storage
+    ended = command("study", "status", "made", "--root", str(tmp_path))
+    assert ended.returncode == 4
+    assert ended.stdout == "made-2M: not started\n"
+    assert [line.split(": ")[2] for line in ended.stderr.splitlines()] == ["the study has no trials yet"] * 2
+
+
+def test_a_started_ladder_gets_no_smaller_size(file: Path, command: Command, tmp_path: Path) -> None:
+    study = named_study(str(file), tmp_path)
+    config, base = study.load()
+    keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+    (tmp_path / "steps-30K").mkdir()
+    (tmp_path / "steps-30K" / "study.json").write_text("{}")
+    file.write_text(file.read_text().replace('["30K", "60K"]', '["20K", "30K", "60K"]'))
+    plan = ("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(tmp_path))
+    assert "steps-30K was started as the smallest size" in one_line_error(command(*plan))
+    config, base = study.load()
+    with pytest.raises(ConfigError, match="20K is now the smallest: add larger sizes only"):
+        keep_ladder(tmp_path / "steps", config, ladder_sizes(config, base, study.name))
+
+
+def test_a_retry_at_the_smallest_size_does_not_change_the_carried_rate(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    for number in (0, 1):  # the first arm at the better rate
+        stop_trial(tmp_path / "made-1M", number, 3, "failed")
+    for size in ("made-2M", "made-4M"):  # trained at the carried rate only
+        for path in (tmp_path / size / "trials").glob("*"):
+            if json.loads((path / "trial.json").read_text())["training"]["learning_rate"] == 1e-3:
+                shutil.rmtree(path)
+    options = ("rank", "made", "--format", "json", "--root", str(tmp_path))
+    before = json_of(command(*options))
+    assert before["learning_rate"] == 2e-3
+    assert {row["size"] for row in before["arms"]} == {"1M", "2M", "4M"}
+    shutil.rmtree(tmp_path / "made-1M")
+    train_size(tmp_path, "1M", LOSSES["1M"])
+    assert json_of(command(*options)) == before
+
+
 def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command: Command, tmp_path: Path) -> None:
     root = ("--root", str(tmp_path / "runs"))
     first = run_command("study", "run", str(file), "--up-to", "30K", *root)
@@ -214,9 +222,8 @@ def test_a_ladder_trains_its_sizes_and_carries_the_best_rate(file: Path, command
     file.write_text(text)
     again = run_command("study", "run", str(file), *root)
     assert again.returncode == 0, again.stderr
-    assert "steps is a ladder: name the study of one of its sizes, steps-30K, steps-60K." in one_line_error(
-        command("report", "steps", *root)
-    )
+    assert command("report", "steps", *root).returncode == 0
+    assert "Losses by size" in (tmp_path / "runs" / "steps" / "report.html").read_text()
 
 
 def test_rank_prints_a_ladder_in_80_columns(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +255,39 @@ def test_every_format_has_the_ladder(tmp_path: Path, command: Command) -> None:
     assert "| 1M → 4M | 33% |" in markdown
     noisy = json_of(command("rank", "made", "--format", "json", "--seed-noise", "0.5", "--root", str(tmp_path)))
     assert noisy["turns"] == []
+
+
+def test_the_page_of_a_ladder_has_its_answer_its_figures_and_its_tables(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    root = ("--root", str(tmp_path))
+    ended = command("report", "made", "--figures", str(tmp_path / "figures"), *root)
+    assert ended.returncode == 0, ended.stderr
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert page.count('id="figure-losses"') == page.count('id="figure-effects"') == 1
+    assert "1M orders 1 of 3 pairs of arms as 4M does" in page
+    assert page.index('class="answer"') < page.index('id="figure-losses"') < page.index("Losses by size")
+    assert "Does a size decide as a larger one does?" in page
+    assert "Effects against plain, from 1M to 4M" in page
+    assert "d_ff / d_model is 3, not 4" in page
+    assert "wide, forecast: " in page
+    assert "march-search study run made" in page
+    assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} == {"losses", "effects"}
+    as_json = json_of(command("report", "made", "--format", "json", "-o", "-", *root))
+    assert as_json == json_of(command("rank", "made", "--format", "json", *root))
+    assert "--horizon has no effect on made, which is a ladder" in one_line_error(
+        command("report", "made", "--horizon", "10M", *root)
+    )
+
+
+def test_the_page_of_one_size_has_no_law_and_no_effects(tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS, untrained=("2M", "4M"))
+    assert command("report", "made", "--root", str(tmp_path)).returncode == 0
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert "Only 1M is finished" in page
+    assert "not finished: 2M, 4M" in page
+    assert 'id="figure-losses"' in page
+    assert "Hollow: the forecast" not in page
+    assert 'id="figure-effects"' not in page
 
 
 def test_an_arm_that_failed_and_a_size_that_runs_are_named(tmp_path: Path, command: Command) -> None:
@@ -284,7 +324,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, command: Command) -> None:
     write_ladder(tmp_path, LOSSES, PARAMETERS)
     record = tmp_path / "made" / "ladder.json"
     record.write_text(record.read_text().replace("wide", "wade"))
-    assert "ladder.json" in one_line_error(command("rank", "made", "--root", str(tmp_path)))
+    error = one_line_error(command("rank", "made", "--root", str(tmp_path)))
+    assert "ladder.json" in error
+    assert "Restore it from a copy, or delete it and run the ladder again." in error
 
 
 def test_the_shipped_ladder_keeps_its_directions_and_scales_its_layers(tmp_path: Path) -> None:

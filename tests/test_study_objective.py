@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -10,10 +11,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from helpers.trials import wait_until
+from helpers.toy_studies import TOY_COMMAND
+from helpers.trackers import offline, stored_runs
+from helpers.trials import expected_steps, wait_until
 
 from march_search import Architecture, SearchSpace, TrainingObjective, solve
 from march_search.analysis.study_record import read_study
+from march_search.errors import ConfigError
+from march_search.files.json_tables import read_json
+from march_search.study import objective as module
 
 STUDY = """
 space = "cpu-1m"
@@ -53,15 +59,17 @@ print(study.trials[-1].value)
 @pytest.fixture
 def folder(corpus: Path, tmp_path: Path) -> Path:
     """A folder with a study's file and a script."""
-    (tmp_path / "mine.toml").write_text(STUDY.format(corpus=corpus, tokens=200 * 256, vocab_size=400))
+    text = STUDY.format(corpus=corpus, tokens=200 * 256, vocab_size=400)
+    (tmp_path / "mine.toml").write_text(text + '[tracking]\nto = ["trackio"]\n')
     (tmp_path / "script.py").write_text(SCRIPT)
     return tmp_path
 
 
 def start(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "script.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "script.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | offline(folder),
+    )  # fmt: skip
 
 
 def test_an_interrupted_script_resumes_its_trial_and_trains_nothing_twice(folder: Path) -> None:
@@ -87,6 +95,9 @@ def test_an_interrupted_script_resumes_its_trial_and_trains_nothing_twice(folder
     assert (trial / "result.json").stat().st_mtime_ns == changed
     [record] = read_study(folder / "runs" / "mine-optuna").trials
     assert (record.state, record.loss) == ("complete", result["loss"])
+    assert wait_until(lambda: sent("trackio", trial).get("ended") == "complete", 60)
+    [run] = stored_runs("trackio", folder, "march-search")
+    assert run.steps == expected_steps(trial)
 
 
 def test_a_pruner_of_the_study_stops_a_trial_at_the_learning_rate_that_it_suggested(
@@ -124,3 +135,88 @@ def test_the_script_of_the_documentation_trains_a_feasible_shape(corpus: Path, t
     assert record.state == "complete"
     assert ended.stdout.split() == [record.architecture.name, str(record.loss)]
     assert record.architecture in solve(SearchSpace.load("cpu-1m"))
+
+
+def sent(tracker: str, trial: Path) -> dict[str, object]:
+    """Return what a tracker was sent of a trial."""
+    return read_json(trial / f"tracking-{tracker}.json") or {}
+
+
+@pytest.fixture
+def tracked(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study's file that names a tracker; its trials are toys, and trackers store below the test's folder."""
+    for name, value in offline(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "_COMMAND", TOY_COMMAND)
+    text = STUDY.format(corpus=corpus, tokens=16 * 256, vocab_size=400)
+    (tmp_path / "mine.toml").write_text(text + '[tracking]\nto = ["trackio"]\nproject = "toys"\n')
+    return tmp_path / "mine.toml"
+
+
+def suggest(trial: optuna.Trial) -> Architecture:
+    """Return an architecture with a suggested width."""
+    return Architecture.parse(f"L1-D{trial.suggest_int('d_model', 16, 64, step=16)}-H2x8-F32-V400")
+
+
+def objective_of(file: Path) -> TrainingObjective:
+    """Return the objective of a study's file."""
+    return TrainingObjective(file, suggest, root=file.parent / "runs")
+
+
+def ask(objective: TrainingObjective, pruner: optuna.pruners.BasePruner | None = None) -> optuna.trial.FrozenTrial:
+    """Ask for the trial of width 32 in a new Optuna study."""
+    study = optuna.create_study(pruner=pruner or optuna.pruners.NopPruner())
+    study.enqueue_trial({"d_model": 32})
+    study.optimize(objective, n_trials=1)
+    return study.trials[0]
+
+
+def wait_for(objective: TrainingObjective, state: str) -> bool:
+    """Wait until the tracker has the trial's outcome and its process has ended; return whether it came in time."""
+    [trial] = objective.folder.trials.iterdir()
+    is_there = wait_until(lambda: sent("trackio", trial).get("ended") == state, 60)
+    return is_there and wait_until(lambda: objective._trackers.look() or not objective._trackers._processes, 60)
+
+
+def test_a_pruned_trial_that_is_asked_for_again_continues_its_run_of_a_tracker(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_SECONDS", "0.3")
+    objective = objective_of(tracked)
+    assert ask(objective, optuna.pruners.ThresholdPruner(upper=1.0)).state == optuna.trial.TrialState.PRUNED
+    [trial] = objective.folder.trials.iterdir()
+    assert wait_for(objective, "pruned")
+    assert ask(objective).state == optuna.trial.TrialState.COMPLETE
+    assert wait_for(objective, "complete")
+    [run] = stored_runs("trackio", tracked.parent, "toys")
+    assert run.group == "mine-optuna"
+    assert run.settings["d_model"] == 32
+    assert run.steps == expected_steps(trial)
+    assert len(run.steps) == 4
+
+
+def test_a_tracker_that_fails_is_a_warning_and_the_next_script_sends_the_rest(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:1")  # it also needs a token
+    objective = objective_of(tracked)
+    loss = ask(objective).value
+    [trial] = objective.folder.trials.iterdir()
+    assert wait_until(lambda: "error" in sent("trackio", trial), 60)
+    assert wait_until(lambda: ask(objective).value == loss and "trackio" in caplog.text, 30)
+    [message] = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+    assert message.startswith("trackio: metrics were not sent: Self-hosted logging requires a write token")
+    assert "No trial is affected. The next start of this script sends what is missing (see " in message
+    monkeypatch.delenv("TRACKIO_SERVER_URL")
+    assert wait_for(objective_of(tracked), "complete")
+    [run] = stored_runs("trackio", tracked.parent, "toys")
+    assert run.steps == expected_steps(trial)
+
+
+def test_a_tracker_without_its_library_is_refused_before_anything_is_prepared(
+    tracked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("march_search.study.tracking.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"to has trackio, not installed here: pip install 'march-search\[trackio\]'"):
+        objective_of(tracked)
+    assert not (tracked.parent / "runs").exists()

@@ -26,6 +26,8 @@ from march_search.study.plan_cost import cost_rows, faults
 
 A5000 = parse_device("A5000")
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
 
 def planned(config: StudyConfig, **options: object) -> dict:
     """Return the price of a study."""
@@ -269,6 +271,14 @@ def test_this_cpu_is_timed_with_steps_of_three_shapes_and_all_trials_at_once() -
     assert cpu.uncertainty == UNCERTAINTY
     plan = cpu.plan(config, chosen)
     assert 0 < plan["seconds_range"][0] < plan["seconds"] < plan["seconds_range"][1]
+
+
+def test_shapes_with_ones_own_block_are_timed_in_processes_that_load_it() -> None:
+    config, folder = named_study(str(EXAMPLES / "moe-study.toml"), Path("runs")).load()
+    tiny = replace(config, training=replace(config.training, global_batch_tokens=64))
+    cpu = measured_cpu(tiny, candidates.choose(config, folder).architectures, seconds=0.01)
+    assert cpu is not None
+    assert cpu.device.basis == "steps of 3 shapes timed now"
 
 
 def test_shapes_that_are_too_large_to_time_are_priced_by_matrix_products() -> None:

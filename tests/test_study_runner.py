@@ -202,6 +202,20 @@ def test_changed_settings_are_refused_with_the_difference(tmp_path: Path) -> Non
         run_toy_study(tmp_path, changed)
 
 
+def test_a_study_started_before_documents_could_be_masked_keeps_them_joined(tmp_path: Path) -> None:
+    run_toy_study(tmp_path)
+    path = tmp_path / "toy" / "study.json"
+    saved = json.loads(path.read_text())
+    assert saved["settings"]["data"].pop("documents") == "joined"
+    del saved["sha256"]
+    path.write_text(json.dumps(saved))
+    run_toy_study(tmp_path)
+    saved["settings"]["data"]["documents"] = "masked"
+    path.write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match=r"different settings: data\.documents was 'masked' and is now 'joined'"):
+        run_toy_study(tmp_path)
+
+
 def test_a_study_started_before_a_setting_existed_resumes_with_its_default(tmp_path: Path) -> None:
     run_toy_study(tmp_path)
     path = tmp_path / "toy" / "study.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, run_toy_study
 from helpers.trackers import offline, stored_runs
-from helpers.trials import DATA, TINY, TINY_TRAINING, lines, wait_until
+from helpers.trials import DATA, TINY, TINY_TRAINING, expected_steps, lines, wait_until
 
 from march_search import Architecture
 from march_search.cli import main
@@ -44,16 +44,6 @@ def toy_config(*trackers: str, trials: int = 2) -> StudyConfig:
     """Return the settings of a study of toys that is tracked."""
     search = SearchConfig(trials=trials)
     return replace(TOY_CONFIG, search=search, tracking=TrackingConfig(to=trackers, project="toys"))
-
-
-def expected_steps(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return the metrics of a trial by step, as a tracker should have them."""
-    steps: dict[int, dict[str, float]] = {}
-    for line in read_metrics(folder).lines:
-        numbers = {f"{line['kind']}/{name}": value for name, value in line.items() if type(value) in (int, float)}
-        values = {name: value for name, value in numbers.items() if not name.endswith(("/step", "/tokens"))}
-        steps.setdefault(line["step"], {"tokens": line["tokens"]}).update(values)
-    return sorted(steps.items())
 
 
 def states(tracker: str, study: Path) -> list[object]:

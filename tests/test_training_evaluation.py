@@ -17,8 +17,8 @@ class Reader:
     def __init__(self, reach: int) -> None:
         self.reach = reach
 
-    def __call__(self, inputs: None, targets_BT: torch.Tensor, output: str) -> torch.Tensor:
-        assert (inputs, output) == (None, "token_losses")
+    def __call__(self, inputs: None, targets_BT: torch.Tensor, output: str, starts_BT: None) -> torch.Tensor:
+        assert (inputs, output, starts_BT) == (None, "token_losses", None)
         context_T = torch.arange(targets_BT.shape[1]).clamp(max=self.reach)
         return (5 - 0.01 * context_T).expand(targets_BT.shape)
 
@@ -54,6 +54,28 @@ def test_texts_too_short_to_be_cut_have_no_gain() -> None:
     assert set(values(Reader(reach=1000), 4 * CUT)) == {"loss", "context_gain"}
 
 
+class Positions(Reader):
+    """Stands in for an engine: the loss of a token is its position in its document."""
+
+    def __call__(self, inputs: None, targets_BT: torch.Tensor, output: str, starts_BT: torch.Tensor) -> torch.Tensor:
+        assert (inputs, output) == (None, "token_losses")
+        assert starts_BT.shape == targets_BT.shape
+        return torch.arange(targets_BT.shape[1]) - starts_BT.float()
+
+
+def test_masked_documents_are_masked_in_whole_and_in_cut_texts() -> None:
+    texts = torch.zeros((2, 64), dtype=torch.long)
+    starts = torch.tensor([[0] * 20 + [20] * 44, [0] * 64])  # a document begins at 20, or none does
+    found = evaluate(Positions(0), Validation(None, texts, starts_NT=starts), 2, RANK)
+    whole = torch.stack([torch.cat([torch.arange(20), torch.arange(44)]), torch.arange(64)]).double()
+    assert found.losses_N.tolist() == whole.mean(1).tolist()
+    # Pieces of 16 tokens start at 16, 32 and 48; their second halves at 24, 40 and 56. The document from 20 on is
+    # whole in the first of these pieces.
+    lost = [[0.0, -12.0, -28.0], [-16.0, -32.0, -48.0]]
+    assert found.without_N is not None
+    assert (found.without_N - found.losses_N).tolist() == pytest.approx([sum(row) / 3 for row in lost])
+
+
 def test_a_model_on_its_plateau_has_no_gain_and_one_that_copies_has() -> None:
     torch.manual_seed(0)
     model = build(Architecture.parse("L2-D32-H2x16-F64-abs-M32-dec-V32"))
@@ -67,8 +89,8 @@ def test_a_model_on_its_plateau_has_no_gain_and_one_that_copies_has() -> None:
     class Engine:
         """The model, called as DeepSpeed's engine is."""
 
-        def __call__(self, inputs: None, targets: torch.Tensor, output: str) -> torch.Tensor:
-            return model(inputs, targets, output=output)
+        def __call__(self, inputs: None, targets: torch.Tensor, output: str, starts_BT: None) -> torch.Tensor:
+            return model(inputs, targets, output=output, starts_BT=starts_BT)
 
         eval, train = model.eval, model.train
 

@@ -61,6 +61,11 @@ def test_random_kills_change_no_bit_and_random_damage_is_noticed() -> None:
 
 
 @pytest.mark.torture
+def test_random_kills_in_and_between_decay_branches_change_no_bit() -> None:
+    assert " the same\n" in torture("--kills", "6", "--damages", "0", "--branches")
+
+
+@pytest.mark.torture
 def test_random_kills_of_one_of_two_ranks_change_no_bit() -> None:
     assert " the same\n" in torture("--kills", "3", "--damages", "0", "--ranks", "2")
 

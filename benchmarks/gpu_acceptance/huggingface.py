@@ -76,7 +76,7 @@ def _trained(
     for _ in range(warm_up + compiled + steps):
         began, losses = time.perf_counter(), []
         for _ in range(config.batch.accumulation):
-            inputs, targets = next(micro_batches)
+            inputs, targets, _ = next(micro_batches)
             assert inputs is not None
             inputs, targets = (tensor.to(device, non_blocking=True) for tensor in (inputs, targets))
             loss = model(input_ids=inputs, labels=targets, use_cache=False).loss

@@ -20,7 +20,7 @@ class Scale:
     micro_batches: tuple[int, ...]
     """Micro batches of part 2. The middle one is used for the comparisons."""
     other_shapes: tuple[str, ...]
-    """Four other shapes of part 2."""
+    """Other shapes of part 2."""
     steps: int
     """Measured steps of each shape in part 2."""
     compared_steps: int
@@ -42,7 +42,7 @@ class Scale:
     memory_gigabytes: float
     """On a CPU, the memory limit of that trial. On a GPU, memory is held by another process instead."""
     study_shapes: tuple[str, ...]
-    """Four shapes of the study."""
+    """Shapes of the study."""
     study_steps: int
     """Steps of each of its trials."""
     trial_seconds: float
@@ -92,13 +92,8 @@ TINY = Scale(
     precision="fp32",
     shape="L2-D32-H2x16-F64-V400",
     batch_sequences=16,
-    micro_batches=(4, 8, 16),
-    other_shapes=(
-        "L2-D32-H2x16-F64-rope-V400",
-        "L2-D32-H2x16-F64-geglu-dec-rope-V400",
-        "L4-D32-H2x16-F64-geglu-V400",
-        "L2-D48-H2x16-F64-xshared-rope-V400",
-    ),
+    micro_batches=(4, 8),
+    other_shapes=("L2-D32-H2x16-F64-geglu-dec-rope-V400", "L2-D48-H2x16-F64-xshared-V400"),
     steps=2,
     compared_steps=2,
     warm_up=1,
@@ -109,12 +104,7 @@ TINY = Scale(
     broad="L2-D64-H4x16-F256-geglu-rope-V400",
     broad_sequences=2048,
     memory_gigabytes=1.0,
-    study_shapes=(
-        "L1-D32-H2x16-F64-V400",
-        "L1-D32-H2x16-F64-geglu-V400",
-        "L1-D32-H2x16-F64-rope-V400",
-        "L2-D32-H2x16-F64-V400",
-    ),
+    study_shapes=("L1-D32-H2x16-F64-V400", "L1-D32-H2x16-F64-geglu-V400", "L2-D32-H2x16-F64-rope-V400"),
     study_steps=24,
     trial_seconds=120,
 )

@@ -73,7 +73,7 @@ def _read(trial: TrialRecord, tokens: int) -> Array | None:
     Only the last evaluation of a complete trial has a seal. Before that, the mean of the losses must be that of the
     evaluation.
     """
-    file, mean = validation_file(trial.folder, tokens), trial.loss_at(tokens)
+    file, mean = validation_file(trial.folder, tokens, trial.is_branch), trial.loss_at(tokens)
     is_sealed = trial.result is not None and tokens == trial.tokens
     try:
         check_file(file, trial.result if trial.result and is_sealed else {}, VALIDATION_SEAL)

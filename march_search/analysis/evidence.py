@@ -10,6 +10,7 @@ from march_search.analysis.horizon import Horizon, horizon
 from march_search.analysis.measurement import Trials
 from march_search.analysis.ranking import Ranking, rank
 from march_search.analysis.regime import Regime, regime
+from march_search.analysis.shorter_budgets import BudgetOrder, budget_orders
 from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 
@@ -28,6 +29,8 @@ class Evidence:
     """Effect of each dimension; None unless requested."""
     answers: tuple[Answer, ...]
     """Answers to the named findings; empty unless requested."""
+    budget_orders: tuple[BudgetOrder, ...] = ()
+    """The order at each data budget at which decay branches ended; empty without them."""
 
 
 def study_evidence(
@@ -57,6 +60,7 @@ def study_evidence(
         horizon=None if tokens is None else horizon(study, ranking, found, tokens),
         effects=effects(shapes, means, with_importance=True) if with_effects else None,
         answers=findings(_trials(study, ranking)) if with_effects else (),
+        budget_orders=budget_orders(study.whole or study),
     )
 
 

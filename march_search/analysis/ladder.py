@@ -12,6 +12,7 @@ from march_search.analysis.ladder_record import (
     SizeRecord,
     arm_losses,
     carried_rate,
+    is_finished,
     size_losses,
     size_study,
 )
@@ -23,8 +24,14 @@ from march_search.analysis.study_record import StudyRecord
 from march_search.architecture.architecture import Architecture
 from march_search.errors import UsageError
 
-WAITING = ("unfinished", "paused")
-"""States of trials that may still complete."""
+
+@dataclass(frozen=True, kw_only=True)
+class DroppedArm:
+    """An arm that did not train at every finished size, because smaller ones rank it below the best."""
+
+    arm: str
+    losses: dict[str, tuple[float, float, int]]
+    """Mean loss, its standard error over seeds and the number of seeds, by the sizes at which it completed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,9 @@ class LadderEvidence:
     arms: tuple[str, ...]
     """Arms that completed at every finished size; the first is the baseline."""
     left_out: tuple[str, ...]
-    """Arms that did not complete at some finished size."""
+    """Arms that did not complete at some finished size, although they were to train there."""
+    dropped: tuple[DroppedArm, ...]
+    """Arms that `keep` of the ladder dropped before some finished size."""
     records: tuple[SizeRecord, ...]
     """Finished sizes, smallest first."""
     studies: tuple[StudyRecord, ...]
@@ -91,11 +100,11 @@ def ladder_evidence(
         UsageError: If no size is finished, or `parameters` is not above the largest finished size.
     """
     studies = [size_study(ladder, size, root) for size in ladder.sizes]
-    rate = carried_rate(studies[0], ladder.sizes[0]) if studies[0] else None
+    rate = carried_rate(ladder, studies)
     done = [
         (size, study, arm_losses(study, size, rate))
         for size, study in zip(ladder.sizes, studies, strict=True)
-        if rate is not None and study is not None and _is_finished(study)
+        if rate is not None and study is not None and is_finished(study)
     ]
     records = tuple(size for size, *_ in done)
     unfinished = tuple(size.size for size in ladder.sizes if size not in records)
@@ -107,19 +116,24 @@ def ladder_evidence(
         if all(size.architectures[index].name in own for size, _, own in done)
     ]
     if len(kept) < 3:
-        raise UsageError(f"{ladder.name} has {len(kept)} arms that completed at every finished size; it needs three.")
+        raise UsageError(
+            f"{ladder.name} has {len(kept)} arms that completed at every finished size; it needs three."
+            + _missing(ladder, done)
+        )
     losses = [size_losses(size, own, kept, assumed) for size, _, own in done]
     if parameters is not None and parameters <= losses[-1].parameters:
         raise UsageError(
             f"--at {parameters:,}: is not above the largest finished size, {losses[-1].parameters:,}: use a larger one."
         )
     is_ladder, many = len(losses) > 1, len(kept)
+    gone = [k for k, arm in enumerate(ladder.arms) if any(size.trained and arm not in size.trained for size in records)]
     found, reason = _forecast(losses, parameters)
     stated, faults = kept_forecasts(root / ladder.name)
     return LadderEvidence(
         ladder=ladder,
         arms=tuple(ladder.arms[index] for index in kept),
-        left_out=tuple(arm for index, arm in enumerate(ladder.arms) if index not in kept),
+        left_out=tuple(arm for index, arm in enumerate(ladder.arms) if index not in [*kept, *gone]),
+        dropped=tuple(_dropped(ladder, index, done, assumed) for index in gone),
         records=records,
         studies=tuple(study for _, study, _ in done),
         losses=tuple(losses),
@@ -127,7 +141,9 @@ def ladder_evidence(
         rate=rate,
         rate_edge=_edge(studies[0], rate),
         unfinished=unfinished,
-        agreements=tuple(agreement(small, large) for small, large in combinations(losses, 2)),
+        agreements=tuple(
+            agreement(*_both(small, large, kept, gone, assumed)) for small, large in combinations(done, 2)
+        ),
         changes=changes(losses[0], losses[-1], [(k, 0) for k in range(1, many)]) if is_ladder else (),
         turns=tuple(c for c in changes(losses[0], losses[-1]) if c.change == "turns") if is_ladder else (),
         detectable=detectable_turn(losses[0], losses[-1], many * (many - 1) // 2) if is_ladder else None,
@@ -141,10 +157,45 @@ def ladder_evidence(
     )
 
 
-def _is_finished(study: StudyRecord) -> bool:
-    """Return whether no trial of the plan may still complete."""
-    started = len(study.trials) + len(study.damaged)
-    return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
+Finished = tuple[SizeRecord, StudyRecord, dict[str, tuple[float, ...]]]
+"""A finished size, its study and the losses of the seeds by architecture."""
+
+
+def _missing(ladder: LadderRecord, done: list[Finished]) -> str:
+    """Return which arms were to train at a finished size and did not complete, as a sentence after another."""
+    lacks = [
+        (arm, size)
+        for size, _, own in done
+        for arm, shape in zip(ladder.arms, size.architectures, strict=True)
+        if arm in (size.trained or ladder.arms) and shape.name not in own
+    ]
+    if not lacks:
+        return ""
+    words = ", ".join(f"{arm} at {size.size}" for arm, size in lacks)
+    commands = " and ".join(f"march-search study status {name}" for name in dict.fromkeys(s.study for _, s in lacks))
+    return f" Not complete: {words}; see {commands}."
+
+
+def _both(
+    small: Finished, large: Finished, kept: list[int], gone: list[int], assumed: float | None
+) -> tuple[SizeLosses, SizeLosses]:
+    """Return the losses at two sizes of the arms that completed at every size or, if dropped later, at both."""
+    arms = sorted(
+        {*kept, *(k for k in gone if all(size.architectures[k].name in own for size, _, own in (small, large)))}
+    )
+    first, second = (size_losses(size, own, arms, assumed) for size, _, own in (small, large))
+    return first, second
+
+
+def _dropped(ladder: LadderRecord, index: int, done: list[Finished], assumed: float | None) -> DroppedArm:
+    """Return an arm that was dropped, with its losses at the sizes at which it completed."""
+    losses = {}
+    for size, _, own in done:
+        name = size.architectures[index].name
+        if name in own:
+            side = size_losses(size, own, [index], assumed)
+            losses[size.size] = (float(side.means_A[0]), float(side.errors_A[0]), len(own[name]))
+    return DroppedArm(arm=ladder.arms[index], losses=losses)
 
 
 def _edge(study: StudyRecord | None, rate: float | None) -> str:

@@ -27,6 +27,7 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
         study: The study as its folder records it.
         spent: Tokens that count towards `max_tokens`, from the storage; None to add up those of the trials.
     """
+    study = study.whole or study
     config, seeds = study.config, study.config.search.seeds
     searched = [t for t in study.trials if t.seed in seeds]
     further = [t for t in study.trials if t.seed not in seeds]
@@ -43,7 +44,7 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
         arms = "1 architecture is" if number == 1 else f"{number} architectures are"
         return Phase(name="complete", detail=f"{arms} complete; [confirm] adds no seeds.")
     running = [t for t in further if t.state in ("paused", "unfinished")]
-    spent = sum(t.tokens for t in study.trials) if spent is None else spent
+    spent = sum(t.tokens + t.branched_tokens for t in study.trials) if spent is None else spent
     if running:
         leader = f"; so far, {found.left[0]} leads" if found.left else ""
         return Phase(name="confirm", detail=f"{_further(len(running))} not finished{leader}.")
@@ -57,8 +58,8 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
 
 def fits(found: Finals, config: StudyConfig, spent: int) -> bool:
     """Return whether the next round stays within the study's `max_tokens`, after `spent` tokens."""
-    limit = config.search.max_tokens
-    return limit is None or spent + len(found.following) * config.training.tokens <= limit
+    limit, training = config.search.max_tokens, config.training
+    return limit is None or spent + len(found.following) * training.trained_tokens(0, training.tokens) <= limit
 
 
 def seed_trials(trials: Sequence[TrialRecord]) -> list[SeedTrial]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Any
 
 from march_search.analysis.comparison import difference_variance, mean_interval, shifted_letters
@@ -117,37 +118,50 @@ def _flops(pooled: Pooled) -> float:
     return pooled.architecture.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
 
 
+def branch_losses(trials: Sequence[TrialRecord]) -> dict[str, float]:
+    """Return the mean loss of the trials that have it, at each data budget at which a decay branch ended."""
+    found: dict[int, list[float]] = {}
+    for trial in trials:
+        for line in trial.branches:
+            found.setdefault(int(line["branch"]), []).append(float(line["loss"]))
+    return {str(tokens): fmean(own) for tokens, own in sorted(found.items())}
+
+
 def _pooled_row(pooled: Pooled) -> dict[str, Any]:
     """Return the row of one architecture, with means over its seeds."""
     trials, one, speed = pooled.trials, len(pooled.trials) == 1, measured_speed(pooled.trials)
-    return pooled.architecture.row() | {
-        "trial": pooled.best_trial.number,
-        "trials": [t.number for t in trials],
-        "seed": trials[0].seed if one else None,
-        "seeds": [t.seed for t in trials],
-        "num_seeds": len(trials),
-        "loss": pooled.loss,
-        "losses": list(pooled.losses),
-        "bits_per_byte": pooled.bits_per_byte,
-        "perplexity": math.exp(min(pooled.loss, 700.0)),
-        "context_gain": pooled.context_gain,
-        "tokens": pooled.tokens,
-        "level_tokens": pooled.tokens,
-        "is_final": pooled.is_final,
-        "tokens_per_second": speed.tokens_per_second,
-        "tokens_per_second_low": speed.low,
-        "tokens_per_second_high": speed.high,
-        "speed_is_rough": speed.is_rough,
-        "flops_per_token": _flops(pooled),
-        "flops": _flops(pooled) * pooled.tokens,
-        "learning_rate": pooled.learning_rate,
-        "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
-        "learning_rate_edge": pooled.edge or None,
-        "num_learning_rates": pooled.num_rates,
-        "rate_correction": pooled.rate_correction,
-        "state": trials[0].state,
-        "reason": trials[0].reason,
-    }
+    return (
+        pooled.architecture.row()
+        | {
+            "trial": pooled.best_trial.number,
+            "trials": [t.number for t in trials],
+            "seed": trials[0].seed if one else None,
+            "seeds": [t.seed for t in trials],
+            "num_seeds": len(trials),
+            "loss": pooled.loss,
+            "losses": list(pooled.losses),
+            "bits_per_byte": pooled.bits_per_byte,
+            "perplexity": math.exp(min(pooled.loss, 700.0)),
+            "context_gain": pooled.context_gain,
+            "tokens": pooled.tokens,
+            "level_tokens": pooled.tokens,
+            "is_final": pooled.is_final,
+            "tokens_per_second": speed.tokens_per_second,
+            "tokens_per_second_low": speed.low,
+            "tokens_per_second_high": speed.high,
+            "speed_is_rough": speed.is_rough,
+            "flops_per_token": _flops(pooled),
+            "flops": _flops(pooled) * pooled.tokens,
+            "learning_rate": pooled.learning_rate,
+            "learning_rate_losses": {f"{rate:g}": loss for rate, loss in pooled.rates.items()},
+            "learning_rate_edge": pooled.edge or None,
+            "num_learning_rates": pooled.num_rates,
+            "rate_correction": pooled.rate_correction,
+            "state": trials[0].state,
+            "reason": trials[0].reason,
+        }
+        | ({"branch_losses": losses} if (losses := branch_losses(trials)) else {})
+    )
 
 
 def _trial_row(trial: TrialRecord) -> dict[str, Any]:

@@ -49,8 +49,28 @@ class SizeLosses:
         return np.asarray(np.square(self.errors_A) * self.degrees_A / chi_KA, float)
 
 
+@dataclass(frozen=True)
+class SizeDraws:
+    """Draws of what two sizes show."""
+
+    first_BA: Array
+    """Expected losses of the arms at the small size."""
+    second_BA: Array
+    """Expected losses at the large size."""
+    correlations_B: Array
+    """Correlation between the sizes over all arms that the ladder's arms stand for."""
+    places_BA: Array
+    """Expected losses at the large size, in standard deviations above the mean of all these arms."""
+
+
 def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> tuple[Array, Array]:
-    """Return (B, A) draws of the arms' expected losses at two sizes.
+    """Return (B, A) draws of the arms' expected losses at two sizes; see `size_draws`."""
+    found = size_draws(small, large, seed, draws)
+    return found.first_BA, found.second_BA
+
+
+def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> SizeDraws:
+    """Return draws of the arms' expected losses at two sizes and of the correlation between the sizes.
 
     Args:
         small: Losses at one size.
@@ -87,7 +107,9 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
     weight = prior_G - (np.log(determinant).sum(axis=-1) + squares + np.log(whole)) / 2
     share = np.exp(weight - weight.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, draws, p=share / share.sum()), weight.shape)
-    center_B2 = _normal(rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole)))
+    center_B2 = normal_pairs(
+        rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole))
+    )
     gaps = [seen_A - center_B2[:, side, None] for side, seen_A in enumerate(seen_2A)]
     own = [part[k, g] for part in inverse]
     spread = np.square(first_G[g])[:, None], np.square(second_G[g])[:, None], shared_G[g][:, None]
@@ -95,7 +117,7 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
         (spread[0] * own[0] + spread[2] * own[2], spread[0] * own[2] + spread[2] * own[1]),
         (spread[2] * own[0] + spread[1] * own[2], spread[2] * own[2] + spread[1] * own[1]),
     )
-    drawn = _normal(
+    drawn = normal_pairs(
         rng,
         center_B2[:, 0, None] + weights[0][0] * gaps[0] + weights[0][1] * gaps[1],
         center_B2[:, 1, None] + weights[1][0] * gaps[0] + weights[1][1] * gaps[1],
@@ -103,10 +125,11 @@ def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: 
         spread[1] - weights[1][0] * spread[2] - weights[1][1] * spread[1],
         spread[2] - weights[0][0] * spread[2] - weights[0][1] * spread[1],
     )
-    return drawn[:, 0], drawn[:, 1]
+    places_BA = (drawn[:, 1] - center_B2[:, 1, None]) / second_G[g][:, None]
+    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g], places_BA)
 
 
-def _normal(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:
+def normal_pairs(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:
     """Return draws of pairs with means x and y, variances xx and yy, and covariance xy, stacked along axis 1."""
     first = np.sqrt(np.maximum(xx, 1e-18))
     slope = xy / first

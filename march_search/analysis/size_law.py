@@ -6,7 +6,8 @@ the exponent, because three sizes do not show it for one arm alone. Every expone
 likely before; the offset of the mean arm is not negative, so the law lies between one without an offset and one with an
 exponent of `MOST`. With two sizes, the losses do not show the exponent, and the forecast has all of these.
 
-Errors are a parametric bootstrap over seeds: draws of each arm's noise, with the variance drawn, too.
+Errors are draws of each arm's losses given what its seeds show, with the variance of the noise drawn, too, and the arms
+drawn towards one another (`size_shrinkage.py`).
 
 Shape suffixes: S sizes, A arms, B draws, K draws of the seed variances, G exponents.
 """
@@ -19,6 +20,7 @@ import numpy as np
 from march_search.analysis.comparison import CONFIDENCE, Interval
 from march_search.analysis.noise import Array
 from march_search.analysis.size_draws import SizeLosses
+from march_search.analysis.size_shrinkage import Ends, shrunk_ends
 from march_search.errors import UsageError
 
 LEAST, MOST = 0.02, 1.0
@@ -96,11 +98,10 @@ def forecast(sizes: Sequence[SizeLosses], parameters: int, seed: int = 0) -> Siz
     weight_KG[:, ~allowed_G] = -np.inf
     share = np.exp(weight_KG - weight_KG.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, DRAWS, p=share / share.sum()), weight_KG.shape)
-    noise_SBA = noise_SKA[:, k]
-    drawn_SBA = seen_SA[:, None] + np.sqrt(noise_SBA) * rng.standard_normal(noise_SBA.shape)
-    ends_2BA = _fit(drawn_SBA, noise_SBA, shape_GS[g].T[:, :, None])
-    draws_BA = ends_2BA[1] + (ends_2BA[0] - ends_2BA[1]) * at_G[g][:, None]
-    offsets_BA = ends_2BA[1] + (ends_2BA[0] - ends_2BA[1]) * end_G[g][:, None]
+    mean = _fitted(seen_SA, noise_SKA.mean(axis=1), shape_GS[np.bincount(g).argmax()][:, None])
+    first_BA, last_BA = shrunk_ends(rng, mean, _fitted(seen_SA[:, None], noise_SKA[:, k], shape_GS[g].T[:, :, None]))
+    draws_BA = last_BA + (first_BA - last_BA) * at_G[g][:, None]
+    offsets_BA = last_BA + (first_BA - last_BA) * end_G[g][:, None]
     many = seen_SA.shape[1]
     return SizeForecast(
         parameters=parameters,
@@ -136,6 +137,15 @@ def _fit(seen: Array, noise: Array, shape: Array) -> Array:
     ay, by = (weight * a * seen).sum(0), (weight * b * seen).sum(0)
     determinant = aa * bb - ab**2
     return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
+
+
+def _fitted(seen: Array, noise: Array, shape: Array) -> Ends:
+    """Return the result of `_fit` with its error variances."""
+    a, b, weight = shape, 1 - shape, 1 / noise
+    aa, bb, ab = (weight * a * a).sum(0), (weight * b * b).sum(0), (weight * a * b).sum(0)
+    first, last = _fit(seen, noise, shape)
+    determinant = aa * bb - ab**2
+    return Ends(x=first, y=last, xx=bb / determinant, yy=aa / determinant, xy=-ab / determinant)
 
 
 def _ends(seen_S1A: Array, noise_S1A: Array, shape_GS: Array) -> Array:

@@ -38,7 +38,8 @@ class Statement:
 SAME = (
     *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
     *("length_reduction", "noop_key", "num_key_value_heads", "qk_norm", "norm", "norm_position", "bias"),
-    *("parallel_block", "rotary_fraction", "rotary_base", "attention_window", "global_every", "logit_softcap"),
+    *("parallel_block", "rotary_fraction", "rotary_base", "rotary_scaling", "attention_window", "global_every"),
+    "logit_softcap",
 )
 """Fields that must be equal in both architectures unless a statement is about them."""
 

@@ -64,6 +64,12 @@ class TrialRecord:
     """Full result of a complete trial."""
     notes: tuple[str, ...] = ()
     """One line for each damaged file or line that was left out."""
+    branches: tuple[dict[str, Any], ...] = ()
+    """Evaluation of each decay branch: `branch` is the data budget at which it ends. Ascending."""
+    branched_tokens: int = 0
+    """Tokens that decay branches trained."""
+    is_branch: bool = False
+    """Whether this record shows a decay branch as a trial of the shorter budget (`shorter_budgets.at_budget`)."""
 
     def loss_at(self, tokens: int) -> float | None:
         """Return the validation loss after `tokens` tokens; None if it was not evaluated there."""
@@ -102,6 +108,8 @@ class StudyRecord:
     """Trials of which not even the settings can be read."""
     notes: tuple[str, ...] = ()
     """One line for each damaged file or line that was left out, and one for what the study's trials did not write."""
+    whole: "StudyRecord | None" = None
+    """The study itself, if this record shows its decay branches (`shorter_budgets.at_budget`)."""
 
     @cached_property
     def config(self) -> StudyConfig:
@@ -213,6 +221,8 @@ def _read_trial(trial: OwnTrial, pruner: PrunerConfig) -> TrialRecord:
     if state == "complete" and result:
         evaluations, contradictions = _consistent(metrics, result)
         notes += contradictions + _validation_notes(folder, result)
+    branches, contradictions = _branches(metrics, result if state == "complete" else None)
+    notes += contradictions
     last = evaluations[-1] if evaluations else {}
     if state == "unfinished" and _on_rung(int(last.get("tokens", 0)), config, pruner):
         state, ended = "paused", {"text": f"waiting on the rung at {last['tokens']:,} tokens, or just promoted"}
@@ -236,7 +246,19 @@ def _read_trial(trial: OwnTrial, pruner: PrunerConfig) -> TrialRecord:
         evaluations=evaluations,
         result=result if state == "complete" else None,
         notes=tuple(notes),
+        branches=branches,
+        branched_tokens=metrics.branched_tokens,
     )
+
+
+def _branches(metrics: Metrics, result: dict[str, Any] | None) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """Return the evaluations of decay branches, and a note if some contradict the sealed result, which counts then."""
+    lines = {int(line["branch"]): line for line in metrics.of_kind("branch_evaluation")}
+    sealed = {int(row["tokens"]): row for row in (result or {}).get("branches") or ()}
+    wrong = [tokens for tokens, row in sealed.items() if lines.get(tokens, row).get("loss") != row["loss"]]
+    found = lines | {tokens: lines.get(tokens, {}) | row | {"branch": tokens} for tokens, row in sealed.items()}
+    note = f"{metrics.path}: the branches to {wrong} tokens contradict result.json, whose losses are used."
+    return tuple(found[tokens] for tokens in sorted(found)), [note] if wrong else []
 
 
 def _read_result(folder: Path, config: TrialConfig) -> tuple[dict[str, Any] | None, str]:

@@ -3,9 +3,11 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from march_search.architecture import block as blocks
 from march_search.architecture import flops, huggingface, naming, parameters
 from march_search.errors import ArchitectureError
 
@@ -36,6 +38,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "length_reduction": (1 / 1024, 1.0),
     "rotary_fraction": (1 / 1024, 1.0),
     "rotary_base": (1.0, 1e12),
+    "rotary_scaling": (1.0, 1e6),
     "logit_softcap": (1e-3, 1e6),
     "norm_epsilon": (1e-12, 1e-2),
 }
@@ -111,6 +114,9 @@ class Architecture:
     """Fraction of the dimensions of a head that `rotary` positions turn, from the first on."""
     rotary_base: float = 10000.0
     """Base of the wavelengths of `rotary` positions."""
+    rotary_scaling: float = 1.0
+    """Factor by which wavelengths of `rotary` positions above 8,192 tokens are longer, as in Llama 3.1: `rope_scaling`
+    of type `llama3`. Those below 2,048 stay, and those between pass from one to the other."""
     attention_window: int | None = None
     """Number of positions that self-attention sees, up to and including its own; an encoder also sees as many after it.
     None means all."""
@@ -121,6 +127,9 @@ class Architecture:
     """Bound c of the logits of the output layer, c·tanh(logits / c) (Gemma 2); None means no bound."""
     norm_epsilon: float = 1e-6
     """Added to the mean square, or the variance, in every norm."""
+    block: str | None = None
+    """A user's block in place of every feed-forward layer, with its fields, such as `moe+num_experts=4+top_k=2`; None
+    means the layer of `feed_forward_proj`."""
 
     def __post_init__(self) -> None:
         """Validate each field, then their combination."""
@@ -138,11 +147,13 @@ class Architecture:
         self._check_count("global_every", least=0)
         for name in NUMBERS:
             self._check_number(name)
+        if self.block is not None:
+            object.__setattr__(self, "block", blocks.canonical(self.block))
         if self.num_key_value_heads == self.num_heads:
             object.__setattr__(self, "num_key_value_heads", None)
         if self.structure == "encoder-decoder" and self.num_decoder_layers == self.num_layers:
             object.__setattr__(self, "num_decoder_layers", None)
-        for refused, sentence in parameters.refusals(self):
+        for refused, sentence in chain(parameters.refusals(self), parameters.block_refusals(self)):
             if refused:
                 raise ArchitectureError(f"Invalid architecture: {sentence.format(**asdict(self))}.")
 
@@ -205,8 +216,9 @@ class Architecture:
         return huggingface.config_from_fields(self.name, asdict(self), DEFAULTS)
 
     def row(self) -> dict[str, Any]:
-        """Return every field, the name and the parameter count as a flat dict, for tables."""
-        return asdict(self) | {"name": self.name, "num_params": self.num_params}
+        """Return every field, those of the block, the name and the parameter counts as a flat dict, for tables."""
+        counts = {"num_params": self.num_params, "num_active_params": self.num_active_params}
+        return asdict(self) | self.block_fields | {"name": self.name} | counts
 
     @property
     def num_params(self) -> int:
@@ -217,6 +229,16 @@ class Architecture:
     def num_params_non_embedding(self) -> int:
         """Number of parameters without token embedding, learned positions and output layer."""
         return self.num_params - int(sum(parameters.embedding_groups(self).values()))
+
+    @property
+    def num_active_params(self) -> int:
+        """Number of parameters that one position is multiplied by; fewer than `num_params` only with a block."""
+        return int(sum(parameters.param_groups(self, is_active=True).values()))
+
+    @property
+    def block_fields(self) -> dict[str, int | float | bool | str]:
+        """Fields of the block; empty without one."""
+        return {} if self.block is None else dict(blocks.parse_block(self.block)[1])
 
     def param_groups(self) -> dict[str, int]:
         """Return the number of parameters by group. The groups sum to `num_params`; tied embeddings count once."""

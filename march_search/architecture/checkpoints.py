@@ -1,5 +1,6 @@
 """Shapes of public models by name, with which a budget, a target of `--near` or an architecture can be named."""
 
+import json
 import re
 from pathlib import Path
 
@@ -76,11 +77,25 @@ _OLMO_2 = {
     "32b": "L64-D5120-H40x128-F27648",
 }
 
+_UL2 = "L32-D4096-H16x256-F16384-swiglu"
+
+_LLAMA_3 = {  # shape, and what follows the vocabulary and the heads of the keys
+    "llama-3-8b": ("L32-D4096-H32x128-F14336-swiglu-rope-untied", ""),
+    "llama-3-70b": ("L80-D8192-H64x128-F28672-swiglu-rope-untied", ""),
+    "llama-3.1-8b": ("L32-D4096-H32x128-F14336-swiglu-rope-untied", "-RS8"),
+    "llama-3.1-70b": ("L80-D8192-H64x128-F28672-swiglu-rope-untied", "-RS8"),
+    "llama-3.1-405b": ("L126-D16384-H128x128-F53248-swiglu-rope-untied", "-RS8"),
+    "llama-3.2-1b": ("L16-D2048-H32x64-F8192-swiglu-rope", "-RS32"),
+    "llama-3.2-3b": ("L28-D3072-H24x128-F8192-swiglu-rope", "-RS32"),
+    "llama-3.3-70b": ("L80-D8192-H64x128-F28672-swiglu-rope-untied", "-RS8"),
+}
+
 CHECKPOINTS: dict[str, str] = {
     **{f"t5-{size}": name for size, name in _T5.items()},
     **{f"{family}-{size}": name for family in ("t5-v1_1", "flan-t5") for size, name in _T5_V1_1.items()},
     **{f"mt5-{size}": f"{name}-V250112" for size, name in _T5_V1_1.items()},
     **{f"byt5-{size}": f"{name}-geglu-untied-V384" for size, name in _BYT5.items()},
+    **dict.fromkeys(("ul2", "flan-ul2"), _UL2),
     **{size: f"{name}-gelu-abs-dec-ln-ball-V50257-E0.00001" for size, name in _GPT2.items()},
     **{
         f"pythia-{size}": f"{name}-rope-untied-dec-exactgelu-ln-ball-par-V{vocab_size}-RF0.25-E0.00001"
@@ -89,8 +104,7 @@ CHECKPOINTS: dict[str, str] = {
     "llama-2-7b": "L32-D4096-H32x128-F11008-swiglu-rope-untied-dec-V32000-E0.00001",
     "llama-2-13b": "L40-D5120-H40x128-F13824-swiglu-rope-untied-dec-V32000-E0.00001",
     "llama-2-70b": "L80-D8192-H64x128-F28672-swiglu-rope-untied-dec-V32000-KV8-E0.00001",
-    "llama-3-8b": "L32-D4096-H32x128-F14336-swiglu-rope-untied-dec-V128256-KV8-RB500000-E0.00001",
-    "llama-3-70b": "L80-D8192-H64x128-F28672-swiglu-rope-untied-dec-V128256-KV8-RB500000-E0.00001",
+    **{model: f"{name}-dec-V128256-KV8-RB500000{scaling}-E0.00001" for model, (name, scaling) in _LLAMA_3.items()},
     "tinyllama-1.1b": "L22-D2048-H32x64-F5632-swiglu-rope-untied-dec-V32000-KV4-E0.00001",
     "mistral-7b-v0.1": "L32-D4096-H32x128-F14336-swiglu-rope-untied-dec-V32000-KV8-W4096-E0.00001",
     "smollm2-135m": "L30-D576-H9x64-F1536-swiglu-rope-dec-V49152-KV3-RB100000-E0.00001",
@@ -109,7 +123,7 @@ CHECKPOINTS: dict[str, str] = {
 def read_architecture(text: str) -> Architecture:
     """Return the architecture that a user names: by its name, by a public model in `CHECKPOINTS`, or by a file.
 
-    A file is a config.json of Hugging Face transformers, or a folder with one.
+    A file is a config.json of Hugging Face transformers, or of `export --format torch`, or a folder with one.
 
     Raises:
         ArchitectureError: If the text is none of them, or the file cannot be read or expressed.
@@ -120,7 +134,8 @@ def read_architecture(text: str) -> Architecture:
     if re.match(r"L\d", word):
         return Architecture.parse(word)
     if path := _config_file(word):
-        return Architecture.from_huggingface(path)
+        name = _exported_name(path)
+        return Architecture.from_huggingface(path) if name is None else Architecture.parse(name)
     raise ArchitectureError(
         f"{shown(word)} is not an architecture name: use one such as L12-D768-H12x64-F3072-geglu, the path of a "
         f"config.json, or a public model. {nearest_checkpoint(word)}"
@@ -137,8 +152,18 @@ def _config_file(text: str) -> Path | None:
         return None
 
 
+def _exported_name(path: Path) -> str | None:
+    """Return the name in the config.json of `export --format torch`; None if the file is another."""
+    try:
+        table = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):  # `Architecture.from_huggingface` says what is wrong
+        return None
+    is_exported = isinstance(table, dict) and isinstance(table.get("architecture"), dict)
+    return table["name"] if is_exported and isinstance(table.get("name"), str) else None
+
+
 def nearest_checkpoint(word: str) -> str:
     """Return the end of an error message: the public model closest to `word`, or all families if none is close."""
     answer = nearest(word[:60].lower(), CHECKPOINTS)
-    families = dict.fromkeys(name.rpartition("-")[0] or name for name in CHECKPOINTS)
+    families = dict.fromkeys(name.rpartition("-")[0] or name for name in CHECKPOINTS if name != "flan-ul2")
     return answer if answer.startswith("Did") else f"Known: sizes of {', '.join(sorted(families))}."

@@ -1,14 +1,15 @@
 """Count the floating-point operations of matrix products and attention, for one architecture or arrays of them.
 
 A multiply-add counts as two operations. The count includes every weight matrix at every position where it is applied,
-the attention scores and their product with the values (over the full matrix, also with a causal mask; with a window of
-W positions, at most W keys per query, or 2 W - 1 in an encoder), and the output layer. It excludes embedding look-ups,
-norms, biases, softmax, activation functions, residual sums and the no-op key. The backward pass costs twice the forward
-pass (Kaplan et al. 2020, section 2.1).
+the attention scores and their product with the values (over the full matrix, also with a causal mask or masked
+documents; with a window of W positions, at most W keys per query, or 2 W - 1 in an encoder), and the output layer. It
+excludes embedding look-ups, norms, biases, softmax, activation functions, residual sums and the no-op key. The backward
+pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
 """
 
 from typing import Any
 
+from march_search.architecture.block import layer_counts
 from march_search.architecture.parameters import LayerGroup, layer_groups, projections
 from march_search.architecture.spans import span_lengths
 
@@ -105,10 +106,17 @@ def seen_keys(keys: int, window: int | None, is_causal: bool) -> int:
 
 def _layer(a: Any, run: LayerGroup, queries: int, keys: int, is_causal: bool) -> Any:
     """Return the operations of self-attention and feed-forward in one layer."""
-    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
     attention = 4 * run.width * (run.inner * queries + run.key_value_inner * keys)
     scores = 4 * queries * seen_keys(keys, run.window, is_causal) * run.inner
-    return attention + scores + 2 * queries * matrices * run.width * a.d_ff
+    return attention + scores + queries * feed_forward_flops(a, run)
+
+
+def feed_forward_flops(a: Any, run: LayerGroup) -> Any:
+    """Return the operations of one feed-forward layer at one position."""
+    if a.block is not None:
+        return layer_counts(a.block, run.width, a.d_ff).flops
+    matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
+    return 2 * matrices * run.width * a.d_ff
 
 
 def _cross(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:

@@ -37,6 +37,11 @@ ACTIVATIONS = {
 }
 """Our activation by that of transformers; the first of several is written."""
 
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Keys of rotary positions of type `llama3` besides the factor, as in Llama 3.1, 3.2 and 3.3. Wavelengths longer than
+`original_max_position_embeddings` divided by the low factor are scaled, and those shorter than by the high one are
+not."""
+
 WINDOW = 4096
 """Window of Mistral and Qwen where a config.json leaves it out."""
 
@@ -191,8 +196,11 @@ def config_from_decoder(name: str, fields: Mapping[str, Any], defaults: Mapping[
     }
     if kind == "gpt2":
         return config | {"n_inner": fields["d_ff"], "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
-    rope = {"rope_type": "default", "rope_theta": fields["rotary_base"]}
-    config |= {"max_position_embeddings": fields["max_length"]}
+    rope, most = {"rope_type": "default", "rope_theta": fields["rotary_base"]}, fields["max_length"]
+    if (scaling := fields["rotary_scaling"]) != 1.0:
+        rope |= {"rope_type": "llama3", "factor": scaling, **LLAMA3_ROPE}
+        most = max(most, round(scaling * LLAMA3_ROPE["original_max_position_embeddings"]))
+    config |= {"max_position_embeddings": most}
     if kind == "gpt_neox":
         rope["partial_rotary_factor"] = fields["rotary_fraction"]
         config["use_parallel_residual"] = fields["parallel_block"]
@@ -241,11 +249,16 @@ def _llama_bias(table: Mapping[str, Any], source: str) -> str:
 
 def _rotary(family: Family, table: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the fields of rotary positions, from the keys of today or of earlier versions of transformers."""
+    scaling = 1.0
     for key in ("rope_parameters", "rope_scaling"):
         rope = table.get(key) or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise ArchitectureError(f'{source}: {key} of type "{kind}" cannot be expressed, only "default".')
+        if kind == "llama3":
+            scaling = _llama3_factor(rope, f"{source}: {key}")
+        elif kind != "default":
+            raise ArchitectureError(
+                f'{source}: {key} of type "{kind}" cannot be expressed, only "default" and "llama3".'
+            )
     rope = table.get("rope_parameters") or {}
     base = rope.get("rope_theta", table.get("rope_theta", table.get("rotary_emb_base", 10000.0)))
     fraction = table.get("partial_rotary_factor", table.get("rotary_pct", family.rotary_fraction))
@@ -253,7 +266,18 @@ def _rotary(family: Family, table: Mapping[str, Any], source: str) -> dict[str, 
         "position": "rotary",
         "rotary_base": base,
         "rotary_fraction": rope.get("partial_rotary_factor", fraction),
+        "rotary_scaling": scaling,
     }
+
+
+def _llama3_factor(rope: Mapping[str, Any], where: str) -> Any:
+    """Return the factor of rotary positions of type `llama3`."""
+    for name, value in LLAMA3_ROPE.items():
+        if rope.get(name, value) != value:
+            raise ArchitectureError(f"{where}: {name} is {rope[name]!r}, but only {value!r} can be expressed.")
+    if "factor" not in rope:
+        raise ArchitectureError(f'{where}: factor is missing: the type "llama3" needs it.')
+    return rope["factor"]
 
 
 def _window(family: Family, table: Mapping[str, Any], num_layers: int, source: str) -> dict[str, Any]:
@@ -302,7 +326,7 @@ def _refused(family: Family, fields: Mapping[str, Any], defaults: Mapping[str, A
     wanted |= {"structure": ("decoder-only",), "position": ("rotary",)} | dict(family.fixed)
     free = {*family.keys, *OPEN, "d_ff", "max_length"}
     if wanted["position"] == ("rotary",):
-        free |= {"rotary_base"} | ({"rotary_fraction"} if family.rotary_fraction != 1.0 else set())
+        free |= {"rotary_base", "rotary_scaling"} | ({"rotary_fraction"} if family.rotary_fraction != 1.0 else set())
     if not family.has_groups:
         free.discard("num_key_value_heads")
     if family.window != "none":

@@ -1,6 +1,7 @@
 """Convert fields to architecture names such as `L12-D768-H12x64-F3072-geglu`, and back.
 
-Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file names.
+Names contain only letters, digits, `-`, `+` and `.`, so they are safe as file names. Those of a user's block, such as
+`moe+num_experts=4+top_k=2`, also contain `=` and `_`.
 """
 
 import re
@@ -48,6 +49,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "KV": ("num_key_value_heads", int),
     "RF": ("rotary_fraction", float),
     "RB": ("rotary_base", float),
+    "RS": ("rotary_scaling", float),
     "W": ("attention_window", int),
     "G": ("global_every", int),
     "C": ("logit_softcap", float),
@@ -56,7 +58,8 @@ NUMBERS: dict[str, tuple[str, type]] = {
 """Letters that set a field to the number after them."""
 
 _SHAPE = re.compile(
-    r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})((?:-[A-Za-z0-9.]{1,30})*)", re.ASCII
+    r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})((?:-[A-Za-z0-9.]{1,30}|-[a-z][a-z0-9_]{0,30}\+[A-Za-z0-9_.=+]{0,100})*)",
+    re.ASCII,
 )
 
 _BOTTLENECK = re.compile(r"B(flat|shrinking|growing)(\d+)", re.ASCII)
@@ -78,6 +81,8 @@ def encode(values: dict[str, Any], defaults: dict[str, Any]) -> str:
     ]
     if values["bottleneck"] != "none":
         parts.append(f"B{values['bottleneck']}{values['d_bottleneck']}")
+    if values["block"] is not None:
+        parts.append(values["block"])
     return "-".join(parts)
 
 
@@ -117,6 +122,8 @@ def _decode_word(word: str, name: str) -> list[tuple[str, Any]]:
     """Return the fields that one word of a name sets."""
     if word in WORDS:
         return [WORDS[word]]
+    if "+" in word:
+        return [("block", word)]
     if match := _BOTTLENECK.fullmatch(word):
         return [("bottleneck", match[1]), ("d_bottleneck", int(match[2]))]
     match = _NUMBER.fullmatch(word)

@@ -23,6 +23,7 @@ Special fields change the count as follows:
     norm            `layer` doubles the weights of all norms except those of qk_norm
     bias            `qkv` adds I + 2·J to every attention (I without its own keys and values); `all` adds D more to
                     each, and (m - 1)·F + D to every feed-forward layer
+    block           replaces m·D·F by the formula of a user's block, which need not be linear in F
     length_reduction, gating function, rotary or no positions, norm_position, parallel_block, attention_window,
     logit_softcap: no change
 """
@@ -32,6 +33,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from march_search.architecture import block
 
 RELATIVE_BUCKETS = 32
 """Number of buckets in T5's relative position bias."""
@@ -117,15 +120,16 @@ def projections(a: Any, num_layers: int) -> list[tuple[Any, Any]]:
     return list(pairwise(path))
 
 
-def param_groups(a: Any) -> dict[str, Any]:
+def param_groups(a: Any, is_active: bool = False) -> dict[str, Any]:
     """Return the number of parameters by group, including empty groups.
 
     Args:
         a: An `Architecture`, or an object with the same fields whose numbers are broadcastable int64 arrays.
+        is_active: Whether to count only those parameters of a user's block that a position is multiplied by.
     """
     groups = embedding_groups(a)
     for stack, num_layers in stacks(a):
-        groups |= stack_groups(a, stack, num_layers)
+        groups |= stack_groups(a, stack, num_layers, is_active)
     return groups
 
 
@@ -146,15 +150,14 @@ def stacks(a: Any) -> list[tuple[str, int]]:
     return [("encoder", a.num_layers), ("decoder", depth)]
 
 
-def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
-    """Return the parameters of one stack by group."""
+def stack_groups(a: Any, stack: str, num_layers: int, is_active: bool = False) -> dict[str, Any]:
+    """Return the parameters of one stack by group; `is_active` as in `param_groups`."""
     cross = stack == "decoder" and a.structure != "decoder-only"
     runs = layer_groups(a, num_layers)
     groups = {f"{stack}.attention": sum(r.sets * _attention(a, r, 2 * r.width * r.key_value_inner) for r in runs)}
     if cross:
         groups[f"{stack}.cross_attention"] = sum(r.sets * _attention(a, r, *_cross_keys_values(a, r)) for r in runs)
-    constant, slope = feed_forward_line(a, runs)
-    groups[f"{stack}.feed_forward"] = constant + slope * a.d_ff
+    groups[f"{stack}.feed_forward"] = feed_forward(a, runs, is_active)
     per_norm = 2 if a.norm == "layer" else 1
     groups[f"{stack}.norm"] = per_norm * (sum(r.sets * (2 + cross) * r.width for r in runs) + a.d_model)
     if a.bottleneck != "none":
@@ -164,8 +167,17 @@ def stack_groups(a: Any, stack: str, num_layers: int) -> dict[str, Any]:
     return groups
 
 
+def feed_forward(a: Any, runs: list[LayerGroup], is_active: bool = False) -> Any:
+    """Return the parameters of these feed-forward layers; `is_active` as in `param_groups`."""
+    if a.block is None:
+        constant, slope = feed_forward_line(a, runs)
+        return constant + slope * a.d_ff
+    counts = [(r.sets, block.layer_counts(a.block, r.width, a.d_ff)) for r in runs]
+    return sum(sets * (own.active if is_active else own.params) for sets, own in counts)
+
+
 def feed_forward_line(a: Any, runs: list[LayerGroup]) -> tuple[Any, Any]:
-    """Return the constant and the slope in `d_ff` of the parameters of these feed-forward layers."""
+    """Return the constant and the slope in `d_ff` of the parameters of these feed-forward layers, without a block."""
     matrices, biased = 3 if a.feed_forward_proj.startswith("gated-") else 2, a.bias == "all"
     slope = sum(r.sets * (matrices * r.width + biased * (matrices - 1)) for r in runs)
     return biased * sum(r.sets * r.width for r in runs), slope
@@ -232,7 +244,7 @@ def _on_grid(width: Any) -> Any:
 
 
 def refusals(a: Any) -> Iterator[tuple[Any, str]]:
-    """Yield (is violated, message) for every rule that a combination of fields must meet.
+    """Yield (is violated, message) for every rule that a combination of fields other than `d_ff` must meet.
 
     The first item is a bool, or a bool array if the fields are arrays. The message may contain field names in braces.
     """
@@ -285,12 +297,26 @@ def refusals(a: Any) -> Iterator[tuple[Any, str]]:
         "head_schedule={head_schedule!r} changes the heads within a stack",
     )
     yield from _bottleneck_refusals(a, shared)
+    if a.block is not None:
+        yield (
+            a.feed_forward_proj != "relu",
+            "the block {block} replaces the feed-forward layer: leave feed_forward_proj at its default, not "
+            "{feed_forward_proj!r}",
+        )
     yield from _attention_refusals(a, depths)
     yield (
         a.parallel_block and not decoder_only,
         "parallel_block needs structure='decoder-only': in a decoder with an encoder, cross-attention stands between "
         "attention and feed-forward",
     )
+
+
+def block_refusals(a: Any) -> Iterator[tuple[Any, str]]:
+    """Yield items as `refusals` does for the rules of a user's block, which may depend on `d_ff`."""
+    if a.block is not None:
+        widths = {id(width): width for _, depth in stacks(a) for width in layer_widths(a, depth)}
+        for width in widths.values():
+            yield from block.layer_refusals(a.block, width, a.d_ff)
 
 
 def _attention_refusals(a: Any, depths: list[int]) -> Iterator[tuple[Any, str]]:
@@ -312,7 +338,7 @@ def _attention_refusals(a: Any, depths: list[int]) -> Iterator[tuple[Any, str]]:
         a.position == "none" and a.structure != "decoder-only",
         "position='none' needs structure='decoder-only': without a causal mask, an encoder cannot tell the order",
     )
-    for field, default in (("rotary_fraction", 1.0), ("rotary_base", 10000.0)):
+    for field, default in (("rotary_fraction", 1.0), ("rotary_base", 10000.0), ("rotary_scaling", 1.0)):
         yield (
             a.position != "rotary" and getattr(a, field) != default,
             f"{field}={{{field}}} needs position='rotary', not {{position!r}}",

@@ -90,6 +90,7 @@ def run_inspect(options: argparse.Namespace) -> int:
     study = named_study(options.study, options.root)
     config, base = study.load()
     if study.file is None:
+        study.folder.load_block()
         store, space = Store.open(study.folder.store), restored_candidates(study.folder.path).found.space
     else:
         store = Store.open(find_store(config.data, options.root, base, tokens=config.training.tokens))
@@ -168,7 +169,9 @@ def print_examples(config: "StudyConfig", store: "Store", structure: str, number
     batches = Batches(store, config.data, config.search.seeds[0], structure)
     inputs, targets = batches.train(0, number)
     text = ExampleText(
-        bpe.load(store.folder / "tokenizer.json").decode, store.special.first_sentinel, store.special.step
+        bpe.load(store.folder / "tokenizer.json", store.vocab_size).decode,
+        store.special.first_sentinel,
+        store.special.step,
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
     for heading in ("text",) if inputs is None else ("input", "target"):
@@ -187,8 +190,11 @@ SENTINEL_COLOURS = ("bright_yellow", "bright_cyan", "bright_magenta", "bright_gr
 class ExampleText:
     """Converter from token ids to coloured terminal text."""
 
-    def __init__(self, decode: Callable[..., str], first_sentinel: int, step: int) -> None:
-        """Create a converter for ids in which sentinel i, from 0 to 99, is `first_sentinel + step * i`."""
+    def __init__(self, decode: Callable[..., str], first_sentinel: int | None, step: int) -> None:
+        """Create a converter for ids in which sentinel i, from 0 to 99, is `first_sentinel + step * i`.
+
+        Without sentinels, `first_sentinel` is None.
+        """
         self._decode, self._first, self._step = decode, first_sentinel, step
 
     def of(self, ids: Sequence[int]) -> "Text":
@@ -197,7 +203,7 @@ class ExampleText:
 
         text, words = Text(), list[int]()
         for token in [*ids, None]:
-            number = None if token is None else (token - self._first) * self._step
+            number = None if token is None or self._first is None else (token - self._first) * self._step
             if token is not None and not (number is not None and 0 <= number < 100):
                 words.append(token)
                 continue

@@ -35,6 +35,9 @@ def add(doctor: argparse.ArgumentParser) -> None:
         "--study", metavar="STUDY", help="instead of the checks, train a few steps of this study's shapes and price it"
     )
     doctor.add_argument(
+        "--space", metavar="SPACE", help="instead of the checks, check the block that [model] of this space names"
+    )
+    doctor.add_argument(
         "--timeout",
         type=positive,
         default=120,
@@ -43,7 +46,11 @@ def add(doctor: argparse.ArgumentParser) -> None:
     )
     add_format(doctor, holds="the finding of each check; json also what was measured")
     add_examples(
-        doctor, "march-search doctor", "march-search doctor --only disk,devices", "march-search doctor --study cpu-demo"
+        doctor,
+        "march-search doctor",
+        "march-search doctor --only disk,devices",
+        "march-search doctor --study cpu-demo",
+        "march-search doctor --space examples/moe-space.toml",
     )
     doctor.set_defaults(run=run)
 
@@ -52,6 +59,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the checks and print their findings; return 1 if a check failed, else 0. With a study, rehearse it."""
     from march_search.doctor.bench import Bench, row
 
+    if options.space is not None:
+        refuse_without_effect(options, ("only", "study"), "with --space, which checks its block only")
+        return _check_block(options)
     if options.study is not None:
         refuse_without_effect(options, ("only",), "with --study, which runs no checks")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that every `finally` runs
@@ -69,16 +79,46 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _check_block(options: argparse.Namespace) -> int:
+    """Check the block of a space at random shapes, and print the finding; raise UsageError if it has none."""
+    from march_search.doctor.bench import Finding, row
+    from march_search.errors import ConfigError, UsageError
+    from march_search.space.space import SearchSpace
+
+    block = SearchSpace.load(options.space).block
+    if block is None:
+        raise UsageError(f"--space: {options.space} has no block: name its file as module in [model].")
+
+    def check() -> Finding:
+        from march_search.model.block_check import check_block
+
+        try:
+            found = check_block(block)
+        except ConfigError as error:
+            return Finding("failed", str(error).rstrip("."), "correct the formula or the module")
+        return Finding("note" if found.unreached or found.mixes_examples else "ok", str(found))
+
+    checked = row(block.name, check)
+    _print(options.format, [checked], checked["state"] == "failed")
+    return 1 if checked["state"] == "failed" else 0
+
+
 def _rehearse(options: argparse.Namespace, bench: Any) -> None:
     """Train a few steps of the study's shapes, and print their speed and the hours of the study."""
     from march_search.commands.output import print_rows
     from march_search.commands.studies import named_study
     from march_search.display.tables import Column, si, size
     from march_search.doctor.rehearsal import STEPS, rehearse
+    from march_search.errors import UsageError
     from march_search.study import candidates
 
     study = named_study(options.study, options.root)
     config, base = study.load()
+    if config.ladder.budgets:
+        raise UsageError(
+            f"{study.name} is a ladder, whose studies differ in size: march-search study run {study.argument} "
+            "--dry-run prices each of them; --study takes one that was started."
+        )
     found = rehearse(bench, config, candidates.choose(config, base))
     columns = (
         Column(key="name", heading="name", short="name", left=True),

@@ -15,6 +15,7 @@ from march_search.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from march_search.architecture.architecture import Architecture
     from march_search.cost.setup import Setup
     from march_search.cost.speed import Seconds
 
@@ -26,6 +27,7 @@ def add(explain: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE",
         help="architecture, e.g. L12-D768-H12x64-F3072, a config.json, or a public model such as gpt2",
     )
+    explain.add_argument("--space", metavar="SPACE", help="space whose [model] names the block in NAME")
     add_format(explain, holds="the parameters of each group; json also the cost of training")
     add_examples(
         explain,
@@ -50,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         refuse_without_effect(options, others, "without --device D, which adds memory, tokens/s and hours")
     setup = price_setup(options)
     a = read_architecture(options.name)
+    if options.space is not None:
+        _load_block(options.space, a)
     rows = [
         {"group": group, "parameters": number, "share_percent": round(100 * number / a.num_params, 3)}
         for group, number in a.param_groups().items()
@@ -75,6 +79,22 @@ def run(options: argparse.Namespace) -> int:
     if options.device is not None and options.format in ("table", "markdown"):
         _print_price(options.format, parts, architectures.price(a, setup), setup, seconds)
     return 0
+
+
+def _load_block(space: str, a: "Architecture") -> None:
+    """Load the block of an architecture from the file that a space names.
+
+    Raises:
+        UsageError: If the architecture or the space has no block.
+        ConfigError: If the space is not valid.
+    """
+    from march_search.errors import UsageError
+    from march_search.space.space import SearchSpace
+
+    if a.block is None:
+        raise UsageError(f"--space has no effect on {a.name}, which has no block.")
+    if SearchSpace.load(space).block is None:
+        raise UsageError(f"--space: {space} has no block: name its file as module in [model].")
 
 
 def _print_price(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import Architecture
-from march_search.architecture.huggingface import START_TOKEN
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
 from march_search.files.atomic import one_line, replacing_folder
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from march_search.analysis.study_record import StudyRecord, TrialRecord
+    from march_search.commands.studies import NamedStudy
 
 
 def add(export: argparse.ArgumentParser) -> None:
@@ -37,13 +37,15 @@ def add(export: argparse.ArgumentParser) -> None:
         help="hf: folder with config.json, model.safetensors and tokenizer for Hugging Face transformers: a T5, Llama, "
         "Mistral, Qwen, OLMo 2, GPT-NeoX or GPT-2, whichever has this shape; "
         "torch: folder with the weights of any shape, config.json, tokenizer and load.py, which loads them; "
-        "curves: JSON with the losses of all complete trials, for replay (default: hf)",
+        "curves: JSON with the losses of all complete trials of a study, or of all sizes of a ladder, for replay "
+        "(default: hf)",
     )
     add_examples(
         export,
         "march-search export cpu-demo best -o model",
         "march-search export cpu-demo best --format torch -o model",
         "march-search export cpu-demo --format curves -o curves.json",
+        "march-search export cpu-ladder --format curves -o ladder.json",
     )
     export.add_argument(
         "-o", "--output", metavar="PATH", help="model: folder to make; curves: JSON file (default: standard output)"
@@ -55,12 +57,13 @@ def run(options: argparse.Namespace) -> int:
     """Write the model of one trial, or a study's learning curves as a table for `replay`."""
     from march_search.commands.studies import named_study
 
-    study = named_study(options.study, options.root).record()
+    named = named_study(options.study, options.root)
     if options.format == "curves":
         if options.trial is not None:
             raise UsageError("--format curves writes all complete trials of the study: remove TRIAL.")
-        _export_curves(study, options.output)
+        _export_curves(named, options.output)
     else:
+        study = named.record()
         if options.trial is None or options.output is None:
             example = "best" + ("" if options.format == "hf" else f" --format {options.format}") + " -o DIR"
             raise UsageError(
@@ -70,14 +73,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export_curves(study: "StudyRecord", output: str | None) -> None:
-    """Write the learning curves of the complete trials."""
+def _export_curves(named: "NamedStudy", output: str | None) -> None:
+    """Write the learning curves of the complete trials of a study, or of all sizes of a ladder."""
 
     from march_search.commands.output import print_or_write
     from march_search.files.json_tables import json_text
-    from march_search.replay.learning_curves import study_curves
+    from march_search.replay.study_curves import ladder_study_curves, study_curves
 
-    value = asdict(study_curves(study))
+    named.refuse_isoflop("--format curves")
+    ladder = named.ladder()
+    curves = ladder_study_curves(ladder, named.folder.path.parent) if ladder else study_curves(named.record())
+    value = asdict(curves)
     print_or_write(output or "-", json_text(value))
 
 
@@ -112,17 +118,25 @@ def _save_torch(
     trial: "TrialRecord", tensors: "Mapping[str, Tensor]", folder: Path, token_ids: Mapping[str, int]
 ) -> None:
     """Write our own module, with what its inputs look like."""
-    from march_search.model.torch_folder import save_torch
+    from march_search.architecture.block_file import read_block
+    from march_search.model.torch_folder import BLOCK_FILE, save_torch
 
     data, training = trial.config.data, trial.config.training
     about: dict[str, Any] = {
         "sequence_length": data.sequence_length,
         "noise_density": data.noise_density,
         "mean_span_length": data.mean_span_length,
+        "documents": data.documents,
         "tokens": training.tokens,
         "seed": trial.seed,
         "loss": trial.loss,
     }
+    if (block := trial.config.block) is not None:
+        _, content = read_block(block.module, trial.folder, block.sha256)
+        is_file = block.module.endswith(".py")
+        about |= {"block_module": BLOCK_FILE if is_file else block.module, "block_sha256": block.sha256}
+        if is_file:
+            (folder / BLOCK_FILE).write_bytes(content)
     save_torch(trial.architecture, tensors, folder, {**token_ids, **about})
 
 
@@ -155,7 +169,7 @@ def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _
 def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
     """Write the tokenizer of a token store in the format that `AutoTokenizer.from_pretrained` loads.
 
-    For a decoder-only model, it begins each text with `START_TOKEN`, as in training. It pads on the left with its end
+    For a decoder-only model, it begins each text with the start token, as in training. It pads on the left with its end
     token, as the start token may be the padding token, and `generate` takes a padding token in a prompt for padding.
 
     Returns:
@@ -171,26 +185,27 @@ def save_tokenizer(store: Path, folder: Path, structure: str) -> dict[str, int]:
 
     opened = Store.read(store)
     opened.check_tokenizer()
-    tokenizer, special = bpe.load(store / "tokenizer.json"), opened.special
+    tokenizer, special = bpe.load(store / "tokenizer.json", opened.vocab_size), opened.special
     is_decoder = structure == "decoder-only"
     pad = special.eos if is_decoder else bpe.padding(tokenizer, special)
     if is_decoder:
-        _begin_with(tokenizer, START_TOKEN)
+        _begin_with(tokenizer, special.start)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.id_to_token(pad),
         "eos_token": tokenizer.id_to_token(special.eos),
-        "additional_special_tokens": [f"<extra_id_{i}>" for i in range(SENTINELS)],
         "clean_up_tokenization_spaces": False,
     }
+    if special.first_sentinel is not None:
+        config["additional_special_tokens"] = [f"<extra_id_{i}>" for i in range(SENTINELS)]
     if is_decoder:
         config["padding_side"] = "left"
-        start = tokenizer.get_added_tokens_decoder().get(START_TOKEN)
+        start = tokenizer.get_added_tokens_decoder().get(special.start)
         if start is not None and start.special:
             config["bos_token"] = start.content
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return {"eos_token_id": special.eos, "pad_token_id": pad} | ({"bos_token_id": START_TOKEN} if is_decoder else {})
+    return {"eos_token_id": special.eos, "pad_token_id": pad} | ({"bos_token_id": special.start} if is_decoder else {})
 
 
 def _begin_with(tokenizer: "Tokenizer", token_id: int) -> None:

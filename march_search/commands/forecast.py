@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     parameters = parse_parameters(options.at)
     named = named_study(options.study, options.root)
+    named.refuse_isoflop("a forecast")
     ladder, folder = named.ladder(), named.folder.path
     if ladder is None:
         raise UsageError(

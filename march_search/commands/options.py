@@ -103,16 +103,25 @@ def add_price_options(parser: argparse.ArgumentParser) -> None:
 
 
 def price_setup(options: argparse.Namespace) -> "Setup":
-    """Return the setup of a trial from the options.
+    """Return the setup of a trial from the options; see `price_settings` for errors.
+
+    Raises:
+        ConfigError: If the sequence length does not allow any example.
+    """
+    from march_search.cost.setup import Setup
+
+    return Setup(**price_settings(options))
+
+
+def price_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of `Setup` that the options set.
 
     Raises:
         UsageError: If the device is unknown.
         BudgetError: If the data budget is not a valid count.
-        ConfigError: If the sequence length does not allow any example.
     """
     from march_search.config.counts import parse_count
     from march_search.cost.devices import parse_device
-    from march_search.cost.setup import Setup
 
     given: dict[str, Any] = {
         "device": parse_device(options.device) if options.device is not None else None,
@@ -121,9 +130,9 @@ def price_setup(options: argparse.Namespace) -> "Setup":
         "micro_batch": options.micro_batch,
         "precision": options.precision,
         "zero_stage": options.zero,
-        "checkpointing": options.checkpointing,
+        "checkpointing": options.checkpointing or None,
     }
-    return Setup(**{name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def price_notes(setup: "Setup") -> list[str]:

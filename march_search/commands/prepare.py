@@ -98,7 +98,7 @@ class _Shown:
             self._began = self._last = now
             self._first_tokens = tokens
         speed = (tokens - self._first_tokens) / max(now - self._began, 1e-3)
-        text = f"{si(tokens)} tokens of {si(text_bytes)}B of text, {si(speed)} tokens/s"
+        text = f"read {si(text_bytes)}B of text so far: {si(tokens)} tokens, {si(speed)} tokens/s"
         if self._live:
             self._bars.update(self._task, description=text, completed=min(tokens, wanted or 0), total=wanted)
         elif now - self._last >= self.PLAIN_SECONDS:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from march_search.analysis.evidence import Evidence
+    from march_search.analysis.isoflop import IsoflopEvidence
+    from march_search.analysis.isoflop_record import IsoflopRecord
+    from march_search.analysis.ladder import LadderEvidence
     from march_search.analysis.ladder_record import LadderRecord
 
 
@@ -19,7 +22,12 @@ def add(rank: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_study(rank)
     add_format(rank, holds="the ranking; json and markdown also every other table of results")
-    add_examples(rank, "march-search rank cpu-demo", "march-search rank cpu-demo --format csv > ranking.csv")
+    add_examples(
+        rank,
+        "march-search rank cpu-demo",
+        "march-search rank cpu-demo --format csv > ranking.csv",
+        "march-search rank cpu-ladder --at 4M",
+    )
     rank.add_argument(
         "--seed-noise",
         default="prior",
@@ -33,8 +41,9 @@ def add(rank: argparse.ArgumentParser) -> None:
     )
     rank.add_argument(
         "--at",
-        metavar="PARAMETERS",
-        help="of a ladder, forecast the losses at this budget (default: one size further), e.g. 64M",
+        metavar="N",
+        help="of a study with decay branches, rank at this shorter data budget in tokens, e.g. 2M; of a ladder, "
+        "forecast the losses at this budget in parameters (default: one size further), e.g. 64M",
     )
     rank.add_argument(
         "--effects",
@@ -50,6 +59,7 @@ def add(rank: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the ranking."""
     from march_search.analysis.evidence import study_evidence
+    from march_search.analysis.shorter_budgets import at_budget
     from march_search.commands.output import print_text
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_count
@@ -58,8 +68,11 @@ def run(options: argparse.Namespace) -> int:
     named = named_study(options.study, options.root)
     if ladder := named.ladder():
         return _run_ladder(ladder, named.folder.path.parent, options)
-    refuse_without_effect(options, ("at",), f"on {named.name}, which is not a ladder: use --horizon for more tokens")
+    if isoflop := named.isoflop():
+        return _run_isoflop(isoflop, named.folder.path.parent, options)
     study = named.record()
+    if options.at:
+        study = at_budget(study, parse_count(options.at, "data budget"))
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(
         study,
@@ -84,13 +97,7 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
     from march_search.commands.output import print_text
     from march_search.config.counts import parse_parameters
     from march_search.display import tables
-    from march_search.display.ladder_sections import (
-        ladder_answer,
-        ladder_markdown,
-        ladder_rows,
-        ladder_sections,
-        ladder_values,
-    )
+    from march_search.display.ladder_sections import ladder_answer, ladder_sections
     from march_search.errors import UsageError, visible
 
     refuse_without_effect(options, ("horizon", "effects", "explain"), f"on {ladder.name}, which is a ladder")
@@ -99,15 +106,10 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
     found = ladder_evidence(
         ladder, root, _assumed(options.seed_noise), parse_parameters(options.at) if options.at else None
     )
-    if options.format == "json":
-        print_text(json.dumps(ladder_values(found), indent=1, allow_nan=False) + "\n")
-    elif options.format == "csv":
-        rows = ladder_rows(found)
-        print_text(tables.csv_text(rows, list(rows[0])))
-        for fault in found.forecast_faults:
+    if options.format != "table":
+        print_text(ladder_text(found, options.format))
+        for fault in found.forecast_faults if options.format == "csv" else ():
             print(f"march-search: {visible(fault)}", file=sys.stderr)
-    elif options.format == "markdown":
-        print_text(ladder_markdown(found))
     else:
         out = tables.console()
         lines = [("Question", ladder.question), ("Answer", ladder_answer(found))]
@@ -115,6 +117,56 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
         for section in ladder_sections(found):
             tables.print_table(out, section.rows, section.columns, section.title, section.notes, "", section.warnings)
     return 0
+
+
+def _run_isoflop(ladder: "IsoflopRecord", root: "Path", options: argparse.Namespace) -> int:
+    """Print what a ladder with compute budgets shows."""
+    from march_search.analysis.isoflop import isoflop_evidence
+    from march_search.commands.output import print_text
+    from march_search.display import isoflop_sections, tables
+    from march_search.errors import UsageError
+
+    refuse_without_effect(
+        options, ("horizon", "effects", "explain", "at"), f"on {ladder.name}, which is a ladder with training_flops"
+    )
+    if options.seed_noise == "none":
+        raise UsageError("--seed-noise none: a ladder compares sizes by their seed noise; use prior or nats.")
+    found = isoflop_evidence(ladder, root, _assumed(options.seed_noise))
+    if options.format != "table":
+        print_text(isoflop_text(found, options.format))
+        return 0
+    out = tables.console()
+    lines = [("Question", ladder.question), ("Answer", isoflop_sections.isoflop_answer(found))]
+    tables.print_labelled(out, [line for line in lines if line[1]])
+    for section in isoflop_sections.isoflop_sections(found):
+        tables.print_table(out, section.rows, section.columns, section.title, section.notes, "", section.warnings)
+    return 0
+
+
+def isoflop_text(found: "IsoflopEvidence", output_format: str) -> str:
+    """Return the results of a ladder with compute budgets as JSON, CSV or Markdown."""
+    from march_search.display.isoflop_sections import isoflop_markdown, isoflop_rows, isoflop_values
+    from march_search.display.tables import csv_text
+
+    if output_format == "json":
+        return json.dumps(isoflop_values(found), indent=1, allow_nan=False) + "\n"
+    if output_format == "markdown":
+        return isoflop_markdown(found)
+    rows = isoflop_rows(found)
+    return csv_text(rows, list(rows[0]))
+
+
+def ladder_text(found: "LadderEvidence", output_format: str) -> str:
+    """Return the results of a ladder as JSON, CSV or Markdown."""
+    from march_search.display.ladder_sections import ladder_markdown, ladder_rows, ladder_values
+    from march_search.display.tables import csv_text
+
+    if output_format == "json":
+        return json.dumps(ladder_values(found), indent=1, allow_nan=False) + "\n"
+    if output_format == "markdown":
+        return ladder_markdown(found)
+    rows = ladder_rows(found)
+    return csv_text(rows, list(rows[0]))
 
 
 def _assumed(text: str) -> float | None:

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 def add(replay: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    replay.add_argument("curves", metavar="CURVES", help="a shipped table of curves, a JSON file, or a study")
+    replay.add_argument("curves", metavar="CURVES", help="a shipped table of curves, a JSON file, a study, or a ladder")
     replay.add_argument(
         "--strategy",
         action="append",
         metavar="NAME[:KEY=NUMBER,..]",
-        help="exhaustive, median, percentile, halving, hyperband, rungs, asha or all (default); repeatable",
+        help="exhaustive, median, percentile, halving, hyperband, rungs, asha, sizes (of a ladder) or all (default); "
+        "repeatable",
     )
     replay.add_argument(
-        "--pool", type=int, metavar="N", help="draw N of the runs at random for every replay (default: all runs)"
+        "--pool",
+        type=int,
+        metavar="N",
+        help="draw N of the runs, or arms of a ladder, at random for every replay (default: all)",
     )
     replay.add_argument(
         "--replays",
@@ -60,15 +64,21 @@ def run(options: argparse.Namespace) -> int:
     how, workers = _settings(options)
     import optuna
 
-    from march_search.replay.pools import replay
-    from march_search.replay.strategies import NAMES, parse
+    from march_search.config.halving import SizeHalving
+    from march_search.replay.pools import candidates, replay
+    from march_search.replay.strategies import all_names, parse
 
     optuna.logging.set_verbosity(logging.ERROR)
     curves = _curves(options)
-    if how.pool is not None and not 2 <= how.pool <= len(curves.runs):
-        raise UsageError(f"--pool must be from 2 to {len(curves.runs)}, the number of runs, not {how.pool}.")
-    texts = [t for given in options.strategy or ["all"] for t in (NAMES if given == "all" else (given,))]
+    most, kind = candidates(curves), "arms" if curves.sizes else "runs"
+    if how.pool is not None and not 2 <= how.pool <= most:
+        raise UsageError(f"--pool must be from 2 to {most}, the number of {kind}, not {how.pool}.")
+    names = all_names(len(curves.sizes) > 1)
+    texts = [t for given in options.strategy or ["all"] for t in (names if given == "all" else (given,))]
     strategies = [parse(text) for text in texts]
+    for strategy in strategies:
+        if isinstance(strategy.make, SizeHalving) and len(curves.sizes) < 2:
+            raise UsageError(f"{strategy.text} needs curves at several sizes, such as those of a ladder.")
     rows = [replay(curves, strategy, many, how) for many in workers for strategy in strategies]
     _print(options, curves, rows, how)
     return 0
@@ -83,7 +93,8 @@ def _curves(options: argparse.Namespace) -> "LearningCurves":
     """
     from march_search.commands.studies import named_study
     from march_search.config.shipped import shipped_names
-    from march_search.replay.learning_curves import read_curves, study_curves
+    from march_search.replay.learning_curves import read_curves
+    from march_search.replay.study_curves import ladder_study_curves, study_curves
 
     tables = shipped_names("tables")
     if options.curves in tables or options.curves.endswith(".json"):
@@ -92,6 +103,9 @@ def _curves(options: argparse.Namespace) -> "LearningCurves":
         study = named_study(options.curves, options.root)
     except UsageError as error:
         raise UsageError(f"{error} Shipped tables of curves: {', '.join(tables)}.") from None
+    study.refuse_isoflop("replay")
+    if ladder := study.ladder():
+        return ladder_study_curves(ladder, study.folder.path.parent)
     return study_curves(study.record())
 
 
@@ -136,12 +150,14 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
     """Print one row per strategy and number of workers."""
     from march_search.commands.output import print_rows
     from march_search.display import tables
+    from march_search.replay.pools import candidates
 
+    unit = "FLOPs" if curves.sizes else "tokens"
     columns = (
         tables.Column(key="strategy", heading="strategy", short="strategy", left=True),
         tables.Column(key="workers", heading="workers", short="W"),
         tables.Column(key="replays", heading="replays", short="n"),
-        tables.Column(key="spent", heading="tokens spent", short="spent", show="{:.1%}".format),
+        tables.Column(key="spent", heading=f"{unit} spent", short="spent", show="{:.1%}".format),
         tables.Column(key="spent_max", heading="at most", short="max", show="{:.1%}".format),
         tables.Column(key="found", heading="best found", short="found", derive=_found),
         tables.Column(key="as_exhaustive", heading="as exhaustive", short="same", show="{:.0%}".format),
@@ -150,22 +166,32 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
         tables.Column(key="time", heading="time", short="time", show="{:.0%}".format),
         tables.Column(key="idle", heading="idle", short="idle", show="{:.0%}".format),
     )
-    pools, runs = how.pools(curves), tables.plural(len(curves.runs), "run")
+    many = candidates(curves)
+    pools, runs = how.pools(curves), tables.plural(many, "arm" if curves.sizes else "run")
+    runs += f" at {', '.join(curves.sizes)}" if curves.sizes else ""
     title = f"{options.curves}: "
-    if how.pool in (None, len(curves.runs)):
+    if how.pool in (None, many):
         title += runs if pools == 1 else f"{runs}, {pools} draws of the noise"
     else:
         title += f"{tables.plural(pools, 'random pool')} of {how.pool} of {runs}"
     if how.noise or how.evaluation_noise:
         title += f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
     notes = [
-        f"tokens spent: relative to training every run to the end. Regret: in {curves.unit}, by the recorded losses.",
+        f"{unit} spent: relative to training every run to the end. Regret: in {curves.unit}, by the recorded losses.",
         "best found: replays that found the lowest recorded loss, with the 95% interval of this share. as exhaustive: "
         "replays that chose as exhaustive does.",
         "time: relative to training every run with the same number of workers. idle: share of the workers' time.",
         "Optuna's pruners and asha use free workers at once; a rung waits until all of its candidates reach it.",
         "exhaustive and rungs ignore the order of the runs: all orders of a pool are one observation, replayed once.",
     ]
+    if curves.sizes:
+        left = sorted({run.arm for run in curves.runs if run.arm} - set(curves.arms))
+        notes[0] = notes[0].replace("every run", f"every arm at {curves.sizes[-1]}")
+        notes.append(
+            f"All strategies choose an arm at {curves.sizes[-1]}; sizes ranks the arms at smaller sizes first, the "
+            "others train there only. Each replay draws a seed per arm and size; recorded losses are means over seeds."
+        )
+        notes += [f"Left out, because they lack a size: {', '.join(left)}."] if left else []
     if pools == 1 and how.replays > 1:
         notes.append(
             "The other strategies are replayed in several orders of one pool; --pool or noise draws new pools."
@@ -174,6 +200,7 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
         notes.append("TPE chose the next run, except with rungs, which start every run.")
     legend = "W: workers, n: replays, max: most tokens spent, same: as exhaustive"
     head = {"table": options.curves, "source": curves.source, "unit": curves.unit, "runs": len(curves.runs)}
+    head |= {"sizes": list(curves.sizes), "cost_unit": unit}
     head |= {name: getattr(how, name) for name in ("pool", "replays", "seed", "noise", "evaluation_noise", "step")}
     head |= {"proposals": options.proposals}
     print_rows(options.format, rows, columns, title=title, notes=notes, legend=legend, head=head, name="strategies")

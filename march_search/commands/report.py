@@ -12,6 +12,7 @@ from march_search.commands.options import STUDY_HELP, add_examples, add_root, re
 if TYPE_CHECKING:
     from march_search.analysis.evidence import Evidence
     from march_search.analysis.study_comparison import StudyComparison
+    from march_search.commands.studies import NamedStudy
 
 
 _ENDINGS = {"html": "html", "json": "json", "csv": "csv", "markdown": "md"}
@@ -63,15 +64,14 @@ def run(options: argparse.Namespace) -> int:
     if len(options.study) > 1:
         return _compare(options)
     from march_search.analysis.evidence import study_evidence
-    from march_search.commands.output import print_or_write
     from march_search.commands.rank import evidence_text
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_count
-    from march_search.errors import StorageError
-    from march_search.files.atomic import write_text
     from march_search.report.page import figure_files, page
 
     named = named_study(options.study[0], options.root)
+    if named.ladder_studies():
+        return _ladder(named, options)
     tokens = parse_count(options.horizon, "horizon") if options.horizon else None
     evidence = study_evidence(named.record(), tokens=tokens, with_effects=True)
     root = root_option(named.folder.path.parent)
@@ -80,20 +80,64 @@ def run(options: argparse.Namespace) -> int:
     cost = _cost(named.folder.path)
     is_page = options.format == "html"
     text = page(evidence, command, cost) if is_page else evidence_text(evidence, options.format)
-    path = named.folder.path / f"report.{_ENDINGS[options.format]}"
-    if options.output is None:
-        try:
-            write_text(path, text)
-        except StorageError as error:
-            raise StorageError(f"{error} Choose another file with -o.") from None
-        print(path)
-    elif print_or_write(options.output, text):
-        print(options.output)
+    _write(text, named.folder.path / f"report.{_ENDINGS[options.format]}", options.output)
     if options.figures:
         _write_figures(figure_files(evidence), Path(options.figures))
     if options.tables:
         _write_tables(evidence, Path(options.tables), command, cost)
     return 0
+
+
+def _ladder(named: "NamedStudy", options: argparse.Namespace) -> int:
+    """Write the report of a ladder."""
+    from march_search.analysis.isoflop import isoflop_evidence
+    from march_search.analysis.ladder import ladder_evidence
+    from march_search.commands.rank import isoflop_text, ladder_text
+    from march_search.report.ladder_page import isoflop_files, isoflop_page, ladder_files, ladder_page
+
+    refuse_without_effect(options, ("tables", "horizon"), f"on {named.name}, which is a ladder")
+    folder, is_page = named.folder.path, options.format == "html"
+    ladder, isoflop = named.ladder(), named.isoflop()
+    record = ladder or isoflop
+    root, overrides = (
+        root_option(folder.parent),
+        "".join(f" {shlex.quote(o)}" for o in (record.overrides if record else ())),
+    )
+    argument = named.argument if named.file else f"{named.name}.toml"  # a ladder is run from its file only
+    command = f"march-search study run {argument}{overrides}{root}\nmarch-search report {named.name}{root}"
+    if ladder:
+        found = ladder_evidence(ladder, folder.parent)
+        text = ladder_page(found, command) if is_page else ladder_text(found, options.format)
+        files = ladder_files(found) if options.figures else {}
+    else:
+        assert isoflop is not None
+        budgets = isoflop_evidence(isoflop, folder.parent)
+        text = isoflop_page(budgets, command) if is_page else isoflop_text(budgets, options.format)
+        files = isoflop_files(budgets) if options.figures else {}
+    _write(text, folder / f"report.{_ENDINGS[options.format]}", options.output)
+    if options.figures:
+        _write_figures(files, Path(options.figures))
+    return 0
+
+
+def _write(text: str, path: Path, output: str | None) -> None:
+    """Write a report to `output`, or to `path` if that is None, and print where.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    from march_search.commands.output import print_or_write
+    from march_search.errors import StorageError
+    from march_search.files.atomic import write_text
+
+    if output is None:
+        try:
+            write_text(path, text)
+        except StorageError as error:
+            raise StorageError(f"{error} Choose another file with -o.") from None
+        print(path)
+    elif print_or_write(output, text):
+        print(output)
 
 
 def _compare(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
-"""`march-search solve`: list every architecture inside a parameter budget."""
+"""`march-search solve`: list every architecture inside a budget of parameters, FLOPs, hours or bytes."""
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from march_search.commands.options import (
     natural,
     positive,
     price_notes,
-    price_setup,
+    price_settings,
     refuse_without_effect,
 )
 from march_search.errors import UsageError
@@ -21,6 +22,7 @@ from march_search.errors import UsageError
 if TYPE_CHECKING:
     from march_search.cost.setup import Setup
     from march_search.space.feasible_set import Selection
+    from march_search.space.limits import Limit
     from march_search.space.space import SearchSpace
 
 PARETO = "flops,memory,-depth"
@@ -41,8 +43,23 @@ OVERVIEW = (
 ADD_DEVICE = "With memory and hours: --device 8xA100."
 """Note below an overview without a device."""
 
+INVERTED = "inverted: every budget was solved for d_ff at each point of the other axes, so the set is complete."
+"""Note on budgets of other kinds."""
+
+CHECKED = "complete: every budget was solved for d_ff, or checked at each d_ff, at each point of the other axes."
+"""The same for a space with a block, whose formulas may fall as d_ff rises."""
+
 PRICED = ("memory", "hours", "memory_bytes", "tokens_per_second", "prefill_ms", "decode_ms", "cache_bytes_per_token")
 """Measures and columns that depend on the device and the setup of a trial."""
+
+BUDGETS = {
+    "flops_per_token": "flops_per_token",
+    "training_flops": "training_flops",
+    "hours": "hours",
+    "memory": "bytes_per_device",
+    "kv_cache": "kv_cache_bytes_per_token",
+}
+"""Kinds of budgets in `[budget]` by option."""
 
 SELECTIONS = ("sample", "design", "pareto", "near", "count")
 """Options that print something else than the top of the set."""
@@ -62,7 +79,11 @@ def add(solve: argparse.ArgumentParser) -> None:
     solve.add_argument(
         "--tolerance", metavar="P", help="tolerance around the budget (default: the space's, else 1.5%%)"
     )
-    solve.add_argument("--counting", choices=("total", "non-embedding"), help="parameters that the budget counts")
+    solve.add_argument(
+        "--counting",
+        choices=("total", "non-embedding", "active"),
+        help="parameters that the budget counts; active: those that one position is multiplied by",
+    )
     solve.add_argument(
         "--where",
         action="append",
@@ -70,8 +91,8 @@ def add(solve: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help='condition on fields and measures, e.g. "num_heads * d_kv == d_model", "d_model %% num_heads == 0", '
         '"flops_per_token <= 5e8", or with --device "hours < 3"; measures: params, params_non_embedding, '
-        "flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, prefill_ms, "
-        "decode_ms; repeatable",
+        "active_params, flops_per_token, depth, difference, memory, hours, tokens_per_second, cache_bytes_per_token, "
+        "prefill_ms, decode_ms; repeatable",
     )
     solve.add_argument(
         "--top",
@@ -92,13 +113,31 @@ def add(solve: argparse.ArgumentParser) -> None:
         solve,
         "march-search solve --budget 220M",
         'march-search solve --budget 220M --where "num_heads * d_kv == d_model" --design 12',
-        "march-search solve --budget 3M --space auto",
+        'march-search solve --budget 3M --space auto --where "d_model % num_heads == 0"',
         'march-search solve --budget 220M --device 8xA100 --where "hours < 3"',
+        'march-search solve --budget 220M --flops-per-token "<=650M" --hours 0.3 --device 8xH100',
         "march-search solve --space t5-220m --device 8xA100 --sort hours --format csv > shapes.csv",
     )
+    _add_budgets(solve)
     _add_selections(solve)
     add_price_options(solve)
     solve.set_defaults(run=run)
+
+
+def _add_budgets(solve: argparse.ArgumentParser) -> None:
+    """Add the options for budgets of other kinds than parameters."""
+    budgets = solve.add_argument_group("budgets of other kinds, alone or with --budget; all of them are met")
+    budgets.add_argument(
+        "--flops-per-token",
+        metavar="N",
+        help='FLOPs per token, forward and backward, within the tolerance: 600M; or at most: "<=600M"',
+    )
+    budgets.add_argument(
+        "--training-flops", metavar="N", help='FLOPs of a trial of --tokens, in the same way: 1e19 or "<=1e19"'
+    )
+    budgets.add_argument("--hours", metavar="X", help="at most X hours per trial of --tokens on --device")
+    budgets.add_argument("--memory", metavar="BYTES", help="at most this memory per device in training: 24GB, 80GiB")
+    budgets.add_argument("--kv-cache", metavar="BYTES", help="at most this key/value cache per token: 40KB")
 
 
 def _add_selections(solve: argparse.ArgumentParser) -> None:
@@ -126,20 +165,30 @@ def _add_selections(solve: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print an overview of the feasible set of a space, its members, best first, or a selection of them."""
+    from march_search.cost.devices import parse_device
+    from march_search.cost.setup import Setup
     from march_search.display.architectures import columns_named, solve_row
     from march_search.space.conditions import parse_conditions, prices_in, solve_where
+    from march_search.space.limits import UNMEASURED_CPU
     from march_search.space.named import named_space
 
-    asked = columns_named(options.columns.split(",")) if options.columns is not None else None
-    rules, measured = parse_conditions(options.where)
+    settings = price_settings(options)
+    amounts = {kind: getattr(options, name) for name, kind in BUDGETS.items()}
+    space = named_space(
+        options.space, options.budget, options.tolerance, options.counting, limits={**amounts, **settings}
+    )
+    own = tuple(space.block.fields) if space.block else ()
+    asked = columns_named(options.columns.split(","), own) if options.columns is not None else None
+    rules, measured = parse_conditions(options.where, space.block)
     prices = prices_in(measured)
-    if prices and options.device is None:
+    setup, has_device = Setup(**space.trial), "device" in space.trial
+    if prices and not has_device:
         raise UsageError(f"{prices[0]} depends on the device: add one, such as --device 8xA100.")
-    priced = options.device is not None and options.count is False
+    priced = has_device and options.count is False
     priced = priced or any(column.key in PRICED for column in asked or ())
-    _refuse_options_without_effect(options, priced, bool(prices))
-    setup = price_setup(options)
-    space = named_space(options.space, options.budget, options.tolerance, options.counting)
+    if setup.device == UNMEASURED_CPU and (priced or prices or _orders_by_price(options)):
+        setup = replace(setup, device=parse_device("cpu"))  # of a space file, whose bytes need no speed
+    _refuse_options_without_effect(options, priced, bool(prices) or bool(space.limits))
     chosen = found = solve_where(space, rules, measured, setup)
     if options.figure:
         _draw(found, options.figure)
@@ -152,8 +201,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         chosen, description = _select(found, options, setup)
     rows = [
-        solve_row(a, found.source.budget.difference_percent(number), setup, priced)
-        for number, a in zip(chosen.members().counted.tolist(), chosen, strict=True)
+        solve_row(a, difference, setup, priced)
+        for difference, a in zip(chosen.members().difference_percent().tolist(), chosen, strict=True)
     ]
     title = _title(found, space, [rule.text for rule in rules], [rule.text for rule in measured])
     if is_overview:
@@ -175,7 +224,8 @@ def _is_overview(options: argparse.Namespace, found: "Selection") -> bool:
 
 def _title(found: "Selection", space: "SearchSpace", where: Sequence[str], measured: Sequence[str]) -> str:
     """Return the line with the number of architectures, and how many are left by the conditions about measures."""
-    budget, source = found.source.budget, "; ".join([f"space {space.name}", *where])
+    method = ["inverted" if space.block is None else "complete"] if space.limits else []
+    budget, source = space.condition, "; ".join([f"space {space.name}", *where, *method])
     if not measured:
         verb = "architecture has" if len(found) == 1 else "architectures have"
         return f"{len(found):,} {verb} {budget} ({source})"
@@ -216,9 +266,14 @@ def _refuse_options_without_effect(options: argparse.Namespace, priced: bool, fi
         refuse_without_effect(options, ("seed",), "without --sample N or --design N")
     if selection == "pareto" and options.sort is None:
         refuse_without_effect(options, ("descending",), "without --sort KEY")
-    keys = [str(options.sort), *str(options.pareto).split(",")]
-    if not (priced or filtered or any(key.removeprefix("-") in PRICED for key in keys)):
+    if not (priced or filtered or _orders_by_price(options)):
         refuse_without_effect(options, COST_OPTIONS, "without --device D, which adds memory, tokens/s and hours")
+
+
+def _orders_by_price(options: argparse.Namespace) -> bool:
+    """Return whether the members are ordered or chosen by what depends on the device and the setup of a trial."""
+    keys = [str(options.sort), *str(options.pareto).split(",")]
+    return any(key.removeprefix("-") in PRICED for key in keys)
 
 
 def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> "tuple[Selection, str]":
@@ -244,6 +299,11 @@ def _select(found: "Selection", options: argparse.Namespace, setup: "Setup") -> 
         return found.nearest(near, top), f"nearest to {near} first{more}"
     key = options.sort or "difference"
     return chosen.top(top, "-" * options.descending + key, setup), f"{which}sorted by {key}{more}"
+
+
+def _limit_table(limit: "Limit") -> dict[str, Any]:
+    """Return a budget of another kind than parameters as a dict for JSON; an upper limit has no low end."""
+    return {"kind": limit.kind, "aim": limit.aim, "low": limit.low or None, "high": limit.high, "text": str(limit)}
 
 
 def _draw(found: "Selection", path: Path) -> None:
@@ -275,12 +335,16 @@ def _print(
     if any(column.key == "flops_per_token" for column in columns):
         length = setup.sequence_length
         notes.append(f"FLOPs: forward and backward, per token of text, {length} tokens per sequence.")
+    if found.source.limits:
+        notes.append(INVERTED if found.source.space.block is None else CHECKED)
     if description == OVERVIEW:
         notes.append(OVERVIEW if priced else f"{OVERVIEW} {ADD_DEVICE}")
     budget = found.source.budget
     head = {
         "space": found.source.space.name,
-        "budget": {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
+        "budget": budget
+        and {"parameters": budget.parameters, "tolerance": float(budget.tolerance), "count": budget.count},
+        **({"budgets": [_limit_table(limit) for limit in found.source.limits]} if found.source.limits else {}),
         "total": len(found),
         "where": options.where,
     }

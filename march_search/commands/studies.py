@@ -15,8 +15,13 @@ from march_search.study.defaults import DeviceType
 from march_search.study.study_folder import StudyFolder
 
 if TYPE_CHECKING:
+    from march_search.analysis.isoflop_record import IsoflopRecord
     from march_search.analysis.ladder_record import LadderRecord
     from march_search.analysis.study_record import StudyRecord
+
+
+RECORDS = ("study.json", "ladder.json", "isoflop.json")
+"""Files that make a folder that of a started study or ladder."""
 
 
 class LoadedStudy(NamedTuple):
@@ -146,11 +151,62 @@ class NamedStudy:
 
         return None if self.is_started else find_ladder(self.folder.path)
 
+    def isoflop(self) -> "IsoflopRecord | None":
+        """Return the ladder with compute budgets with this name that was started; None if there is none.
+
+        Raises:
+            StorageError: If its record is damaged.
+        """
+        from march_search.analysis.isoflop_record import find_isoflop
+
+        return None if self.is_started else find_isoflop(self.folder.path)
+
+    def ladder_studies(self) -> tuple[str, ...]:
+        """Return the names of the studies of a ladder that was started; none if this is not a ladder."""
+        ladder, isoflop = self.ladder(), self.isoflop()
+        return tuple(one.study for one in (ladder.sizes if ladder else isoflop.points if isoflop else ()))
+
+    def refuse_isoflop(self, what: str) -> None:
+        """Raise a UsageError if this is a ladder with compute budgets, which `what` does not take."""
+        if self.isoflop():
+            raise UsageError(
+                f"{self.name} is a ladder with training_flops, and {what} needs one with tokens per parameter."
+            )
+
+    def refuse_other_kind(self, config: StudyConfig) -> None:
+        """Refuse to run a file under the name of a study or ladder of another kind, whose results it would hide.
+
+        Raises:
+            ConfigError: If there is one with trials of its own.
+            StorageError: If the record of a ladder is damaged.
+        """
+        from march_search.analysis.isoflop_record import find_isoflop
+        from march_search.analysis.ladder_record import find_ladder
+
+        ladder, isoflop = find_ladder(self.folder.path), find_isoflop(self.folder.path)
+        root = self.folder.path.parent
+        started = {
+            "a study": self.is_started,
+            "a ladder": any((root / s.study / "study.json").is_file() for s in (ladder.sizes if ladder else ())),
+            "a ladder with training_flops": any(
+                (root / p.study / "study.json").is_file() for p in (isoflop.points if isoflop else ())
+            ),
+        }
+        now = "a study"
+        if config.ladder.budgets:
+            now = "a ladder with training_flops" if config.ladder.training_flops else "a ladder"
+        for kind in (kind for kind, is_started in started.items() if is_started and kind != now):
+            raise ConfigError(
+                f"{self.name} was started as {kind}, and its file is now that of {now}. Restore the file, or rename it "
+                "to start anew."
+            )
+
     def _check_started(self, first: str = "run") -> None:
         """Raise a UsageError if the study has not been started below its root, or is a ladder."""
-        if ladder := self.ladder():
-            names = ", ".join(size.study for size in ladder.sizes)
-            raise UsageError(f"{self.name} is a ladder: name the study of one of its sizes, {names}.")
+        if studies := self.ladder_studies():
+            from march_search.display.wording import listed
+
+            raise UsageError(f"{self.name} is a ladder: name one of its studies, {listed(studies)}.")
         if not self.is_started:
             raise UsageError(
                 f"{self.name} has not been started in {self.folder.path.parent}: run march-search study {first} "
@@ -173,9 +229,9 @@ def named_study(text: str, root: Path) -> NamedStudy:
     if path.suffix == ".toml" or text in shipped:
         file = shipped_path("studies", text)
         return NamedStudy(_folder(file, root), file, from_file=path.suffix == ".toml")
-    if any((path / name).is_file() for name in ("study.json", "ladder.json")):
+    if any((path / name).is_file() for name in RECORDS):
         return NamedStudy(StudyFolder(path.resolve()), _shipped_file(path.resolve().name), from_file=False)
-    if any((root / text / name).is_file() for name in ("study.json", "ladder.json")) or _shipped_file(text):
+    if any((root / text / name).is_file() for name in RECORDS) or _shipped_file(text):
         return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)
     known = [*shipped, *(found.parent.name for found in root.glob("*/study.json"))]
     hint = f"{nearest(text, known)} " if difflib.get_close_matches(text, known, n=1) else ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from march_search.commands import study_actions, study_create, study_ladder, study_new, study_worker
+from march_search.commands import study_actions, study_create, study_isoflop, study_ladder, study_new, study_worker
 from march_search.commands.options import (
     add_action,
     add_actions,
@@ -39,7 +39,9 @@ def add(study: argparse.ArgumentParser) -> None:
     study_create.add_start_options(running)
     running.add_argument("--dry-run", action="store_true", help="check everything and print the plan, without training")
     running.add_argument("--extend", action="store_true", help="add what is new in the file to the started study")
-    running.add_argument("--up-to", metavar="SIZE", help="of a ladder, train the sizes up to this one")
+    running.add_argument(
+        "--up-to", metavar="SIZE", help="of a ladder, train the sizes, or the budgets of training FLOPs, up to this one"
+    )
     add_examples(
         running,
         "march-search study run cpu-demo --dry-run",
@@ -58,19 +60,23 @@ def run_list(options: argparse.Namespace) -> int:
     from march_search.config.shipped import shipped_folder, shipped_names
     from march_search.display.tables import Column
 
-    rows: list[dict[str, Any]] = []
+    folders = [path.parent for path in sorted(options.root.glob("*/study.json"))]
+    started = [{"study": str(folder), **_summary(folder)} for folder in folders]
+    shipped: list[dict[str, Any]] = []
     for name in shipped_names("studies"):
         table = read_file(shipped_folder("studies") / f"{name}.toml")
-        rows.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
-    for path in sorted(options.root.glob("*/study.json")):
-        rows.append({"study": str(path.parent), **_summary(path.parent)})
-    columns = (
-        Column(key="study", heading="study", short="study", left=True),
-        Column(key="trials", heading="trials started", short="trials"),
-        Column(key="states", heading="ended", short="ended", left=True),
-        Column(key="description", heading="description", short="description", left=True),
-    )
-    print_rows(options.format, rows, columns, name="studies")
+        shipped.append({"study": name, "trials": None, "states": None, "description": table.get("description", "")})
+    study = Column(key="study", heading="study", short="study", left=True, whole=True)
+    trials = Column(key="trials", heading="trials started", short="trials")
+    states = Column(key="states", heading="ended", short="ended", left=True)
+    description = Column(key="description", heading="description", short="description", left=True)
+    columns = (study, trials, states, description)
+    if options.format == "table":
+        if started:
+            print_rows("table", started, columns, title=f"Studies in {options.root}")
+        print_rows("table", shipped, (study, description), title="Shipped studies")
+    else:
+        print_rows(options.format, [*shipped, *started], columns, name="studies")
     return 0
 
 
@@ -98,15 +104,26 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def run_study(options: argparse.Namespace) -> int:
-    """Run a study or the studies of a ladder, or print the plan."""
+    """Run a study or the studies of a ladder, or print the plan.
+
+    Raises:
+        UsageError: If a ladder is not named by its file, or an option has no effect.
+    """
+    from march_search.display.wording import listed
+    from march_search.errors import UsageError
+
     study = _asked(options)
     if study.file is None:
+        if studies := study.ladder_studies():
+            raise UsageError(f"{study.name} is a ladder: name its TOML file, or one of its studies, {listed(studies)}.")
         names = ("dry_run", "extend", "device", "rate", "up_to")
         refuse_without_effect(options, names, f"on the folder of {study.name}: name its TOML file instead")
         return study_actions.run_resume(options)
     loaded = study.loaded(_planned_type(options), is_created=options.create)
+    study.refuse_other_kind(loaded.config)
     if loaded.config.ladder.budgets:
-        return study_ladder.run_ladder(study, loaded, options, _run_one, _priced)
+        run = study_isoflop.run_isoflop if loaded.config.ladder.training_flops else study_ladder.run_ladder
+        return run(study, loaded, options, _run_one, _priced)
     refuse_without_effect(options, ("up_to",), f"on {study.name}, which is not a ladder")
     return _run_one(study, options)
 
@@ -132,8 +149,9 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
         check_writable(options.root)
         check_writable(folder.path)
     try:
-        data_summary = "; ".join([corpora.check(config.data, base), vocabulary.check(config.data, base)])
+        corpus = corpora.check(config.data, base)
         drawn = candidates.choose(config, base)
+        data_summary = f"{corpus}; {vocabulary.check(config.data, base, drawn.structure)}"
         chosen = extension.extended_candidates(folder.path, config, drawn, options.extend)
         _check_start(study, config, options)
         device = None
@@ -261,11 +279,10 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
 
     if not chosen.architectures:
         return
-    budget, data, rows = chosen.found.budget, config.data, []
+    data, rows = config.data, []
     for a in chosen.architectures:
         flops = a.flops_per_token(data.sequence_length, data.noise_density, data.mean_span_length)
-        counted = a.num_params if budget.count == "total" else a.num_params_non_embedding
-        cost = {"difference_percent": budget.difference_percent(counted), "flops_per_token": flops}
+        cost = {"difference_percent": chosen.found.difference_percent(a), "flops_per_token": flops}
         rows.append(a.row() | cost)
     title = f"{len(rows)} candidates, in order"
     tables.print_table(out, rows, architectures.SOLVE_COLUMNS, title, legend=architectures.NARROW_LEGEND)

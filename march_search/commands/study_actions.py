@@ -90,8 +90,9 @@ def run_status(options: argparse.Namespace) -> int:
     from march_search.commands.study_ladder import ladder_status
     from march_search.study import status
 
-    if ladder := named_study(options.study, options.root).ladder():
-        return ladder_status(ladder, options, run_status)
+    named = named_study(options.study, options.root)
+    if studies := named.ladder_studies():
+        return ladder_status(named.name, studies, options, run_status)
     folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
     rows, crew = status.trial_rows(folder, config, trials), status.worker_rows(study, folder)

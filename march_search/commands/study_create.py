@@ -56,19 +56,24 @@ def recorded_run(
     """Record a study in its folder, prepare its text, and return its run, which has not started."""
     from march_search.commands.prepare import prepared_store, repeats
     from march_search.data.ngrams import reference_nats
+    from march_search.display.tables import console
     from march_search.files.atomic import make_folder
     from march_search.files.json_tables import read_json, sealed, write_json
     from march_search.study import study_state
     from march_search.study.candidates import initial_trials
     from march_search.study.runner import StudyRun
 
-    folder = study.folder
+    folder, block = study.folder, chosen.found.space.block
+    if block is not None:
+        from march_search.model.block_check import check_block
+
+        print(f"Block {block.name}: {check_block(block)}.", file=sys.stderr, flush=True)
     root = make_folder(folder.path.parent)
     folder.keep_settings(config, chosen.architectures, study.overrides)
     study_state.keep_candidates(folder.path, chosen)
     write_json(folder.path / "plan.json", sealed(plan))
     store = prepared_store(config, root, base)
-    print(repeats(config, store), file=sys.stderr, flush=True)
+    console(stderr=True).print(repeats(config, store))
     folder.keep_store(store.folder)
     write_json(folder.path / "tokenizer.json", read_json(store.folder / "tokenizer.json"))
     write_json(folder.path / "reference.json", sealed(reference_nats(store, config.data)))

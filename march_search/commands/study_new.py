@@ -127,6 +127,7 @@ def _text(config: "StudyConfig", wish: Any, num_bytes: int | None, basis: str, m
     import json
 
     from march_search.display.tables import duration, size
+    from march_search.study import beginning
 
     data, training, pruner = config.data, config.training, config.pruner
     finalists = pruner.finalists
@@ -176,7 +177,7 @@ tokens = {training.tokens:_}               # per trial: {training.steps:,} steps
 global_batch_tokens = {training.global_batch_tokens:_}        # tokens per optimizer step
 learning_rate = {training.learning_rate:g}            # usual for this size; [search] learning_rates tries several
 schedule = "linear"              # falls to 0 at the end
-warmup_tokens = {training.warmup_tokens:_}           # rises from 0 over 20 steps
+warmup_tokens = {training.warmup_tokens:_}           # rises from 0 over {beginning.WARMUP_STEPS} steps
 precision = {json.dumps(training.precision)}               # {hardware}
 evaluations = {training.evaluations}                  # per trial
 checkpoints = {training.checkpoints}                  # per trial; an interrupted trial resumes from the last

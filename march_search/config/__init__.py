@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from march_search.config.data_config import DataConfig
     from march_search.config.devices_config import BatchPlan, DevicesConfig
     from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
-    from march_search.config.study_config import StudyConfig, TrialConfig
+    from march_search.config.study_config import BlockConfig, StudyConfig, TrialConfig
     from march_search.config.tracking_config import TrackingConfig
     from march_search.config.training_config import TrainingConfig, spread
 
@@ -17,6 +17,7 @@ __all__ = [
     "ADAPTIVE",
     "OBJECTIVES",
     "BatchPlan",
+    "BlockConfig",
     "ConfirmConfig",
     "DataConfig",
     "DevicesConfig",
@@ -33,6 +34,7 @@ _HOMES = {
     "ADAPTIVE": "search_config",
     "OBJECTIVES": "search_config",
     "BatchPlan": "devices_config",
+    "BlockConfig": "study_config",
     "ConfirmConfig": "search_config",
     "DataConfig": "data_config",
     "DevicesConfig": "devices_config",

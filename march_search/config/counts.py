@@ -61,6 +61,57 @@ def parse_count(text: str, noun: str, unit: str = "tokens", otherwise: str = "",
     return int(value)
 
 
+_BYTES = re.compile(r"(.{1,60}?)\s*([KMGT]?)(i?)B?", re.ASCII | re.IGNORECASE)
+
+
+def parse_operations(text: str, noun: str) -> Fraction:
+    """Parse a number of floating-point operations: `600M`, `1.5T`, `1e19` or `222_903_552`.
+
+    Raises:
+        BudgetError: If the text has another form, or the number is not above 0 and below 10^30.
+    """
+    return _positive(text, text, noun, "600M, 1.5T or 1e19", Fraction(10**30))
+
+
+def parse_bytes(text: str, noun: str) -> Fraction:
+    """Parse a number of bytes: `24GB`, `40KB`, `80GiB` or `16000`.
+
+    Raises:
+        BudgetError: If the text has another form, or the number is not above 0 and below 10^15.
+    """
+    match = _BYTES.fullmatch(text.strip())
+    word, unit, is_binary = (match[1], match[2].upper(), bool(match[3])) if match else (text, "", False)
+    base = 1024 if is_binary else 1000
+    factor = base ** "KMGT".index(unit) * base if unit else 1
+    if is_binary and not unit:
+        word = text
+    return factor * _positive(word, text, noun, "24GB, 40KB or 80GiB", Fraction(LIMIT, factor), units="")
+
+
+def parse_hours(text: str, noun: str) -> Fraction:
+    """Parse a number of hours: `48` or `0.5`.
+
+    Raises:
+        BudgetError: If the text has another form, or the number is not above 0 and below 10^15.
+    """
+    return _positive(text, text, noun, "48 or 0.5", Fraction(LIMIT), units="")
+
+
+def _positive(
+    word: str, text: str, noun: str, examples: str, below: Fraction, units: str = "".join(_UNITS)
+) -> Fraction:
+    """Return the number that `word`, a part of `text`, writes; raise a BudgetError that shows the whole text."""
+    word = word.strip()
+    match = _NUMBER.fullmatch(word) if len(word) <= 100 else None
+    value = Fraction(0)
+    if match and (match["unit"] or "").upper() in units:
+        digits = match["whole"].replace(",", "") + (match["point"] or "") + (match["power"] or "")
+        value = Fraction(digits) * _UNITS[(match["unit"] or "").upper()]
+    if not 0 < value < below:
+        raise BudgetError(f"invalid {noun} {shown(text)}: use a number above 0 such as {examples}.")
+    return value
+
+
 def parse_parameters(text: str) -> int:
     """Parse a number of parameters: a count (see `parse_count`) or a public model in `CHECKPOINTS`.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from march_search.architecture.spans import SpanLengths, span_lengths
 from march_search.config.loader import not_finite, refuse
@@ -34,8 +35,9 @@ class DataConfig:
     vocab_size: int = 32128
     """Vocabulary size, including special tokens. It sets that of the architectures if the space leaves `vocab_size`
     out; if only the space or only the tokenizer sets one, it may be left out here. At least 384 for a trained
-    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1, with sentinels) up to 5% more, rounded up
-    to a multiple of 128: T5's has 32,100 tokens and fits 32,128."""
+    tokenizer. For a loaded tokenizer, from its size (its largest id plus 1) up to 5% more, rounded up to a multiple of
+    128: T5's has 32,100 tokens and fits 32,128. If it has no sentinels, 100 are added where `vocab_size` has room for
+    them, which encoder-decoders need; GPT-2's has 50,257 tokens and fits 50,257 for decoder-only models."""
     tokenizer: str | None = None
     """Path of a tokenizer.json or of a folder that holds one; None trains a byte-level BPE tokenizer."""
     end_token: str | None = None
@@ -51,6 +53,11 @@ class DataConfig:
     """Tokens of text per example, before span corruption; at least 2. The data budget counts these tokens.
     Encoder-decoder models need a sentinel for each corrupted span, and there are 100: about 2,000 tokens with the
     default `noise_density` and `mean_span_length`. Decoder-only models read plain text of any length."""
+    documents: Literal["joined", "masked"] = "joined"
+    """What a token of a decoder-only model sees where a sequence holds several documents. `joined`: all text before it
+    in the sequence, also of other documents. `masked`: only its own document, with positions that restart there; the
+    first token of each document is predicted from the start token, and every token counts in the loss, in training and
+    in evaluations. Encoder-decoders need `joined`."""
     noise_density: float = 0.15
     """Fraction of an example's tokens that span corruption moves from the input to the target, in (0, 1)."""
     mean_span_length: float = 3.0
@@ -88,13 +95,21 @@ class DataConfig:
         if self.validation_sequences < 2:
             yield "[data]: validation_sequences must be at least 2."
 
-    def check_sentinels(self, structure: str) -> None:
-        """Check that there is a sentinel for each corrupted span; decoder-only models read plain text and need none.
+    def check_structure(self, structure: str) -> None:
+        """Check that models of this `structure` can read the examples. Decoder-only models can: they read plain text.
 
         Raises:
-            ConfigError: If there are too few.
+            ConfigError: If documents are masked for an encoder-decoder, or it has fewer sentinels than corrupted spans.
         """
-        if structure != "decoder-only" and (spans := self.lengths.spans) > SENTINELS:
+        if structure == "decoder-only":
+            return
+        if self.documents == "masked":
+            raise ConfigError(
+                '[data]: documents = "masked" needs decoder-only models: a corrupted span may hold the end of one '
+                'document and the beginning of the next. Set documents = "joined", or structure = "decoder-only" in '
+                "the space."
+            )
+        if (spans := self.lengths.spans) > SENTINELS:
             raise ConfigError(
                 f"[data]: {self.sequence_length} tokens give {spans} spans, but there are only {SENTINELS} sentinels: "
                 "decrease sequence_length or increase mean_span_length."

@@ -1,4 +1,4 @@
-"""The default pruning rule: synchronous successive halving on rungs."""
+"""Synchronous successive halving: on rungs of tokens, the default pruning rule, and over the sizes of a ladder."""
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -91,3 +91,36 @@ class Halving:
         for rung in range(len(self.fractions) - 1):
             numbers.append(self.count(numbers[-1], rung))
         return tuple(numbers)
+
+
+@dataclass(frozen=True)
+class SizeHalving:
+    """Successive halving over sizes: all arms train at the smallest size, and the best of them at each larger one.
+
+    Nothing is resumed: a model of one size cannot continue as a model of another. The cost is therefore counted in
+    FLOPs, and the smaller sizes come on top of what the largest one costs.
+
+    Raises:
+        ValueError: If `keep` has fewer than two shares, if they do not begin with 1, rise, leave [0, 1] or end with 0,
+            or if `finalists` is below 1.
+    """
+
+    keep: tuple[float, ...] = (1.0, 0.5)
+    """Share of all arms that train at each size; the numbers are rounded up. With fewer shares than sizes, they are
+    those of the largest sizes. A share of 0 skips a size."""
+    finalists: int = 1
+    """Fewest arms that train at a size."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep, tuple) or len(self.keep) < 2:
+            raise ValueError(f"keep must have one share of the arms per size, such as 1/0.5, not {self.keep}")
+        used = [share for share in self.keep if share]
+        if self.keep[0] != 1 or not self.keep[-1] or sorted(used, reverse=True) != used or used[-1] < 0:
+            raise ValueError(f"keep must start with 1, never rise, and end above 0, not {self.keep}")
+        if not (isinstance(self.finalists, int) and self.finalists >= 1):
+            raise ValueError(f"finalists must be a whole number of at least 1, not {self.finalists}")
+
+    def count(self, arms: int, size: int) -> int:
+        """Return how many of a ladder's arms train at a size, counted from 0 along `keep`; 0 if it is skipped."""
+        share = self.keep[size]
+        return min(arms, max(self.finalists, math.ceil(arms * share - 1e-9))) if share else 0

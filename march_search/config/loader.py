@@ -21,6 +21,9 @@ from march_search.files.atomic import one_line
 
 T = TypeVar("T")
 
+MOST_FLOPS = 1e30
+"""Largest number that is read as text; counts have their own, smaller limit."""
+
 NumberText = Annotated[str, "or a number"]
 """Text that a file may also give as a number: `"220M"` or `2.2e8`."""
 
@@ -150,6 +153,8 @@ def _convert(hint: Any, value: Any, faults: list[str], key: str, elsewhere: Mapp
             return value
     elif origin is Literal:
         return _choice(args, value, faults, key)
+    elif origin is tuple and args[0] is NumberText and isinstance(_as_text(value), str):
+        return (_as_text(value),)  # one number stands for a list of one
     elif origin is tuple and isinstance(value, list):
         return tuple(_convert(args[0], item, faults, f"{key}[{i}]", elsewhere) for i, item in enumerate(value))
     elif (origin is dict or hint is dict) and isinstance(value, Mapping):
@@ -206,7 +211,7 @@ def _number_fault(hint: type, value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     """Return a number as plain text, such as `220000000` for 2.2e8; other values are returned unchanged."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -LIMIT < value < LIMIT:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_FLOPS:
         return value
     return f"{Decimal(repr(value)):f}"
 

@@ -104,6 +104,8 @@ class StudyConfig:
             yield "[ladder]: arms replace the candidates: remove architectures, warm_start and strategy from [search]."
         if self.training.evaluate_at:
             yield "[ladder]: tokens differ by size: use evaluations instead of evaluate_at in [training]."
+        if self.training.branch_tokens:
+            yield "[ladder]: tokens differ by size: remove branch_tokens from [training]."
         batch = self.training.global_batch_tokens
         uneven = [tokens for tokens in self.ladder.tokens_by_size if tokens < 1 or tokens % batch]
         if uneven:
@@ -116,6 +118,20 @@ class StudyConfig:
     def batch(self) -> BatchPlan:
         """How a global batch is split across ranks and micro batches."""
         return BatchPlan.of(self.training, self.data, self.devices.ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """The `block` table of trial.json: where a user's block comes from, and its counts, so that a ranking needs no
+    foreign code."""
+
+    module: str
+    """Entry point, module, or path of the file relative to the trial folder."""
+    sha256: str
+    """SHA-256 of the file."""
+    counts: tuple[tuple[int, ...], ...]
+    """For each width of a layer: the width, `d_ff`, parameters, active parameters, forward operations per position and
+    kept activations per position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +150,8 @@ class TrialConfig:
     """The study's `[training]` table, with the learning rate of this trial."""
     devices: DevicesConfig = field(default_factory=DevicesConfig)
     """The study's `[devices]` table."""
+    block: BlockConfig | None = None
+    """A user's block, if the architecture has one."""
     study: str | None = None
     """ID of the study that the trial belongs to; None for a trial that was started by hand."""
     number: int | None = None

@@ -11,6 +11,28 @@ MOST_STOPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A decay branch: steps of a shorter data budget that leave the stable run of `wsd` where its decay would begin."""
+
+    tokens: int
+    """The shorter data budget, at which the branch ends."""
+    start_tokens: int
+    """Tokens of the stable run from which it starts."""
+    batch_tokens: int
+    """Tokens per optimizer step."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the branch itself trains."""
+        return self.tokens - self.start_tokens
+
+    @property
+    def start(self) -> int:
+        """Step of the stable run after which it starts."""
+        return self.start_tokens // self.batch_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The `[training]` table: how every trial is trained. The defaults are those of the 2023 study."""
 
@@ -57,6 +79,11 @@ class TrainingConfig:
     decay_shape: Literal["linear", "1-sqrt"] = "1-sqrt"
     """How `wsd` decays: linearly, or as 1 - √(fraction of the decay that is done), which Hägele et al. 2024 (arXiv
     2405.18392) found slightly better."""
+    branch_tokens: tuple[int, ...] = ()
+    """Shorter data budgets for which `wsd` decays, too: multiples of `global_batch_tokens` below `tokens`. Where a
+    trial of such a budget would begin its decay, the trial saves its state, decays to that budget, is evaluated there,
+    and resumes its stable run from the saved state. The result is that of a trial of the shorter budget, for the tokens
+    of its decay alone. `march-search rank STUDY --at TOKENS` ranks by it. Needs ZeRO stage 2 or less."""
     final_learning_rate: float = 0.0
     """Final learning rate of `linear`, `cosine` and `wsd`, as a fraction of the peak, in [0, 1]."""
     warmup_tokens: int = 0
@@ -77,11 +104,12 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     """Whether to recompute each layer in the backward pass instead of storing its activations."""
     attention: Literal["auto", "sdpa", "flex"] = "auto"
-    """How attention with a trained bias, that is with relative positions, is computed on a GPU. `sdpa`: by torch's
-    memory-efficient kernel, which writes the bias gradient of every example. `flex`: by FlexAttention, which sums this
-    gradient while it runs; needs torch 2.6, Triton and a C compiler, and is an error if it fails. `auto`: by
-    FlexAttention in bf16 where it can run, after comparing it with SDPA at the start, and by SDPA otherwise. Other
-    positions use flash attention anyway. No GPU has run `flex` yet. No effect on a CPU."""
+    """How a GPU computes attention with a trained bias (relative positions) or with masked documents. `sdpa`: by
+    torch's memory-efficient kernel, which writes the bias gradient and reads the mask of every example. `flex`: by
+    FlexAttention, which sums this gradient while it runs and skips other documents; needs torch 2.6 (2.7 for masked
+    documents), Triton and a C compiler, and is an error if it fails. `auto`: by FlexAttention in bf16 where it can run,
+    after comparing it with SDPA at the start, and by SDPA otherwise. Has no effect on other attention, or on a CPU. No
+    GPU has run `flex` yet."""
     compile: Literal["none", "layers"] = "none"
     """Whether torch.compile compiles each layer for training. `layers` needs a C++ compiler on a CPU, Triton and a C
     compiler on a GPU, and a minute or more at the start of each trial; evaluations stay uncompiled. Losses differ
@@ -154,6 +182,8 @@ class TrainingConfig:
         if not 0 < self.decay_fraction <= 1:
             yield f"[training]: decay_fraction must be in (0, 1], not {self.decay_fraction}."
         elif self.schedule != "wsd" or self.global_batch_tokens < 1:
+            if self.branch_tokens:
+                yield f'[training]: branch_tokens needs schedule "wsd", not "{self.schedule}", which has no stable run.'
             return
         elif self.warmup_tokens > self.tokens - self.decay_tokens(self.tokens):
             yield (
@@ -161,6 +191,32 @@ class TrainingConfig:
                 f"({self.decay_tokens(self.tokens):,} tokens, decay_fraction {self.decay_fraction:g}) exceed tokens "
                 f"({self.tokens:,})."
             )
+
+        else:
+            yield from self._branch_faults()
+
+    def _branch_faults(self) -> Iterator[str]:
+        """Yield one sentence for each decay branch that is refused."""
+        batch = self.global_batch_tokens
+        if self.branch_tokens and self.zero_stage == 3:
+            yield (
+                "[training]: branch_tokens needs zero_stage 2 or less, not 3, in which DeepSpeed does not load a "
+                "checkpoint into a model that has trained."
+            )
+        if len(set(self.branch_tokens)) < len(self.branch_tokens):
+            yield f"[training]: branch_tokens must be distinct, not {list(self.branch_tokens)}."
+        for end in self.branch_tokens:
+            if not 0 < end < self.tokens or end % batch:
+                yield (
+                    f"[training]: branch_tokens contains {end:,}; each value must be a multiple of global_batch_tokens "
+                    f"({batch:,}) below tokens ({self.tokens:,})."
+                )
+            elif end - self.decay_tokens(end) < max(batch, self.warmup_tokens):
+                yield (
+                    f"[training]: branch_tokens contains {end:,}, whose decay would begin after "
+                    f"{end - self.decay_tokens(end):,} tokens; it must not begin before the end of the warm-up "
+                    f"({self.warmup_tokens:,} tokens) or the first step."
+                )
 
     def _token_faults(self) -> Iterator[str]:
         """Yield one sentence for each refused number of tokens."""
@@ -187,8 +243,29 @@ class TrainingConfig:
         return max(1, round(end * self.decay_fraction / self.global_batch_tokens)) * self.global_batch_tokens
 
     @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Decay branches, in the order in which a trial takes them."""
+        batch = self.global_batch_tokens
+        return tuple(
+            Branch(tokens=end, start_tokens=end - self.decay_tokens(end), batch_tokens=batch)
+            for end in sorted(self.branch_tokens)
+        )
+
+    def branches_between(self, before: int, tokens: int) -> tuple[Branch, ...]:
+        """Return the decay branches that a trial takes between two numbers of tokens.
+
+        A branch is taken when the stable run is about to leave its starting point, not when it arrives there.
+        """
+        return tuple(branch for branch in self.branches if before <= branch.start_tokens < tokens)
+
+    def trained_tokens(self, before: int, tokens: int) -> int:
+        """Return the tokens that a trial trains between two numbers of tokens, those of its decay branches included."""
+        branched = sum(branch.trained_tokens for branch in self.branches_between(before, tokens))
+        return max(0, tokens - before) + branched
+
+    @property
     def steps(self) -> int:
-        """Number of optimizer steps per trial."""
+        """Number of optimizer steps per trial, without those of its decay branches."""
         return self.tokens // self.global_batch_tokens
 
     @property

@@ -58,10 +58,10 @@ def _milliseconds(setup: Setup, operations: Any, scalars: Any) -> Any:
 
 def _read_weights(a: Any, num_layers: int) -> Any:
     """Return the weights of self-attention and feed-forward of a stack, with those of shared layers at each use."""
-    matrices, total = 3 if a.feed_forward_proj.startswith("gated-") else 2, 0
+    total: Any = 0
     for group in parameters.layer_groups(a, num_layers):
         attention = 2 * group.width * (group.inner + group.key_value_inner)
-        total = total + group.applied * (attention + matrices * group.width * a.d_ff)
+        total = total + group.applied * (attention + flops.feed_forward_flops(a, group) // 2)
     return total
 
 

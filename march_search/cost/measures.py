@@ -27,9 +27,15 @@ def params_non_embedding(shape: Any, _: Setup) -> Any:
     return params(shape, _) - sum(parameters.embedding_groups(shape).values())
 
 
+def active_params(shape: Any, _: Setup) -> Any:
+    """Return the number of parameters that one position is multiplied by; fewer than all only with a user's block."""
+    return sum(parameters.param_groups(shape, is_active=True).values())
+
+
 SHAPE_MEASURES: dict[str, Callable[[Any, Setup], Any]] = {
     "params": params,
     "params_non_embedding": params_non_embedding,
+    "active_params": active_params,
     "flops": speed.flops_per_token,
     "depth": depth,
     "memory": memory.memory_bytes,
@@ -49,6 +55,7 @@ PRICES = frozenset({"memory", "hours", "tokens_per_second", "prefill_ms", "decod
 COLUMN_NAMES = {
     "num_params": "params",
     "num_params_non_embedding": "params_non_embedding",
+    "num_active_params": "active_params",
     "flops_per_token": "flops",
     "memory_bytes": "memory",
 }

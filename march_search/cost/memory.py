@@ -1,11 +1,13 @@
 """Predict the memory per device during training: weights, gradients, optimizer state and activations."""
 
+import functools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from march_search.architecture import parameters
+from march_search.architecture.block import layer_counts
 from march_search.architecture.parameters import LayerGroup
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.setup import Setup
@@ -66,7 +68,7 @@ def memory(a: Any, setup: Setup) -> Memory:
 
 def _moments_saved(a: Any, setup: Setup) -> Any:
     """Return the bytes by which Muon's state is smaller than AdamW's: one moment of the matrices of layers."""
-    matrices = ("attention", "cross_attention", "feed_forward", "projection")
+    matrices = ("attention", "cross_attention", "projection", *(("feed_forward",) if a.block is None else ()))
     groups = parameters.param_groups(a).items()
     total: Any = sum(number for name, number in groups if name.partition(".")[2] in matrices)
     return 4 * total * (setup.optimizer == "muon")
@@ -99,12 +101,32 @@ def activation_bytes(a: Any, setup: Setup) -> Any:
     positions or normalised by qk_norm (I + J each), H fp32 normalisers, and F to 4 F scalars around the activation
     function. With checkpointing, a layer keeps only its input, and the largest layer counts once in full. The loss
     keeps the gradients of its input and of the output layer. That a compiled layer recomputes cheap operations and
-    keeps less is not counted.
+    keeps less is not counted. Masked documents add `document_bytes`.
     """
     total = sum(setup.micro_batch * _stack_bytes(a, setup, stack, layers) for stack, layers in parameters.stacks(a))
     if setup.device.keeps_scores:
         total = total + setup.micro_batch * scores_per_token(a, setup) * setup.sequence_length * setup.scalar_bytes
-    return total + a.vocab_size * a.d_model * setup.scalar_bytes
+    return total + document_bytes(a, setup) + a.vocab_size * a.d_model * setup.scalar_bytes
+
+
+def document_bytes(a: Any, setup: Setup) -> Any:
+    """Return the bytes of what differs by example if documents are masked, which all layers share.
+
+    These are the mask, (B, 1, L, L), once more if only some layers have a window; with relative positions the bias with
+    the mask and its gradient, (B, H, L, L) each; and cosine and sine of rotary positions. FlexAttention needs no mask,
+    but is certain only with `attention = "flex"` on a GPU.
+    """
+    if not setup.masks_documents:
+        return 0
+    length, groups = positions(a, setup).target, parameters.layer_groups(a, a.num_layers)
+    has_mask = setup.device.keeps_scores or not setup.sums_bias
+    windows = {group.window for group in groups if group.window is None or group.window < length}
+    masks: Any = max(1, len(windows)) * has_mask
+    if a.position == "relative":
+        masks = masks * 2 * parameters.most_heads(groups)
+    widest: Any = functools.reduce(np.maximum, [group.d_kv for group in groups])
+    turned = 2 * widest * a.rotary_fraction * (a.position == "rotary")
+    return setup.micro_batch * length * (length * masks + turned) * setup.scalar_bytes
 
 
 def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
@@ -131,7 +153,7 @@ def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
 def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width: int) -> Any:
     """Return the bytes that a layer with `length` positions keeps; `memory_length` counts encoder output positions."""
     queries_keys, again = run.inner + run.key_value_inner, (a.position == "rotary") + (a.qk_norm != "none")
-    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a))
+    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a, run))
     normalisers = length * run.heads
     if memory_length:
         own = a.cross_attention != "layer-shared"
@@ -141,8 +163,10 @@ def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width
     return scalars * width + normalisers * 4
 
 
-def _feed_forward_scalars(a: Any) -> Any:
+def _feed_forward_scalars(a: Any, run: LayerGroup) -> Any:
     """Return the scalars kept around the activation function; the backward pass of ReLU needs only its output."""
+    if a.block is not None:
+        return layer_counts(a.block, run.width, a.d_ff).scalars
     if a.feed_forward_proj.startswith("gated-"):
         return 4 * a.d_ff
     return (1 if a.feed_forward_proj == "relu" else 2) * a.d_ff

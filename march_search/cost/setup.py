@@ -43,7 +43,10 @@ class Setup:
     compiled: bool = False
     """Whether torch.compile fuses the operations of each layer."""
     sums_bias: bool = False
-    """Whether attention surely sums the gradient of a trained bias over the examples while it runs."""
+    """Whether attention surely sums the gradient of a trained bias over the examples while it runs, and needs no mask
+    tensor for documents."""
+    masks_documents: bool = False
+    """Whether documents of a sequence do not see one another. The work that a kernel may save is not counted."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -80,6 +83,7 @@ def study_setup(config: "StudyConfig | TrialConfig", device: Any = STUDY_DEVICES
         checkpointing=training.activation_checkpointing,
         compiled=training.compile == "layers",
         sums_bias=training.attention == "flex",
+        masks_documents=data.documents == "masked",
         optimizer=training.optimizer,
         global_batch_tokens=training.global_batch_tokens,
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from march_search.architecture import flops, parameters
+from march_search.architecture.block import layer_counts
 from march_search.architecture.parameters import LayerGroup
 from march_search.architecture.spans import span_lengths
 from march_search.cost.setup import Setup
@@ -27,13 +28,13 @@ def muon_flops(a: Any) -> Any:
     """Return the operations of Muon in one step: five Newton-Schulz iterations of 4 m² n + 2 m³ per (m, n) matrix.
 
     m is the smaller side. Where ranks repeat each other's matrices (ZeRO 0), only one rank counts. Projections of a
-    bottleneck and cross-attention by layer count as matrices of the residual width.
+    bottleneck and cross-attention by layer count as matrices of the residual width. AdamW trains a user's block.
     """
     total: Any = 0
     for stack, num_layers in parameters.stacks(a):
         attentions = 2 if stack == "decoder" and a.structure != "decoder-only" else 1
         for group in parameters.layer_groups(a, num_layers):
-            feeds = 3 if a.feed_forward_proj.startswith("gated-") else 2
+            feeds = 0 if a.block is not None else 3 if a.feed_forward_proj.startswith("gated-") else 2
             own = 4 * attentions * _iterations(group.width, group.inner) + feeds * _iterations(group.width, a.d_ff)
             total = total + group.sets * own
     return total
@@ -129,17 +130,20 @@ def moved_bytes(a: Any, setup: Setup) -> Any:
 
     The forward pass of a layer of width W with queries of total width I and keys of J moves, per position, 14 W scalars
     (two norms, two residual sums, inputs and outputs of products), 4 (I + J) (7 (I + J) more with rotary positions, and
-    as much with qk_norm), and 4 F (8 F if gated); cross-attention moves 7 W + 4 I, and 4 J + W per position of the
-    encoder's output. The backward pass moves twice as
-    much. A logit is written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the
-    fp32 sum once per micro batch.
+    as much with qk_norm), and 4 F (8 F if gated; twice the kept activations of a user's block); cross-attention moves
+    7 W + 4 I, and 4 J + W per position of the encoder's output. The backward pass moves twice as much. A logit is
+    written, turned into its gradient in fp32, and read twice; a parameter's gradient is added to the fp32 sum once per
+    micro batch.
     """
     rotary, is_gated = a.position == "rotary", a.feed_forward_proj.startswith("gated-")
     total: Any = 0
     for group, length, memory, _ in _layers(a, setup):
         width, inner, key_value_inner = group.width, group.inner, group.key_value_inner
         queries_keys = (4 + 7 * rotary + 7 * (a.qk_norm != "none")) * (inner + key_value_inner)
-        size = length * (14 * width + queries_keys + (8 if is_gated else 4) * a.d_ff)
+        fed = (8 if is_gated else 4) * a.d_ff
+        if a.block is not None:
+            fed = 2 * layer_counts(a.block, width, a.d_ff).scalars
+        size = length * (14 * width + queries_keys + fed)
         if memory:
             size = size + length * (7 * width + 4 * inner) + memory * (width + 4 * key_value_inner)
         total = total + group.applied * size

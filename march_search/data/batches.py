@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from march_search.config import DataConfig
 from march_search.data.corruption import Tokens, corrupt
+from march_search.data.document_starts import document_starts
 from march_search.data.shards import SPLITS, Split
 from march_search.data.store import Store
+from march_search.errors import DataError
 
 T = TypeVar("T")
 
@@ -38,10 +40,12 @@ class Batches:
         """Open the token files for models of this `structure`. The target of a decoder-only model is the text itself.
 
         Raises:
-            DataError: If the store is too small for `config`.
-            ConfigError: If an example would have more corrupted spans than there are sentinels.
+            DataError: If the store is too small for `config`, or lacks the sentinels of encoder-decoders.
+            ConfigError: If models of this structure cannot read the examples (`DataConfig.check_structure`).
         """
-        config.check_sentinels(structure)
+        config.check_structure(structure)
+        if structure != "decoder-only" and store.special.first_sentinel is None:
+            raise DataError(f"{store.folder}: the vocabulary has no sentinels, which encoder-decoders need.")
         store.require(config)
         self._config, self._seed, self._special = config, seed, store.special
         self._is_text = structure == "decoder-only"
@@ -81,6 +85,14 @@ class Batches:
         """Return up to `count` validation examples from `start` on. They are the same for every seed."""
         examples_B = np.arange(start, min(start + count, self.num_validation))
         return self._batch("validation", examples_B, examples_B, VALIDATION_SEED)
+
+    def document_starts(self, texts_BT: Tokens) -> Tokens | None:
+        """Return for each token of decoder-only examples where its document begins; None if documents are joined.
+
+        The model then sees only this document (see `data.documents.document_starts`).
+        """
+        is_masked = self._config.documents == "masked"
+        return document_starts(texts_BT, self._special.eos) if is_masked else None
 
     def _batch(self, split: Split, sequences_B: NDArray[np.int64], examples_B: NDArray[np.int64], seed: int) -> Batch:
         """Return the given sequences as the examples with the given numbers."""

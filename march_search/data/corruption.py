@@ -51,7 +51,7 @@ def corrupt(
     edges[starts_B1 + kept_BE[:, 1:] + noise_BE[:, 1:]] = -1
     is_noise_BR = edges.cumsum(dtype=np.int8).view(bool).reshape(B, R + 1)[:, :R]  # the edges of a row add up to 0
 
-    sentinels_S = special.first_sentinel + special.step * order_S
+    sentinels_S = special.sentinel(0) + special.step * order_S
     inputs_BI = _lay(tokens_BR[~is_noise_BR], kept_BE[:, 1:] + order_S, sentinels_S, lengths.input, special.eos)
     targets_BT = _lay(tokens_BR[is_noise_BR], noise_BE[:, :-1] + order_S, sentinels_S, lengths.target, special.eos)
     return inputs_BI, targets_BT

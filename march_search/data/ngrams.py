@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.config import DataConfig
 from march_search.config.data_config import SENTINELS
 from march_search.data.batches import Batches
@@ -14,9 +15,6 @@ from march_search.data.text_bytes import bits_per_nat
 TRAIN_TOKENS = 1 << 22
 """Maximum number of training tokens that are counted, starting with the first."""
 
-START = 0
-"""Token before the first one of a row: the first input token of a decoder."""
-
 
 def unigram_nats(train_V: NDArray[np.int64], tokens_N: NDArray[Any]) -> float:
     """Return the nats per token of `tokens_N` under the counts `train_V`, with add-one smoothing."""
@@ -24,17 +22,26 @@ def unigram_nats(train_V: NDArray[np.int64], tokens_N: NDArray[Any]) -> float:
     return float(-logs_V[tokens_N].mean())
 
 
-def bigram_nats(train_rows: NDArray[Any], rows: NDArray[Any], vocab_size: int) -> float:
-    """Return the nats per token of `rows`, with each token predicted from the one before it, the first from `START`.
+def bigram_nats(
+    train_rows: NDArray[Any],
+    rows: NDArray[Any],
+    vocab_size: int,
+    end_token: int | None = None,
+    start: int = START_TOKEN,
+) -> float:
+    """Return the nats per token of `rows`, with each token predicted from the one before it, the first from `start`.
+
+    With masked documents, the first token of each document is predicted from `start` too, not from the `end_token`
+    before it.
 
     Counts come from `train_rows`. Witten-Bell smoothing mixes the counts of a context with unigram frequencies. Their
     weight is the number of different tokens that follow the context (Witten and Bell 1991).
     """
     unigrams_V = np.bincount(train_rows.ravel(), minlength=vocab_size)
-    pairs_P, counts_P = np.unique(_pairs(train_rows, vocab_size), return_counts=True)
+    pairs_P, counts_P = np.unique(_pairs(train_rows, vocab_size, end_token, start), return_counts=True)
     totals_V = np.bincount(pairs_P // vocab_size, counts_P, minlength=vocab_size)
     followers_V = np.bincount(pairs_P // vocab_size, minlength=vocab_size)
-    pairs_N = _pairs(rows, vocab_size)
+    pairs_N = _pairs(rows, vocab_size, end_token, start)
     index_N = np.minimum(np.searchsorted(pairs_P, pairs_N), len(pairs_P) - 1)
     seen_N = np.where(pairs_P[index_N] == pairs_N, counts_P[index_N], 0)
     before_N, token_N = np.divmod(pairs_N, vocab_size)
@@ -44,10 +51,12 @@ def bigram_nats(train_rows: NDArray[Any], rows: NDArray[Any], vocab_size: int) -
     return float(-np.log(probability_N).mean())
 
 
-def _pairs(rows: NDArray[Any], vocab_size: int) -> NDArray[np.int64]:
-    """Return each token and the one before it, encoded as one number."""
+def _pairs(rows: NDArray[Any], vocab_size: int, end_token: int | None, start: int) -> NDArray[np.int64]:
+    """Return each token and the one before it, encoded as one number; `start` stands in for an `end_token` before."""
     tokens = rows.astype(np.int64)
-    before = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+    before = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+    if end_token is not None:
+        before[before == end_token] = start
     return (before * vocab_size + tokens).ravel()
 
 
@@ -62,11 +71,13 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
         tokens, comparable to the validation loss of an encoder-decoder. `text_unigram_nats` and `text_bigram_nats` on
         the text, comparable to the validation loss of a decoder-only model. `target_bits_per_nat` and
         `text_bits_per_nat` turn them into bits per byte. Without those on targets if examples are too long for span
-        corruption.
+        corruption, documents are masked, or the vocabulary has no sentinels.
     """
     losses: dict[str, Any] = {}
+    end_token = store.special.eos if config.documents == "masked" else None
+    has_targets = config.lengths.spans <= SENTINELS and end_token is None and store.special.first_sentinel is not None
     for name, structure in (("target", "encoder-decoder"), ("text", "decoder-only")):
-        if name == "target" and config.lengths.spans > SENTINELS:
+        if name == "target" and not has_targets:
             continue
         batches = Batches(store, config, 0, structure)
         examples = max(1, min(batches.num_train, TRAIN_TOKENS // config.sequence_length))
@@ -74,7 +85,7 @@ def reference_nats(store: Store, config: DataConfig) -> dict[str, Any]:
         rows = batches.validation(0, batches.num_validation)[1]
         counts_V = np.bincount(train_rows.ravel(), minlength=store.vocab_size)
         losses[f"{name}_unigram_nats"] = unigram_nats(counts_V, rows)
-        losses[f"{name}_bigram_nats"] = bigram_nats(train_rows, rows, store.vocab_size)
+        losses[f"{name}_bigram_nats"] = bigram_nats(train_rows, rows, store.vocab_size, end_token, store.special.start)
         if (factor := bits_per_nat(store, rows)) is not None:
             losses[f"{name}_bits_per_nat"] = factor
     return losses

@@ -133,7 +133,7 @@ class Store:
 
     @property
     def special(self) -> Special:
-        """Ids of the end token and the sentinels."""
+        """Ids of the end token and of any sentinels."""
         return Special(**self.index["special"])
 
     @property
@@ -200,7 +200,7 @@ class Store:
         """Return whether the special ids and the vocabulary size of an index without a seal fit the tokenizer."""
         from march_search.data import tokenizer as bpe
 
-        loaded = bpe.load(self.folder / "tokenizer.json")
+        loaded = bpe.load(self.folder / "tokenizer.json", self.vocab_size)
         special = bpe.special_of(loaded, str(self.folder / "tokenizer.json"))
         return special == self.special and bpe.size(loaded) <= self.vocab_size
 

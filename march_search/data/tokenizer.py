@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.architecture.huggingface import START_TOKEN
 from march_search.config.data_config import SENTINELS
 from march_search.errors import DataError, nearest
 from march_search.files.atomic import one_line
@@ -36,18 +37,26 @@ class Special(NamedTuple):
 
     eos: int
     """Id of the end token of documents, inputs and targets."""
-    first_sentinel: int
-    """Id of `<extra_id_0>`."""
+    first_sentinel: int | None
+    """Id of `<extra_id_0>`; None for a vocabulary without sentinels, which only decoder-only models can use."""
     step: int = -1
     """Id of `<extra_id_1>` minus that of `<extra_id_0>`: -1 in T5's order, otherwise 1."""
 
+    @property
+    def start(self) -> int:
+        """Id of the token that a decoder starts with: 0, T5's padding, or the end token without sentinels, as GPT-2."""
+        return START_TOKEN if self.first_sentinel is not None else self.eos
+
     def sentinel(self, i: int) -> int:
-        """Return the id of `<extra_id_i>`."""
+        """Return the id of `<extra_id_i>`, of a vocabulary with sentinels."""
         assert 0 <= i < SENTINELS
+        assert self.first_sentinel is not None
         return self.first_sentinel + self.step * i
 
     def is_sentinel(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
         """Return a mask of the `ids` that are sentinels."""
+        if self.first_sentinel is None:
+            return np.zeros(np.shape(ids), np.bool_)
         low, high = sorted((self.first_sentinel, self.sentinel(SENTINELS - 1)))
         return (ids >= low) & (ids <= high)
 
@@ -97,8 +106,10 @@ def train(texts: Iterable[str], vocab_size: int, split_digits: bool = False) -> 
     return _plain(tokenizer)
 
 
-def load(path: Path) -> "Tokenizer":
-    """Load a tokenizer.json, or the one in a folder. Sentinels are appended if the vocabulary has none.
+def load(path: Path, vocab_size: int | None = None) -> "Tokenizer":
+    """Load a tokenizer.json, or the one in a folder.
+
+    Sentinels are appended if the vocabulary has none, unless it would then exceed `vocab_size`.
 
     Raises:
         DataError: If the file is missing or damaged, or is a spiece.model, which has to be converted first.
@@ -118,7 +129,7 @@ def load(path: Path) -> "Tokenizer":
     try:
         text = file.read_text(encoding="utf-8-sig")
         with _no_stderr():
-            return _plain(Tokenizer.from_str(text))
+            return _plain(Tokenizer.from_str(text), vocab_size)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises plain Exception, and PanicException for an error in Rust
@@ -160,7 +171,7 @@ def end_token(path: Path) -> str | None:
 
 
 def special_of(tokenizer: "Tokenizer", label: str, end: str | None = None, fallback: str | None = None) -> Special:
-    """Return the ids of the end token and the sentinels.
+    """Return the ids of the end token and, if there are any, of the sentinels.
 
     Args:
         tokenizer: A loaded tokenizer.
@@ -179,6 +190,8 @@ def special_of(tokenizer: "Tokenizer", label: str, end: str | None = None, fallb
     if eos is None:
         raise DataError(f"{label}: the vocabulary has no end token ({', '.join(ENDS)}); set end_token.")
     ids = [tokenizer.token_to_id(f"<extra_id_{i}>") for i in range(SENTINELS)]
+    if all(i is None for i in ids):
+        return Special(eos, None)
     first = ids[0]
     for step in (-1, 1):
         if first is not None and ids == [first + step * i for i in range(SENTINELS)]:
@@ -212,9 +225,10 @@ def _with_sentinels(tokenizer: "Tokenizer") -> "Tokenizer":
     return tokenizer
 
 
-def _plain(tokenizer: "Tokenizer") -> "Tokenizer":
-    """Add missing sentinels, disable truncation and padding, and encode spelled-out special tokens as text."""
-    if tokenizer.token_to_id("<extra_id_0>") is None:
+def _plain(tokenizer: "Tokenizer", vocab_size: int | None = None) -> "Tokenizer":
+    """Add missing sentinels that fit, disable truncation and padding, and encode spelled-out special tokens as text."""
+    has_room = vocab_size is None or size(tokenizer) + SENTINELS <= vocab_size
+    if has_room and tokenizer.token_to_id("<extra_id_0>") is None:
         tokenizer = _with_sentinels(tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()

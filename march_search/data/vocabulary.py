@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from march_search.config import DataConfig
+from march_search.config.data_config import SENTINELS
 from march_search.data import corpora
 from march_search.errors import DataError
 from march_search.files.atomic import lock, read_text, write_text
@@ -56,9 +57,9 @@ def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
     from march_search.data import tokenizer as bpe
 
     path = base / Path(name).expanduser()
-    loaded = bpe.load(path)
-    bpe.special_of(loaded, str(path), config.end_token, bpe.end_token(path))
-    _check_size(bpe.size(loaded), config)
+    loaded = bpe.load(path, config.vocab_size)
+    found = bpe.special_of(loaded, str(path), config.end_token, bpe.end_token(path))
+    _check_size(bpe.size(loaded), config, found)
     return loaded
 
 
@@ -95,18 +96,32 @@ def _hash_file(file: Path) -> Path:
     return file.with_suffix(".sha256")
 
 
-def check(config: DataConfig, base: Path) -> str:
+def check(config: DataConfig, base: Path, structure: str = "decoder-only") -> str:
     """Return a short description of the tokenizer, without training it or using the network.
 
+    Args:
+        config: The study's data.
+        base: Folder that relative paths start from.
+        structure: Structure of the models. Encoder-decoders need sentinels.
+
     Raises:
-        DataError: If the tokenizer cannot be read or does not match `vocab_size`, or its training corpus is unknown.
+        DataError: If the tokenizer cannot be read or does not match `vocab_size` or the models, or its training corpus
+            is unknown.
     """
     description = f"vocabulary {config.vocab_size:,}"
     if config.tokenizer is not None:
         from march_search.data import tokenizer as bpe
 
-        size = bpe.size(_loaded(config.tokenizer, config, base))
-        return f"{description}, of which {size:,} from {config.tokenizer}"
+        loaded = _loaded(config.tokenizer, config, base)
+        size, own = bpe.size(loaded), special(loaded, config, base)
+        if own.first_sentinel is None and structure != "decoder-only":
+            raise DataError(
+                f"{config.tokenizer}: encoder-decoders need {SENTINELS} sentinels after its {size:,} tokens, so "
+                f"vocab_size must be at least {size + SENTINELS:,}, got {config.vocab_size:,}: change it in [data] and "
+                "in the architectures."
+            )
+        without = ", without sentinels" if own.first_sentinel is None else ""
+        return f"{description}, of which {size:,} from {config.tokenizer}{without}"
     if config.tokenizer_corpus is not None:
         description += f", tokenizer trained on {corpora.check(_trained_on(config), base)}"
     return description + (", one token per digit" if config.split_digits else "")
@@ -144,11 +159,13 @@ def _key(config: DataConfig, base: Path) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_size(size: int, config: DataConfig) -> None:
+def _check_size(size: int, config: DataConfig, special: "Special") -> None:
     """Check that `vocab_size` is at least `size`, and not more than the padding that is usual."""
-    most = math.ceil(size * (1 + PADDING) / PAD_TO) * PAD_TO
+    is_bare = special.first_sentinel is None  # `vocab_size` has no room for sentinels
+    most = math.ceil((size + SENTINELS * is_bare) * (1 + PADDING) / PAD_TO) * PAD_TO
     if not size <= config.vocab_size <= most:
+        least = f"from {size:,}" + (f" (encoder-decoders: {size + SENTINELS:,}, with sentinels)" if is_bare else "")
         raise DataError(
-            f"{config.tokenizer}: the tokenizer has {size:,} tokens with sentinels, so vocab_size must be from "
-            f"{size:,} to {most:,}, got {config.vocab_size:,}: change it in [data] and in the architectures."
+            f"{config.tokenizer}: the tokenizer has {size:,} tokens{' with sentinels' * (not is_bare)}, so vocab_size "
+            f"must be {least} to {most:,}, got {config.vocab_size:,}: change it in [data] and in the architectures."
         )

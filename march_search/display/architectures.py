@@ -94,19 +94,21 @@ def price(a: Architecture, setup: Setup) -> dict[str, float]:
     }
 
 
-def columns_named(names: Sequence[str]) -> tuple[Column, ...]:
+def columns_named(names: Sequence[str], block_fields: Sequence[str] = ()) -> tuple[Column, ...]:
     """Return the columns with these keys.
 
-    Besides the printed columns, `params`, `flops`, `difference` and every field of an architecture are valid keys.
+    Besides the printed columns, `params`, `active_params`, `flops`, `difference`, every field of an architecture and
+    the `block_fields` of a user's block are valid keys.
 
     Raises:
         UsageError: If a column is unknown.
     """
     known = {column.key: column for column in (*SOLVE_COLUMNS, *PRICE_COLUMNS, *INFERENCE_COLUMNS)}
-    known |= {axis: Column(key=axis, heading=axis, short=axis, left=axis in CHOICES) for axis in AXES}
+    known |= {axis: Column(key=axis, heading=axis, short=axis, left=axis in CHOICES) for axis in (*AXES, *block_fields)}
     known |= {column.short: column for column in PRICE_COLUMNS}
     known |= {
         "params": known["num_params"],
+        "active_params": replace(known["num_params"], key="num_active_params", heading="active", short="active"),
         "flops": known["flops_per_token"],
         "difference": known["difference_percent"],
     }
@@ -201,6 +203,16 @@ HORIZON_COLUMNS = (
     Column(key="difference_low", heading="then 95% from", short="then from", show="{:+.3f}".format),
     Column(key="difference_high", heading="to", short="to", show="{:+.3f}".format),
     Column(key="probability_best", heading="P(best)", short="best", show=chance),
+)
+
+BUDGET_COLUMNS = (
+    Column(key="tokens", heading="data budget", short="tokens", show=si),
+    replace(_NAME, heading="leader"),
+    Column(key="architectures", heading="compared", short="of"),
+    Column(key="next", heading="kept at the next", short="kept next"),
+    Column(key="last", heading="kept at the longest", short="kept at end"),
+    Column(key="kendall", heading="Kendall's tau", short="tau", show="{:+.2f}".format),
+    Column(key="regret", heading="regret", short="regret", show="{:.4f}".format),
 )
 
 EFFECT_COLUMNS = (

@@ -86,6 +86,8 @@ def _losses_section(found: LadderEvidence) -> Section:
         )
     elif found.no_forecast:
         notes.append(found.no_forecast)
+    rows += [{"arm": one.arm} | {size: own[0] for size, own in one.losses.items()} for one in found.dropped]
+    notes += [record.reason for record in found.records if record.reason]
     if found.check:
         last, check = found.records[-1].size, found.check
         notes.append(
@@ -131,10 +133,15 @@ def _agreement_section(found: LadderEvidence) -> Section:
                 "slope_range": "any" if slope is None else f"{slope.low:.2f} to {slope.high:.2f}",
             }
         )
+    pairs = [one.pairs for one in found.agreements]
     notes = [
-        f"same order: share of the {found.agreements[0].pairs} pairs of arms; intervals include seed noise. slope: "
+        f"same order: share of the {pairs[0]} pairs of arms; intervals include seed noise. slope: "
         "Deming slope, effect at the large size per effect at the small one; any: noise hides it."
     ]
+    if len({*pairs}) > 1:
+        notes[0] = notes[0].replace(f"{pairs[0]} pairs of arms", "pairs of arms that trained at both sizes")
+        counts = ", ".join(f"{one.small} → {one.large} {one.pairs}" for one in found.agreements)
+        notes.append(f"Pairs: {counts}. The best arms alone are harder to order than all of them.")
     return Section(title="does a size decide as a larger one does?", rows=rows, columns=columns, notes=notes)
 
 
@@ -181,8 +188,8 @@ def ladder_markdown(found: LadderEvidence) -> str:
 
 
 def ladder_rows(found: LadderEvidence) -> list[Row]:
-    """Return one row per arm and finished size, for CSV."""
-    return [
+    """Return one row per arm and finished size, for CSV; an arm that was dropped has no row at larger sizes."""
+    rows = [
         {
             "size": record.size,
             "parameters": record.parameters,
@@ -198,6 +205,25 @@ def ladder_rows(found: LadderEvidence) -> list[Row]:
         for s, (record, size) in enumerate(zip(found.records, found.losses, strict=True))
         for a, (arm, shape) in enumerate(zip(found.arms, found.shapes(record), strict=True))
     ]
+    for one in found.dropped:
+        index = found.ladder.arms.index(one.arm)
+        rows += [
+            {
+                "size": record.size,
+                "parameters": record.parameters,
+                "tokens": record.tokens,
+                "arm": one.arm,
+                "name": record.architectures[index].name,
+                "loss": one.losses[record.size][0],
+                "standard_error": one.losses[record.size][1],
+                "seeds": one.losses[record.size][2],
+                "not_kept": "; ".join(record.missed[index]),
+                **arm_cells(found, record, one.arm),
+            }
+            for record in found.records
+            if record.size in one.losses
+        ]
+    return rows
 
 
 def ladder_values(found: LadderEvidence) -> dict[str, Any]:
@@ -211,6 +237,12 @@ def ladder_values(found: LadderEvidence) -> dict[str, Any]:
         "learning_rate": found.rate,
         "unfinished": list(found.unfinished),
         "left_out": list(found.left_out),
+        "dropped": [one.arm for one in found.dropped],
+        "survivors": [
+            {"size": record.size, "arms": list(record.trained), "reason": record.reason}
+            for record in found.records
+            if record.reason
+        ],
         "arms": ladder_rows(found),
         "agreement": [_agreement_values(one) for one in found.agreements],
         "changes": [_change_values(found, one) for one in found.changes],

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
+from march_search.analysis.shorter_budgets import branch_budgets
 from march_search.display.regime_sentences import regime_notes
-from march_search.display.tables import plural
+from march_search.display.tables import plural, si
 
 MOST = 5
 """Largest number of lines below the ranking on a terminal."""
@@ -38,7 +39,7 @@ def study_notes(evidence: Evidence) -> list[Note]:
     ranking, study = evidence.ranking, evidence.study
     warnings = [Note(text=text, more=more, is_warning=True) for text, more in regime_notes(evidence)]
     damage = [Note(text=text) for text in study.notes]
-    rest = [_noise_note(ranking), *_rate_notes(evidence), _speed_note(evidence)]
+    rest = [_branch_note(evidence), _noise_note(ranking), *_rate_notes(evidence), _speed_note(evidence)]
     return [*warnings[:2], *damage[:1], *(note for note in rest if note), *warnings[2:], *damage[1:]]
 
 
@@ -48,6 +49,20 @@ def shown_notes(notes: Sequence[Note]) -> list[Note]:
     left = len(notes) - len(shown)
     more = f"{plural(left, 'more note')}, the columns and the methods" if left else "The columns and the methods"
     return [*shown, Note(text=f"{more}: add --explain.")]
+
+
+def _branch_note(evidence: Evidence) -> Note | None:
+    """Return a note on the data budgets that decay branches give results at."""
+    study = evidence.study
+    if study.whole is not None:
+        end = si(study.config.training.tokens)
+        more = "Trials that were stopped before a branch keep the losses of their stable run."
+        return Note(text=f"Results of decay branches; without --at, the ranking is that after {end} tokens.", more=more)
+    budgets = branch_budgets(study)
+    if not budgets:
+        return None
+    shown = ", ".join(si(tokens) for tokens in budgets)
+    return Note(text=f"Decay branches give rankings at shorter budgets, too ({shown} tokens): add --at {budgets[0]:_}.")
 
 
 def _noise_note(ranking: Ranking) -> Note | None:

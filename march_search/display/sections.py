@@ -13,6 +13,7 @@ from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
 from march_search.analysis.rate_noise import LADDER
+from march_search.analysis.shorter_budgets import BudgetOrder, branch_values
 from march_search.analysis.trial_counts import recorded_counts
 from march_search.display import architectures
 from march_search.display.answer import study_answer
@@ -43,6 +44,8 @@ def sections(evidence: Evidence) -> list[Section]:
     found = [ranking_section(evidence)]
     if ranking.others:
         found.append(Section(title="not ranked", rows=ranking.others, columns=architectures.OTHER_COLUMNS))
+    if evidence.budget_orders:
+        found.append(_budgets_section(evidence.budget_orders))
     if evidence.horizon:
         found.append(_horizon_section(evidence.horizon, ranking))
     if evidence.effects:
@@ -58,6 +61,7 @@ def ranking_section(evidence: Evidence) -> Section:
     title = f"{study.name}: {counts.complete} of {counts.total} trials complete"
     if ranking.rows:
         title += f", ranked by validation loss after {si(ranking.rows[0]['level_tokens'])} tokens"
+        title += " (decay branches)" if study.whole and ranking.rows[0]["is_final"] else ""
     notes = study_notes(evidence)
     return Section(
         title=title,
@@ -132,6 +136,8 @@ def json_values(evidence: Evidence) -> dict[str, Any]:
         and {"reference": ranking.reference.architecture.name, "slope": ranking.slope},
         "regime": evidence.regime and asdict(evidence.regime) | {"sentences": regime_sentences(evidence)},
         "rungs": evidence.early_orders,
+        **branch_values(evidence.study),
+        "budget_orders": evidence.budget_orders,
         "horizon": horizon
         and {
             "tokens": horizon.tokens,
@@ -170,6 +176,29 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _budgets_section(found: Sequence[BudgetOrder]) -> Section:
+    """Return the section of the orders at the data budgets of decay branches, one row per budget."""
+    rows = [
+        {
+            "tokens": order.tokens,
+            "name": order.leader,
+            "architectures": order.architectures,
+            "next": order.pairs_next and f"{order.kept_next} of {order.pairs_next}",
+            "last": order.pairs and f"{order.kept} of {order.pairs}",
+            "kendall": order.kendall,
+            "regret": order.regret,
+        }
+        for order in found
+    ]
+    lines = [
+        "Losses after the decay to each data budget. kept: pairs of architectures whose order is the same there. "
+        "Kendall's tau: correlation of the order with that at the longest budget. regret: loss of the leader at the "
+        "longest budget above the lowest there.",
+        "These counts do not account for noise: pairs that noise hides may change their order by chance.",
+    ]
+    return Section(title="order by data budget", rows=rows, columns=architectures.BUDGET_COLUMNS, notes=lines)
 
 
 def _horizon_section(found: Horizon, ranking: Ranking) -> Section:

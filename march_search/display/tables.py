@@ -41,6 +41,8 @@ class Column:
     """Function that formats a value."""
     left: bool = False
     """Whether to align left, as for text; numbers are aligned right."""
+    whole: bool = False
+    """Whether no cell is folded, as that of names and numbers; other text is folded where a table is too wide."""
     wide_only: bool = False
     """Whether to omit the column on a narrow terminal."""
     in_name: bool = False
@@ -208,7 +210,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], wide: bool, breaks: M
         if is_marked:  # rich drops spaces at the end of what it aligns right
             heading = _align_marked(heading, cells)
         side = "left" if column.left or is_marked else "right"
-        keeps = not column.left or column.key == "name"  # other text is folded first
+        keeps = column.whole or not column.left or column.key == "name"  # other text is folded first
         table.add_column(heading, justify=side, overflow="fold", no_wrap=keeps)  # type: ignore[arg-type]
         cells_by_column.append(cells)
     for index in range(len(rows)):

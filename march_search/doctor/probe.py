@@ -64,6 +64,7 @@ def _tokens(folder: Path, vocab_size: str, length: str, density: str, span: str)
 
     data = replace(
         DATA,
+        vocab_size=min(DATA.vocab_size, int(vocab_size)),
         sequence_length=int(length),
         noise_density=float(density),
         mean_span_length=float(span),

@@ -18,6 +18,7 @@ from march_search.errors import UsageError
 from march_search.files.json_tables import read_json, write_json
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.price import cpu, stand_ins
+from march_search.study.study_folder import block_config
 from march_search.study.trial_process import TRAINING
 from march_search.trial.metrics import read_metrics
 
@@ -62,7 +63,12 @@ def rehearse(bench: Bench, config: StudyConfig, chosen: Candidates) -> Rehearsal
     rows = tuple(_trained(bench, config, a, device, 1 / times[a]) for a in spread(sorted(times, key=times.__getitem__)))
     factor = math.exp(statistics.fmean(math.log(row["predicted"] / row["tokens_per_second"]) for row in rows))
     ranks = config.devices.ranks if device.name != "cpu" else 1
-    device_seconds = factor * statistics.fmean(times.values()) * device.count * config.training.tokens
+    device_seconds = (
+        factor
+        * statistics.fmean(times.values())
+        * device.count
+        * config.training.trained_tokens(0, config.training.tokens)
+    )
     trials = how_many(chosen, config) * len(rates(config)) * len(config.search.seeds)
     return Rehearsal(
         device=device,
@@ -112,20 +118,22 @@ def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device,
         global_batch_tokens=tokens,
         micro_batch_sequences=micro if micro and sequences % micro == 0 else None,
         warmup_tokens=0,
+        branch_tokens=(),
         evaluations=1,
         evaluate_at=(),
         checkpoints=0,
         keep_weights=False,
     )
+    folder = bench.folder / f"rehearsal-{a.name}"
+    folder.mkdir()
     trial = TrialConfig(
         architecture=a.name,
         store=str(store(bench, config.data)),
         data=replace(config.data, validation_sequences=2),
         training=training,
         devices=DevicesConfig(kind=config.devices.kind, ranks=ranks, threads=config.devices.threads),
+        block=block_config(a, folder),
     )
-    folder = bench.folder / f"rehearsal-{a.name}"
-    folder.mkdir()
     write_json(folder / "trial.json", asdict(trial))
     result = bench.run(TRAINING, folder, "result.json")
     lines = read_metrics(folder).of_kind("train")[WARM_UP:]

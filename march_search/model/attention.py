@@ -85,7 +85,7 @@ class Attention(nn.Module):
             k_BMJK, v_BMJK = self._with_noop(k_BMJK, v_BMJK)
         q_BHLK, k_BJMK, v_BJMK = q_BLHK.transpose(1, 2), k_BMJK.transpose(1, 2), v_BMJK.transpose(1, 2)
         bias_HLM, causal = (position_info.bias_HLM, position_info.causal) if position_info else (None, False)
-        bias_HLM = None if bias_HLM is None else bias_HLM[: self.heads]
+        bias_HLM = None if bias_HLM is None else bias_HLM[..., : self.heads, :, :]
         block_mask = position_info.block_mask if position_info else None
         y_BHLK = scaled_attention(q_BHLK, k_BJMK, v_BJMK, bias_HLM, causal, self.scale, path, block_mask)
         return F.linear(y_BHLK.transpose(1, 2).flatten(2), self.o, self.o_bias)
@@ -216,16 +216,16 @@ def scaled_attention(
 
     Args:
         q_BHLK, k_BJMK, v_BJMK: Queries, keys and values; each key head belongs to H / J consecutive query heads.
-        bias_HLM: Bias, which includes any causal mask; None for none.
+        bias_HLM: Bias, which includes any causal mask, or (B, H, L, M) if it differs by example; None for none.
         causal: Whether the kernel applies a causal mask. Needs no bias and as many keys as queries.
         scale: Factor of the products of queries and keys.
         path: How attention is computed, from `choose_path`; None calls it.
-        block_mask: Mask of the path "flex", whose bias is in fp32 and includes none.
+        block_mask: Mask of the path "flex", whose bias is (H, L, M) in fp32 and includes none.
     """
     if path is None:
         path = _path_of(q_BHLK, k_BJMK, bias_HLM, causal)
     if path == "flex":
-        return flex.attention(q_BHLK, k_BJMK, v_BJMK, cast(Tensor, bias_HLM), block_mask, scale)
+        return flex.attention(q_BHLK, k_BJMK, v_BJMK, bias_HLM, block_mask, scale)
     if path == "cpu-products":
         return cast(Tensor, cpu.attention(q_BHLK, k_BJMK, v_BJMK, bias_HLM, causal, scale))
     d_kv, groups = q_BHLK.shape[-1], q_BHLK.shape[1] // k_BJMK.shape[1]
@@ -237,8 +237,8 @@ def scaled_attention(
         options["enable_gqa"] = True
     elif groups > 1:
         k_BJMK, v_BJMK = (x.repeat_interleave(groups, 1) for x in (k_BJMK, v_BJMK))
-    bias_1HLM = None if bias_HLM is None else bias_HLM[None]
-    y_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BJMK, v_BJMK, bias_1HLM, **options)
+    bias_BHLM = bias_HLM if bias_HLM is None or bias_HLM.ndim == 4 else bias_HLM[None]
+    y_BHLK = F.scaled_dot_product_attention(q_BHLK, k_BJMK, v_BJMK, bias_BHLM, **options)
     return y_BHLK[..., :d_kv] if zeros[1] else y_BHLK
 
 

@@ -7,7 +7,8 @@ The names of the paths:
     flash         SDPA on a GPU without a mask: its flash kernel, or cuDNN's where torch prefers it
     efficient     SDPA on a GPU with its memory-efficient kernel. It takes masks; with a trained bias, its backward pass
                   writes the bias gradient of every example
-    flex          FlexAttention, which sums the gradient of a trained bias over the examples while it runs
+    flex          FlexAttention, which sums the gradient of a trained bias over the examples while it runs, and skips
+                  what masked documents do not see
     math          SDPA on a GPU without a fused kernel, which stores all scores
 """
 
@@ -31,6 +32,9 @@ CPU_KEYS = {"fp32": 64, "other": 512}
 
 FLEX_VERSION = Version("2.6")
 """First torch whose FlexAttention computes the gradient of a tensor that `score_mod` reads (pytorch#137452)."""
+
+DOCUMENTS_VERSION = Version("2.7")
+"""First torch of which FlexAttention is used with masked documents, whose masks are not of whole blocks."""
 
 WIDEST_HEAD = 256
 """Largest `d_kv` of the flash kernels, and of FlexAttention here."""
@@ -93,7 +97,13 @@ def missing_compiler(device: str) -> str:
 
 
 def choose_path(
-    platform: Platform, dtype: torch.dtype, d_kv: int, bias: Bias, keys: int, setting: str = "auto"
+    platform: Platform,
+    dtype: torch.dtype,
+    d_kv: int,
+    bias: Bias,
+    keys: int,
+    setting: str = "auto",
+    has_documents: bool = False,
 ) -> AttentionPath:
     """Return the path of one attention.
 
@@ -104,6 +114,7 @@ def choose_path(
         bias: What is added to the scores.
         keys: Number of keys, including a no-op key.
         setting: `attention` of `[training]`.
+        has_documents: Whether a mask that differs by example hides other documents, in training.
     """
     if platform.device == "cpu":
         return _cpu_path(dtype, bias, keys)
@@ -112,10 +123,15 @@ def choose_path(
     if dtype == torch.float64:
         return AttentionPath("math", "fused kernels do not compute in fp64")
     if bias == "trained":
-        obstacle = _flex_obstacle(platform, dtype, d_kv, setting)
+        obstacle = _flex_obstacle(platform, dtype, d_kv, setting, has_documents)
         if not obstacle:
             return AttentionPath("flex", "it sums the gradient of the trained bias while it runs")
         return AttentionPath("efficient", f"the bias is trained, and {obstacle}")
+    if has_documents:
+        obstacle = _flex_obstacle(platform, dtype, d_kv, setting, has_documents)
+        if not obstacle:
+            return AttentionPath("flex", "it skips the scores of other documents")
+        return AttentionPath("efficient", f"documents are masked, and {obstacle}")
     if bias == "fixed":
         return AttentionPath("efficient", "flash attention takes no mask")
     if dtype == torch.float32:
@@ -139,14 +155,16 @@ def _cpu_path(dtype: torch.dtype, bias: Bias, keys: int) -> AttentionPath:
     return AttentionPath("sdpa", f"a CPU is faster with SDPA beyond {short} keys")
 
 
-def _flex_obstacle(platform: Platform, dtype: torch.dtype, d_kv: int, setting: str) -> str:
-    """Return why FlexAttention does not compute attention with a trained bias; empty if it does."""
+def _flex_obstacle(platform: Platform, dtype: torch.dtype, d_kv: int, setting: str, has_documents: bool) -> str:
+    """Return why FlexAttention does not compute attention with a trained bias or masked documents; empty if it does."""
     if setting == "sdpa":
         return 'attention = "sdpa" is set'
     if platform.is_deterministic:
-        return "FlexAttention sums its gradient in a varying order"
+        return "FlexAttention may sum gradients in a varying order"
     if platform.torch_version < FLEX_VERSION:
         return f"FlexAttention of torch {platform.torch_version} cannot train it"
+    if has_documents and platform.torch_version < DOCUMENTS_VERSION:
+        return f"FlexAttention is used with them from torch {DOCUMENTS_VERSION} on"
     if platform.capability < (8, 0):
         return "FlexAttention is used from compute capability 8.0 on"
     if d_kv > WIDEST_HEAD:

@@ -6,7 +6,7 @@ R = L * H / J rows of queries that share keys, K `d_kv`, W residual width.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ class _Attention(torch.autograd.Function):
 
     If all examples fit in one block, the probabilities are saved in the inputs' dtype; otherwise the backward pass
     recomputes them. Softmax and the sum of a bias's gradient over examples are computed in fp32. Query heads that share
-    keys and values are rows of one product, so that keys and values are not repeated.
+    keys and values are rows of one product, so that keys and values are not repeated. A bias of four dimensions,
+    (B, H, L, M) with any H or 1, differs by example.
     """
 
     @staticmethod
@@ -58,7 +59,7 @@ class _Attention(torch.autograd.Function):
         y_BHLK, probs_NRM = torch.empty_like(q_BHLK), None
         blocks = _blocks(q_BHLK, k_BJMK)
         for block in blocks:
-            probs_NRM = _probabilities(q_BHLK[block], k_BJMK[block], bias_HLM, causal, scale)
+            probs_NRM = _probabilities(q_BHLK[block], k_BJMK[block], _part(bias_HLM, block), causal, scale)
             v_NMK = v_BJMK[block].flatten(0, 1)
             torch.bmm(probs_NRM, v_NMK, out=_rows(y_BHLK[block], v_NMK))
         ctx.save_for_backward(q_BHLK, k_BJMK, v_BJMK, bias_HLM, probs_NRM if len(blocks) == 1 else None)
@@ -69,13 +70,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q_BHLK, k_BJMK, v_BJMK, bias_HLM, kept_NRM = ctx.saved_tensors
         grad_BHLK, grads = grad.contiguous(), tuple(map(torch.empty_like, (q_BHLK, k_BJMK, v_BJMK)))
-        grad_bias = torch.zeros(bias_HLM.shape) if ctx.needs_input_grad[3] else None
+        grad_bias = None
+        if ctx.needs_input_grad[3]:
+            grad_bias = torch.zeros(bias_HLM.shape, dtype=torch.promote_types(bias_HLM.dtype, torch.float32))
         for block in _blocks(q_BHLK, k_BJMK):
             k_NMK, v_NMK, grad_k_NMK, grad_v_NMK = (x[block].flatten(0, 1) for x in (k_BJMK, v_BJMK, *grads[1:]))
             q_NRK, grad_NRK, grad_q_NRK = (_rows(x[block], k_NMK) for x in (q_BHLK, grad_BHLK, grads[0]))
             probs_NRM = kept_NRM
             if probs_NRM is None:
-                probs_NRM = _probabilities(q_BHLK[block], k_BJMK[block], bias_HLM, ctx.causal, ctx.scale)
+                probs_NRM = _probabilities(q_BHLK[block], k_BJMK[block], _part(bias_HLM, block), ctx.causal, ctx.scale)
             torch.bmm(probs_NRM.mT, grad_NRK, out=grad_v_NMK)
             grad_NRM = torch.bmm(grad_NRK, v_NMK.mT)
             grad_NRM = torch._softmax_backward_data(grad_NRM, probs_NRM, -1, probs_NRM.dtype)
@@ -83,11 +86,17 @@ class _Attention(torch.autograd.Function):
             _product(grad_NRM.mT, q_NRK, ctx.scale, out=grad_k_NMK)
             if grad_bias is not None:
                 grad_BHLM = grad_NRM.view(-1, *q_BHLK.shape[1:3], grad_NRM.shape[-1])
-                grad_bias += grad_BHLM.sum(0).sum_to_size(grad_bias.shape)
+                part = cast(Tensor, _part(grad_bias, block))
+                part += (grad_BHLM if part.ndim == 4 else grad_BHLM.sum(0)).sum_to_size(part.shape)
         return *grads, None if grad_bias is None else grad_bias.to(bias_HLM.dtype), None, None
 
 
 attention: Callable[..., Any] = _Attention.apply
+
+
+def _part(bias_HLM: Tensor | None, block: slice) -> Tensor | None:
+    """Return the view of a bias, or of its gradient, that belongs to a block of examples."""
+    return bias_HLM[block] if bias_HLM is not None and bias_HLM.ndim == 4 else bias_HLM
 
 
 def _rows(q_BHLK: Tensor, k_NMK: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
-"""Attention with a trained bias through FlexAttention, which sums the bias's gradient over the examples as it runs.
+"""Attention with a trained bias, or with masked documents, through FlexAttention.
 
-SDPA writes this gradient for every example, (B, H, L, M), and cannot use a flash kernel. FlexAttention's compiled
-kernel reads the bias from an (H, L, M) tensor and adds each tile's gradient to an fp32 tensor of that shape.
+SDPA writes the gradient of a trained bias for every example, (B, H, L, M), and cannot use a flash kernel.
+FlexAttention's compiled kernel reads the bias from an (H, L, M) tensor and adds each tile's gradient to an fp32 tensor
+of that shape. With masked documents, SDPA reads a mask for every example, (B, 1, L, M), and computes all scores;
+FlexAttention skips the blocks of scores that no query of an example sees.
 
 Shape suffixes: B examples, L query positions, M key positions, H heads, J heads of the keys and values, K `d_kv`,
-W residual width.
+W residual width, Q blocks of queries, N blocks of keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from march_search.model.attention_path import padded_width
-from march_search.model.positions import PositionInfo, attention_mask
+from march_search.model.positions import PositionInfo, attention_mask, document_mask, first_seen
 
 TOLERANCE = 0.05
 """Largest distance from SDPA, relative to the norm, with which FlexAttention counts as right. In bf16, both are about
 0.005 from the exact values; a wrong mask or sum is further away."""
+
+BLOCK = 128
+"""Queries, and keys, of one block of a mask."""
 
 KERNELS = 64
 """Shapes of inputs for which one process may compile FlexAttention; by default, torch allows 8."""
 
 
 def attention(
-    q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float
+    q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor | None, block_mask: Any, scale: float
 ) -> Tensor:
     """Return softmax(scale q k' + bias) v where the mask allows it, in a compiled kernel.
 
@@ -35,8 +40,8 @@ def attention(
 
     Args:
         q_BHLK, k_BJMK, v_BJMK: Queries, keys and values.
-        bias_HLM: Bias in fp32, without the mask.
-        block_mask: Mask from `block_mask`; None to attend everywhere.
+        bias_HLM: Bias in fp32, without the mask; None for none.
+        block_mask: Mask from `block_mask` or `document_block_mask`; None to attend everywhere.
         scale: Factor of the products of queries and keys.
     """
     d_kv = q_BHLK.shape[-1]
@@ -48,14 +53,20 @@ def attention(
     return y_BHLK[..., :d_kv] if zeros[1] else y_BHLK
 
 
-def _biased(q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor, block_mask: Any, scale: float) -> Tensor:
-    """Call FlexAttention with a function that adds the bias."""
+def _biased(
+    q_BHLK: Tensor, k_BJMK: Tensor, v_BJMK: Tensor, bias_HLM: Tensor | None, block_mask: Any, scale: float
+) -> Tensor:
+    """Call FlexAttention, with a function that adds the bias if there is one."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    def add_bias(score: Tensor, _example: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + bias_HLM[head, query, key]
-
     is_grouped = q_BHLK.shape[1] != k_BJMK.shape[1]
+    if bias_HLM is None:
+        return flex_attention(q_BHLK, k_BJMK, v_BJMK, None, block_mask, scale, enable_gqa=is_grouped)
+    added_HLM = bias_HLM
+
+    def add_bias(score: Tensor, _example: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + added_HLM[head, query, key]
+
     return flex_attention(q_BHLK, k_BJMK, v_BJMK, add_bias, block_mask, scale, enable_gqa=is_grouped)
 
 
@@ -94,6 +105,48 @@ def block_mask(length: int, has_noop: bool, is_causal: bool, window: int | None,
     return create_block_mask(is_seen, None, None, length, length + has_noop, device=str(device))
 
 
+def document_block_mask(starts_BL: Tensor, has_noop: bool, window: int | None) -> Any:
+    """Return FlexAttention's causal mask that hides other documents, for as many queries as keys, then any no-op key.
+
+    It equals torch's `create_block_mask`, which would compute all (B, L, M) entries first. Blocks follow from the first
+    position that each query sees, which never decreases within a sequence.
+
+    Args:
+        starts_BL: Position of the first token of each token's document.
+        has_noop: Whether there is a no-op key, which all see.
+        window: Number of positions that a query sees; None for any.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    (examples, length), device = starts_BL.shape, starts_BL.device
+    first_BL = first_seen(starts_BL, window).int()
+
+    def is_seen(example: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_own = (key <= query) & (key >= first_BL[example, query])
+        return is_own | (key == length) if has_noop else is_own
+
+    query_blocks, key_blocks = -(-length // BLOCK), -(-(length + has_noop) // BLOCK)
+    heads_Q = torch.arange(0, length, BLOCK, device=device)  # the first query of each block
+    tails_Q = (heads_Q + BLOCK - 1).clamp(max=length - 1)
+    keys_N = torch.arange(key_blocks, device=device) * BLOCK
+    least_BQ1, most_BQ1 = first_BL[:, heads_Q, None], first_BL[:, tails_Q, None]
+    any_BQN = (keys_N <= tails_Q[:, None]) & (keys_N + BLOCK > least_BQ1)
+    if has_noop:
+        any_BQN = any_BQN | (keys_N == length // BLOCK * BLOCK)
+    is_whole_Q1 = (heads_Q + BLOCK <= length)[:, None]
+    all_BQN = (keys_N < heads_Q[:, None]) & (keys_N >= most_BQ1) & is_whole_Q1
+    partial = _ordered((any_BQN & ~all_BQN).view(examples, 1, query_blocks, key_blocks))
+    full = _ordered(all_BQN.view(examples, 1, query_blocks, key_blocks))
+    lengths = length, length + has_noop
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=is_seen, seq_lengths=lengths)
+
+
+def _ordered(is_in_BHQN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of true entries of each row, and the indices of all with the true ones first; both int32."""
+    indices_BHQN = torch.argsort(is_in_BHQN.int(), dim=-1, descending=True, stable=True)
+    return is_in_BHQN.sum(-1).int(), indices_BHQN.int()
+
+
 def fault(
     attention: Callable[..., Any],
     info: PositionInfo,
@@ -101,6 +154,7 @@ def fault(
     sizes: Sequence[tuple[int, int, int]],
     dtype: torch.dtype,
     window: int | None = None,
+    starts_BL: Tensor | None = None,
 ) -> str:
     """Return why FlexAttention cannot compute a layer; empty if it agrees with SDPA, forward and backward.
 
@@ -113,12 +167,13 @@ def fault(
         sizes: (B, L, W) of its input, and (B, M, W) of the source of its keys if only queries are pooled.
         dtype: Type of the activations.
         window: The layer's window; None if it sees all positions.
+        starts_BL: Where documents begin if they are masked.
 
     Raises:
         torch.OutOfMemoryError: If memory runs out.
     """
     try:
-        return _difference(attention, info, is_causal, sizes, dtype, window)
+        return _difference(attention, info, is_causal, sizes, dtype, window, starts_BL)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers and kernels raise errors of many types
@@ -133,34 +188,51 @@ def _difference(
     sizes: Sequence[tuple[int, int, int]],
     dtype: torch.dtype,
     window: int | None,
+    starts_BL: Tensor | None,
 ) -> str:
     """Return how far FlexAttention and SDPA lie apart if that is too far; empty if not."""
-    bias_HLM = cast(Tensor, info.bias_HLM).detach()
-    examples, device = sizes[0][0], bias_HLM.device
-    two = min(2, examples)
+    layer = cast(Any, attention)
+    examples, length, device = *sizes[0][:2], layer.qkv.device
+    two, noop = min(2, examples), int(layer.has_noop)
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*size: int) -> Tensor:
         return torch.randn(size, generator=generator, device=device).to(dtype)
 
-    masked_HLM, length = bias_HLM, bias_HLM.shape[1]
-    mask_1LL = attention_mask(length, length, is_causal, window, bias_HLM)
-    if mask_1LL is not None:
-        masked_HLM = bias_HLM + F.pad(mask_1LL, (0, bias_HLM.shape[2] - length))
-    biases = bias_HLM.clone().requires_grad_(), masked_HLM.to(dtype).clone().requires_grad_()
-    infos = info._replace(bias_HLM=biases[0]), info._replace(bias_HLM=biases[1], path="efficient", block_mask=None)
     few = [random(two, *size[1:]) for size in sizes]
     of = torch.arange(examples, device=device) % two
     times = torch.bincount(of, minlength=two).view(-1, 1, 1)
+    reference = info
+    if starts_BL is not None:
+        reference, info = (_of_examples(info, rows) for rows in (slice(two), of))
+        info = info._replace(block_mask=document_block_mask(starts_BL[of], bool(noop), window))
+        mask: Tensor | None = document_mask(starts_BL[:two], window, random())
+    else:
+        mask = attention_mask(length, sizes[-1][1], is_causal, window, random())
+    mask = mask if mask is None else F.pad(mask, (0, noop))
+    biases: list[Tensor] = []
+    if info.bias_HLM is not None:
+        biases = [info.bias_HLM.detach().clone().requires_grad_() for _ in range(2)]
+        mask = biases[1] if mask is None else biases[1] + mask.to(biases[1].dtype)
+        info = info._replace(bias_HLM=biases[0])
+    mask = None if mask is None else mask.to(dtype)
+    reference = reference._replace(bias_HLM=mask, path="efficient", block_mask=None)
     with torch.enable_grad():
         inputs = [x[of].requires_grad_() for x in few], [x.requires_grad_() for x in few]
-        found, expected = (attention(*(*xs, None)[:2], i)[0] for xs, i in zip(inputs, infos, strict=True))
+        both = zip(inputs, (info, reference), strict=True)
+        found, expected = (attention(*(*xs, None)[:2], i)[0] for xs, i in both)
         grad = random(*expected.shape)
-        *flex_grads, flex_grad_bias = torch.autograd.grad(found, [*inputs[0], biases[0]], grad[of])
-        *grads, grad_bias = torch.autograd.grad(expected, [*inputs[1], biases[1]], grad * times)
-    pairs = [(found, expected[of]), (flex_grad_bias, grad_bias)]
-    pairs += [(x, (y / times)[of]) for x, y in zip(flex_grads, grads, strict=True)]
+        flex_grads = torch.autograd.grad(found, [*inputs[0], *biases[:1]], grad[of])
+        grads = torch.autograd.grad(expected, [*inputs[1], *biases[1:]], grad * times)
+    pairs = [(found, expected[of]), *zip(flex_grads[len(few) :], grads[len(few) :], strict=True)]
+    pairs += [(x, (y / times)[of]) for x, y in zip(flex_grads, grads[: len(few)], strict=False)]
     pairs = [(x.detach().float(), y.detach().float()) for x, y in pairs]
     distances = [float((x - y).norm() / y.norm().clamp_min(1e-20)) for x, y in pairs]
     wrong = [distance for distance in distances if not distance <= TOLERANCE]  # also if it is not a number
     return f"it differs from SDPA by {wrong[0]:.1%}" if wrong else ""
+
+
+def _of_examples(info: PositionInfo, rows: slice | Tensor) -> PositionInfo:
+    """Return the positional information of these examples, whose rotary angles differ."""
+    turn_L, turn_M = (turn and (turn[0][rows], turn[1][rows]) for turn in (info.turn_L, info.turn_M))
+    return info._replace(turn_L=turn_L, turn_M=turn_M)

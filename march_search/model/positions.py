@@ -1,4 +1,6 @@
-"""Positional information for attention: T5's relative bias, rotary embeddings, causal masks, pooled positions.
+"""Positional information for attention: T5's relative bias, rotary embeddings, masks, pooled positions.
+
+With masked documents, masks and rotary angles differ by example: they have a dimension B before the others.
 
 Shape suffixes: B examples, L query positions, M key positions, H heads, K `d_kv`, J = K / 2, W residual width,
 P positions after pooling; bias_HLM has M + 1 keys if a no-op key exists, whose column is 0.
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from march_search.architecture.huggingface import MAX_DISTANCE
+from march_search.architecture.huggingface_decoders import LLAMA3_ROPE
 from march_search.architecture.parameters import RELATIVE_BUCKETS
 from march_search.model.attention_path import PathName
 
@@ -20,13 +23,15 @@ class PositionInfo(NamedTuple):
     """Positional information for attention, and how it is computed; shared by all layers with the same positions."""
 
     bias_HLM: Tensor | None
-    """Bias added to the scores, including the mask unless `path` is "flex". The first dimension may be 1."""
+    """Bias added to the scores, including the mask unless `path` is "flex"; (B, H, L, M) with masked documents. H and B
+    may be 1."""
     causal: bool
     """Whether attention must apply the causal mask, because the bias does not include it."""
     turn_L: tuple[Tensor, Tensor] | None
-    """Cosine and sine of the queries' rotary angles, each (L, 1, T) for the first T dimensions of each head."""
+    """Cosine and sine of the queries' rotary angles, each (L, 1, T) for the first T dimensions of each head; with
+    masked documents (B, L, 1, T)."""
     turn_M: tuple[Tensor, Tensor] | None
-    """Cosine and sine of the keys' rotary angles, each (M, 1, T)."""
+    """Cosine and sine of the keys' rotary angles, each (M, 1, T) or (B, M, 1, T)."""
     path: PathName | None = None
     """How self-attention is computed; None chooses by device and shape."""
     cross_path: PathName | None = None
@@ -80,12 +85,41 @@ def attention_mask(queries: int, keys: int, causal: bool, window: int | None, li
     return outside.add_(mask_1LM.triu_(1 if causal else window))
 
 
-def rotary_turn(positions_L: Tensor, dims: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def first_seen(starts_BL: Tensor, window: int | None) -> Tensor:
+    """Return the first position that each position sees in a causal stack: in its document, and in its window."""
+    if window is None:
+        return starts_BL
+    return torch.maximum(starts_BL, torch.arange(starts_BL.shape[1], device=starts_BL.device) - (window - 1))
+
+
+def document_mask(starts_BL: Tensor, window: int | None, like: Tensor) -> Tensor:
+    """Return a causal mask of shape (B, 1, L, L), 0 where a query may attend and -inf elsewhere.
+
+    Args:
+        starts_BL: Position of the first token of each token's document.
+        window: Largest distance of a key plus 1; None for any.
+        like: Tensor of the same dtype and device.
+    """
+    positions_L = torch.arange(starts_BL.shape[1], device=starts_BL.device)
+    is_hidden_BLL = positions_L < first_seen(starts_BL, window)[:, :, None]
+    is_hidden_BLL |= positions_L > positions_L[:, None]
+    mask_BLL = like.new_zeros(is_hidden_BLL.shape)
+    return mask_BLL.masked_fill_(is_hidden_BLL, -math.inf)[:, None]
+
+
+def rotary_turn(
+    positions_L: Tensor, dims: int, base: float, dtype: torch.dtype, scaling: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return the cosine and sine of each position's angles, each (L, 1, dims). Dimensions j and j + dims/2 are a pair.
 
-    The wavelengths are those of Su et al. 2021, section 3.2.2.
+    The wavelengths are those of Su et al. 2021, section 3.2.2. With `scaling`, those above 8,192 are so many times
+    longer, and those between 2,048 and that in between, by a linear weight of the frequencies (Llama 3.1).
     """
     frequencies_J = base ** (torch.arange(0, dims, 2, device=positions_L.device).float() / -dims)
+    if scaling != 1.0:
+        low, high, length = LLAMA3_ROPE.values()
+        kept_J = ((length * frequencies_J / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        frequencies_J = frequencies_J * (kept_J + (1 - kept_J) / scaling)
     angles_LJ = positions_L.float()[:, None] * frequencies_J
     cos_LJ, sin_LJ = angles_LJ.cos(), angles_LJ.sin()
     return torch.cat((cos_LJ, cos_LJ), -1)[:, None].to(dtype), torch.cat((-sin_LJ, sin_LJ), -1)[:, None].to(dtype)

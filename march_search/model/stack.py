@@ -19,11 +19,13 @@ from march_search.errors import ConfigError
 from march_search.model import flex
 from march_search.model.attention import CrossAttention, KeysValues, SelfAttention
 from march_search.model.attention_path import AttentionPath, Bias, choose_path, platform_of
+from march_search.model.block_layer import BlockLayer
 from march_search.model.init import Kinds
 from march_search.model.layers import FeedForward, Projection, RMSNorm, build_norm
 from march_search.model.positions import (
     PositionInfo,
     attention_mask,
+    document_mask,
     pool,
     pool_positions,
     relative_bias,
@@ -68,7 +70,11 @@ class Layer(nn.Module):
         self.cross_norm = build_norm(*norm) if has_cross else None
         self.cross_attention = CrossAttention(a, shape, layers) if has_cross else None
         self.feed_forward_norm = build_norm(*norm)
-        self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers, a.bias == "all")
+        self.feed_forward: nn.Module
+        if a.block is not None:
+            self.feed_forward = BlockLayer(a.block, shape.width, a.d_ff, layers)
+        else:
+            self.feed_forward = FeedForward(shape.width, a.d_ff, a.feed_forward_proj, layers, a.bias == "all")
 
     def forward(
         self, x_BLW: Tensor, position_info: PositionInfo, memory: Tensor | KeysValues | None, reduced: int | None
@@ -134,8 +140,15 @@ class Stack(nn.Module):
         if self.relative_bias is not None:
             yield "relative_bias", self.relative_bias, {"d_model": self.architecture.d_model}
 
-    def forward(self, x_BLD: Tensor, memory: Memory | None) -> Memory:
-        """Return the output after the final norm, and the layers' keys and values if a decoder uses them."""
+    def forward(self, x_BLD: Tensor, memory: Memory | None, starts_BL: Tensor | None = None) -> Memory:
+        """Return the output after the final norm, and the layers' keys and values if a decoder uses them.
+
+        Args:
+            x_BLD: Embeddings.
+            memory: Results of the encoder; None without one.
+            starts_BL: In a decoder-only model, position of the first token of each token's document, which is all that
+                the token sees; None if it sees all text before it.
+        """
         length, middle, x_BLW = x_BLD.shape[1], len(self.uses) // 2, x_BLD
         reduced = length if self.is_decoder else reduced_length(length, self.architecture.length_reduction)
         queries_L = torch.arange(length, device=x_BLD.device, dtype=torch.float32)
@@ -151,7 +164,7 @@ class Stack(nn.Module):
             if kind not in position_info:
                 end = len(self.uses) if reduced == length or i > middle else middle + pools
                 segment = [other for other in range(i, end) if kinds[other] == kind]
-                position_info[kind] = self._position_info(queries_L, keys_M, kind, x_BLW, segment, source)
+                position_info[kind] = self._position_info(queries_L, keys_M, kind, x_BLW, segment, source, starts_BL)
             arguments = (x_BLW, position_info[kind], source, reduced if pools else None)
             x_BLW, layer_keys_values = self._apply_layer(self.uses[i], arguments)
             if self.after_layer is not None:
@@ -203,6 +216,7 @@ class Stack(nn.Module):
         x_BLW: Tensor,
         segment: list[int],
         source: Tensor | KeysValues | None,
+        starts_BL: Tensor | None,
     ) -> PositionInfo:
         """Return the positional information of queries and keys, and how attention is computed.
 
@@ -212,22 +226,31 @@ class Stack(nn.Module):
             x_BLW: The residual stream.
             segment: Indices of the layers with these positions.
             source: What cross-attention reads; None without it.
+            starts_BL: Where documents begin if they are masked.
         """
-        noop, base, dtype = self.architecture.noop_key != "none", self.architecture.rotary_base, x_BLW.dtype
+        a, dtype = self.architecture, x_BLW.dtype
+        noop = a.noop_key != "none"
         turn_L, turn_M = None, None
         if kind.turning:
-            turn_L, turn_M = (rotary_turn(at, kind.turning, base, dtype) for at in (queries_L, keys_M))
-        path, cross_path = self._choose(keys_M, kind, dtype, segment, source)
+            turning = kind.turning, a.rotary_base, dtype, a.rotary_scaling
+            turn_L, turn_M = (rotary_turn(at, *turning) for at in (queries_L, keys_M))
+            if starts_BL is not None:  # positions restart with each document
+                restarted_BL = torch.arange(len(queries_L), device=queries_L.device) - starts_BL
+                turn_L = turn_M = turn_L[0][restarted_BL], turn_L[1][restarted_BL]
+        path, cross_path = self._choose(keys_M, kind, dtype, segment, source, starts_BL is not None)
         if path.name == "flex":
-            flexible = self._flexible_info(queries_L, keys_M, kind, cross_path)
-            fault = self._flex_fault(flexible, queries_L, keys_M, kind, dtype, segment, len(x_BLW))
+            flexible = self._flexible_info(queries_L, keys_M, kind, cross_path, starts_BL)
+            flexible = flexible._replace(turn_L=turn_L, turn_M=turn_M)
+            fault = self._flex_fault(flexible, queries_L, keys_M, kind, dtype, segment, len(x_BLW), starts_BL)
             if not fault:
                 self._remember(path, cross_path, kind)
                 return flexible
             path = AttentionPath("efficient", f"FlexAttention failed: {fault}")
         self._remember(path, cross_path, kind)
         mask_1LM = None
-        if self.relative_bias is not None or noop or kind.window is not None:
+        if starts_BL is not None:
+            mask_1LM = document_mask(starts_BL, kind.window, x_BLW)  # of shape (B, 1, L, M)
+        elif self.relative_bias is not None or noop or kind.window is not None:
             mask_1LM = attention_mask(len(queries_L), len(keys_M), self.is_decoder, kind.window, x_BLW)
         bias_HLM = mask_1LM if mask_1LM is None or not noop else F.pad(mask_1LM, (0, 1))
         if self.relative_bias is not None:
@@ -242,6 +265,7 @@ class Stack(nn.Module):
         dtype: torch.dtype,
         segment: list[int],
         source: Tensor | KeysValues | None,
+        has_documents: bool,
     ) -> tuple[AttentionPath, AttentionPath | None]:
         """Return how self-attention and cross-attention of these layers are computed; None without the latter."""
         platform, noop = platform_of(keys_M.device), self.architecture.noop_key != "none"
@@ -249,11 +273,14 @@ class Stack(nn.Module):
         bias: Bias = "none"
         if self.relative_bias is not None:
             bias = "trained" if self.relative_bias.requires_grad and torch.is_grad_enabled() else "fixed"
-        elif kind.window is not None:
+        elif kind.window is not None or has_documents:
             bias = "fixed"
         elif self.is_decoder:
             bias = "fixed" if noop else "causal"
-        own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting)
+        trains = (
+            has_documents and torch.is_grad_enabled()
+        )  # evaluations need one pass, and SDPA has no kernel to compile
+        own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting, trains)
         if source is None:
             return own, None
         length = (source if isinstance(source, Tensor) else source[0]).shape[1]
@@ -267,12 +294,21 @@ class Stack(nn.Module):
                 self.paths["cross"] = cross_path
 
     def _flexible_info(
-        self, queries_L: Tensor, keys_M: Tensor, kind: PositionKind, cross_path: AttentionPath | None
+        self,
+        queries_L: Tensor,
+        keys_M: Tensor,
+        kind: PositionKind,
+        cross_path: AttentionPath | None,
+        starts_BL: Tensor | None,
     ) -> PositionInfo:
         """Return the positional information for FlexAttention: its bias is in fp32 and does not include the mask."""
-        noop, table = self.architecture.noop_key != "none", cast(Tensor, self.relative_bias).float()
-        bias_HLM = relative_bias(table, queries_L, keys_M, self.is_decoder, noop)
-        mask = flex.block_mask(len(keys_M), noop, self.is_decoder, kind.window, keys_M.device)
+        noop, bias_HLM = self.architecture.noop_key != "none", None
+        if self.relative_bias is not None:
+            bias_HLM = relative_bias(self.relative_bias.float(), queries_L, keys_M, self.is_decoder, noop)
+        if starts_BL is not None:
+            mask = flex.document_block_mask(starts_BL, noop, kind.window)
+        else:
+            mask = flex.block_mask(len(keys_M), noop, self.is_decoder, kind.window, keys_M.device)
         return PositionInfo(bias_HLM, False, None, None, "flex", cross_path and cross_path.name, mask)
 
     def _flex_fault(
@@ -284,6 +320,7 @@ class Stack(nn.Module):
         dtype: torch.dtype,
         segment: list[int],
         examples: int,
+        starts_BL: Tensor | None,
     ) -> str:
         """Return why FlexAttention cannot compute these layers; empty if it can. Each shape is tried once.
 
@@ -292,13 +329,13 @@ class Stack(nn.Module):
         """
         for i in segment:
             shape = self.shapes[i]
-            key = (*shape[3:7], kind.window, len(queries_L), len(keys_M), examples, dtype)
+            key = (*shape[3:7], kind.window, len(queries_L), len(keys_M), examples, dtype, starts_BL is None)
             if key not in self._flex_faults:
                 layer, is_first = cast(Layer, self.layers[self.uses[i]]), not any(self._flex_faults.values())
                 lengths = (len(queries_L), len(keys_M))[: 1 + (len(queries_L) != len(keys_M))]
                 sizes = [(examples, length, shape.width) for length in lengths]
                 fault = self._flex_faults[key] = flex.fault(
-                    layer.attention, info, self.is_decoder, sizes, dtype, kind.window
+                    layer.attention, info, self.is_decoder, sizes, dtype, kind.window, starts_BL
                 )
                 if fault and self.attention_setting == "flex":
                     raise ConfigError(f'[training]: attention = "flex" fails here: {fault}. Set "auto" or "sdpa".')

@@ -1,7 +1,8 @@
 """Time optimizer steps of shapes on random tokens, on this CPU, in a process of its own.
 
-The work is a JSON object with `names`, `inputs` and `targets` (lengths of an example), `sequences` (examples per step),
-`micro_batches` (examples of a step that are timed, per shape), `precision`, `threads` and `seconds` (time per shape).
+The work is a JSON object with `names`, `blocks` (module and SHA-256 of the users' own blocks in them), `inputs` and
+`targets` (lengths of an example), `sequences` (examples per step), `micro_batches` (examples of a step that are timed,
+per shape), `precision`, `threads` and `seconds` (time per shape).
 It prints a JSON object: `steps`, the seconds per step of each shape, and the operations per second of matrix products,
 `fp32_flops` and `bf16_flops`.
 """
@@ -9,6 +10,7 @@ It prints a JSON object: `steps`, the seconds per step of each shape, and the op
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 WARM_UP = 2
@@ -22,8 +24,12 @@ def main(text: str) -> None:
     """Time the shapes and the matrix products, and print the results."""
     import torch
 
+    from march_search.architecture.block_file import load_block
+
     work = json.loads(text)
     torch.set_num_threads(work["threads"])
+    for module, sha256 in work["blocks"]:
+        load_block(module, Path(), sha256)
     shapes = zip(work["names"], work["micro_batches"], strict=True)
     steps = [_step_seconds(name, micro_batch, work) for name, micro_batch in shapes]
     fp32_flops = _product_flops(torch.float32)

@@ -83,6 +83,6 @@ def summary(curves: Curves, reached: Mapping[int, int], makespan: float) -> Repl
     """
     shares = {run: curves.tokens[run][n - 1] / curves.tokens[run][-1] for run, n in reached.items()}
     best = min(reached, key=lambda run: (-shares[run], curves.losses[run][reached[run] - 1]))
-    spent = {run: curves.tokens[run][n - 1] for run, n in reached.items()}
-    busy = sum(tokens * curves.rates[run] for run, tokens in spent.items())
-    return Replayed(best, sum(spent.values()), busy, makespan)
+    trained = {run: curves.tokens[run][n - 1] for run, n in reached.items()}
+    busy = sum(tokens * curves.rates[run] for run, tokens in trained.items())
+    return Replayed(best, sum(curves.cost(run, tokens) for run, tokens in trained.items()), busy, makespan)

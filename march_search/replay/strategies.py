@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.pruners import BasePruner
 
-from march_search.config.halving import Halving
+from march_search.config.halving import Halving, SizeHalving
 from march_search.errors import UsageError, nearest
 from march_search.replay.asha import Asha
 from march_search.replay.learning_curves import Curves, Replayed, schedule
@@ -21,7 +21,7 @@ def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Halv
     Idle workers wait until the rung is decided.
     """
     going, reached = tuple(order), dict.fromkeys(order, 0.0)
-    tokens = busy = makespan = 0.0
+    cost = busy = makespan = 0.0
     losses: dict[int, float] = {}
     for number, fraction in enumerate(rungs.fractions):
         if number:
@@ -31,13 +31,13 @@ def replay_rungs(curves: Curves, order: Sequence[int], workers: int, rungs: Halv
             evaluation = curves.at(run, fraction)
             trained = curves.tokens[run][evaluation] - reached[run]
             reached[run] += trained
-            tokens += trained
+            cost += curves.cost(run, trained)
             times.append(trained * curves.rates[run])
             losses[run] = curves.losses[run][evaluation]
         busy += sum(times)
         makespan += schedule(times, workers)
     best = min(going, key=lambda run: losses[run])
-    return Replayed(best, tokens, busy, makespan)
+    return Replayed(best, cost, busy, makespan)
 
 
 PRUNERS: dict[str, Callable[..., BasePruner]] = {
@@ -49,10 +49,15 @@ PRUNERS: dict[str, Callable[..., BasePruner]] = {
 }
 """Optuna's pruners with Optuna's defaults; `percentile` has no default and is set to 25."""
 
-RULES: dict[str, Callable[..., Halving | Asha]] = {"rungs": Halving, "asha": Asha}
-"""Rules that resume what they promote."""
+RULES: dict[str, Callable[..., Halving | Asha | SizeHalving]] = {"rungs": Halving, "asha": Asha, "sizes": SizeHalving}
+"""Rules that resume what they promote, and the one that trains it at a larger size."""
 
 NAMES = (*PRUNERS, *RULES)
+
+
+def all_names(has_sizes: bool) -> tuple[str, ...]:
+    """Return the strategies that `all` stands for: `sizes` needs curves at several sizes."""
+    return tuple(name for name in NAMES if has_sizes or name != "sizes")
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,13 @@ class Strategy:
 
     text: str
     """The strategy as the user wrote it, for example `halving:reduction_factor=3`."""
-    make: Callable[[], BasePruner] | Halving | Asha
+    make: Callable[[], BasePruner] | Halving | Asha | SizeHalving
     """Function that creates the pruner of one study, or the rule."""
 
     @property
     def is_ordered(self) -> bool:
         """Whether the choice depends on the order of the runs and on the number of workers."""
-        return not isinstance(self.make, Halving) and self.text != "exhaustive"
+        return not isinstance(self.make, Halving | SizeHalving) and self.text != "exhaustive"
 
 
 def parse(text: str) -> Strategy:
@@ -93,7 +98,7 @@ def parse(text: str) -> Strategy:
         ) from None
     except ValueError as error:
         raise UsageError(f"{text}: {str(error).rstrip('.')}.") from None
-    return Strategy(text, made if isinstance(made, Halving | Asha) else make)
+    return Strategy(text, made if isinstance(made, Halving | Asha | SizeHalving) else make)
 
 
 def _option(text: str, part: str) -> tuple[str, Any]:

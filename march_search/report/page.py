@@ -134,7 +134,9 @@ def png(text: str) -> bytes | None:
     return pixels[:33] + DENSITY_CHUNK + pixels[33:]
 
 
-def table(section: Section, short: Mapping[str, str], coloured: int = 0, is_ranking: bool = False) -> dict[str, Any]:
+def table(
+    section: Section, short: Mapping[str, str], coloured: int = 0, is_ranking: bool = False, head: str = "name"
+) -> dict[str, Any]:
     """Return a section in the form that the template expects: headings, and cells with their sort keys.
 
     Args:
@@ -142,9 +144,10 @@ def table(section: Section, short: Mapping[str, str], coloured: int = 0, is_rank
         short: Short name of each architecture.
         coloured: Number of rows, from the first, that have the colour of a series.
         is_ranking: Whether the table can be sorted, and has its notes elsewhere.
+        head: Key of the column that heads each row on a phone.
     """
     columns = [c for c in section.columns if any(c.value(row) is not None for row in section.rows)]
-    rows = [[_cell(column, row, short) for column in columns] for row in section.rows]
+    rows = [[_cell(column, row, short) | {"is_head": column.key == head} for column in columns] for row in section.rows]
     for index, row in enumerate(rows):
         row[0]["swatch"] = index if index < coloured else None
     starts = [0, *section.breaks]

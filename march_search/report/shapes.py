@@ -17,7 +17,7 @@ LARGEST = 11
 def shapes(found: Selection) -> Figure:
     """Draw one dot per depth and width; its area is the number of architectures there."""
     depths, widths, numbers = (column.tolist() for column in census(found))
-    budget, largest = found.source.budget, max(numbers)
+    budget, largest = found.source.condition, max(numbers)
     figure = Figure(f"Architectures with {budget}, by depth and width", BOTTOM + 48)
     right = WIDTH - 24
     x = scale(depths, LEFT, right, "log", room=0.03)

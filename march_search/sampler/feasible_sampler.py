@@ -59,7 +59,7 @@ class FeasibleSampler(BaseSampler):
             ConfigError: If the sampler is unknown or needs a package that is not installed.
         """
         if not len(found):
-            raise EmptySetError(f"nothing to sample: no architecture has {found.budget}.")
+            raise EmptySetError(f"nothing to sample: no architecture has {found.condition}.")
         self.found, self.replicates, self._seed = found, replicates, seed
         self.inner = make_sampler(inner, seed) if isinstance(inner, str) else inner
         self._neighbours = Neighbours(found)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+from march_search.architecture.architecture import Architecture
 from march_search.config.counts import DEFAULT_TOLERANCE, parse_parameters, parse_tolerance
 
-Count = Literal["total", "non-embedding"]
+Count = Literal["total", "non-embedding", "active"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Budget:
     tolerance: Fraction = Fraction(15, 1000)
     """Allowed difference from the target on either side, as a fraction of the target."""
     count: Count = "total"
-    """Counted parameters: `total`, or `non-embedding` (without token embedding, learned positions, output layer)."""
+    """Counted parameters: `total`, `non-embedding` (without token embedding, learned positions, output layer), or
+    `active` (those that one position is multiplied by, which are fewer than all with a user's block)."""
 
     @classmethod
     def parse(cls, text: str, tolerance: str = DEFAULT_TOLERANCE, count: Count = "total") -> "Budget":
@@ -40,10 +42,23 @@ class Budget:
         """Largest number of parameters allowed."""
         return math.floor(self.parameters * (1 + self.tolerance))
 
+    def counted(self, architecture: Architecture) -> int:
+        """Return the parameters of an architecture that the budget counts."""
+        names = {"total": "num_params", "non-embedding": "num_params_non_embedding", "active": "num_active_params"}
+        return int(getattr(architecture, names[self.count]))
+
+    def holds(self, architecture: Architecture) -> bool:
+        """Return whether an architecture meets the budget."""
+        return self.low <= self.counted(architecture) <= self.high
+
     def difference_percent(self, num_params: int) -> float:
         """Return the difference of `num_params` from the target in percent; positive above the target."""
         return 100 * (num_params - self.parameters) / self.parameters
 
+    @property
+    def noun(self) -> str:
+        """What is counted: `parameters`, `non-embedding parameters` or `active parameters`."""
+        return "parameters" if self.count == "total" else f"{self.count} parameters"
+
     def __str__(self) -> str:
-        counted = "" if self.count == "total" else " non-embedding"
-        return f"{self.parameters:,}{counted} parameters ± {float(100 * self.tolerance):g}%"
+        return f"{self.parameters:,} {self.noun} ± {float(100 * self.tolerance):g}%"

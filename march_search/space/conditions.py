@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from march_search.architecture.architecture import DEFAULTS
+from march_search.architecture.block import Block
 from march_search.cost.measures import COLUMN_NAMES, PRICES
 from march_search.cost.setup import Setup
 from march_search.errors import EmptySetError
@@ -11,16 +11,16 @@ from march_search.space.feasible_set import Selection
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.members import MEASURES
 from march_search.space.rules import Rule
-from march_search.space.space import SearchSpace
+from march_search.space.space import SearchSpace, rule_names
 
 
-def parse_conditions(texts: Sequence[str]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+def parse_conditions(texts: Sequence[str], block: Block | None = None) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
     """Return the rules about axes alone, and those that mention a measure such as `hours`.
 
     Raises:
         ConfigError: If a text is not a condition, or names neither axes nor measures.
     """
-    rules = [Rule.parse(text, DEFAULTS | dict.fromkeys(MEASURES)) for text in texts]
+    rules = [Rule.parse(text, rule_names(block) | dict.fromkeys(MEASURES)) for text in texts]
     measured = tuple(rule for rule in rules if not rule.names.isdisjoint(MEASURES))
     return tuple(rule for rule in rules if rule not in measured), measured
 
@@ -49,7 +49,7 @@ def solve_where(space: SearchSpace, rules: Sequence[Rule], measured: Sequence[Ru
             ranges.append(f"{name} is between {values.min():.6g} and {values.max():.6g}")
         texts = " and ".join(rule.text for rule in measured)
         raise EmptySetError(
-            f"None of the {len(found):,} architectures in the space {space.name} with {found.budget} meets {texts}: "
+            f"None of the {len(found):,} architectures in the space {space.name} with {space.condition} meets {texts}: "
             f"{', '.join(ranges)}."
         )
     return kept

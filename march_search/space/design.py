@@ -27,8 +27,8 @@ def spread_members(members: Members, n: int, by: Sequence[str], strata: Sequence
         ConfigError: If `by` or `strata` contains an unknown axis.
     """
     for axis in (*by, *strata):
-        if axis not in AXES:
-            raise ConfigError(f'unknown axis "{axis}" for a design. {nearest(axis, AXES)}')
+        if axis not in (known := (*AXES, *members.block_fields)):
+            raise ConfigError(f'unknown axis "{axis}" for a design. {nearest(axis, known)}')
     return _spread(_coordinates(members, by), n, _strata(members, strata))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.errors import ConfigError, EmptySetError, nearest, shown
 from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.limits import KINDS
 from march_search.space.members import Members, Numbers
 from march_search.space.rules import Rule
 from march_search.space.space import AXES, SearchSpace, rule_values
@@ -81,6 +82,11 @@ def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[
         ConfigError: If a direction is not an expression of fields, or the space does not have the value of a field.
         EmptySetError: If no member has the fields.
     """
+    if clocked := [limit.kind for limit in space.limits if KINDS[limit.kind].by_tokens]:
+        raise ConfigError(
+            f"the space {space.name} has a budget of {clocked[0]}, which depends on the tokens of a trial, and those "
+            "differ by size: remove it from [budget]."
+        )
     wanted = [Direction.parse(text, aim) for text, aim in directions.items()]
     for field, value in fields.items():
         if field not in AXES:
@@ -92,7 +98,7 @@ def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[
     found = solve(replace(space, axes=space.axes | {axis: (value,) for axis, value in fixed.items()}))
     if not len(found):
         exact = ", ".join(f"{field} = {value}" for field, value in fields.items())
-        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.budget}: widen the space.")
+        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.condition}: widen the space.")
     chosen = nearest_member(found, wanted)
     missed = []
     for direction in wanted:
@@ -106,7 +112,7 @@ def nearest_member(found: FeasibleSet, directions: Sequence[Direction]) -> Archi
     """Return the member with the smallest distance from the directions and the budget."""
 
     def squares(members: Members) -> Numbers:
-        total = np.square(np.log2(members.counted / members.target))
+        total = np.square(np.log2(members.counted / (members.target or members.counted)))
         for direction in directions:
             total += np.square(members.map(direction.octaves))
         return np.asarray(total, float)

@@ -19,11 +19,22 @@ from march_search.cost.setup import Setup
 from march_search.errors import ConfigError, EmptySetError, UsageError
 from march_search.space.budget import Budget
 from march_search.space.design import spread_members
-from march_search.space.grid import DEPTHS, OTHERS, Combination, Family, Intervals, Ints, Mesh, check_size
+from march_search.space.grid import (
+    DEPTHS,
+    OTHERS,
+    Combination,
+    Family,
+    Intervals,
+    Ints,
+    Mesh,
+    check_operations,
+    check_size,
+)
+from march_search.space.limits import Limit
 from march_search.space.members import Members
 from march_search.space.pareto import front
 from march_search.space.rules import Rule
-from march_search.space.space import SearchSpace
+from march_search.space.space import SearchSpace, in_words
 
 CHUNK = 1 << 20
 """Members processed at a time when iterating over a large set."""
@@ -212,29 +223,38 @@ class Picked(Selection):
         return self.chosen[start:stop]
 
 
-_FAR = 2**61
+FAR = 2**61
 """Bound above the parameter count of any architecture on the axes."""
+
+MOST_INTERVALS = 2**26
+"""Largest number of intervals of `d_ff` that a set may have; about 2 GB."""
 
 
 def solve(space: SearchSpace) -> "FeasibleSet":
-    """Return all architectures in `space` that meet its budget and rules.
+    """Return all architectures in `space` that meet its budgets and rules.
 
     Raises:
         ConfigError: If the space has no budget, is too large to search, or has a rule that cannot be evaluated.
     """
-    if space.budget is None:
+    budget = space.budget
+    if budget is None and not space.limits:
         raise ConfigError(f'the space "{space.name}" has no budget: call space.with_budget("220M").')
-    return solve_band(space, space.budget, space.budget.low, space.budget.high)
+    return solve_band(space, budget, budget.low, budget.high) if budget else solve_band(space, None, -FAR, FAR)
 
 
-def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "FeasibleSet":
+def solve_band(space: SearchSpace, budget: Budget | None, low: int, high: int) -> "FeasibleSet":
     """Return all architectures in `space` with `low` to `high` parameters by `budget.count`, both ends included.
+
+    They also meet the space's budgets of other kinds.
 
     Raises:
         ConfigError: If the space is too large to search, or a rule cannot be evaluated.
     """
     check_size(space)
-    low, high = (min(max(bound, -_FAR), _FAR) for bound in (low, high))
+    for limit in space.limits:
+        check_operations(space, limit.setup.sequence_length)
+    counted, number = budget or Budget(0), 0
+    low, high = (min(max(bound, -FAR), FAR) for bound in (low, high))
     meshes = {has_bottleneck: Mesh(space, has_bottleneck) for has_bottleneck in (False, True)}
     combinations: list[Combination] = []
     parts: list[Intervals] = []
@@ -244,15 +264,28 @@ def solve_band(space: SearchSpace, budget: Budget, low: int, high: int) -> "Feas
         for depths in product(*(space.axes[axis] for axis in DEPTHS)):
             combination = Combination(family, depths)
             if combination.is_real:
-                intervals = combination.intervals(budget, low, high)
+                intervals = combination.intervals(counted, low, high, space.limits)
                 if len(intervals.mesh):
                     combinations.append(combination)
                     parts.append(intervals.narrow())
+                    number += len(intervals.mesh)
+                if number > MOST_INTERVALS:
+                    raise _too_many(space)
         family.release()
     d_ff = np.array(space.axes["d_ff"], dtype=np.int64)
     starts, intervals = _joined(parts)
     return FeasibleSet(
         space=space, budget=budget, d_ff=d_ff, combinations=tuple(combinations), starts=starts, intervals=intervals
+    )
+
+
+def _too_many(space: SearchSpace) -> ConfigError:
+    """Return the error for a set that would not fit into memory."""
+    widest = sorted((axis for axis in space.varying if axis != "d_ff"), key=lambda axis: -len(space.axes[axis]))[:3]
+    axes = ", ".join(f"{axis} ({len(space.axes[axis]):,})" for axis in widest)
+    return ConfigError(
+        f"too many architectures in the space {space.name} have {space.condition}: they make more than "
+        f"{MOST_INTERVALS:,} intervals of d_ff. Add a parameter budget, or use fewer values of {axes}."
     )
 
 
@@ -273,8 +306,8 @@ class FeasibleSet(Selection):
 
     space: SearchSpace
     """The space that was searched."""
-    budget: Budget
-    """The parameter budget that members meet."""
+    budget: Budget | None
+    """The parameter budget that members meet; None if the space has only budgets of other kinds."""
     d_ff: Ints
     """Values of the `d_ff` axis, ascending."""
     combinations: tuple[Combination, ...]
@@ -295,9 +328,25 @@ class FeasibleSet(Selection):
     def __contains__(self, architecture: object) -> bool:
         if not isinstance(architecture, Architecture) or not self.space.contains(architecture):
             return False
-        total = self.budget.count == "total"
-        count = architecture.num_params if total else architecture.num_params_non_embedding
-        return self.budget.low <= count <= self.budget.high
+        if self.budget is not None and not self.budget.holds(architecture):
+            return False
+        return all(limit.holds(architecture) for limit in self.limits)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Budgets of other kinds that members meet."""
+        return self.space.limits
+
+    @property
+    def condition(self) -> str:
+        """All budgets in words, such as `220,000,000 parameters ± 1.5% and at most 48 hours for …`."""
+        return in_words(self.budget, self.limits)
+
+    def difference_percent(self, a: Architecture) -> float:
+        """Return the difference of an architecture from the parameter budget, else from the first other one."""
+        if self.budget is not None:
+            return self.budget.difference_percent(self.budget.counted(a))
+        return float(100 * (self.limits[0].measure(a) - self.limits[0].aim) / self.limits[0].aim)
 
     @property
     def source(self) -> "FeasibleSet":
@@ -324,7 +373,8 @@ class FeasibleSet(Selection):
             mesh=mesh,
             d_ff=d_ff,
             counted=constant + slope * d_ff,
-            target=self.budget.parameters,
+            target=None if self.budget is None else self.budget.parameters,
+            limits=self.limits,
         )
 
     def index(self, architecture: Any, start: int = 0, stop: int | None = None) -> int:
@@ -361,5 +411,5 @@ class FeasibleSet(Selection):
             EmptySetError: If the set is empty.
         """
         if not len(self):
-            raise EmptySetError(f"cannot project {architecture}: no architecture in the space has {self.budget}.")
+            raise EmptySetError(f"cannot project {architecture}: no architecture in the space has {self.condition}.")
         return self.nearest(architecture)[0]

@@ -1,13 +1,20 @@
-"""Explain an empty feasible set: name the closest architectures on either side and the ranges to widen."""
+"""Explain an empty feasible set: name the closest architectures on either side and the ranges to widen.
 
-from collections.abc import Callable
+With budgets of several kinds, say which of them rules all architectures out, and the nearest values within reach.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+
+import numpy as np
 
 from march_search.architecture.architecture import Architecture
 from march_search.errors import ConfigError, EmptySetError
 from march_search.space.budget import Budget
-from march_search.space.feasible_set import FeasibleSet, solve, solve_band
+from march_search.space.feasible_set import FAR, FeasibleSet, solve, solve_band
+from march_search.space.limits import KINDS, Limit
 from march_search.space.named import shipped_spaces_with
 from march_search.space.space import SearchSpace
 
@@ -34,10 +41,63 @@ def solve_or_explain(space: SearchSpace) -> FeasibleSet:
     """
     found = solve(space)
     if not len(found):
-        raise EmptySetError(
-            f"No architecture in the space {space.name} has {found.budget}. {_advice(space, found.budget)}"
-        )
+        assert space.budget is not None or space.limits, space.name
+        advice = _conflict(space) if space.limits or space.budget is None else _advice(space, space.budget)
+        raise EmptySetError(f"No architecture in the space {space.name} has {found.condition}. {advice}")
     return found
+
+
+def _conflict(space: SearchSpace) -> str:
+    """Return the sentences that name the budgets that cannot be met, and the nearest values that can.
+
+    A budget that no architecture meets alone is named alone. Else each budget is named with the nearest values that it
+    has where all the others are met.
+    """
+    budgets = [one for one in (space.budget, *space.limits) if one is not None]
+    alone = [one for one in budgets if not len(solve(_with(space, [one])))]
+    reached: list[str] = []
+    for one in alone or budgets:
+        reached += _nearest(_with(space, [] if alone else [other for other in budgets if other is not one]), one)
+    if alone:
+        if not reached:
+            return "No grid point satisfies the rules: loosen a rule or widen an axis."
+        which = "This budget alone rules" if len(alone) == 1 else "Each of these budgets alone rules"
+        named = "" if len(alone) == len(budgets) == 1 else f" ({' and '.join(map(str, alone))})"
+        return f"{which} out every architecture{named}. Nearest: {', '.join(reached)}."
+    start = "Each budget can be met alone, but not all together"
+    if not reached:
+        return f"{start}, and not if one of them is dropped: drop two, or widen an axis."
+    return f"{start}. Nearest, with the other{'s' * (len(budgets) > 2)} met: {', '.join(reached)}."
+
+
+def _with(space: SearchSpace, budgets: Sequence[Budget | Limit]) -> SearchSpace:
+    """Return the space with these budgets only."""
+    parameters = next((one for one in budgets if isinstance(one, Budget)), None)
+    return replace(space, budget=parameters, limits=tuple(one for one in budgets if isinstance(one, Limit)))
+
+
+def _nearest(space: SearchSpace, budget: Budget | Limit) -> list[str]:
+    """Return in words the largest value below a budget and the smallest above it in a space without it.
+
+    Both parameters and measures rise with `d_ff`, so only the ends of the intervals of `d_ff` are compared.
+    """
+    nearest = []
+    for is_above in (False, True):
+        if isinstance(budget, Budget):
+            low, high = (budget.high + 1, FAR) if is_above else (-FAR, budget.low - 1)
+            found = solve_band(replace(space, budget=budget), budget, low, high)
+        else:
+            above, below = replace(budget, low=budget.high, high=math.inf), replace(budget, low=0.0, high=budget.low)
+            band = above if is_above else below
+            limits = sorted((*space.limits, band), key=lambda limit: list(KINDS).index(limit.kind))
+            found = solve(replace(space, limits=tuple(limits)))
+        if len(found):
+            members = found.decode(found.begins[:-1] if is_above else found.begins[1:] - 1)
+            values = members.counted if isinstance(budget, Budget) else members.map(budget.measure)
+            row = int(np.argmin(values) if is_above else np.argmax(values))
+            value = f"{values[row]:,} {budget.noun}" if isinstance(budget, Budget) else budget.words(float(values[row]))
+            nearest.append(f"{value} ({members.architecture(row).name})")
+    return nearest
 
 
 def closest(space: SearchSpace, budget: Budget) -> list[Architecture]:
@@ -67,7 +127,7 @@ def _advice(space: SearchSpace, budget: Budget) -> str:
     sides = closest(space, budget)
     if not sides:
         return "No grid point satisfies the rules: loosen a rule or widen an axis."
-    counts = [a.num_params if budget.count == "total" else a.num_params_non_embedding for a in sides]
+    counts = [budget.counted(a) for a in sides]
     named = " and ".join(
         f"{a.name} at {budget.difference_percent(n):+.3g}%" for a, n in zip(sides, counts, strict=True)
     )

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from march_search.architecture import flops
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block import parse_block
 from march_search.cost.measures import COLUMN_NAMES, SHAPE_MEASURES
 from march_search.cost.setup import Setup
 from march_search.errors import UsageError, nearest
 from march_search.space.grid import MESH, Combination, Ints, Mesh
+from march_search.space.limits import Limit
 from march_search.space.rules import Rule
-from march_search.space.space import AXES
+from march_search.space.space import AXES, rule_values
 
 Numbers = NDArray[np.float64]
 
@@ -38,8 +40,10 @@ class Members:
     """(n,) feed-forward widths."""
     counted: Ints
     """(n,) parameters, counted as in the budget."""
-    target: int
-    """Parameters of the budget."""
+    target: int | None
+    """Parameters of the budget; None if it has none."""
+    limits: tuple[Limit, ...] = ()
+    """Budgets of other kinds; there is at least one without a target."""
 
     def __len__(self) -> int:
         return len(self.d_ff)
@@ -49,6 +53,8 @@ class Members:
         if name == "d_ff":
             return self.d_ff
         combinations = self.combinations
+        if name in self.block_fields:
+            return np.array([parse_block(c.outer["block"])[1][name] for c in combinations])[self.combination]
         if name not in MESH:
             values = [c.depth if name == "num_decoder_layers" else c.outer[name] for c in combinations]
             return np.array([0 if value is None else value for value in values])[self.combination]
@@ -62,6 +68,12 @@ class Members:
         return np.choose(mesh_index, columns)
 
     @property
+    def block_fields(self) -> tuple[str, ...]:
+        """Fields of the space's block; empty without one."""
+        text = self.combinations[0].outer["block"] if self.combinations else None
+        return () if text is None else tuple(parse_block(text)[1])
+
+    @property
     def _has_groups(self) -> bool:
         """Whether the space has an axis for the heads of keys and values."""
         return any(c.mesh.axes[MESH.index("num_key_value_heads")] != (None,) for c in self.combinations[:1])
@@ -73,14 +85,26 @@ class Members:
             UsageError: If `name` is neither a measure nor an axis.
         """
         if name == "difference":
-            return np.abs(self.counted - self.target)
+            return np.asarray(np.abs(self.difference()))
         if name in MEASURES:
             function = SHAPE_MEASURES[COLUMN_NAMES.get(name, name)]
             return self.map(lambda shape: function(shape, setup))
-        if name not in AXES:
-            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, (*MEASURES, *AXES))}')
+        if name not in (*AXES, *self.block_fields):
+            known = (*MEASURES, *AXES, *self.block_fields)
+            raise UsageError(f'cannot order architectures by "{name}". {nearest(name, known)}')
         values = self.axis(name)
         return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
+
+    def difference(self) -> NDArray[Any]:
+        """Return the (n,) differences from the parameter budget, else from the first budget of another kind."""
+        if self.target is not None:
+            return np.asarray(self.counted - self.target)
+        return self.map(self.limits[0].measure) - self.limits[0].aim
+
+    def difference_percent(self) -> Numbers:
+        """Return the (n,) differences in percent of the budget that `difference` is about."""
+        aim = self.limits[0].aim if self.target is None else self.target
+        return np.asarray(100 * self.difference() / aim, dtype=np.float64)
 
     def flops_per_token(self, **lengths: Any) -> Numbers:
         """Return (n,) operations per token of text; `lengths` are the arguments of `flops.flops_per_token`."""
@@ -102,9 +126,8 @@ class Members:
         measured = {name: self.measure(name, setup) for name in rule.names & {*MEASURES}}
         result = np.zeros(len(self), dtype=bool)
         for chosen, combination in self._by_combination():
-            values = vars(self._shape(chosen, combination)) | {"num_decoder_layers": combination.depth}
-            if values["d_bottleneck"] is None:
-                values["d_bottleneck"] = values["d_model"]
+            shape = vars(self._shape(chosen, combination))
+            values = rule_values(shape | {"num_decoder_layers": combination.depth})
             result[chosen] = rule.holds(values | {name: column[chosen] for name, column in measured.items()})
         return result
 
@@ -131,6 +154,8 @@ class Members:
                 both = (values > 0) & bool(target)
                 octaves = np.log2(np.maximum(values, 1)) - np.log2(target or 1)
                 total += np.where(both, octaves**2, values != (target or 0))
+            elif axis == "block":
+                total += values.astype(str) != str(target or 0)
             elif axis == "logit_softcap":
                 total += values != (target or 0)
             elif values.dtype.kind == "i" and not isinstance(target, bool):

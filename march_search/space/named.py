@@ -1,7 +1,10 @@
 """Find the space that a user names: a shipped space, a file, or `auto`, whose ranges lie around the budget."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from march_search.config.counts import DEFAULT_TOLERANCE
 from march_search.config.shipped import shipped_names
@@ -27,8 +30,9 @@ def named_space(
     tolerance: str | None = None,
     count: Count | None = None,
     vocab_size: int | None = None,
+    limits: Mapping[str, Any] = MappingProxyType({}),
 ) -> SearchSpace:
-    """Return the space of this name or file with parts of its budget replaced.
+    """Return the space of this name or file with parts of its budgets replaced.
 
     Args:
         name: Name of a shipped space, a file, or `auto`.
@@ -36,22 +40,23 @@ def named_space(
         tolerance: Tolerance; None uses the space's.
         count: Parameters that the budget counts; None uses the space's.
         vocab_size: Vocabulary of the space `auto`; None chooses one by the budget.
+        limits: Budgets of other kinds and settings of their trial, as in `SearchSpace.with_limits`.
 
     Raises:
-        BudgetError: If the budget or tolerance is not valid, or too small for the space `auto`.
+        BudgetError: If a budget or the tolerance is not valid, or too small for the space `auto`.
         ConfigError: If the space does not exist or is not valid, or has no budget and none is given.
     """
-    if str(name) != AUTO:
+    if str(name) == AUTO:
+        if parameters is None:
+            raise ConfigError('the space "auto" is laid around a budget: set one, such as --budget 3M.')
+        space = automatic_space(parameters, vocab_size=vocab_size, tolerance=tolerance or DEFAULT_TOLERANCE)
+    else:
         space = SearchSpace.load(name)
-        return (
-            space
-            if parameters is tolerance is count is None and space.budget
-            else space.with_budget(parameters, tolerance, count)
-        )
-    if parameters is None:
-        raise ConfigError('the space "auto" is laid around a budget: set one, such as --budget 3M.')
-    space = automatic_space(parameters, vocab_size=vocab_size, tolerance=tolerance or DEFAULT_TOLERANCE)
-    return space.with_budget(parameters, tolerance, count)
+    if space.limits or any(value is not None for value in limits.values()):
+        space = space.with_limits(tolerance, **limits)
+    is_changed = parameters is not None or count is not None or (tolerance is not None and space.budget is not None)
+    has_budget = space.budget is not None or bool(space.limits)
+    return space if has_budget and not is_changed else space.with_budget(parameters, tolerance, count)
 
 
 def shipped_spaces_with(budget: Budget, most: int = 3) -> list[str]:

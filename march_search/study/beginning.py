@@ -44,6 +44,19 @@ FIRST_RUNG = 0.2
 FEWEST_STEPS = round(LEAST_STEPS / FIRST_RUNG)
 """Fewest optimizer steps per trial, so that the first rung has `LEAST_STEPS`."""
 
+WARMUP_STEPS = 32
+"""Steps over which the learning rate rises."""
+
+EXAMPLES = (512, 1024)
+"""Examples per evaluation: at least, and where text and tokens are enough."""
+
+EVALUATION_SHARE = 1 / 16
+"""Most of a trial's operations that evaluations of the larger number may take; one costs a third of training on it."""
+
+HELD_OUT = (0.05, 0.02)
+"""Part of the documents that only evaluates: of little text, and of text of which the smaller part has examples for
+two of the larger evaluations."""
+
 SPARED = 0.9
 """Fraction of the minutes that training may take; the rest prepares the text."""
 
@@ -89,9 +102,10 @@ def draft(wish: Wish, num_bytes: int | None) -> StudyConfig:
     vocab_size = typical_vocab_size(parameters)
     if num_bytes is not None:  # a token that occurs a few times only cannot be learned
         vocab_size = max((v for v in VOCAB_SIZES if v <= min(vocab_size, num_bytes / 2000)), default=VOCAB_SIZES[0])
-    if wish.is_cpu:
-        vocab_size = min(vocab_size, 512 if parameters < 3_000_000 else 2048)
+    if wish.is_cpu:  # few tokens teach a small model to use its input if they are nearly bytes (studies/LOG.md)
+        vocab_size = min(vocab_size, 384 if parameters < 1_000_000 else 512 if parameters < 3_000_000 else 2048)
     length, noise = (16, 0.5) if wish.is_cpu else (512, 0.15)
+    is_large = num_bytes is None or num_bytes / BYTES_PER_TOKEN * HELD_OUT[1] >= 2 * EXAMPLES[1] * length
     batch = 32 * length if wish.is_cpu else 256 * length
     rate = min(3e-3, 3e-3 * (2e6 / parameters) ** (1 / 3))
     return StudyConfig(
@@ -106,15 +120,15 @@ def draft(wish: Wish, num_bytes: int | None) -> StudyConfig:
             vocab_size=vocab_size,
             sequence_length=length,
             noise_density=noise,
-            validation_fraction=0.05 if num_bytes is not None and num_bytes < 20_000_000 else 0.02,
-            validation_sequences=512,
+            validation_fraction=HELD_OUT[is_large],
+            validation_sequences=EXAMPLES[0],
         ),
         training=TrainingConfig(
             tokens=FEWEST_STEPS * batch,
             global_batch_tokens=batch,
             learning_rate=float(f"{rate:.1g}"),
             schedule="linear",
-            warmup_tokens=batch * 20,
+            warmup_tokens=batch * WARMUP_STEPS,
             precision=wish.precision,  # type: ignore[arg-type]
             evaluations=5,
             checkpoints=2,
@@ -156,7 +170,7 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
         if time > SPARED * wish.seconds:
             continue
         low, high = least, max(least, limit)
-        for _ in range(40):
+        while high - low > low // 200:
             middle = (low + high) // 2
             tried = _with_tokens(sized, middle)
             within = seconds(tried, priced_plan(tried, chosen, device)) <= SPARED * wish.seconds
@@ -173,12 +187,17 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
 
 
 def _with_tokens(config: StudyConfig, tokens: int) -> StudyConfig:
-    """Return the study with about this data budget, in whole steps of a batch that suits it."""
-    batch = _batch(config, tokens)
+    """Return the study with about this data budget, in whole steps of a batch and evaluations that suit it."""
+    batch, data = _batch(config, tokens), config.data
     training = replace(
-        config.training, tokens=tokens // batch * batch, global_batch_tokens=batch, warmup_tokens=20 * batch
+        config.training,
+        tokens=tokens // batch * batch,
+        global_batch_tokens=batch,
+        warmup_tokens=WARMUP_STEPS * batch,
     )
-    return replace(config, training=training)
+    evaluated = config.training.evaluations * EXAMPLES[1] * data.sequence_length / 3
+    is_large = data.validation_fraction == HELD_OUT[1] and evaluated <= EVALUATION_SHARE * tokens
+    return replace(config, training=training, data=replace(data, validation_sequences=EXAMPLES[is_large]))
 
 
 def _batch(config: StudyConfig, tokens: int) -> int:

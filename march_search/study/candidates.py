@@ -12,6 +12,7 @@ from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.hostfile import addresses
 from march_search.config.loader import refuse
 from march_search.config.scaling import base_shape
+from march_search.cost.setup import study_setup
 from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
 from march_search.space.feasible_set import FeasibleSet
@@ -43,6 +44,11 @@ class Candidates:
     """Warm-start results for the sampler."""
 
     @property
+    def structure(self) -> str:
+        """Structure of all architectures."""
+        return [*self.architectures, self.found[0]][0].structure
+
+    @property
     def off_budget(self) -> tuple[Architecture, ...]:
         """Listed architectures that are not members of the feasible set."""
         return tuple(a for a in self.architectures if a not in self.found)
@@ -51,7 +57,7 @@ class Candidates:
 def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
     """Return the search space with the study's parameter budget, and its vocabulary where the space leaves that open.
 
-    A file in `folder` precedes a shipped space.
+    A file in `folder` precedes a shipped space. Budgets of other kinds are those of the study's own trials.
 
     Raises:
         ConfigError: If the space or the budget is not valid, or if space and study set different vocabularies.
@@ -59,6 +65,8 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
     beside = folder / config.space
     name = beside if beside.is_file() else config.space
     space = named_space(name, config.budget, config.tolerance, vocab_size=config.data.vocab_size)
+    if space.limits:
+        space = _for_trials(space, config)
     vocabulary = (config.data.vocab_size,)
     if space.vocab_size_is_open:
         space = replace(space, axes=space.axes | {"vocab_size": vocabulary})
@@ -69,6 +77,28 @@ def load_space(config: StudyConfig, folder: Path) -> SearchSpace:
             f"{sizes}: remove one of the two, or make them equal."
         )
     return space
+
+
+def _for_trials(space: SearchSpace, config: StudyConfig) -> SearchSpace:
+    """Return the space with budgets about the study's trials; raise ConfigError if the space describes other trials."""
+    device, ranks = space.limits[0].setup.device, config.devices.ranks
+    if "device" in space.trial and device.count == 1:
+        device = replace(device, count=ranks)
+    faults = []
+    if "device" in space.trial and device.count != ranks:
+        faults.append(
+            f"[budget] device of the space {space.name} is {device}, but a trial has [devices] ranks = {ranks}: name "
+            f"one {device.name}, or make them equal."
+        )
+    setup = study_setup(config, device)
+    for name, value in space.trial.items():
+        if name != "device" and value != (own := getattr(setup, name)):
+            faults.append(
+                f"[budget] {name} of the space {space.name} is {value}, but the study's trials have {own}: remove it "
+                "from the space, so that the study's value counts, or make the two equal."
+            )
+    refuse(faults)
+    return replace(space, limits=tuple(replace(limit, setup=setup) for limit in space.limits))
 
 
 def structure(listed: Sequence[str], space: SearchSpace) -> str:
@@ -155,7 +185,7 @@ def _check_fit(a: Architecture, config: StudyConfig) -> None:
             f"{a.name} has a vocabulary of {a.vocab_size:,}, but [data] vocab_size is {data.vocab_size:,}; make them "
             "equal."
         )
-    data.check_sentinels(a.structure)
+    data.check_structure(a.structure)
     longest = data.sequence_length if a.structure == "decoder-only" else max(data.lengths.input, data.lengths.target)
     if a.position == "absolute" and longest > a.max_length:
         raise ConfigError(

@@ -12,7 +12,7 @@ from march_search.config.loader import build
 from march_search.errors import ConfigError
 from march_search.study.candidates import Candidates, rates
 from march_search.study.study_folder import StudyFolder, find_record, read_record, write_record
-from march_search.study.study_state import budget_of, candidates_table, intelligible, space_table
+from march_search.study.study_state import budget_of, candidates_table, intelligible, limits_of, space_table
 
 GROWING = (
     "trials",
@@ -45,7 +45,7 @@ def extended_candidates(folder: Path, config: StudyConfig, chosen: Candidates, e
     drawn = [a.name for a in chosen.architectures]
     with intelligible(folder):
         old = [Architecture.parse(name).name for name in record["settings"]["architectures"]]
-        changes = _differences(record["space"], space_table(chosen.found)) if "space" in record else ([], [])
+        changes = _differences(record["space"], space_table(chosen.found, folder)) if "space" in record else ([], [])
     _check_space(folder.name, *changes, extend)
     if not extend and record.get("drawn") == drawn:
         return _with(chosen, old)
@@ -78,7 +78,7 @@ def adopt(folder: StudyFolder, config: StudyConfig, chosen: Candidates, drawn: C
     settings["confirm"] = asdict(config.confirm)
     settings |= {"space": config.space, "budget": config.budget, "tolerance": config.tolerance}
     more = {"settings": settings, "drawn": [a.name for a in drawn.architectures]}
-    write_record(folder.path, record | candidates_table(chosen) | more)
+    write_record(folder.path, record | candidates_table(chosen, folder.path) | more)
 
 
 def _with(chosen: Candidates, names: list[str]) -> Candidates:
@@ -109,12 +109,29 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], l
             lost.append(f"{axis} no longer has {_list(less)}")
         if more := [value for value in after if value not in before]:
             gained.append(f"{axis} now also has {_list(more)}")
+    before, after = ((space.get("block") or {}).get("sha256") for space in (old, new))
+    if before != after:
+        lost.append("the file of its block has changed" if before and after else "its block was added or removed")
     lost += [f'the rule "{rule}" was added' for rule in new["rules"] if rule not in old["rules"]]
     gained += [f'the rule "{rule}" was removed' for rule in old["rules"] if rule not in new["rules"]]
     was, now = budget_of(old["budget"]), budget_of(new["budget"])
-    if was != now:
+    if was != now and was and now:
         inside = now.low <= was.low and was.high <= now.high and was.count == now.count
         (gained if inside else lost).append(f"the budget was {was} and is now {now}")
+    elif was != now:
+        (gained if was else lost).append(f"the budget of {was or now} was {'removed' if was else 'added'}")
+    olds, news = ({limit.kind: limit for limit in limits_of(table)} for table in (old, new))
+    for kind in dict.fromkeys([*olds, *news]):
+        one, other = olds.get(kind), news.get(kind)
+        if one is None or other is None:
+            (lost if one is None else gained).append(
+                f"the budget of {one or other} was {'removed' if one else 'added'}"
+            )
+        elif (str(one), one.low, one.high) != (str(other), other.low, other.high):
+            inside = (
+                other.low <= one.low and one.high <= other.high and str(one.setup.device) == str(other.setup.device)
+            )
+            (gained if inside else lost).append(f"the budget was {one} and is now {other}")
     return lost, gained
 
 

@@ -51,6 +51,10 @@ class Lease:
     """Number of tokens at which training resumes."""
     until: int = 0
     """Number of tokens at which training stops."""
+    branched: int = 0
+    """Tokens that the trial's decay branches had trained when the lease began."""
+    branches: int = 0
+    """Tokens of the decay branches that are still to be trained between `start` and `until`."""
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> "Lease":
@@ -90,8 +94,16 @@ class Leases:
         """Return whether `now` is waiting with the same attempt as `trial`."""
         return now.state == TrialState.WAITING and Lease.of(now).attempt == Lease.of(trial).attempt
 
-    def take(self, trial: FrozenTrial, start: int, until: int) -> Lease | None:
-        """Take a waiting trial; return None if it is no longer waiting. The caller must hold the trial's lock."""
+    def take(self, trial: FrozenTrial, start: int, until: int, branched: int = 0, branches: int = 0) -> Lease | None:
+        """Take a waiting trial; return None if it is no longer waiting. The caller must hold the trial's lock.
+
+        Args:
+            trial: The trial.
+            start: Number of tokens at which it resumes.
+            until: Number of tokens at which it stops.
+            branched: Tokens that its decay branches have trained.
+            branches: Tokens that they will train up to `until`.
+        """
         now = self._look(trial)
         if not self._same_wait(trial, now):
             return None
@@ -102,6 +114,7 @@ class Leases:
             return None
         lease = Lease.of(now)
         lease = replace(lease, attempt=lease.attempt + 1, worker=self.worker, start=start, until=until)
+        lease = replace(lease, branched=branched, branches=branches)
         self._write(trial, lease)
         return lease
 

@@ -4,10 +4,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import Any
 
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block import source_record
 from march_search.config import StudyConfig
 from march_search.cost import speed
 from march_search.cost.devices import CPU_LAYER_SECONDS, CPU_UTILISATION, Device
@@ -108,6 +110,7 @@ def measured_cpu(
     lengths = config.data.lengths
     work = {
         "names": [a.name for a in timed],
+        "blocks": sorted({source_record(a.block, Path()) for a in timed if a.block is not None}),
         "inputs": lengths.input,
         "targets": config.data.sequence_length if timed[0].structure == "decoder-only" else lengths.target,
         "sequences": batch.share,

@@ -1,5 +1,6 @@
 """Train architectures under the settings of a study's file, as the objective of any Optuna study."""
 
+import logging
 import math
 import sys
 import time
@@ -18,8 +19,15 @@ from march_search.errors import TrialError
 from march_search.files.atomic import lock
 from march_search.study import defaults
 from march_search.study.study_folder import StudyFolder
+from march_search.study.tracking import Trackers, check_libraries
 from march_search.study.trial_process import TrialProcess
-from march_search.trial.outcome import TrialOutcome, completed_outcome, pruned_outcome, write_outcome
+from march_search.trial.outcome import (
+    OUTCOME,
+    TrialOutcome,
+    completed_outcome,
+    pruned_outcome,
+    write_outcome,
+)
 from march_search.trial.own_trials import find_trials
 
 _COMMAND = (sys.executable, "-m", "march_search.training")
@@ -27,12 +35,18 @@ _COMMAND = (sys.executable, "-m", "march_search.training")
 
 _POLL_SECONDS = 0.1
 
+_LOGGER = logging.getLogger(__name__)
+
 
 class TrainingObjective:
     """Objective of an Optuna study: trains one architecture per trial and returns its validation loss.
 
     A trial trains in a process of its own, in `ROOT/NAME/trials/`. An architecture that was trained before, in this or
     an earlier process, is not trained again, and one that was interrupted resumes from its last checkpoint.
+
+    Metrics go to the trackers of `[tracking]`, from processes beside the training, which may end seconds after this
+    one. A failing tracker changes no trial; it is a warning of this module's logger. What it lacks of trials that ended
+    is sent when the objective is created again.
     """
 
     def __init__(
@@ -47,7 +61,8 @@ class TrainingObjective:
         """Read the settings and prepare the text.
 
         Args:
-            study: A study's TOML file, or the name of a shipped study. `[data]`, `[training]` and `[devices]` count.
+            study: A study's TOML file, or the name of a shipped study. `[data]`, `[training]`, `[devices]` and
+                `[tracking]` count.
             suggest: Returns the architecture of a trial, such as `sampler.suggest` of a `FeasibleSampler`. It may
                 suggest a `learning_rate`, too, which replaces that of the file.
             root: Folder in which studies are kept.
@@ -55,7 +70,8 @@ class TrainingObjective:
             seed: Training seed.
 
         Raises:
-            ConfigError: If the file is invalid, or the folder was started with different settings.
+            ConfigError: If the file is invalid, the folder was started with different settings, or the library of a
+                tracker is missing.
             DataError: If the text cannot be prepared.
         """
         file = shipped_path("studies", str(study))
@@ -69,9 +85,13 @@ class TrainingObjective:
             else defaults.filled(table, file.parent).table
         )
         self.config = build(StudyConfig, table, str(file))
+        check_libraries(self.config.tracking)
         self.folder.keep_settings(replace(self.config, storage=None), [])
         self.store = prepare(self.config.data, Path(root), file.parent, tokens=self.config.training.tokens)
         self.folder.keep_store(self.store)
+        later = "The next start of this script"
+        self._trackers = Trackers(self.config.tracking, self.folder.path, _LOGGER.warning, later)
+        self._trackers.send_missing(with_parent=False)
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train the architecture of `trial` and return its validation loss, in nats per target token; NaN if it failed.
@@ -85,8 +105,18 @@ class TrainingObjective:
         architecture = self.suggest(trial)
         folder = self._folder(architecture, trial.params.get("learning_rate"))
         trial.set_user_attr("folder", str(folder))
-        outcome = completed_outcome(folder) or self._train(trial, folder)
-        write_outcome(folder, outcome)
+        self._trackers.look()  # a process may have failed after its trial
+        outcome = completed_outcome(folder)
+        if outcome is None:
+            (folder / OUTCOME).unlink(missing_ok=True)  # of a trial that another pruner stopped
+            self._trackers.start(folder)
+            try:
+                outcome = self._train(trial, folder)
+                write_outcome(folder, outcome)
+            finally:
+                self._trackers.stop(folder)
+        else:
+            write_outcome(folder, outcome)
         if outcome["state"] == "pruned":
             raise optuna.TrialPruned(outcome["text"])
         if outcome["state"] == "failed":
@@ -114,6 +144,7 @@ class TrainingObjective:
             ended = False
             while not ended:
                 ended = child.process.poll() is not None
+                self._trackers.look()
                 for line in child.new_lines():
                     if line["kind"] == "evaluation" and line["tokens"] not in reported:
                         reported.add(line["tokens"])

@@ -18,13 +18,15 @@ from march_search.study.trials import newest_attempts
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """Trials and tokens of a study."""
+    """Trials and tokens of a study, those of decay branches included."""
 
     phase: Literal["search", "confirm"]
     """`confirm` while further seeds of the finalists are trained."""
     counts: TrialCounts
     to_come: int
     """Trials that a sampler has not chosen yet."""
+    on_rung: int
+    """Trials that have reached their rung and wait for the others."""
     tokens_done: int
     """Tokens in the newest attempts of all trials."""
     tokens_planned: int
@@ -65,22 +67,26 @@ def outlook(trials: Sequence[FrozenTrial], config: StudyConfig, planned: int, to
         trials: All trials in the storage.
         config: The study's settings.
         planned: Number of trials in the plan of a study with a sampler, else 0.
-        tokens: Tokens of trials by number, where they are known better than from the storage.
+        tokens: Trained tokens of trials by number, where they are known better than from the storage.
     """
-    targets, to_come = rungs.study_schedule(trials, config, planned).targets, rungs.to_come(trials, planned)
+    training = config.training
+    schedule, to_come = rungs.study_schedule(trials, config, planned), rungs.to_come(trials, planned)
+    targets, elsewhere = schedule.targets, {*schedule.runnable, *schedule.stopped}
     newest, done, goal = newest_attempts(trials), 0, 0
     for trial in newest:
         number = trial_number(trial)
         reached = tokens[number] if number in tokens else _stored_tokens(trial, config)
         done += reached
         is_over = trial.state.is_finished()
-        goal += reached if is_over else max(reached, targets.get(trial.number, config.training.tokens))
+        target = training.trained_tokens(0, targets.get(trial.number, training.tokens))
+        goal += reached if is_over else max(reached, target)
     candidates = max(len({rungs.candidate(t) for t in newest}), planned // len(config.search.seeds))
-    goal += to_come * rungs.rung_tokens(config, candidates)[0]
+    goal += to_come * training.trained_tokens(0, rungs.rung_tokens(config, candidates)[0])
     return Outlook(
         phase=running_phase(trials),
         counts=trial_counts(trials, planned),
         to_come=to_come,
+        on_rung=sum(t.state == TrialState.WAITING and t.number not in elsewhere for t in newest),
         tokens_done=done,
         tokens_planned=goal,
         tokens_expected=goal + _later(trials, config, candidates, targets, to_come),
@@ -89,9 +95,9 @@ def outlook(trials: Sequence[FrozenTrial], config: StudyConfig, planned: int, to
 
 def _stored_tokens(trial: FrozenTrial, config: StudyConfig) -> int:
     """Return the tokens of a trial as far as the storage tells: at its last evaluation."""
-    if trial.state == TrialState.COMPLETE:
-        return config.training.tokens
-    return max(trial.intermediate_values, default=0)
+    complete = trial.state == TrialState.COMPLETE
+    reached = config.training.tokens if complete else max(trial.intermediate_values, default=0)
+    return config.training.trained_tokens(0, reached)
 
 
 def _later(
@@ -103,6 +109,6 @@ def _later(
         return 0
     points = rungs.reached(config, candidates, max(1, len(config.search.learning_rates)))
     last = max(now, default=points[0][0])
-    steps = pairwise(points)
-    later = sum(many * (tokens - before) for (before, _), (tokens, many) in steps if tokens > last)
+    steps, trained = pairwise(points), config.training.trained_tokens
+    later = sum(many * trained(before, tokens) for (before, _), (tokens, many) in steps if tokens > last)
     return later * len(config.search.seeds)

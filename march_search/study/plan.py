@@ -1,16 +1,18 @@
 """Describe a study before it runs, as rows for `--dry-run` and for the start of a run; `plan_cost.py` has its cost."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from march_search.architecture.block import parse_block
 from march_search.config import DataConfig, StudyConfig, TrainingConfig
 from march_search.config.search_config import LEAST_STEPS
 from march_search.config.study_config import public_storage
 from march_search.cost.devices import SLOW_BF16, Device
 from march_search.data.text_tokens import TextTokens
 from march_search.display.tables import count, plural, si
-from march_search.space.budget import Budget
+from march_search.space.space import SearchSpace
 from march_search.study import gpus
 from march_search.study.candidates import Candidates, how_many, rates
 from march_search.study.plan_cost import faults
@@ -31,11 +33,12 @@ def plan_rows(config: StudyConfig, chosen: Candidates, text: str, root: Path) ->
     learning_rates = rates(config)
     return [
         *([("answer", config.answer)] if config.answer else []),
-        ("candidates", _candidates(config, chosen, chosen.found.budget)),
+        ("candidates", _candidates(config, chosen, chosen.found.condition)),
         *([("warm start", _warm_start(config, chosen))] if chosen.priors else []),
         *([("pruner", config.pruner.kind)] if config.pruner.kind != "rungs" else []),
         *([("rungs", note)] if (note := notes(config, how_many(chosen, config) * len(learning_rates))) else []),
         ("trial", f"{count(training.tokens)} tokens = {training.steps:,} steps × {training.global_batch_tokens:,}"),
+        *([("branches", _branches(training))] if training.branches else []),
         ("batch", _batch(config)),
         ("example", _example(data, chosen)),
         ("recipe", f"{OPTIMIZERS[training.optimizer]}, {_rates(training, learning_rates)}, {_schedule(training)}"),
@@ -90,8 +93,9 @@ def _batch(config: StudyConfig) -> str:
 
 def _example(data: DataConfig, chosen: Candidates) -> str:
     """Describe one training example."""
-    if [*chosen.architectures, chosen.found[0]][0].structure == "decoder-only":
-        return f"{data.sequence_length} tokens of plain text, each predicted from the preceding ones"
+    if chosen.structure == "decoder-only":
+        text = f"{data.sequence_length} tokens of plain text, each predicted from the preceding ones"
+        return f"{text} of its document" if data.documents == "masked" else text
     lengths = data.lengths
     return (
         f"{data.sequence_length} tokens of text -> input {lengths.input}, target {lengths.target} "
@@ -123,7 +127,14 @@ def _schedule(t: TrainingConfig) -> str:
     return f"{t.schedule} schedule{decay if t.schedule == 'wsd' else ''}"
 
 
-def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
+def _branches(t: TrainingConfig) -> str:
+    """Describe the decay branches of a trial."""
+    ends = ", ".join(si(branch.tokens) for branch in t.branches)
+    more = t.trained_tokens(0, t.tokens) - t.tokens
+    return f"the trial also decays to {ends} tokens, for {si(more)} tokens more ({more / t.tokens:.0%})"
+
+
+def _candidates(config: StudyConfig, chosen: Candidates, budget: str) -> str:
     """Describe how the architectures are chosen."""
     off, first = len(chosen.off_budget), len(chosen.architectures)
     details = f", {off} off budget" if off else ""
@@ -131,10 +142,22 @@ def _candidates(config: StudyConfig, chosen: Candidates, budget: Budget) -> str:
         details = f" picks candidates as results arrive{f', after {first} fixed ones' if first else ''}{details}"
     spread = config.search.spread
     if config.search.strategy == "design" and spread:
-        skipped = [axis for axis in chosen.found.space.varying if axis not in (*spread, "d_ff")]
+        skipped = [axis for axis in _varying(chosen.found.space, spread) if axis not in (*spread, "d_ff")]
         details += f", not over {', '.join(skipped)}: see [search] spread" if skipped else ""
     chosen_by = f"{config.search.strategy}{details}"
     return f"{how_many(chosen, config)} of {len(chosen.found):,} feasible for {budget} ({chosen_by})"
+
+
+def _varying(space: SearchSpace, spread: Sequence[str]) -> list[str]:
+    """Return the axes of a space that vary; instead of `block` its fields that do, if the spread names one of them."""
+    names = list(space.varying)
+    if "block" in names and "block" not in spread:
+        texts = [parse_block(text)[1] for text in space.axes["block"]]
+        own = [name for name in texts[0] if len({str(fields[name]) for fields in texts}) > 1]
+        if set(own) & set(spread):
+            index = names.index("block")
+            names[index : index + 1] = own
+    return names
 
 
 def _warm_start(config: StudyConfig, chosen: Candidates) -> str:

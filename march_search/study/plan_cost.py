@@ -93,6 +93,8 @@ def _tokens(plan: dict[str, Any]) -> str:
     if len(stages) < 2:
         return f"{text} over all trials"
     whole = stages[0]["trials"] * stages[-1]["tokens"]
+    if all("trained_tokens" in stage for stage in stages):  # with decay branches, a trial trains more than its budget
+        whole = stages[0]["trials"] * sum(stage["trained_tokens"] // max(1, stage["trials"]) for stage in stages)
     return f"{text} over all trials; the search would take {si(whole)} without rungs"
 
 

@@ -87,11 +87,12 @@ def _use(
     Trials run `parallel_trials` at a time on devices of their own, by one worker. On a CPU, they share it.
     """
     before, tokens = span
-    use: dict[str, Any] = {"trained_tokens": (tokens - before) * trials, "device_hours": None, "seconds": None}
+    trained = config.training.trained_tokens(before, tokens)
+    use: dict[str, Any] = {"trained_tokens": trained * trials, "device_hours": None, "seconds": None}
     if device is not None:
         evaluated = _evaluated(config, before, tokens)
         seconds = fmean(
-            (tokens - before + evaluated * EVALUATION_PASSES / 3) / speed.tokens_per_second(a, setup) for a in shapes
+            (trained + evaluated * EVALUATION_PASSES / 3) / speed.tokens_per_second(a, setup) for a in shapes
         )
         at_a_time = config.devices.parallel_trials if device.name != "cpu" else 1
         use["device_hours"] = seconds * trials / 3600 * device.count
@@ -115,7 +116,8 @@ def _confirm(
         return None
     rounds = further
     if limit is not None:
-        affordable = max(0, limit - searched) // (finalists * config.training.tokens)
+        whole = config.training.trained_tokens(0, config.training.tokens)
+        affordable = max(0, limit - searched) // (finalists * whole)
         rounds = affordable if rounds is None else min(rounds, affordable)
     more = "further seeds" if further is None else f"up to {plural(further, 'further seed')} each"
     number = f"{'at most ' if finalists > least else ''}{finalists} finalists"
@@ -155,7 +157,7 @@ def _evaluated(config: StudyConfig, before: int, reached: int) -> int:
     """Return the validation tokens of a trial between two numbers of tokens, at the rung and as scheduled."""
     training = config.training
     ends = {step * training.global_batch_tokens for step in training.evaluation_steps} | {reached}
-    times = sum(before < tokens <= reached for tokens in ends)
+    times = sum(before < tokens <= reached for tokens in ends) + len(training.branches_between(before, reached))
     return times * config.data.validation_sequences * config.data.sequence_length
 
 
@@ -219,6 +221,8 @@ def _disk(
 ) -> dict[str, int]:
     """Return peak bytes by kind: two checkpoints per running or paused trial, and the weights of finished ones.
 
+    The checkpoint from which a decay branch starts is one of the two, and the only one without `checkpoints`.
+
     `further` is the number of trials that the confirmation adds at most.
     """
     training, paused, trials = config.training, len(stages) > 1, stages[0]["trials"]
@@ -226,10 +230,12 @@ def _disk(
     setup = study_setup(config)
     state = setup.scalar_bytes + (8 if setup.stage == 0 else 12)
     open_trials = trials if paused else min(config.devices.parallel_trials, trials)
-    evaluations = len(training.evaluation_steps) * (4 * config.data.validation_sequences + 300)
+    evaluations = len(training.evaluation_steps) + len(training.branches)
+    steps = training.trained_tokens(0, training.tokens) // training.global_batch_tokens
+    saves = bool(training.checkpoints or training.branches or paused)
     return {
-        "checkpoints": 2 * state * params * open_trials * bool(training.checkpoints or paused),
+        "checkpoints": 2 * state * params * open_trials * saves,
         "weights": setup.scalar_bytes * params * (stages[-1]["trials"] + further) * training.keep_weights,
-        "metrics": (evaluations + 250 * training.steps) * (trials + further),
+        "metrics": (evaluations * (4 * config.data.validation_sequences + 300) + 250 * steps) * (trials + further),
         "text": (2 if config.data.vocab_size <= 2**16 else 4) * training.tokens,
     }

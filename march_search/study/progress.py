@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -11,15 +12,17 @@ from optuna.trial import FrozenTrial
 from rich.live import Live
 from rich.text import Text
 
-from march_search.display.tables import WIDE, common_tail, console, duration, si
+from march_search.config import TrainingConfig
+from march_search.display.tables import common_tail, console, si
 from march_search.errors import visible
 from march_search.study.leases import Lease
 from march_search.study.outlook import Outlook
+from march_search.study.progress_lines import TrialLine, study_line, trial_event, trial_lines, wrapped
 from march_search.study.study_folder import trial_number
-from march_search.trial.metrics import MetricsTail
+from march_search.trial.metrics import MetricsTail, branched_tokens
 
-LEAST_NAME = 12
-"""Characters of an architecture's name that a narrow terminal shows at least."""
+NEWEST = 0.2
+"""Weight of a trial's newest speed in the mean of which times are estimated, so that they do not jump."""
 
 FRAME = 2
 """Lines of a terminal that the display leaves free, below and for a line of its own."""
@@ -34,23 +37,35 @@ class _Shown:
     """Tokens at which it pauses on its rung or ends."""
     last: dict[str, Any] = field(default_factory=dict)
     """Newest value of each key of its metric lines."""
+    branches: dict[int, int] = field(default_factory=dict)
+    """Tokens trained by each decay branch that starts where the stable run waits, by its end."""
     tail: MetricsTail | None = None
     """Reader of its metric lines; None for a trial of this worker."""
+    speed: float | None = None
+    """Mean of its speed in tokens per second, in which newer ones count more."""
 
 
 class StudyProgress:
     """Display of a study and of its running trials, on all workers. A class because it keeps what was shown."""
 
-    def __init__(self, names: list[str], tokens: int) -> None:
-        """Prepare to display trials of `tokens` tokens each; `names` are the architectures known so far."""
-        self._tokens, self._tail = tokens, common_tail(names)
+    def __init__(self, names: list[str], tokens: int, training: TrainingConfig | None = None) -> None:
+        """Prepare to display trials of `tokens` tokens each.
+
+        Args:
+            names: Architectures known so far.
+            tokens: Tokens of a trial's stable run.
+            training: Settings with the trials' decay branches; None if they have none.
+        """
+        self._tokens, self._tail, self._training = tokens, common_tail(names), training
         self._out = console(stderr=True)
         self._is_live = self._out.is_terminal
         self._trials: dict[int, _Shown] = {}
         self._evaluated: dict[int, int] = {}
+        self._branched: set[tuple[int, int]] = set()
         self._phase = ""
         self._outlook: Outlook | None = None
         self._counted: dict[int, int] = {}
+        self._usual_speed = 0.0
         self._lock = threading.Lock()
         self._live = Live(console=self._out, transient=True, get_renderable=self._frame, refresh_per_second=4)
 
@@ -66,8 +81,9 @@ class StudyProgress:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays on the screen."""
-        self._out.print(visible(text), soft_wrap=True)
+        """Print a line that stays on the screen; a terminal gets it broken between words."""
+        text = visible(text)
+        self._out.print(wrapped(text, self._out.width) if self._is_live else text, soft_wrap=True)
 
     def study(self, phase: str, outlook: Callable[[Mapping[int, int]], Outlook]) -> None:
         """Show what the study has done, on all workers; in a pipe, a new phase is an event.
@@ -82,7 +98,7 @@ class StudyProgress:
             self._counted = self._running_tokens()
             self._outlook = outlook(self._counted)
         if not self._is_live and self._outlook.counts.left:
-            self.say(_study_line(self._outlook, 0.0))
+            self.say(study_line(self._outlook, 0.0, self._out.width))
         self._phase = phase
 
     def started(self, number: int, name: str, resumed: bool, until: int | None = None) -> None:
@@ -120,10 +136,14 @@ class StudyProgress:
         with self._lock:
             shown = self._trials[number]
             _remember(shown, line)
+        if line["kind"] == "branch_evaluation" and (number, line["branch"]) not in self._branched:
+            self._branched.add((number, line["branch"]))
+            if not self._is_live:
+                self.say(f"trial {number}: decayed to {si(line['branch'])} tokens, loss {line['loss']:.3f}")
         if line["kind"] == "evaluation" and line["tokens"] > self._evaluated.get(number, -1):
             self._evaluated[number] = line["tokens"]
             if not self._is_live:
-                self.say(f"trial {number}: {', '.join(self._parts(shown))}")
+                self.say(trial_event(self._line_of(number, shown), self._out.width))
 
     def ended(self, number: int, name: str, state: str, text: str) -> None:
         """Show that a trial is finished."""
@@ -132,62 +152,61 @@ class StudyProgress:
         sign = {"complete": "✓", "pruned": "✂", "failed": "✗"}.get(state, "·")
         self.say(f"{sign} trial {number}: {name.removesuffix(self._tail)}: {state}; {text}")
 
-    def _parts(self, shown: _Shown) -> list[str]:
-        """Return a running trial's tokens, loss, speed and time left to its rung or its end; each may be missing."""
-        last, speed = shown.last, shown.last.get("tokens_per_second")
-        parts = [f"{si(last.get('tokens', 0))} of {si(shown.until)} tokens"]
-        if "evaluation_loss" in last:
-            bits = last.get("evaluation_bits_per_byte")
-            shown_bits = bits is not None and self._out.width >= WIDE
-            parts.append(f"loss {last['evaluation_loss']:.3f}" + (f" ({bits:.3f} bits/byte)" if shown_bits else ""))
-        if speed and last["tokens"] < shown.until:
-            goal = "its rung" if shown.until < self._tokens else "its end"
-            parts += [f"{si(speed)} tokens/s", f"{duration((shown.until - last['tokens']) / speed)} to {goal}"]
-        return parts
+    def _trained(self, before: int, tokens: int) -> int:
+        """Return the tokens that a trial trains between two numbers of tokens, decay branches included."""
+        return tokens - before if self._training is None else self._training.trained_tokens(before, tokens)
 
     def _running_tokens(self) -> dict[int, int]:
-        """Return the tokens of the running trials by number."""
-        return {number: shown.last["tokens"] for number, shown in self._trials.items() if shown.last}
+        """Return the tokens that the running trials have trained, decay branches included, by number."""
+        return {
+            number: self._trained(0, shown.last["tokens"]) + sum(shown.branches.values())
+            for number, shown in self._trials.items() if shown.last
+        }  # fmt: skip
 
     def _frame(self) -> Text:
         """Return the lines of the display: one of the study, then one per running trial, as many as fit."""
         with self._lock:
-            trials = sorted(self._trials.items())
-            speed = sum(shown.last.get("tokens_per_second") or 0.0 for _, shown in trials)
-            now, tokens = self._outlook, self._running_tokens()
+            shown = [self._line_of(number, trial) for number, trial in sorted(self._trials.items())]
+            now, speed, tokens = self._outlook, self._speed(), self._running_tokens()
             since = sum(tokens[number] - then for number, then in self._counted.items() if number in tokens)
         width, room = self._out.width, max(1, self._out.height - FRAME)
-        lines = [_cut(_study_line(replace(now, tokens_done=now.tokens_done + since), speed), width)] if now else []
-        lines += [self._trial_line(number, shown, width) for number, shown in trials]
+        lines = [study_line(replace(now, tokens_done=now.tokens_done + since), speed, width)] if now else []
+        lines += trial_lines(shown, width)
         if len(lines) > room:
             lines = [*lines[: room - 1], f"and {len(lines) - room + 1} more running trials"]
         return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
-    def _trial_line(self, number: int, shown: _Shown, width: int) -> str:
-        """Return the line of a running trial: the speed is left out and the name cut short if it is too wide."""
-        parts = self._parts(shown) if shown.last else ["starting"]
-        head, name = f"  trial {number}: ", visible(shown.name)
-        if len(head) + len(name) + 2 + len(", ".join(parts)) > width:
-            parts = [part for part in parts if not part.endswith(" tokens/s")]
-        room = width - len(head) - 2 - len(", ".join(parts))
-        return _cut(f"{head}{_cut(name, max(LEAST_NAME, room))}: {', '.join(parts)}", width)
+    def _speed(self) -> float:
+        """Return the tokens per second of all running trials; those that start are as fast as the others."""
+        speeds = [trial.speed for trial in self._trials.values() if trial.speed]
+        self._usual_speed = fmean(speeds) if speeds else self._usual_speed
+        return self._usual_speed * len(self._trials)
+
+    def _line_of(self, number: int, shown: _Shown) -> TrialLine:
+        """Return what is known of a running trial."""
+        last = shown.last
+        tokens = last.get("tokens", 0)
+        decays = last.get("kind") == "branch_train"
+        return TrialLine(
+            number=number,
+            name=visible(shown.name),
+            tokens=tokens if last else None,
+            until=shown.until,
+            branch=(last["branch_tokens"], last["branch"]) if decays else None,
+            left=self._trained(tokens, shown.until) - sum(shown.branches.values()) if tokens < shown.until else 0,
+            goal="rung" if shown.until < self._tokens else "end",
+            loss=last.get("evaluation_loss"),
+            bits_per_byte=last.get("evaluation_bits_per_byte"),
+            speed=shown.speed,
+        )
 
 
 def _remember(shown: _Shown, line: dict[str, Any]) -> None:
     """Add a metric line to what is known of a trial."""
+    if line["tokens"] > shown.last.get("tokens", 0) or "branch" not in line:
+        shown.branches.clear()
+    shown.branches |= branched_tokens([line])
     own = {f"{line['kind']}_{key}": line.get(key) for key in ("loss", "bits_per_byte")}
     shown.last |= line | own
-
-
-def _study_line(now: Outlook, speed: float) -> str:
-    """Return the line of the study: phase, trials, tokens, and the time left for all of them."""
-    counts = now.counts
-    text = f"{now.phase}: {counts.ended} of {counts.total} trials ended"
-    text += f", {si(now.tokens_done)} of {si(now.tokens_expected)} tokens"
-    seconds = now.seconds_left(speed)
-    return text if seconds is None else f"{text}, {duration(seconds)} left for all"
-
-
-def _cut(text: str, width: int) -> str:
-    """Return text of at most `width` characters, with an ellipsis if it was longer."""
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    if speed := line.get("tokens_per_second"):
+        shown.speed = speed if shown.speed is None else (1 - NEWEST) * shown.speed + NEWEST * speed

@@ -65,6 +65,7 @@ def _what_decides(config: TrialConfig) -> dict[str, Any]:
     settings = asdict(config)
     settings["store"] = Path(config.store).name
     del settings["study"], settings["number"]
+    settings["block"] = config.block and config.block.sha256
     del settings["training"]["keep_weights"]
     settings["devices"] = {key: settings["devices"][key] for key in ("kind", "ranks", "nodes", "threads")}
     return settings

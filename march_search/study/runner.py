@@ -18,7 +18,7 @@ from march_search.study.job import Job, Signals
 from march_search.study.leases import Lease
 from march_search.study.outlook import trial_counts
 from march_search.study.progress import StudyProgress
-from march_search.study.study_folder import StudyFolder
+from march_search.study.study_folder import StudyFolder, find_record
 from march_search.study.survey import committed
 from march_search.study.tracking import Trackers, check_libraries
 from march_search.study.trial_process import TRAINING
@@ -65,6 +65,8 @@ class StudyRun:
             propose: Proposes the next trial when none is left; None for the study's own sampler, if it has one.
         """
         self.config, self.folder, self.store, self.wanted = config, folder, store, wanted
+        if find_record(folder.path) is not None:
+            folder.load_block()
         if propose is None and config.search.adaptive:
             propose = next_trial(config, study_state.restored_candidates(folder.path))
         self.command, self.propose = command, propose
@@ -89,7 +91,7 @@ class StudyRun:
                 propose=self.propose,
             )
             with (
-                StudyProgress(names, self.config.training.tokens) as progress,
+                StudyProgress(names, self.config.training.tokens, self.config.training) as progress,
                 Trackers(self.config.tracking, self.folder.path, progress.say) as trackers,
                 Signals() as signals,
             ):

@@ -60,7 +60,8 @@ def trial_rows(folder: StudyFolder, config: StudyConfig, trials: Sequence[Frozen
         rows.append({
             "trial": trial_number(trial), "name": attrs["architecture"], "seed": attrs["seed"],
             "learning_rate": attrs.get("learning_rate", config.training.learning_rate), "state": trial_state(trial),
-            "tokens": metrics.tokens,
+            "tokens": metrics.tokens, "trained_tokens": metrics.trained_tokens,
+            "branches": {str(line["branch"]): line["loss"] for line in metrics.of_kind("branch_evaluation")},
             "until": plan.targets.get(trial.number), "loss": last.get("loss"),
             "bits_per_byte": last.get("bits_per_byte"),
             "tokens_per_second": speeds[-1] if speeds and trial.state == TrialState.RUNNING else None,
@@ -117,7 +118,8 @@ def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
 def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTrial], rows: Sequence[Row]) -> Row:
     """Return trial states, tokens done and planned, and seconds left at the current speed; None if nothing runs."""
     planned = usage.planned_trials(folder.path, config)
-    found = outlook(trials, config, planned, {row["trial"]: row["tokens"] for row in rows})
+    training = config.training
+    found = outlook(trials, config, planned, {row["trial"]: row["trained_tokens"] for row in rows})
     seconds = found.seconds_left(sum(row["tokens_per_second"] or 0 for row in rows))
     return {
         "states": dict(sorted(Counter(row["state"] for row in rows).items())),
@@ -129,7 +131,7 @@ def totals(folder: StudyFolder, config: StudyConfig, trials: Sequence[FrozenTria
         "tokens_expected": found.tokens_expected,
         "tokens_spent": committed(list(trials)),
         "max_tokens": config.search.max_tokens,
-        "tokens_without_pruning": config.training.tokens * found.counts.total,
+        "tokens_without_pruning": training.trained_tokens(0, training.tokens) * found.counts.total,
         "seconds_left": None if seconds is None else round(seconds),
     }
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from march_search.architecture.architecture import Architecture
-from march_search.config import StudyConfig, TrialConfig
+from march_search.architecture.block import layer_counts, source_record
+from march_search.architecture.block_file import load_block
+from march_search.architecture.parameters import layer_widths, stacks
+from march_search.config import BlockConfig, StudyConfig, TrialConfig
 from march_search.config.changes import differences, filled, in_current_keys, in_words
 from march_search.config.loader import build
 from march_search.config.study_config import public_storage
@@ -186,11 +189,44 @@ class StudyFolder:
             data=config.data,
             training=training,
             devices=config.devices,
+            block=self._block(Architecture.parse(architecture), folder),
             study=self.id,
             number=int(folder.name.partition("-")[0]),
         )
         write_json(folder / "trial.json", asdict(trial))
         return trial
+
+    def _block(self, a: Architecture, folder: Path) -> BlockConfig | None:
+        """Return what the process of a trial in `folder` needs to load the block of an architecture."""
+        if a.block is None:
+            return None
+        self.load_block()
+        return block_config(a, folder)
+
+    def load_block(self) -> None:
+        """Load the block of a study that was started with one, which runs the code of its file.
+
+        Raises:
+            ConfigError: If the file does not exist or has changed since the study was started.
+        """
+        block = read_record(self.path).get("space", {}).get("block")
+        if block is not None:
+            load_block(block["module"], self.path.resolve(), block["sha256"])
+
+
+def block_config(a: Architecture, folder: Path) -> BlockConfig | None:
+    """Return what the process of a trial in `folder` needs to load the block of an architecture; None without one.
+
+    Raises:
+        ArchitectureError: If the block is not registered.
+        ConfigError: If it was not loaded from a file.
+    """
+    if a.block is None:
+        return None
+    module, sha256 = source_record(a.block, folder)
+    widths = {width for _, depth in stacks(a) for width in layer_widths(a, depth)}
+    counts = tuple((width, a.d_ff, *map(int, layer_counts(a.block, width, a.d_ff))) for width in sorted(widths))
+    return BlockConfig(module=module, sha256=sha256, counts=counts)
 
 
 FIRST_ATTEMPT = "first_attempt"

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
+from march_search.architecture.block import find_block, parse_block, source_record
+from march_search.cost.devices import Device
+from march_search.cost.setup import Setup
 from march_search.errors import MarchSearchError, StorageError
 from march_search.files.atomic import lock, one_line
 from march_search.space.budget import Budget
 from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.limits import Limit
 from march_search.space.rules import Rule
-from march_search.space.space import SearchSpace
+from march_search.space.space import AXES, SearchSpace, rule_names
 from march_search.study.candidates import Candidates
 from march_search.study.study_folder import find_record, read_record, write_record
 from march_search.study.warm_start import Prior
@@ -23,7 +28,7 @@ def keep_candidates(folder: Path, chosen: Candidates) -> None:
     with lock(folder / "lock"):
         record = read_record(folder)
         if "space" not in record or "store" not in record:
-            write_record(folder, record | candidates_table(chosen))
+            write_record(folder, record | candidates_table(chosen, folder))
 
 
 def restored_candidates(folder: Path) -> Candidates:
@@ -37,9 +42,15 @@ def restored_candidates(folder: Path) -> Candidates:
         raise StorageError(f"{folder}: study.json has no space; start the study once with march-search study run.")
     with intelligible(folder):
         space = record["space"]
-        axes = {axis: tuple(values) for axis, values in space["axes"].items()}
-        rules = tuple(Rule.parse(text, DEFAULTS) for text in space["rules"])
-        found = solve(SearchSpace(name=folder.name, budget=budget_of(space["budget"]), axes=axes, rules=rules))
+        recorded = {axis: tuple(values) for axis, values in space["axes"].items()}
+        axes = {axis: (DEFAULTS[axis],) for axis in AXES} | recorded  # earlier versions have fewer axes
+        own = None if axes["block"] == (None,) else parse_block(axes["block"][0])[0]
+    block = None if own is None else find_block(own)
+    with intelligible(folder):
+        rules = tuple(Rule.parse(text, rule_names(block)) for text in space["rules"])
+        budget, limits = budget_of(space["budget"]), limits_of(space)
+        restored = SearchSpace(name=folder.name, budget=budget, axes=axes, rules=rules, block=block, limits=limits)
+        found = solve(restored)
         priors = tuple(Prior(Architecture.parse(name), float(loss), source) for name, loss, source in record["priors"])
         return Candidates(found, tuple(map(Architecture.parse, record["settings"]["architectures"])), priors)
 
@@ -59,24 +70,44 @@ def intelligible(folder: Path) -> Iterator[None]:
         raise StorageError(f"{folder / 'study.json'}: is damaged: {fault}. {remedy}") from None
 
 
-def candidates_table(chosen: Candidates) -> dict[str, Any]:
-    """Return the keys of study.json that hold the candidates."""
+def candidates_table(chosen: Candidates, folder: Path) -> dict[str, Any]:
+    """Return the keys of study.json in `folder` that hold the candidates."""
     priors = [[prior.architecture.name, prior.loss, prior.source] for prior in chosen.priors]
-    return {"space": space_table(chosen.found), "priors": priors}
+    return {"space": space_table(chosen.found, folder), "priors": priors}
 
 
-def space_table(found: FeasibleSet) -> dict[str, Any]:
-    """Return the axis values, rules and budget of a feasible set's space."""
+def space_table(found: FeasibleSet, folder: Path) -> dict[str, Any]:
+    """Return the axis values, rules, budgets and block of a feasible set's space, for study.json in `folder`."""
     space = found.space
     axes = {axis: list(values) for axis, values in space.axes.items()}
-    return {"axes": axes, "rules": [rule.text for rule in space.rules], "budget": _budget_table(found.budget)}
+    table: dict[str, Any] = {
+        "axes": axes,
+        "rules": [rule.text for rule in space.rules],
+        "budget": _budget_table(found.budget),
+    }
+    if space.limits:
+        table["limits"] = [asdict(limit) for limit in space.limits]
+    if (text := space.axes["block"][0]) is not None:
+        module, sha256 = source_record(text, folder)
+        table["block"] = {"module": module, "sha256": sha256}
+    return table
 
 
-def budget_of(budget: dict[str, Any]) -> Budget:
-    """Return the budget of a space table."""
-    return Budget(budget["parameters"], Fraction(budget["tolerance"]), budget["count"])
+def budget_of(budget: dict[str, Any] | None) -> Budget | None:
+    """Return the parameter budget of a space table."""
+    return None if budget is None else Budget(budget["parameters"], Fraction(budget["tolerance"]), budget["count"])
 
 
-def _budget_table(budget: Budget) -> dict[str, Any]:
-    """Return a budget as JSON values, without rounding."""
+def limits_of(space: dict[str, Any]) -> tuple[Limit, ...]:
+    """Return the budgets of other kinds of a space table."""
+    return tuple(
+        Limit(**limit | {"setup": Setup(**limit["setup"] | {"device": Device(**limit["setup"]["device"])})})
+        for limit in space.get("limits", ())
+    )
+
+
+def _budget_table(budget: Budget | None) -> dict[str, Any] | None:
+    """Return a parameter budget as JSON values, without rounding."""
+    if budget is None:
+        return None
     return {"parameters": budget.parameters, "tolerance": str(budget.tolerance), "count": budget.count}

@@ -13,7 +13,7 @@ from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.study.outlook import outlook, running_phase
 from march_search.study.progress import StudyProgress
 from march_search.study.study_folder import trial_number
-from march_search.study.trial_process import reached, unseen_cost
+from march_search.study.trial_process import branch_costs, reached, unseen_cost
 from march_search.study.trials import enqueue, tell_optuna
 from march_search.trial.manifest import resume_point
 from march_search.trial.outcome import TrialOutcome, pruned_outcome, write_outcome
@@ -55,7 +55,7 @@ class Survey:
         by_number = {t.number: t for t in trials}
         runnable = [(by_number[number], until) for number, until in plan.runnable.items()]
         if self._job.config.search.max_tokens is not None:
-            runnable = [pair for pair in runnable if self.affordable(pair[1] - self._start(*pair), trials)]
+            runnable = [pair for pair in runnable if self.affordable(self._cost(*pair), trials)]
         self.over = not (runnable or dead or any(t.state == TrialState.RUNNING for t in trials))
         self._progress.others([(t, self.path(t)) for t in running if t.number not in own_trials])
         self._progress.study(
@@ -63,9 +63,11 @@ class Survey:
         )
         return runnable
 
-    def _start(self, trial: FrozenTrial, until: int) -> int:
-        """Return the token count at which a trial would resume."""
-        return min(until, resume_point(self.path(trial), self._batch))
+    def _cost(self, trial: FrozenTrial, until: int) -> int:
+        """Return the tokens that a trial would train from where it would resume, decay branches included."""
+        folder = self.path(trial)
+        start = min(until, resume_point(folder, self._batch))
+        return until - start + branch_costs(self._job.config.training, folder, start, until)[1]
 
     def _trials(self) -> list[FrozenTrial]:
         """Return all trials in their current state."""
@@ -160,5 +162,6 @@ def committed(trials: list[FrozenTrial]) -> int:
     total = 0
     for trial in trials:
         lease = Lease.of(trial)
-        total += lease.spent + (lease.until - lease.start if trial.state == TrialState.RUNNING else 0)
+        ahead = lease.until - lease.start + lease.branches
+        total += lease.spent + (ahead if trial.state == TrialState.RUNNING else 0)
     return total

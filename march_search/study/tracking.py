@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,19 +64,30 @@ class _Process:
 
 
 class Trackers:
-    """Context manager of the processes that send the metrics of a worker's trials."""
+    """Context manager of the processes that send the metrics of a worker's trials. Threads may share it.
 
-    def __init__(self, config: TrackingConfig, study: Path, say: Callable[[str], None]) -> None:
+    Without `with`, the processes of trials that stopped end by themselves, at most `LIMIT_SECONDS` later.
+    """
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        study: Path,
+        say: Callable[[str], None],
+        later: str = "The end of the study or the same command again",
+    ) -> None:
         """Prepare to send to the trackers of `config` what the study in the folder `study` trains.
 
         Args:
             config: The trackers; none of them is loaded in this process.
             study: Folder of the study.
             say: Prints a warning. There is at most one per tracker.
+            later: What sends later what is missing, as the beginning of a sentence.
         """
-        self._config, self._study, self._say = config, study, say
+        self._config, self._study, self._say, self._later = config, study, say, later
         self._processes: list[_Process] = []
         self._warned: set[str] = set()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "Trackers":
         return self
@@ -86,26 +98,43 @@ class Trackers:
 
     def start(self, folder: Path) -> None:
         """Start to send the metrics of a trial that starts or resumes."""
-        for name in self._config.to:
-            self._start(name, [folder], folder / f"tracking-{name}.log")
+        with self._lock:
+            for name in self._config.to:
+                self._start(name, [folder], folder / f"tracking-{name}.log")
 
     def stop(self, folder: Path) -> None:
         """Close the runs of a trial that no longer runs here; does not wait."""
-        for running in self._processes:
-            if folder in running.folders:
-                _close(running)
+        with self._lock:
+            for running in self._processes:
+                if folder in running.folders:
+                    _close(running)
 
     def look(self) -> None:
         """Forget processes that ended, and warn of the first one of each tracker that failed."""
-        for running in [running for running in self._processes if running.process.poll() is not None]:
-            self._processes.remove(running)
-            _close(running)
-            if (fault := running.fault()) and running.tracker not in self._warned:
-                self._warned.add(running.tracker)
-                self._say(
-                    f"{running.tracker}: metrics were not sent: {fault}. No trial is affected. The end of the study "
-                    f"or the same command again sends what is missing (see {running.log})"
-                )
+        with self._lock:
+            for running in [running for running in self._processes if running.process.poll() is not None]:
+                self._processes.remove(running)
+                _close(running)
+                if (fault := running.fault()) and running.tracker not in self._warned:
+                    self._warned.add(running.tracker)
+                    self._say(
+                        f"{running.tracker}: metrics were not sent: {fault}. No trial is affected. {self._later} "
+                        f"sends what is missing (see {running.log})"
+                    )
+
+    def send_missing(self, with_parent: bool = True) -> None:
+        """Start to send what the trackers lack of trials with an outcome; does not wait.
+
+        Args:
+            with_parent: Whether the processes die with this one.
+        """
+        folders = [trial.folder for trial in find_trials(self._study).trials] if self._config.to else []
+        with self._lock:
+            for name in self._config.to:
+                missing = [folder for folder in folders if is_missing(name, folder)]
+                if missing:
+                    self._start(name, missing, self._study / f"tracking-{name}.log", with_parent)
+                    self.stop(missing[0])
 
     def finish(self, signals: "Signals") -> None:
         """Wait until all runs are closed; at the end of a study, send what is missing of trials with an outcome.
@@ -115,17 +144,13 @@ class Trackers:
         self._wait(signals)
         if signals.signum:
             return
-        folders = [trial.folder for trial in find_trials(self._study).trials] if self._config.to else []
-        for name in self._config.to:
-            missing = [folder for folder in folders if is_missing(name, folder)]
-            if missing:
-                self._start(name, missing, self._study / f"tracking-{name}.log", is_last=True)
+        self.send_missing()
         self._wait(signals)
 
-    def _start(self, name: str, folders: Sequence[Path], log: Path, is_last: bool = False) -> None:
-        """Start a process that sends the metrics of trials; `is_last` if they have ended."""
+    def _start(self, name: str, folders: Sequence[Path], log: Path, with_parent: bool = False) -> None:
+        """Start a process that sends the metrics of trials; `with_parent` if it dies with this one."""
         command = [sys.executable, "-m", "march_search.study.tracking_process", name, self._config.project]
-        parent = {PARENT: str(os.getpid())} if is_last else {}
+        parent = {PARENT: str(os.getpid())} if with_parent else {}
         environment = {key: value for key, value in os.environ.items() if key != PARENT} | parent
         try:
             with log.open("ab") as output:
@@ -139,8 +164,6 @@ class Trackers:
                 self._say(f"{name}: metrics were not sent: {log}: {error.strerror}. No trial is affected")
             return
         self._processes.append(_Process(tracker=name, folders=folders, log=log, process=process))
-        if is_last:
-            _close(self._processes[-1])
 
     def _wait(self, signals: "Signals") -> None:
         """Wait until no process is left, or for a further signal, which kills them."""

@@ -110,9 +110,15 @@ def follow(tracker: str, project: str, folder: Path, asked: threading.Event) -> 
 
 
 def _values(line: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line, such as `train/loss`, and its tokens."""
+    """Return the numbers of a line, such as `train/loss`, and its tokens.
+
+    Of a decay branch, only the evaluation is sent, as `branch_500000/loss` at the step at which the branch begins.
+    """
+    if line["kind"] == "branch_train":
+        return {}
+    kind = f"branch_{line['branch']}" if "branch" in line else line["kind"]
     numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
-    return {f"{line['kind']}/{name}" if name != "tokens" else name: value for name, value in numbers.items()}
+    return {f"{kind}/{name}" if name != "tokens" else name: value for name, value in numbers.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from march_search.config import DevicesConfig, StudyConfig
+from march_search.config import DevicesConfig, StudyConfig, TrainingConfig
 from march_search.errors import StorageError
 from march_search.files.atomic import try_lock
 from march_search.files.json_tables import read_json
@@ -22,7 +22,7 @@ from march_search.study.leases import Lease
 from march_search.study.study_folder import trial_number
 from march_search.trial import outcome
 from march_search.trial.manifest import resume_point
-from march_search.trial.metrics import MetricsTail, read_metrics
+from march_search.trial.metrics import MetricsTail, branched_tokens, read_metrics
 from march_search.trial.outcome import FAILURES, KILLED, kill_reason, memory_kills, ran_out_of_memory
 
 TRAINING = (sys.executable, "-m", "march_search.training", "--once")
@@ -148,8 +148,10 @@ class ActiveTrial:
     """The trial's process; None while an earlier process still locks the folder."""
     last: int = field(init=False)
     """Token count of the last training step."""
-    _seen: set[tuple[str, int]] = field(default_factory=set)
-    """Kind and token count of the lines already read."""
+    _branches: dict[int, int] = field(default_factory=dict)
+    """Tokens that each decay branch has trained."""
+    _seen: set[tuple[Any, ...]] = field(default_factory=set)
+    """Kind and token counts of the lines already read."""
     _resets: int = 0
     """Number of resets of metrics.jsonl already handled."""
 
@@ -163,8 +165,8 @@ class ActiveTrial:
 
     @property
     def spent(self) -> int:
-        """Number of tokens trained under this lease."""
-        return self.last - self.lease.start
+        """Number of tokens trained under this lease, those of decay branches included."""
+        return self.last - self.lease.start + max(0, sum(self._branches.values()) - self.lease.branched)
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
         """Start the process, unless the trial is complete; return False if another one still trains in the folder."""
@@ -187,13 +189,9 @@ class ActiveTrial:
         """
         assert self.child is not None
         lines = self.child.new_lines()
-        self._seen.update((line["kind"], line["tokens"]) for line in lines)
+        self._seen.update(map(_identity, lines))
         if stopped:
-            lines += [
-                line
-                for line in MetricsTail(self.folder).new_lines()
-                if (line["kind"], line["tokens"]) not in self._seen
-            ]
+            lines += [line for line in MetricsTail(self.folder).new_lines() if _identity(line) not in self._seen]
         return lines
 
     def count(self, line: dict[str, Any]) -> bool:
@@ -206,13 +204,46 @@ class ActiveTrial:
         tokens = line["tokens"]
         if self.child.tail.resets > self._resets:
             self._resets, self.last = self.child.tail.resets, self.lease.start
+            self._branches.clear()
         self.last = max(self.last, tokens)
+        if "branch" in line:
+            known = self._branches.get(line["branch"], 0)
+            self._branches |= {branch: max(known, trained) for branch, trained in branched_tokens([line]).items()}
+            return bool(tokens >= self.lease.start)
         return bool(tokens > self.lease.start)
+
+
+def _identity(line: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what no other line of a trial has: its kind and token counts."""
+    return line["kind"], line["tokens"], line.get("branch"), line.get("branch_tokens")
 
 
 def unseen_cost(folder: Path, lease: Lease, batch: int) -> int:
     """Return the most tokens that a dead worker's lease can have cost: those in its metrics, plus one step."""
-    return max(0, min(read_metrics(folder).tokens + batch, lease.until) - lease.start)
+    metrics = read_metrics(folder)
+    branched = min(max(0, metrics.branched_tokens - lease.branched), lease.branches)
+    return max(0, min(metrics.tokens + batch, lease.until) - lease.start) + branched
+
+
+def branch_costs(training: TrainingConfig, folder: Path, start: int, until: int) -> tuple[int, int]:
+    """Return the tokens of a trial's decay branches: those trained before it resumes, and those to train from there.
+
+    Args:
+        training: The trial's settings.
+        folder: Its folder.
+        start: Tokens at which it resumes.
+        until: Tokens at which it stops.
+    """
+    if not training.branches:
+        return 0, 0
+    metrics = read_metrics(folder)
+    ended = {line["branch"] for line in metrics.of_kind("branch_evaluation")}
+    branched = branched_tokens(
+        line for line in metrics.lines if "branch" in line
+        and (line["tokens"] < start or (line["tokens"] == start and line["branch"] in ended))
+    )  # fmt: skip
+    ahead = [branch for branch in training.branches_between(start, until) if branch.tokens not in branched]
+    return sum(branched.values()), sum(branch.trained_tokens for branch in ahead)
 
 
 def reached(folder: Path, batch: int) -> int:

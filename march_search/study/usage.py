@@ -79,8 +79,8 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
             continue  # trained by another study
         metrics = read_metrics(trial.folder)
         a = Architecture.parse(trial.config.architecture)
-        tokens += metrics.tokens
-        flops += metrics.tokens * float(speed.flops_per_token(a, study_setup(config)))
+        tokens += metrics.trained_tokens
+        flops += metrics.trained_tokens * float(speed.flops_per_token(a, study_setup(config)))
         seconds += _seconds(metrics.lines)
     kind, together = config.devices.kind, config.devices.parallel_trials
     devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
@@ -136,4 +136,16 @@ def _seconds(lines: Sequence[dict[str, Any]]) -> float:
     train = [line for line in lines if line.get("kind") == "train" and line.get("tokens_per_second")]
     before = [0, *(line["tokens"] for line in train)]
     trained = sum((line["tokens"] - b) / line["tokens_per_second"] for line, b in zip(train, before, strict=False))
-    return float(trained + sum(line.get("seconds") or 0.0 for line in lines if line.get("kind") == "evaluation"))
+    evaluations = [line for line in lines if line.get("kind") in ("evaluation", "branch_evaluation")]
+    return float(trained + _branch_seconds(lines) + sum(line.get("seconds") or 0.0 for line in evaluations))
+
+
+def _branch_seconds(lines: Sequence[dict[str, Any]]) -> float:
+    """Return the seconds that a trial spent on the steps of its decay branches."""
+    seconds, reached = 0.0, dict[int, int]()
+    for line in lines:
+        if line.get("kind") == "branch_train" and line.get("tokens_per_second"):
+            before = reached.get(line["branch"], line["tokens"])
+            seconds += (line["branch_tokens"] - before) / line["tokens_per_second"]
+            reached[line["branch"]] = line["branch_tokens"]
+    return seconds

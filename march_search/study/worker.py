@@ -20,7 +20,7 @@ from march_search.study.leases import Leases
 from march_search.study.progress import StudyProgress
 from march_search.study.survey import Survey
 from march_search.study.tracking import Trackers
-from march_search.study.trial_process import ActiveTrial, reached
+from march_search.study.trial_process import ActiveTrial, branch_costs, reached
 from march_search.trial.manifest import drop_damaged, keep_newest, resume_point
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import (
@@ -147,9 +147,10 @@ class Worker:
             if limited and self.leases.waits(trial):
                 drop_damaged(folder)  # else it would resume earlier and cost more than estimated
             start = min(until, resume_point(folder, self.job.config.training.global_batch_tokens))
-            if not self.survey.affordable(until - start):
+            branched, branches = branch_costs(self.job.config.training, folder, start, until)
+            if not self.survey.affordable(until - start + branches):
                 return None
-            lease = self.leases.take(trial, start, until)
+            lease = self.leases.take(trial, start, until, branched, branches)
         if lease is None:
             self._misses += 1
             self._random.shuffle(self._todo)

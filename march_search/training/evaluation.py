@@ -35,13 +35,16 @@ class Validation:
     targets_NT: torch.Tensor
     bits_per_nat: float | None = None
     """Factor from the loss to bits per byte of the targets' text; None if it is unknown."""
+    starts_NT: torch.Tensor | None = None
+    """Where documents begin (see `data.documents`), if they are masked; else None."""
 
     @classmethod
     def of(cls, batches: Batches, store: Store) -> "Validation":
         """Return all validation examples of `batches`, which are cut from `store`."""
         inputs, targets = batches.validation(0, batches.num_validation)
-        factor = bits_per_nat(store, targets)
-        return cls(None if inputs is None else torch.from_numpy(inputs), torch.from_numpy(targets), factor)
+        factor, starts = bits_per_nat(store, targets), batches.document_starts(targets)
+        inputs_NI, starts_NT = (None if array is None else torch.from_numpy(array) for array in (inputs, starts))
+        return cls(inputs_NI, torch.from_numpy(targets), factor, starts_NT)
 
 
 @dataclass(frozen=True)
@@ -137,17 +140,25 @@ def _text_losses(engine: Any, examples: Validation, rows: torch.Tensor, rank_inf
 
     The texts are cut into pieces of `2 * CUT` tokens. Tokens in the second half of a piece still have `CUT` to
     `2 * CUT - 1` tokens of context there, so models of n-grams lose nothing. The increase is their mean, without the
-    first piece, whose context is whole. Texts too short for two pieces are not cut.
+    first piece, whose context is whole. Texts too short for two pieces are not cut. Masked documents stay masked in
+    both.
     """
-    targets_BT = examples.targets_NT[rows if len(rows) else torch.tensor([0])].to(rank_info.device)
+    rows_B = rows if len(rows) else torch.tensor([0])
+    targets_BT, every_NT = examples.targets_NT[rows_B].to(rank_info.device), examples.starts_NT
+    starts_BT = None if every_NT is None else every_NT[rows_B].to(rank_info.device)
     pieces = targets_BT.shape[1] // (2 * CUT)
     with torch.no_grad():
-        losses_BT: torch.Tensor = engine(None, targets_BT, output="token_losses")
+        losses_BT: torch.Tensor = engine(None, targets_BT, output="token_losses", starts_BT=starts_BT)
         whole_B = losses_BT.mean(1).double()
         increase_B = torch.zeros_like(whole_B)
         if pieces > 1:
             kept, shape_BPC = pieces * 2 * CUT, (len(targets_BT), pieces, 2 * CUT)
-            cut_RC: torch.Tensor = engine(None, targets_BT[:, :kept].reshape(-1, 2 * CUT), output="token_losses")
+            cut_starts_RC = None
+            if starts_BT is not None:  # a document that began in an earlier piece begins with its own piece
+                offsets_P1 = torch.arange(0, kept, 2 * CUT, device=starts_BT.device)[:, None]
+                cut_starts_RC = (starts_BT[:, :kept].view(shape_BPC) - offsets_P1).clamp(min=0).view(-1, 2 * CUT)
+            cut_targets_RC = targets_BT[:, :kept].reshape(-1, 2 * CUT)
+            cut_RC: torch.Tensor = engine(None, cut_targets_RC, output="token_losses", starts_BT=cut_starts_RC)
             change_BPC = cut_RC.view(shape_BPC) - losses_BT[:, :kept].reshape(shape_BPC)
             increase_B = change_BPC[:, 1:, CUT:].double().mean((1, 2))
     return torch.stack([whole_B, whole_B + increase_B])[:, : len(rows)].cpu()

@@ -4,9 +4,9 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block_file import load_block
 from march_search.config import TrialConfig
 from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.deepspeed_config import ds_config
 from march_search.config.scaling import base_shape
+from march_search.config.training_config import Branch
 from march_search.data.batches import Batches, prefetch
 from march_search.data.store import Store
 from march_search.data.text_bytes import token_bytes
@@ -25,7 +27,7 @@ from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files.atomic import file_sha256, make_folder
 from march_search.files.json_tables import write_json
 from march_search.model import build
-from march_search.training import checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
+from march_search.training import branches, checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
 from march_search.training.engine import (
     RankInfo,
     check_compiler,
@@ -48,8 +50,9 @@ from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, seal_result
 
 _LOGGER = logging.getLogger(__name__)
 
-Batch = tuple[torch.Tensor | None, torch.Tensor]
-"""Inputs and targets. Inputs are None for a decoder-only model."""
+Batch = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor | None]
+"""Inputs, targets, and where the documents of each target begin. Inputs are None for a decoder-only model, and the last
+unless documents are masked."""
 
 LOOK_SECONDS = 2.0
 """Seconds between two checks, within a step, whether any rank has received a stop signal."""
@@ -83,6 +86,8 @@ class _Trial:
     """Mean duration of a micro batch in the last step; 0 before the first."""
     look_every: int = 1
     """Number of micro batches between two checks for a stop signal."""
+    branch: Branch | None = None
+    """Decay branch that is trained; None for the stable run."""
 
 
 def train(folder: Path, config: TrialConfig, last_step: int) -> None:
@@ -97,6 +102,8 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
         TrialError: If the loss or the gradient is not finite.
     """
     stop = StopRequest(launch.StopOrders(folder).signum if config.devices.launcher != "own" else None)
+    if config.block is not None:
+        load_block(config.block.module, folder, config.block.sha256)
     architecture = Architecture.parse(config.architecture)
     store = Store.open((folder / config.store).resolve())
     if store.vocab_size != architecture.vocab_size:
@@ -115,6 +122,7 @@ def train(folder: Path, config: TrialConfig, last_step: int) -> None:
     use = timing.measure_utilisation(folder, config, architecture, rank_info)
     validation = evaluation.Validation.of(batches, store)
     engine = _engine(folder, config, architecture, rank_info)
+    engine.module.start_token = store.special.start
     trial = _Trial(
         folder=folder,
         config=config,
@@ -191,6 +199,9 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
         last = _evaluate(trial)
     began_at = trial.step
     while trial.step < last_step:
+        for branch in training.branches:
+            if branch.start == trial.step and not branches.is_done(trial.folder, branch, trial.rank_info):
+                _take_branch(trial, branch)
         _one_step(trial, micro_batches)
         if trial.step == began_at + 1 and trial.rank_info.is_first:
             paths = trial.engine.module.attention_paths.items()
@@ -201,6 +212,26 @@ def _steps(trial: _Trial, last_step: int) -> dict[str, float]:
             _save(trial)
     micro_batches.close()
     return last
+
+
+def _take_branch(trial: _Trial, branch: Branch) -> None:
+    """Decay from the current step to the branch's end, evaluate there, and load the state of the stable run again.
+
+    A process that dies in between resumes from the checkpoint at the branch's start.
+    """
+    if trial.saved < trial.step:
+        _save(trial)
+    config = replace(trial.config, training=branches.shorter(trial.config.training, branch))
+    decaying = replace(trial, config=config, branch=branch, seconds=0.0)
+    branches.set_rate(trial.engine, schedule(config.training))
+    micro_batches = prefetch(_micro_batches(decaying))
+    while decaying.step < config.training.steps:
+        _one_step(decaying, micro_batches)
+    micro_batches.close()
+    branches.check_steps(trial.engine, branch)
+    _evaluate(decaying)
+    branches.reload(trial.engine, trial.folder / "checkpoints", trial.step, trial.rank_info)
+    branches.set_rate(trial.engine, schedule(trial.config.training))
 
 
 def _is_evaluated(trial: _Trial) -> bool:
@@ -217,11 +248,18 @@ def _micro_batches(trial: _Trial) -> Iterator[Batch]:
         first = step * plan.sequences + rank * share
         for micro in range(plan.accumulation):
             inputs, targets = trial.batches.train(first + micro * plan.micro_batch, plan.micro_batch)
-            yield None if inputs is None else _host_tensor(inputs, trial), _host_tensor(targets, trial)
+            starts = trial.batches.document_starts(targets)
+            yield _host_tensor(inputs, trial), _host_tensor(targets, trial), _host_tensor(starts, trial)
 
 
-def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor:
+@overload
+def _host_tensor(array: NDArray[np.int64], trial: _Trial) -> torch.Tensor: ...
+@overload
+def _host_tensor(array: None, trial: _Trial) -> None: ...
+def _host_tensor(array: NDArray[np.int64] | None, trial: _Trial) -> torch.Tensor | None:
     """Return an array as a tensor, in pinned memory if it will be copied to a GPU: such a copy does not block."""
+    if array is None:
+        return None
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if trial.rank_info.device.type == "cuda" else tensor
 
@@ -234,12 +272,12 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
         if micro % trial.look_every == 0:
             _obey(trial)
         asked = time.perf_counter()
-        inputs, targets = next(micro_batches)
+        inputs, targets, starts = next(micro_batches)
         text_bytes, num_targets = text_bytes + float(trial.token_bytes_V[targets].sum()), num_targets + targets.numel()
         waited += time.perf_counter() - asked
         trial.phases.mark()
-        inputs = None if inputs is None else inputs.to(trial.rank_info.device, non_blocking=True)
-        loss = engine(inputs, targets.to(trial.rank_info.device, non_blocking=True))
+        inputs, starts = (x if x is None else x.to(trial.rank_info.device, non_blocking=True) for x in (inputs, starts))
+        loss = engine(inputs, targets.to(trial.rank_info.device, non_blocking=True), starts_BT=starts)
         trial.phases.mark("forward_seconds")
         engine.backward(loss)
         trial.phases.mark("backward_seconds")
@@ -260,12 +298,14 @@ def _one_step(trial: _Trial, micro_batches: Iterator[Batch]) -> None:
     norm = None if norm is None else float(norm)
     if not math.isfinite(value) or (norm is not None and not math.isfinite(norm)):
         raise DivergedError(
-            f"diverged at step {trial.step:,}: loss {value}, gradient norm {norm}. Lower the learning rate."
+            f"diverged at step {trial.step:,}{branches.words(trial.branch)}: loss {value}, gradient norm {norm}. "
+            "Lower the learning rate."
         )
     tokens, phases = trial.config.training.global_batch_tokens, trial.phases.seconds()
     if trial.metrics:
+        kind, where = branches.position("train", trial.step, tokens, trial.branch)
         trial.metrics.append(
-            "train", step=trial.step, tokens=trial.step * tokens, loss=round(value, 6), **bits,
+            kind, **where, loss=round(value, 6), **bits,
             gradient_norm=norm, learning_rate=_base_rate(trial), tokens_per_second=round(tokens / seconds, 1),
             flop_utilisation=trial.utilisation.at(tokens / seconds), data_wait_seconds=round(waited, 6),
             **{name: round(taken, 6) for name, taken in phases.items()},
@@ -285,13 +325,17 @@ def _evaluate(trial: _Trial) -> dict[str, float]:
     values, memory = evaluated.values, memory_of_all(trial.rank_info)
     if not math.isfinite(values["loss"]):
         raise DivergedError(
-            f"diverged at step {trial.step:,}: evaluation loss {values['loss']}. Lower the learning rate."
+            f"diverged at step {trial.step:,}{branches.words(trial.branch)}: evaluation loss {values['loss']}. "
+            "Lower the learning rate."
         )
     if trial.metrics:
-        tokens = trial.step * training.global_batch_tokens
-        trial.losses_sha256 = evaluated.keep(validation_file(trial.folder, tokens))
+        file = validation_file(trial.folder, trial.step * training.global_batch_tokens, trial.branch is not None)
+        trial.losses_sha256 = evaluated.keep(file)
+        kind, where = branches.position("evaluation", trial.step, training.global_batch_tokens, trial.branch)
+        if trial.branch:
+            where[VALIDATION_SEAL] = trial.losses_sha256
         seconds = round(time.perf_counter() - began, 3)
-        trial.metrics.append("evaluation", step=trial.step, tokens=tokens, **values, **memory, seconds=seconds)
+        trial.metrics.append(kind, **where, **values, **memory, seconds=seconds)
         trial.metrics.sync()
     return values
 
@@ -314,7 +358,7 @@ def _obey(trial: _Trial) -> None:
         signum, slowest = int(largest[0]), float(largest[1])
         trial.look_every = max(1, int(LOOK_SECONDS / slowest)) if slowest else 1
     if signum:
-        if trial.step > trial.saved:
+        if trial.step > trial.saved and not trial.branch:
             _save(trial)
         raise InterruptedTrialError(signum)
 
@@ -355,6 +399,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                     "peak_flops": trial.utilisation.peak_flops,
                     **memory,
                     **seals,
+                    **branches.results(trial.folder),
                     "attention": {name: path.name for name, path in trial.engine.module.attention_paths.items()},
                     "micro_batch_halvings": micro_batch.halvings(trial.folder),
                     "training": asdict(training),

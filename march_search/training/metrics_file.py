@@ -72,14 +72,23 @@ class MetricsFile:
 
 
 def _kept_lines(path: Path, keep_steps: int) -> tuple[list[bytes], list[dict[str, Any] | None]]:
-    """Return the lines before the first one beyond `keep_steps`, as they are and parsed (None if damaged)."""
+    """Return the lines before the first one beyond `keep_steps`, as they are and parsed (None if damaged).
+
+    Lines of a decay branch that begins there and was not evaluated are left out, because it will be repeated.
+    """
     if not keep_steps or not path.is_file():
         return [], []
     texts = path.read_bytes().split(b"\n")[:-1]
     lines = parsed_lines(texts)
     beyond = (at for at, line in enumerate(lines) if line is not None and line.get("step", 0) > keep_steps)
     end = next(beyond, len(lines))
-    return texts[:end], lines[:end]
+    done = {line["branch"] for line in lines[:end] if line is not None and line["kind"] == "branch_evaluation"}
+    kept = [
+        (text, line)
+        for text, line in zip(texts[:end], lines[:end], strict=True)
+        if line is None or "branch" not in line or line["branch"] in done or line["step"] < keep_steps
+    ]
+    return [text for text, _ in kept], [line for _, line in kept]
 
 
 EVENT_FILE = "events.out.tfevents.0.march-search"
@@ -107,8 +116,10 @@ class EventFile:
     def append(self, line: dict[str, Any]) -> None:
         """Append one metrics line."""
         shown = {name: line[name] for name in EVENT_VALUES if line.get(name) is not None}
-        values = [Summary.Value(tag=f"{line['kind']}/{name}", simple_value=value) for name, value in shown.items()]
-        self._write(Event(wall_time=time.time(), step=line.get("step", 0), summary=Summary(value=values)))
+        kind, step = line["kind"], line.get("branch_step", line.get("step", 0))
+        kind += f"_{line['branch']}" if "branch" in line else ""
+        values = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in shown.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
         """Flush the lines written so far, so that TensorBoard can read them."""

@@ -12,6 +12,7 @@ from torch import nn
 from march_search.architecture.architecture import Architecture
 from march_search.config import TrainingConfig
 from march_search.config.scaling import FAN_IN, factors, muon_factor
+from march_search.model.block_layer import BlockLayer
 from march_search.model.init import all_kinds
 
 Piece = tuple[int, int, float]
@@ -59,7 +60,7 @@ def parameter_groups(model: nn.Module, base: Architecture | None, optimizer: str
     """Return groups that contain each parameter of `model` once, sorted by weight decay first, then higher rates first.
 
     Weight decay applies to matrices, but not to norms, no-op keys or position tables. With `muon`, the first group has
-    the matrices of layers, which Muon trains.
+    the matrices of layers, which Muon trains, except those of a user's block.
     """
     rates, groups = _rates(model, base), dict[tuple[bool, float], dict[str, nn.Parameter]]()
     pieces = _pieces(model, base) if optimizer == "muon" else {}
@@ -78,8 +79,9 @@ def parameter_groups(model: nn.Module, base: Architecture | None, optimizer: str
 def _pieces(model: nn.Module, base: Architecture | None) -> dict[int, list[Piece]]:
     """Return the matrices in each parameter that Muon trains, by its `id`; keys and values, gate and up are two."""
     pieces: dict[int, list[Piece]] = {}
+    own = {id(p) for layer in model.modules() if isinstance(layer, BlockLayer) for p in layer.parameters()}
     for kind, weight, sizes in all_kinds(model):
-        if kind in FAN_IN:
+        if kind in FAN_IN and id(weight) not in own and (weight._base is None or id(weight._base) not in own):
             whole = weight if weight._base is None else weight._base
             parts = 2 if kind in ("kv", "kv_layer") else len(weight) // sizes["d_ff"] if kind == "wi" else 1
             rows, columns = len(weight) // parts, weight.shape[1]

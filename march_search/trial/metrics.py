@@ -39,13 +39,23 @@ class Metrics:
     """Why the file cannot be read; empty if it can be, or is missing."""
 
     def of_kind(self, kind: str) -> tuple[dict[str, Any], ...]:
-        """Return the lines of one kind, `train` or `evaluation`."""
+        """Return the lines of one kind: `train` or `evaluation`, with the prefix `branch_` those of decay branches."""
         return tuple(line for line in self.lines if line["kind"] == kind)
 
     @property
     def tokens(self) -> int:
-        """Largest number of tokens of a line; 0 without lines."""
+        """Largest number of tokens of a line; 0 without lines. Decay branches do not add to it."""
         return max((line["tokens"] for line in self.lines), default=0)
+
+    @property
+    def branched_tokens(self) -> int:
+        """Tokens that decay branches trained."""
+        return sum(branched_tokens(self.lines).values())
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the trial trained, decay branches included."""
+        return self.tokens + self.branched_tokens
 
     @property
     def fault(self) -> str:
@@ -53,6 +63,15 @@ class Metrics:
         if self.error:
             return f"{self.path}: cannot be read: {self.error}."
         return f"{self.path}: {damaged_lines(self.damaged)} left out." if self.damaged else ""
+
+
+def branched_tokens(lines: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Return the tokens that each decay branch trained, by the data budget at which it ends."""
+    trained: dict[int, int] = {}
+    for line in lines:
+        if "branch" in line:
+            trained[line["branch"]] = max(trained.get(line["branch"], 0), line["branch_tokens"] - line["tokens"])
+    return trained
 
 
 def damaged_lines(numbers: tuple[int, ...]) -> str:
@@ -152,6 +171,8 @@ def _is_metric(line: Any) -> bool:
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
         return False
     whole = [line.get("tokens"), line.get("step", 0)]
+    if "branch" in line or line["kind"].startswith("branch_"):
+        whole += [line.get(name) for name in ("branch", "branch_tokens", "branch_step", "step")]
     numbers = [line.get("loss"), *(line.get(name) for name in MAYBE if line.get(name) is not None)]
     return all(type(value) is int and value >= 0 for value in whole) and all(map(_is_number, numbers))
 

@@ -23,7 +23,7 @@ _EXPECTED: dict[str, Kinds] = {
     "architecture": str, "seed": int, "tokens": int, "loss": NUMBER, "bits_per_byte?": MAYBE_NUMBER,
     "context_gain?": MAYBE_NUMBER,
     "tokens_per_second?": MAYBE_NUMBER, "train_seconds?": MAYBE_NUMBER, "versions?": dict, "training?": dict,
-    "sha256?": str, VALIDATION_SEAL + "?": str, WEIGHTS_SEAL + "?": str,
+    "branches?": list, "sha256?": str, VALIDATION_SEAL + "?": str, WEIGHTS_SEAL + "?": str,
 }  # fmt: skip
 
 _REMEDY = "Restore it from a copy, or train the trial again."
@@ -67,9 +67,9 @@ def complete_result(folder: Path, config: TrialConfig) -> dict[str, Any] | None:
         return None
 
 
-def validation_file(folder: Path, tokens: int) -> Path:
-    """Return the file with the losses of the validation examples after `tokens` tokens."""
-    return folder / "validation" / f"{tokens:015d}.npy"
+def validation_file(folder: Path, tokens: int, is_branch: bool = False) -> Path:
+    """Return the file with the losses of the validation examples after `tokens` tokens, or at the end of a branch."""
+    return folder / "validation" / f"{'branch-' * is_branch}{tokens:015d}.npy"
 
 
 def check_file(path: Path, result: dict[str, Any], seal: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import Architecture
+from march_search.architecture.block import BlockCounts, remember_counts
 from march_search.config import TrialConfig
 from march_search.config.changes import differences, filled, in_words
 from march_search.config.loader import build, read_file
@@ -15,8 +16,9 @@ from march_search.files.json_tables import find_table, sealed, write_json
 SETTINGS, STARTED = "trial.json", "started.json"
 """Names of the files in a trial's folder."""
 
-FREE = frozenset({"keep_weights", "hang_seconds", "parallel_trials", "study", "number"})
-"""Settings that may change after a trial has started. They do not affect its result."""
+FREE = frozenset({"keep_weights", "hang_seconds", "parallel_trials", "study", "number", "module"})
+"""Settings that may change after a trial has started. They do not affect its result. Of a block's file, the content
+matters and the path does not."""
 
 _DEFAULTS = asdict(TrialConfig(architecture="", store=""))
 
@@ -30,7 +32,11 @@ def read_settings(folder: Path) -> TrialConfig:
     """
     path = folder / SETTINGS
     config = build(TrialConfig, read_file(path), str(path))
-    Architecture.parse(config.architecture)
+    a = Architecture.parse(config.architecture)
+    if a.block is not None:
+        if config.block is None or any(len(row) != 2 + len(BlockCounts._fields) for row in config.block.counts):
+            raise ConfigError(f"{path}: the architecture has a block: add its module, sha256 and counts as block.")
+        remember_counts(a.block, config.block.counts)
     if config.training.precision == "auto":
         raise ConfigError(
             f'{path}: [training]: precision "auto" is resolved when a study starts: use "bf16" or "fp32" in a trial.'

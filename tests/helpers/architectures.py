@@ -32,6 +32,7 @@ def random_architectures(count: int) -> list[Architecture]:
         }
         if choices["position"] == "rotary":
             sizes |= {"rotary_fraction": draw.choice([1.0, 0.25, 0.5]), "rotary_base": draw.choice([10000.0, 500.0])}
+            sizes["rotary_scaling"] = draw.choice([1.0, 1.0, 8.0])
         try:
             found.append(Architecture(**choices, **sizes))
         except ArchitectureError:

@@ -34,7 +34,7 @@ def run_command(*arguments: str, **environment: str) -> Ended:
     """Run `march-search` in a process of its own."""
     command = [sys.executable, "-m", "march_search", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False
+        command, capture_output=True, text=True, env=os.environ | environment, timeout=600, check=False
     )
 
 

@@ -11,6 +11,7 @@ from helpers.studies import write_study
 from march_search.analysis.noise import seed_noise
 from march_search.analysis.size_draws import SizeLosses
 from march_search.architecture.architecture import Architecture
+from march_search.config.ladder_config import flops_name
 from march_search.files.json_tables import sealed, write_json
 
 ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
@@ -93,3 +94,109 @@ def write_ladder(
         sizes[-1] |= {"architectures": list(SHAPES), "missed": [[], [], ["d_ff / d_model is 3, not 4"]]}
     record = {"schema_version": 1, "question": "Which?", "arms": ["plain", "gated", "wide"], "sizes": sizes}
     write_json(root / "made" / "ladder.json", sealed(record))
+
+
+FOUR = ("L2-D64-H2x32-F256-rope-V2048", "L2-D96-H3x32-F384-rope-V2048", "L3-D128-H4x32-F512-rope-V2048",
+        "L4-D192-H6x32-F768-rope-V2048", "L6-D256-H8x32-F1024-rope-V2048")  # fmt: skip
+"""Shapes of the sizes of a made-up ladder with compute budgets."""
+
+
+def isoflop_loss(parameters: float, flops: float, best: float, a: float = 0.34, b: float = 0.28) -> float:
+    """Return a loss by a law whose optimum at 1e14 FLOPs is `best`, with 6 FLOPs per parameter and token."""
+    tokens = flops / parameters / (1e14 / best)
+    return float(1.5 + 0.8 * (parameters / best) ** -a + 0.8 * a / b * tokens**-b)
+
+
+def write_isoflop(
+    root: Path, bests: dict[str, float], budgets: Sequence[float] = (1e14,), seeds: int = 2, noise: float = 0.004
+) -> None:
+    """Write a ladder with compute budgets named `equal`, of arms with the given optima at 1e14 FLOPs.
+
+    Arms differ in their names and shapes: those of the second arm are gated.
+    """
+    rng, points = np.random.default_rng(0), []
+    (root / "equal").mkdir()
+    for flops in budgets:
+        for number, name in enumerate(FOUR):
+            for index, (arm, best) in enumerate(bests.items()):
+                shape = Architecture.parse(name.replace("-rope", "-geglu-rope") if index else name)
+                count, size = shape.num_params, f"S{number}"
+                study = f"equal-{flops_name(flops)}-{size}-{arm}"
+                losses = isoflop_loss(count, flops, best) + noise * rng.standard_normal(seeds)
+                write_study(root, {shape.name: losses.tolist()}, name=study)
+                points.append(
+                    {
+                        "study": study,
+                        "budget": flops_name(flops),
+                        "budget_flops": flops,
+                        "size": size,
+                        "arm": arm,
+                        "architecture": shape.name,
+                        "parameters": count,
+                        "tokens": round(flops / 6 / count),
+                        "flops_per_token": 6.0 * count,
+                        "training_flops": flops,
+                        "missed": [],
+                    }
+                )
+    record = {"schema_version": 1, "question": "How many parameters?", "arms": list(bests)}
+    record |= {"sizes": [f"S{number}" for number in range(len(FOUR))], "points": points}
+    write_json(root / "equal" / "isoflop.json", sealed(record))
+
+
+SPACE = """[budget]
+parameters = "30K"
+tolerance = "3%"
+count = "non-embedding"
+[axes]
+num_layers = { min = 1, max = 4 }
+d_model = { min = 16, max = 128, multiple_of = 8 }
+num_heads = { min = 1, max = 8 }
+d_kv = [8, 16]
+d_ff = { min = 16, max = 512, multiple_of = 8 }
+feed_forward_proj = ["relu", "gated-gelu"]
+position = "rotary"
+vocab_size = 512
+"""
+"""Space of a tiny ladder."""
+
+LADDER = """question = "Does the order hold?"
+space = "space.toml"
+[search]
+seeds = [0]
+learning_rates = [1e-3, 4e-3]
+[pruner]
+kind = "none"
+[confirm]
+max_seeds = 1
+[ladder]
+budgets = ["30K", "60K"]
+tokens_per_parameter = 0.05
+directions = { "d_model / num_layers" = 16, "d_ff / d_model" = 3, "num_heads * d_kv / d_model" = 1, d_kv = 16 }
+[[ladder.arms]]
+name = "plain"
+[[ladder.arms]]
+name = "gated"
+fields = { feed_forward_proj = "gated-gelu" }
+[[ladder.arms]]
+name = "wide"
+directions = { "d_model / num_layers" = 64 }
+[data]
+corpus = "CORPUS"
+vocab_size = 512
+sequence_length = 16
+validation_sequences = 32
+noise_density = 0.5
+[training]
+global_batch_tokens = 128
+learning_rate = 4e-3
+warmup_tokens = 128
+precision = "fp32"
+evaluations = 2
+checkpoints = 0
+[devices]
+kind = "cpu"
+threads = 1
+parallel_trials = 2
+"""
+"""File of a tiny ladder."""

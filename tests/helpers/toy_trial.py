@@ -3,7 +3,8 @@
 It needs only the standard library, so that it starts in milliseconds. The loss falls from 8 to a number that depends
 on the shape alone: the wider, the lower. Environment variables make it misbehave. TOY_SECONDS is how long an evaluation
 takes. TOY_FAIL, TOY_KILL and TOY_SILENT name the architecture that fails, is killed, or exits with code 0 and no
-result. With TOY_DIES, every trial is killed once at each evaluation. TOY_HANGS is how often each trial hangs at three
+result. Decay branches end 0.2 below the stable run.
+With TOY_DIES, every trial is killed once at each evaluation. TOY_HANGS is how often each trial hangs at three
 quarters. A trial paused at TOKENS resumes there; a killed one starts again.
 """
 
@@ -26,13 +27,34 @@ final = 5 - int(re.search(r"-D(\d+)", name)[1]) / 1000 + 0.001 * trial["seed"]
 if name == os.environ.get("TOY_FAIL"):
     (folder / "failure.json").write_text(json.dumps({"reason": "TOY_FAIL names this architecture."}))
     sys.exit(1)
+training, branches = trial["training"], []
+for end in sorted(training.get("branch_tokens", [])):
+    batch = training["global_batch_tokens"]
+    start = end - max(1, round(end * training["decay_fraction"] / batch)) * batch
+    decayed = final + (8 - final) * (1 - end / tokens) - 0.2
+    branches.append({"tokens": end, "start_tokens": start, "loss": decayed})
+
+
+def take_branch(branch: dict) -> None:
+    """Write the lines of a decay branch."""
+    shared = {"step": branch["start_tokens"], "tokens": branch["start_tokens"], "branch": branch["tokens"]}
+    shared |= {"branch_step": branch["tokens"], "branch_tokens": branch["tokens"], "loss": branch["loss"]}
+    metrics.write(json.dumps({"kind": "branch_train", **shared, "tokens_per_second": 1000.0}) + "\n")
+    metrics.write(json.dumps({"kind": "branch_evaluation", **shared, "context_gain": 0.02}) + "\n")
+
+
 until = int(sys.argv[3]) if sys.argv[2:3] == ["--until"] else tokens
 pause = folder / "toy_paused"
 done = int(pause.read_text()) if pause.is_file() else 0
 with (folder / "metrics.jsonl").open("a" if done else "w", buffering=1) as metrics:
+    before = done
     for seen in sorted({tokens * part // 4 for part in range(1, 5)} | {until}):
         if not done < seen <= until:
             continue
+        for branch in branches:
+            if before <= branch["start_tokens"] < seen:
+                take_branch(branch)
+        before = seen
         time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
         loss = final + (8 - final) * (1 - seen / tokens)
         shared = {"step": seen, "tokens": seen, "loss": loss}
@@ -52,6 +74,7 @@ if until < tokens:
 elif name != os.environ.get("TOY_SILENT"):
     result = {"architecture": name, "seed": trial["seed"], "tokens": tokens, "loss": final, "context_gain": 0.04}
     result["tokens_per_second"] = 1000.0
+    result |= {"branches": branches} if branches else {}
     text = json.dumps(result, sort_keys=True, separators=(",", ":"))
     result["sha256"] = hashlib.sha256(text.encode()).hexdigest()  # as march_search.trial.result.seal_result
     (folder / "result.new").write_text(json.dumps(result))

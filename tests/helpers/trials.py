@@ -20,6 +20,7 @@ from march_search.training import timing
 from march_search.training.__main__ import main as training_main
 from march_search.training.metrics_file import CLOCKS
 from march_search.trial.manifest import write_manifest
+from march_search.trial.metrics import read_metrics
 
 MakeTrial = Callable[..., Path]
 Ended = subprocess.CompletedProcess[str]
@@ -172,6 +173,16 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the metric lines of one kind, without values that depend on the clock."""
     every = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in every if line["kind"] == kind]
+
+
+def expected_steps(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return the metrics of a trial by step, as a tracker should have them."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in read_metrics(folder).lines:
+        numbers = {f"{line['kind']}/{name}": value for name, value in line.items() if type(value) in (int, float)}
+        values = {name: value for name, value in numbers.items() if not name.endswith(("/step", "/tokens"))}
+        steps.setdefault(line["step"], {"tokens": line["tokens"]}).update(values)
+    return sorted(steps.items())
 
 
 def alive(marker: str) -> list[str]:
