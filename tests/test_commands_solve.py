@@ -433,7 +433,7 @@ def test_a_set_without_a_parameter_budget_is_sorted_by_its_first_budget(command:
             'invalid flops_per_token "many": use a number above 0 such as 600M, 1.5T or 1e19.',
         ),
         ("--space auto --kv-cache 4KB", 2, 'the space "auto" is laid around a budget'),
-        ("--kv-cache 4KB --counting total", 2, "has no budget: set one with --budget"),
+        ("--kv-cache 4KB --counting total", 2, "has no parameter budget: set one with --budget"),
         ("--budget 220M --flops-per-token 1M", 3, "This budget alone rules out every architecture (1,000,000 FLOPs"),
     ],
 )

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpu_acceptance.acceptance_run import known_device, trial_settings
 from gpu_acceptance.scale import SCALES
@@ -143,12 +145,17 @@ def _with(config: TrialConfig, **training: Any) -> TrialConfig:
     return replace(config, training=replace(config.training, **training))
 
 
+def _not_pinned(array: NDArray[np.int64] | None, _trial: object) -> torch.Tensor | None:
+    """Return an array as a tensor in ordinary memory."""
+    return None if array is None else torch.from_numpy(array)
+
+
 @contextlib.contextmanager
 def _switched(switches: Switches) -> Iterator[None]:
     """Apply the switches that are global to the process."""
     with contextlib.ExitStack() as stack:
         if not switches.is_pinned:
-            stack.enter_context(mock.patch.object(loop, "_host_tensor", lambda array, _trial: torch.from_numpy(array)))
+            stack.enter_context(mock.patch.object(loop, "_host_tensor", _not_pinned))
         if switches.backend is not None:
             from torch.nn.attention import SDPBackend, sdpa_kernel
 
