@@ -13,28 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error
-from helpers.ladders import observed
+from helpers.ladders import SPACE, observed
 from helpers.studies import stop_trial, write_study
 
 from march_search.analysis.ladder_record import find_ladder
 from march_search.analysis.size_survivors import correlation, dropped_risk, planned_risks
 from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_ladder import run_ladder
-
-SPACE = """[budget]
-parameters = "30K"
-tolerance = "3%"
-count = "non-embedding"
-[axes]
-num_layers = { min = 1, max = 4 }
-d_model = { min = 16, max = 128, multiple_of = 8 }
-num_heads = { min = 1, max = 8 }
-d_kv = [8, 16]
-d_ff = { min = 16, max = 512, multiple_of = 8 }
-feed_forward_proj = ["relu", "gated-gelu"]
-position = "rotary"
-vocab_size = 512
-"""
 
 LADDER = """question = "Does the order hold?"
 space = "space.toml"

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from march_search.commands.options import refuse_without_effect, root_option
 from march_search.commands.study_ladder import PriceOne, RunOne, again, study_of_size, total
@@ -87,16 +87,15 @@ def _plan(
     """Print the points and the price of each compute budget, then the sum."""
     from march_search.commands.output import print_pairs
     from march_search.data import corpora, vocabulary
-    from march_search.data.text_tokens import text_tokens
-    from march_search.display.tables import Column, console, count, duration, plural, print_table, si
-    from march_search.study import candidates
+    from march_search.display.tables import console, plural
     from march_search.study.isoflop_points import refuse_changed_points
-    from march_search.study.plan import warnings
 
     config, out = loaded.config, console()
     refuse_changed_points(study.folder.path, points)
     rates, first = config.search.learning_rates, next(point for point in points if point.is_first)
-    data = "; ".join([corpora.check(config.data, loaded.base), vocabulary.check(config.data, loaded.base)])
+    structure = points[0].study.arms[0].architecture.structure
+    tokens = vocabulary.check(config.data, loaded.base, structure)
+    data = f"{corpora.check(config.data, loaded.base)}; {tokens}"
     tuned = f"; {len(rates)} learning rates at {first.study.size}, the best one after that" if len(rates) > 1 else ""
     sizes = plural(len(config.ladder.sizes), "size")
     print_pairs(out, f"ladder {study.name}", [
@@ -107,6 +106,26 @@ def _plan(
         ("data", data),
         *[("chosen", note) for note in loaded.notes],
     ])  # fmt: skip
+    plans = []
+    for budget in dict.fromkeys(point.budget for point in points):
+        plans += _plan_budget(study, [point for point in points if point.budget == budget], rates, options, priced)
+    out.print(total(plans, "all budgets"), soft_wrap=True)
+    return 0
+
+
+def _plan_budget(
+    study: "NamedStudy",
+    points: "list[IsoflopPoint]",
+    rates: tuple[float, ...],
+    options: argparse.Namespace,
+    priced: PriceOne,
+) -> list[dict[str, Any]]:
+    """Print the points of one compute budget and return the plan of each."""
+    from march_search.data.text_tokens import text_tokens
+    from march_search.display.tables import Column, console, count, duration, print_table, si
+    from march_search.study import candidates
+    from march_search.study.plan import warnings
+
     columns = (
         Column(key="size", heading="size", short="size", left=True),
         Column(key="arm", heading="arm", short="arm", left=True),
@@ -116,37 +135,32 @@ def _plan(
         Column(key="ratio", heading="tokens per parameter", short="tok/par", show="{:.3g}".format),
         Column(key="off", heading="off by", short="off", show="{:+.1%}".format),
     )
-    plans = []
-    for budget in dict.fromkeys(point.budget for point in points):
-        own_points = [point for point in points if point.budget == budget]
-        own_plans, rows, notes = [], [], []
-        alerts: dict[str, None] = {}
-        for point in own_points:
-            carried = rates[len(rates) // 2] if len(rates) > 1 and not point.is_first else None
-            own, base, _ = study_of_size(study, point.study, options.root, carried).loaded()
-            plan, device = priced(options, own, candidates.choose(own, base))
-            own_plans.append(plan)
-            alerts |= dict.fromkeys(warnings(own, plan, device, text_tokens(own.data, base)))
-            found = point.study.arms[0]
-            rows.append(
-                {
-                    "size": point.study.size,
-                    "arm": point.arm,
-                    "name": found.architecture.name,
-                    "params": point.parameters,
-                    "tokens": point.study.tokens,
-                    "ratio": point.study.tokens / point.parameters,
-                    "off": point.trained_flops / point.flops - 1,
-                }
-            )
-            if found.missed:
-                notes.append(f"not kept at {point.study.size}: {point.arm}: {'; '.join(found.missed)}")
-        notes.append("off by: training FLOPs of whole steps against the budget; fits use the tokens of whole steps.")
-        trials, tokens, flops = (sum(plan[key] for plan in own_plans) for key in ("trials", "tokens", "flops"))
-        seconds = [plan["seconds"] for plan in own_plans]
-        time = "" if None in seconds else f", {duration(sum(seconds))}"
-        title = f"{budget} FLOPs: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs{time}"
-        print_table(out, rows, columns, title, notes, warnings=[f"WARNING: {text}" for text in alerts])
-        plans += own_plans
-    out.print(total(plans, "all budgets"), soft_wrap=True)
-    return 0
+    plans, rows, notes = [], [], []
+    alerts: dict[str, None] = {}
+    for point in points:
+        carried = rates[len(rates) // 2] if len(rates) > 1 and not point.is_first else None
+        own, base, _ = study_of_size(study, point.study, options.root, carried).loaded()
+        plan, device = priced(options, own, candidates.choose(own, base))
+        plans.append(plan)
+        alerts |= dict.fromkeys(warnings(own, plan, device, text_tokens(own.data, base)))
+        found = point.study.arms[0]
+        rows.append(
+            {
+                "size": point.study.size,
+                "arm": point.arm,
+                "name": found.architecture.name,
+                "params": point.parameters,
+                "tokens": point.study.tokens,
+                "ratio": point.study.tokens / point.parameters,
+                "off": point.trained_flops / point.flops - 1,
+            }
+        )
+        if found.missed:
+            notes.append(f"not kept at {point.study.size}: {point.arm}: {'; '.join(found.missed)}")
+    notes.append("off by: training FLOPs of whole steps against the budget; fits use the tokens of whole steps.")
+    trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
+    seconds = [plan["seconds"] for plan in plans]
+    time = "" if None in seconds else f", {duration(sum(seconds))}"
+    title = f"{points[0].budget} FLOPs: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs{time}"
+    print_table(console(), rows, columns, title, notes, warnings=[f"WARNING: {text}" for text in alerts])
+    return plans

@@ -59,8 +59,8 @@ def isoflop_points(
             `started_first` returns them; None for the smallest.
 
     Raises:
-        ConfigError: If the space is not valid, an arm has one shape at two sizes, a budget has too few steps, or there
-            is no point at `first`.
+        ConfigError: If the space is not valid, an arm has one shape at two sizes, a budget has too few steps, or the
+            ladder lacks the point at `first`.
         EmptySetError: If no member of the space has an arm's fields at some size.
         UsageError: If the command line sets what the ladder sets.
     """
