@@ -12,6 +12,7 @@ import pytest
 from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
 from helpers.ladders import LADDER, SPACE, isoflop_loss, write_isoflop
 from helpers.studies import write_study
+from tokenizers import Tokenizer, models
 
 from march_search.analysis.isoflop_fit import ArmPoints, fit_arm, growth
 from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, point_studies
@@ -444,3 +445,12 @@ def test_a_tiny_ladder_trains_its_points_at_equal_flops(file: Path, command: Com
     assert "equal-2e9-10K-plain: 2 of 2 trials ended" in status.stdout
     again = run_command("study", "run", str(file), *root)
     assert again.returncode == 0, again.stderr
+
+
+def test_the_plan_of_an_encoder_decoder_needs_sentinels(file: Path, command: Command) -> None:
+    vocabulary = {"<|endoftext|>": 511} | {f"t{number}": number for number in range(511)}
+    Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(file.parent / "t.json"))
+    file.write_text(file.read_text().replace("[data]\n", '[data]\ntokenizer = "t.json"\n'))
+    ended = command("study", "run", str(file), "--dry-run", "--device", "A5000", "--root", str(file.parent / "runs"))
+    assert ended.returncode != 0
+    assert "encoder-decoders need 100 sentinels after its 512 tokens" in one_line_error(ended)
