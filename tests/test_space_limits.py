@@ -217,10 +217,10 @@ def test_budgets_from_python_replace_those_of_the_same_kind() -> None:
     both = space.with_limits(hours=1, device="8xH100", tokens="1B").with_limits(tolerance="1%", flops_per_token="8M")
     assert [str(limit) for limit in both.limits] == [
         "8,000,000 FLOPs per token ± 1%",
-        "at most 1 hours for 1,000,000,000 tokens on 8xH100",
+        "at most 1 hour for 1,000,000,000 tokens on 8xH100",
     ]
     assert both.budget == space.budget
-    assert both.condition.startswith("1,300,000 parameters ± 2%, 8,000,000 FLOPs per token ± 1% and at most 1 hours")
+    assert both.condition.startswith("1,300,000 parameters ± 2%, 8,000,000 FLOPs per token ± 1% and at most 1 hour")
     again = both.with_limits(flops_per_token="<=9M", tokens=5 * 10**8)
     assert [limit.setup.tokens for limit in again.limits] == [5 * 10**8] * 2
     assert (again.limits[0].low, again.limits[0].high) == (0, 9e6)

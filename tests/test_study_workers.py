@@ -207,14 +207,19 @@ def test_a_trial_killed_because_memory_ran_out_is_not_resumed(tmp_path: Path, mo
     assert Lease.of(trial).attempt == 1
 
 
+def pids_of_workers(root: Path) -> set[int]:
+    return {record.pid for record in heartbeat.worker_records(optuna_study(root)).values()}
+
+
 def test_dead_workers_leave_neither_locks_nor_records(tmp_path: Path) -> None:
     config = replace(TOY_CONFIG, devices=replace(TOY_CONFIG.devices, parallel_trials=2))
-    for number in range(2):
+    for _ in range(2):
         process = start_toy_study(tmp_path, config, seconds=0.6)
-        assert wait_until(lambda: len(list(tmp_path.glob("toy/workers/*.lock"))) == number + 1)  # noqa: B023
-        assert wait_until(lambda: len(heartbeat.worker_records(optuna_study(tmp_path))) == number + 1)  # noqa: B023
+        assert wait_until(lambda: process.pid in pids_of_workers(tmp_path))  # noqa: B023
         process.kill()
         process.communicate()
+    assert process.pid in pids_of_workers(tmp_path)
+    assert list(tmp_path.glob("toy/workers/*.lock"))
     (tmp_path / "toy/workers/never-wrote-a-record.lock").touch()
     assert run_toy_study(tmp_path) == COMPLETE
     assert list((tmp_path / "toy/workers").iterdir()) == []
