@@ -215,6 +215,7 @@ def test_dead_workers_leave_neither_locks_nor_records(tmp_path: Path) -> None:
     config = replace(TOY_CONFIG, devices=replace(TOY_CONFIG.devices, parallel_trials=2))
     for _ in range(2):
         process = start_toy_study(tmp_path, config, seconds=0.6)
+        assert wait_until(lambda: list(tmp_path.glob(f"toy/workers/*-{process.pid}-*.lock")))  # noqa: B023
         assert wait_until(lambda: process.pid in pids_of_workers(tmp_path))  # noqa: B023
         process.kill()
         process.communicate()
