@@ -16,9 +16,9 @@ from itertools import product
 
 import numpy as np
 
-from march_search.analysis.isoflop_fit import ArmPoints, fit_arm, growth
 from march_search.analysis.noise import seed_noise
 from march_search.architecture.architecture import Architecture
+from march_search.ladders.isoflop_fit import ArmPoints, fit_arm, growth
 
 ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
 

@@ -30,10 +30,10 @@ import isoflop_errors
 import numpy as np
 
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.size_draws import SizeLosses
-from march_search.analysis.size_law import check_forecast, forecast
-from march_search.analysis.size_order import POWER, agreement, changes, deming_angles, detectable_turn
 from march_search.architecture.architecture import Architecture
+from march_search.ladders.size_draws import SizeLosses
+from march_search.ladders.size_law import check_forecast, forecast
+from march_search.ladders.size_order import POWER, agreement, changes, deming_angles, detectable_turn
 
 ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
 

@@ -20,9 +20,9 @@ import optuna
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.config import SearchConfig
+from march_search.planning.warm_start import read_priors
 from march_search.sampler.feasible_sampler import FeasibleSampler, make_sampler
 from march_search.space.feasible_set import FeasibleSet
-from march_search.study.warm_start import read_priors
 
 
 def seconds_per_proposal(feasible: FeasibleSet, name: str, trials: int) -> float:

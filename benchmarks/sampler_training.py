@@ -17,7 +17,7 @@ from pathlib import Path
 
 import optuna
 
-from march_search.study.journal import JOURNAL
+from march_search.storage.journal import JOURNAL
 
 STUDY = """space = "cpu-1m"
 

@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.size_draws import SizeLosses
-from march_search.analysis.size_survivors import correlation, dropped_risk
 from march_search.architecture.architecture import Architecture
 from march_search.config.halving import Halving, SizeHalving
 from march_search.config.ladder_config import LadderConfig
+from march_search.ladders.size_draws import SizeLosses
+from march_search.ladders.size_survivors import correlation, dropped_risk
 from march_search.replay.asha import Asha, replay_asha
 from march_search.replay.learning_curves import Curve, Curves, LearningCurves, Replayed
 from march_search.replay.pools import share_interval

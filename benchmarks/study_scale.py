@@ -27,11 +27,11 @@ import local_postgres
 from optuna.trial import FrozenTrial, TrialState
 
 from march_search.config import ConfirmConfig, DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.study import candidates
-from march_search.study.leases import Leases
+from march_search.planning import candidates
+from march_search.storage.leases import Leases
+from march_search.storage.study_folder import StudyFolder
+from march_search.storage.trials import tell_optuna
 from march_search.study.runner import StudyRun, open_study
-from march_search.study.study_folder import StudyFolder
-from march_search.study.trials import tell_optuna
 from march_search.study.worker import BUSY, MISSES
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=64, help="number of trials, at least eight per worker")
     parser.add_argument("--storages", default="journal,postgresql,proxy")
     options = parser.parse_args(arguments)
-    FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "psycopg"])
+    FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.planning.candidates", "psycopg"])
     print("storage     workers  trials/s  milliseconds per trial: lock held  worker CPU  server CPU")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -1,10 +1,12 @@
-"""Child processes that die with their parent."""
+"""Child processes that die with their parent, and signals that ask a process to stop."""
 
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
+from types import FrameType
 
 PARENT = "MARCH_SEARCH_PARENT"
 """Environment variable with the process ID of the parent with which a child dies."""
@@ -53,3 +55,34 @@ def run_python(code: str) -> tuple[str | None, str]:
         printed, fault = child.communicate()
     errors = fault.strip().splitlines() or [f"exit status {child.returncode}"]
     return (printed, "") if child.returncode == 0 else (None, errors[-1].strip())
+
+
+class Signals:
+    """Context manager that counts requests to stop, from SIGINT, SIGTERM or `ask`.
+
+    Slurm sends SIGTERM to the job script, which passes it on, and to every process of the job. Only SIGINT can
+    therefore ask a second time.
+    """
+
+    def __init__(self) -> None:
+        self.signum, self.times = 0, 0
+        self._old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            for signum in self._old:
+                signal.signal(signum, self._note)
+        return self
+
+    def ask(self, signum: int = signal.SIGTERM) -> None:
+        """Request a stop, as the signal would."""
+        self.times += not self.signum or signum == signal.SIGINT
+        self.signum = self.signum or int(signum)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self.ask(signum)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in self._old.items():
+                signal.signal(signum, handler)

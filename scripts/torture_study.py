@@ -32,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import local_postgres
 
 from march_search.config import ConfirmConfig, DataConfig, PrunerConfig, SearchConfig, StudyConfig, TrainingConfig
-from march_search.study import candidates, heartbeat, study_state
-from march_search.study.confirmation import is_confirmation
+from march_search.planning import candidates, study_state
+from march_search.planning.confirmation import is_confirmation
+from march_search.storage import heartbeat
+from march_search.storage.study_folder import StudyFolder
 from march_search.study.runner import StudyRun, open_study
-from march_search.study.study_folder import StudyFolder
 
 TOY = r"""
 import fcntl, hashlib, json, os, sys, time
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     options = parser.parse_args(arguments)
     rng = random.Random(options.seed)
-    FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.study.candidates", "sqlalchemy"])
+    FORKS.set_forkserver_preload(["march_search.study.runner", "march_search.planning.candidates", "sqlalchemy"])
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (root / "toy.py").write_text(TOY.replace("SECONDS", "0.06"))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers.ladders import NOISE, SIZES, Family, observed
 
-from march_search.analysis.size_draws import SizeLosses, expected_losses
-from march_search.analysis.size_law import check_forecast, forecast
-from march_search.analysis.size_order import agreement, changes, deming_angles, detectable_turn, separated_pairs
 from march_search.errors import UsageError
+from march_search.ladders.size_draws import SizeLosses, expected_losses
+from march_search.ladders.size_law import check_forecast, forecast
+from march_search.ladders.size_order import agreement, changes, deming_angles, detectable_turn, separated_pairs
 
 EXACT = 1e-6
 """Noise, in nats, that hides nothing."""

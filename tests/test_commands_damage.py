@@ -20,7 +20,7 @@ from helpers.trials import wait_until
 from march_search.commands.studies import named_study
 from march_search.errors import StorageError
 from march_search.files.json_tables import sealed, write_json
-from march_search.study import candidates, price
+from march_search.planning import candidates, price
 from march_search.study.runner import Summary
 
 READERS = (("rank", "toy", "--format", "json"), ("study", "status", "toy", "--format", "json"), ("study", "list"))

@@ -14,8 +14,8 @@ from march_search.commands.data import ExampleText
 from march_search.commands.studies import named_study
 from march_search.data import shards
 from march_search.data.store import Store
-from march_search.study import candidates, study_state
-from march_search.study.study_folder import StudyFolder
+from march_search.planning import candidates, study_state
+from march_search.storage.study_folder import StudyFolder
 
 STUDY = """space = "cpu-demo"
 [search]

@@ -23,12 +23,13 @@ from march_search.cli import main
 from march_search.commands.output import report_summary
 from march_search.config import SearchConfig
 from march_search.config.shipped import shipped_names
-from march_search.study import candidates, status
-from march_search.study.journal import JOURNAL
-from march_search.study.leases import Lease
+from march_search.planning import candidates
+from march_search.storage.journal import JOURNAL
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder
+from march_search.storage.trials import repeat_trial
+from march_search.study import status
 from march_search.study.runner import Summary
-from march_search.study.study_folder import StudyFolder
-from march_search.study.trials import repeat_trial
 from march_search.training.metrics_file import EventFile
 from march_search.trial.metrics import read_metrics
 

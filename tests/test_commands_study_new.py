@@ -16,8 +16,8 @@ from march_search.config import StudyConfig, TrainingConfig
 from march_search.config.loader import build, read_file
 from march_search.cost.devices import parse_device
 from march_search.errors import ConfigError
-from march_search.study import beginning, candidates, defaults, measured_cpu
-from march_search.study.price import priced_plan
+from march_search.planning import beginning, candidates, defaults, measured_cpu
+from march_search.planning.price import priced_plan
 
 DEMO = {
     "description": "shipped studies have one",

@@ -21,7 +21,7 @@ from helpers.trials import child_processes, wait_until
 from march_search import Architecture
 from march_search.architecture.checkpoints import CHECKPOINTS
 from march_search.config.shipped import shipped_folder
-from march_search.study import measured_cpu
+from march_search.planning import measured_cpu
 
 STUDY = """space = "cpu-demo"
 [data]

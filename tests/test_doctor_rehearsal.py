@@ -18,7 +18,7 @@ from march_search.doctor import rehearsal
 from march_search.doctor.bench import Bench
 from march_search.doctor.probe import _tokens
 from march_search.doctor.rehearsal import spread, time_per_token
-from march_search.study import candidates
+from march_search.planning import candidates
 from march_search.trial.settings import read_settings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

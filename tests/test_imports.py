@@ -13,15 +13,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "march_search"
 
 FLOORS = [
-    {"errors"},
-    {"architecture", "files", "processes"},
+    {"errors", "processes", "units"},
+    {"architecture", "files"},
     {"config"},
-    {"cost", "data", "model"},
-    {"space", "trial"},
-    {"analysis", "sampler", "training"},
-    {"display"},
-    {"replay", "report", "study"},
-    {"doctor"},
+    {"cost", "data", "model", "trial"},
+    {"space", "tracking", "training"},
+    {"analysis", "sampler"},
+    {"ladders", "storage"},
+    {"display", "planning", "replay"},
+    {"doctor", "report", "study"},
     {"commands"},
     {"cli"},
     {"__init__", "__main__"},

@@ -354,7 +354,7 @@ def test_the_example_runs() -> None:
 
 
 def test_studies_of_earlier_versions_can_get_further_trials() -> None:
-    from march_search.study.trials import distributions, enqueue
+    from march_search.storage.trials import distributions, enqueue
 
     recorded = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
     shapes = list(FOUND[:2])

@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from march_search.commands.studies import named_study
 from march_search.config import DevicesConfig, StudyConfig
 from march_search.errors import ConfigError, UsageError
-from march_search.study import gpus
-from march_search.study.leases import Lease
+from march_search.planning import gpus
+from march_search.storage.leases import Lease
 from march_search.study.slurm import SlurmOptions, job_script
 from march_search.trial.metrics import read_metrics
 

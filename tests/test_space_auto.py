@@ -5,9 +5,9 @@ import pytest
 from march_search import Architecture, SearchSpace, solve
 from march_search.config import DataConfig, StudyConfig
 from march_search.errors import BudgetError, ConfigError
+from march_search.planning.candidates import load_space
 from march_search.space.auto import VOCAB_SIZES, automatic_space, automatic_table, typical_vocab_size
 from march_search.space.budget import Budget
-from march_search.study.candidates import load_space
 
 
 @pytest.mark.parametrize("structure", ["encoder-decoder", "decoder-only"])

@@ -12,12 +12,12 @@ from march_search import Architecture
 from march_search.config import ADAPTIVE, DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
 from march_search.config.loader import build
 from march_search.errors import ConfigError
+from march_search.planning import candidates
+from march_search.planning.adaptive import next_trial, view
+from march_search.planning.candidates import Planned
+from march_search.planning.warm_start import read_priors
 from march_search.sampler.feasible_sampler import FeasibleSampler
-from march_search.study import candidates
-from march_search.study.adaptive import next_trial, view
-from march_search.study.candidates import Planned
-from march_search.study.study_folder import StudyFolder
-from march_search.study.warm_start import read_priors
+from march_search.storage.study_folder import StudyFolder
 from march_search.trial.result import seal_result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -13,19 +13,20 @@ from march_search.analysis.ranking import rank
 from march_search.analysis.shorter_budgets import at_budget, budget_orders
 from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
-from march_search.display.tables import duration
 from march_search.errors import UsageError
 from march_search.files.json_tables import write_json
-from march_search.study import candidates, price, usage
-from march_search.study.leases import Lease
+from march_search.planning import candidates, price
+from march_search.planning.plan import plan_rows
+from march_search.storage import usage
+from march_search.storage.leases import Lease
+from march_search.storage.trial_process import branch_costs, unseen_cost
 from march_search.study.outlook import outlook
-from march_search.study.plan import plan_rows
 from march_search.study.progress import StudyProgress
 from march_search.study.progress_lines import trial_lines
 from march_search.study.survey import committed
-from march_search.study.tracking_process import _values
-from march_search.study.trial_process import branch_costs, unseen_cost
+from march_search.tracking.tracking_process import _values
 from march_search.trial.result import seal_result
+from march_search.units import duration
 
 BRANCHED = replace(RUNG_TRAINING, schedule="wsd", branch_tokens=(8192, 4096))
 RUNGS: StudyConfig = replace(

@@ -13,10 +13,10 @@ from march_search.cost.inference import cache_bytes_per_token
 from march_search.cost.setup import study_setup
 from march_search.cost.speed import flops_per_token, hours
 from march_search.errors import ConfigError, EmptySetError
+from march_search.planning import candidates, extension, study_state
+from march_search.planning.plan import plan_rows
 from march_search.space.directions import follow
-from march_search.study import candidates, extension, study_state
-from march_search.study.plan import plan_rows
-from march_search.study.study_folder import StudyFolder, read_record, write_record
+from march_search.storage.study_folder import StudyFolder, read_record, write_record
 
 SPACE = """
 [budget]

@@ -18,11 +18,11 @@ from march_search.config import ConfirmConfig, PrunerConfig, SearchConfig, Study
 from march_search.config.changes import in_current_keys
 from march_search.config.loader import build
 from march_search.errors import ConfigError
-from march_search.study import candidates, extension
-from march_search.study.confirmation import is_confirmation
-from march_search.study.leases import Lease
+from march_search.planning import candidates, extension
+from march_search.planning.confirmation import is_confirmation
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder
 from march_search.study.status import phase_rows
-from march_search.study.study_folder import StudyFolder
 
 WORST = "L2-D32-H4x32-F64-rope-V2048"
 """Baseline that is worse than all others: the loss of a toy falls with its d_model."""

@@ -9,9 +9,9 @@ from helpers.toy_studies import TOY_COMMAND, TOY_CONFIG
 from march_search.analysis.study_record import read_study
 from march_search.config import ConfirmConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.study import candidates, extension, study_state
+from march_search.planning import candidates, extension, study_state
+from march_search.storage.study_folder import StudyFolder
 from march_search.study.runner import StudyRun
-from march_search.study.study_folder import StudyFolder
 
 SPACE = """
 [budget]

@@ -10,13 +10,14 @@ import pytest
 
 from march_search.config import DevicesConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.study import gpus, trial_process
+from march_search.planning import gpus
+from march_search.storage import trial_process
 
 UUIDS = ["GPU-a", "GPU-b", "MIG-c/1"]
 WORKER = f"""
 import os, sys
 from march_search.config import DevicesConfig
-from march_search.study import gpus
+from march_search.planning import gpus
 gpus._found = lambda: ({UUIDS!r}, "", True)
 gpus.claim(DevicesConfig(kind="cuda", ranks=int(sys.argv[1])))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)

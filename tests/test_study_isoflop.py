@@ -14,14 +14,14 @@ from helpers.ladders import LADDER, SPACE, isoflop_loss, write_isoflop
 from helpers.studies import write_study
 from tokenizers import Tokenizer, models
 
-from march_search.analysis.isoflop_fit import ArmPoints, fit_arm, growth
-from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, point_studies
 from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_isoflop import run_isoflop
 from march_search.config.ladder_config import flops_name, parse_training_flops
 from march_search.errors import BudgetError, ConfigError, UsageError
 from march_search.files.json_tables import write_json
-from march_search.study.isoflop_points import isoflop_points, keep_isoflop
+from march_search.ladders.isoflop_fit import ArmPoints, fit_arm, growth
+from march_search.ladders.isoflop_record import chosen_rate, find_isoflop, point_studies
+from march_search.planning.isoflop_points import isoflop_points, keep_isoflop
 from march_search.trial.result import seal_result
 
 EQUAL = (

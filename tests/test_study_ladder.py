@@ -22,7 +22,7 @@ from march_search.commands.study_ladder import run_ladder
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
 from march_search.files.json_tables import sealed, write_json
-from march_search.study.ladder_sizes import keep_ladder, ladder_sizes
+from march_search.planning.ladder_sizes import keep_ladder, ladder_sizes
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from helpers.command_line import Command, command_in_process, json_of, one_line_
 from helpers.ladders import SPACE, observed
 from helpers.studies import stop_trial, write_study
 
-from march_search.analysis.ladder_record import find_ladder
-from march_search.analysis.size_survivors import correlation, dropped_risk, planned_risks
 from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_ladder import run_ladder
+from march_search.ladders.ladder_record import find_ladder
+from march_search.ladders.size_survivors import correlation, dropped_risk, planned_risks
 
 LADDER = """question = "Does the order hold?"
 space = "space.toml"

@@ -216,7 +216,7 @@ def test_a_tracker_that_fails_is_a_warning_and_the_next_script_sends_the_rest(
 def test_a_tracker_without_its_library_is_refused_before_anything_is_prepared(
     tracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("march_search.study.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("march_search.tracking.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"to has trackio, not installed here: pip install 'march-search\[trackio\]'"):
         objective_of(tracked)
     assert not (tracked.parent / "runs").exists()

@@ -19,10 +19,11 @@ from march_search.cost.speed import hours
 from march_search.data.store import Store
 from march_search.data.text_tokens import TextTokens, text_tokens
 from march_search.errors import ConfigError, UsageError
-from march_search.study import candidates, price, usage
-from march_search.study.measured_cpu import START_SECONDS, UNCERTAINTY, MeasuredCpu, measured_cpu
-from march_search.study.plan import plan_rows, product, warnings
-from march_search.study.plan_cost import cost_rows, faults
+from march_search.planning import candidates, price
+from march_search.planning.measured_cpu import START_SECONDS, UNCERTAINTY, MeasuredCpu, measured_cpu
+from march_search.planning.plan import plan_rows, product, warnings
+from march_search.planning.plan_cost import cost_rows, faults
+from march_search.storage import usage
 
 A5000 = parse_device("A5000")
 

@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, TrainingConfig
 from march_search.errors import ConfigError
-from march_search.study import candidates
-from march_search.study.leases import Lease
-from march_search.study.rungs import notes, reached, schedule
-from march_search.study.study_folder import StudyFolder
+from march_search.planning import candidates
+from march_search.planning.rungs import notes, reached, schedule
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder
 
 RUNGS = (1024, 2048, 4096)
 

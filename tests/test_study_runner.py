@@ -18,9 +18,11 @@ from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchConfig
 from march_search.errors import ConfigError, DataError, StorageError
-from march_search.study import candidates, storage, study_state, usage
+from march_search.planning import candidates, study_state
+from march_search.storage import study_storage, usage
+from march_search.storage.journal import JOURNAL
+from march_search.storage.study_folder import StudyFolder
 from march_search.study.runner import Summary
-from march_search.study.study_folder import StudyFolder
 
 COMPLETE = Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
 
@@ -156,7 +158,7 @@ def test_an_interrupted_study_resumes_and_keeps_its_results(tmp_path: Path, sign
 def test_a_lock_file_left_by_a_killed_process_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_toy_study(Path("runs"), replace(TOY_CONFIG, search=SearchConfig(trials=2)))
-    journal = Path("runs/toy") / storage.JOURNAL
+    journal = Path("runs/toy") / JOURNAL
     Path(f"{journal}.lock").symlink_to(journal)
     assert run_toy_study(Path("runs"), replace(TOY_CONFIG, search=SearchConfig(trials=2))).complete == 2
 
@@ -296,7 +298,7 @@ def test_candidates_are_reproducible_and_feasible(tmp_path: Path) -> None:
 
 def test_an_unreachable_storage_does_not_show_its_password(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
-        storage.open_study("x", tmp_path, "postgresql://me:canary@127.0.0.1:1/none", PrunerConfig(), 0)
+        study_storage.open_study("x", tmp_path, "postgresql://me:canary@127.0.0.1:1/none", PrunerConfig(), 0)
     assert "canary" not in str(caught.value)
     assert str(caught.value).startswith("postgresql://me@127.0.0.1:1/none cannot be opened: connection failed: ")
     assert 'server at "127.0.0.1", port 1 failed: Connection refused' in str(caught.value)

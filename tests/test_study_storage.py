@@ -27,10 +27,12 @@ from march_search.cli import main
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, StorageError
-from march_search.study import candidates, status, storage
-from march_search.study.journal import JOURNAL, open_journal
+from march_search.planning import candidates
+from march_search.storage import study_storage
+from march_search.storage.journal import JOURNAL, open_journal
+from march_search.storage.study_folder import StudyFolder
+from march_search.study import status
 from march_search.study.runner import StudyRun, Summary, open_study
-from march_search.study.study_folder import StudyFolder
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_eight_processes_open_a_fresh_storage_at_the_same_moment(
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0] * 8
-    assert len(storage.open_study("fresh", tmp_path, url, PrunerConfig(), 0).user_attrs) == 8
+    assert len(study_storage.open_study("fresh", tmp_path, url, PrunerConfig(), 0).user_attrs) == 8
 
 
 def test_a_journal_cut_at_any_of_its_last_bytes_loses_no_acknowledged_record(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_two_folders_cannot_share_a_study_name_in_postgresql(tmp_path: Path, pos
 
 def test_a_missing_environment_variable_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the environment variable NO_SUCH_URL is not set: export it first"):
-        storage.open_study("x", tmp_path, "env:NO_SUCH_URL", PrunerConfig(), 0)
+        study_storage.open_study("x", tmp_path, "env:NO_SUCH_URL", PrunerConfig(), 0)
 
 
 @given(st.text(max_size=300) | st.sampled_from(["../../x", "x" * 300, "a\0b", "🦊", "..", "a/../../b", "/etc", "a\n"]))
@@ -144,7 +146,7 @@ def test_a_password_appears_nowhere(
     monkeypatch.setenv("STUDY_URL", postgres.replace("searcher", "nobody"))
     assert main(["study", "status", "spied", "--root", str(tmp_path)]) == 4
     with pytest.raises(StorageError) as caught:
-        storage.open_study("x", tmp_path, postgres.replace("searcher", "nobody"), PrunerConfig(), 0)
+        study_storage.open_study("x", tmp_path, postgres.replace("searcher", "nobody"), PrunerConfig(), 0)
     assert canary not in str(caught.value)
     seen = capfd.readouterr()
     assert "STUDY_URL" in seen.out  # the command for the dashboard
@@ -388,7 +390,7 @@ def test_postgresql_refusals_keep_host_port_and_reason(tmp_path: Path, postgres:
         (parsed.set(host="127.0.0.1", port=1), "Connection refused"),
     ):
         with pytest.raises(StorageError) as caught:
-            storage.open_study("x", tmp_path, url.render_as_string(hide_password=False), PrunerConfig(), 0)
+            study_storage.open_study("x", tmp_path, url.render_as_string(hide_password=False), PrunerConfig(), 0)
         message = str(caught.value)
         assert f'server at "127.0.0.1", port {url.port}' in message
         assert words in message
@@ -413,9 +415,9 @@ def test_a_user_who_may_only_read_a_storage_opens_it(kind: str) -> None:
 def _read_as_nobody(root: Path, url: str | None) -> None:
     """Open the storage as a user who may read everything in `root`, but write nothing."""
     os.setresuid(65534, 65534, 65534)
-    study = storage.load_study("toy", root / "toy", url, PrunerConfig())
+    study = study_storage.load_study("toy", root / "toy", url, PrunerConfig())
     assert study is not None
     assert len(study.trials) == 2
     expected = r"readonly database: run the same command|Permission denied"
-    with pytest.raises((StorageError, PermissionError), match=expected), storage.guarded():
+    with pytest.raises((StorageError, PermissionError), match=expected), study_storage.guarded():
         study.set_user_attr("a", 1)

@@ -21,11 +21,11 @@ from march_search.cli import main
 from march_search.config import ConfirmConfig, DevicesConfig, PrunerConfig, SearchConfig, StudyConfig, TrackingConfig
 from march_search.config.tracking_config import TRACKERS
 from march_search.errors import ConfigError
-from march_search.study import tracking
+from march_search.storage.study_folder import StudyFolder
+from march_search.storage.trials import WantedTrial
 from march_search.study.runner import StudyRun
-from march_search.study.study_folder import StudyFolder
-from march_search.study.tracking_process import state_file
-from march_search.study.trials import WantedTrial
+from march_search.tracking.trackers import check_libraries
+from march_search.tracking.tracking_process import state_file
 from march_search.trial.metrics import read_metrics, sealed_line
 from march_search.trial.outcome import write_outcome
 
@@ -89,7 +89,7 @@ def start() -> "Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]":
     started: list[subprocess.Popen[bytes]] = []
 
     def start(tracker: str, folder: Path) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "march_search.study.tracking_process", tracker, "hands", str(folder)]
+        command = [sys.executable, "-m", "march_search.tracking.tracking_process", tracker, "hands", str(folder)]
         with (folder / "log").open("ab") as log:
             started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log))
         return started[-1]
@@ -203,7 +203,9 @@ def test_a_server_that_is_down_changes_no_trial(
 
 def test_a_tracker_that_does_not_answer_is_killed(trial: Path) -> None:
     down = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:1", "WANDB_API_KEY": "0" * 40}
-    code = "import sys; from march_search.study import tracking_process as t; t.LIMIT_SECONDS = 1; t.main(sys.argv[1:])"
+    code = (
+        "import sys; from march_search.tracking import tracking_process as t; t.LIMIT_SECONDS = 1; t.main(sys.argv[1:])"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code, "wandb", "hands", str(trial)], env=os.environ | down, stdin=subprocess.DEVNULL,
         capture_output=True, start_new_session=True, timeout=60, check=False,
@@ -248,7 +250,7 @@ def test_a_missing_library_is_named_before_anything_starts(tmp_path: Path, monke
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *(at for at in sys.path if "site-packages" not in at)])
     with pytest.raises(ConfigError, match=re.escape("not installed here: pip install 'march-search[wandb,mlflow]'.")):
-        tracking.check_libraries(TrackingConfig(to=("wandb", "mlflow")))
+        check_libraries(TrackingConfig(to=("wandb", "mlflow")))
     with pytest.raises(ConfigError, match=r"to has wandb, not installed here"):
         run_toy_study(tmp_path, toy_config("wandb"))
 

@@ -14,15 +14,17 @@ from helpers.trials import wait_until
 from optuna.trial import TrialState
 
 from march_search.config import PrunerConfig, SearchConfig
-from march_search.study import candidates, heartbeat
-from march_search.study.job import Job, Signals
-from march_search.study.journal import JOURNAL
-from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
+from march_search.planning import candidates
+from march_search.processes import Signals
+from march_search.storage import heartbeat
+from march_search.storage.journal import JOURNAL
+from march_search.storage.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
+from march_search.storage.study_folder import StudyFolder
+from march_search.study.job import Job
 from march_search.study.progress import StudyProgress
 from march_search.study.runner import StudyRun, Summary
-from march_search.study.study_folder import StudyFolder
-from march_search.study.tracking import Trackers
 from march_search.study.worker import Worker
+from march_search.tracking.trackers import Trackers
 from march_search.trial import outcome
 from march_search.trial.metrics import read_metrics
 

@@ -16,12 +16,12 @@ from march_search import Architecture, SearchSpace, solve
 from march_search.architecture import block as blocks
 from march_search.config import DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError
-from march_search.study import study_state
-from march_search.study.candidates import Candidates
-from march_search.study.extension import extended_candidates
-from march_search.study.plan import plan_rows
+from march_search.planning import study_state
+from march_search.planning.candidates import Candidates
+from march_search.planning.extension import extended_candidates
+from march_search.planning.plan import plan_rows
+from march_search.storage.study_folder import StudyFolder
 from march_search.study.reuse import same_trial
-from march_search.study.study_folder import StudyFolder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = [f"L1-D32-H2x16-F{f}-rope-dec-V400-moe+num_experts=4+top_k={k}" for f, k in ((64, 1), (32, 2))]

@@ -33,11 +33,12 @@ from helpers.trials import (
 from march_search.cli import main
 from march_search.config import ConfirmConfig, DevicesConfig, SearchConfig, StudyConfig
 from march_search.errors import ConfigError, StorageError
-from march_search.study import candidates, storage
-from march_search.study.leases import Lease
+from march_search.planning import candidates
+from march_search.storage import study_storage
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder
+from march_search.storage.trial_process import TrialProcess
 from march_search.study.runner import StudyRun, Summary
-from march_search.study.study_folder import StudyFolder
-from march_search.study.trial_process import TrialProcess
 from march_search.training import ranks
 from march_search.trial import manifest
 from march_search.trial.outcome import HUNG
@@ -127,7 +128,7 @@ def test_a_study_resumes_a_hung_or_killed_trial_and_counts_what_it_repeats(
 
     monkeypatch.setattr(TrialProcess, "new_lines", stopping)
     assert study.run() == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
-    trial = storage.open_study("hung", folder.path, None, config.pruner, 0).trials[0]
+    trial = study_storage.open_study("hung", folder.path, None, config.pruner, 0).trials[0]
     assert len(stopped) == 1
     lease = Lease.of(trial)
     assert (lease.attempt, lease.retries) == (2, 1)
@@ -312,7 +313,7 @@ def test_a_study_on_a_full_disk_keeps_its_results_and_resumes_when_there_is_room
     elsewhere = make_trial("elsewhere", architecture=large, tokens=4 * 256, evaluations=1, keep_weights=False)
     assert train(elsewhere).returncode == 0
     assert result(elsewhere)["loss"] == result(second)["loss"]
-    trials = storage.open_study("full", disk / "full", None, config.pruner, 0).trials
+    trials = study_storage.open_study("full", disk / "full", None, config.pruner, 0).trials
     assert len(trials) == 2
 
 

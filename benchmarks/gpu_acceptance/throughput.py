@@ -8,9 +8,10 @@ from typing import Any
 from gpu_acceptance.acceptance_run import AcceptanceRun, Row
 from gpu_acceptance.constants import replacement
 from gpu_acceptance.toggles import COMPILED, LEFT_OUT_TINY, ratio
-from march_search.display.tables import Column, si, size
+from march_search.display.tables import Column
 from march_search.errors import TrialError
 from march_search.files.json_tables import read_json, write_json
+from march_search.units import si, size
 
 
 def _signed(value: float) -> str:

@@ -80,8 +80,8 @@ def run_inspect(options: argparse.Namespace) -> int:
     from march_search.data.ngrams import reference_nats
     from march_search.data.prepare import find_store
     from march_search.data.store import Store
-    from march_search.study import candidates
-    from march_search.study.study_state import restored_candidates
+    from march_search.planning import candidates
+    from march_search.planning.study_state import restored_candidates
 
     if options.format != "table":
         refuse_without_effect(options, ("examples",), "without --format table")
@@ -110,7 +110,8 @@ def run_inspect(options: argparse.Namespace) -> int:
 def print_counts(output_format: str, store: "Store", notes: Sequence[str] = ()) -> None:
     """Print documents, tokens and bytes of both splits."""
     from march_search.commands.output import print_rows
-    from march_search.display.tables import Column, count
+    from march_search.display.tables import Column
+    from march_search.units import count
 
     rows = [
         counts | {"split": split, "bytes_per_token": counts["text_bytes"] / max(1, counts["tokens"])}

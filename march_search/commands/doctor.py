@@ -107,10 +107,11 @@ def _rehearse(options: argparse.Namespace, bench: Any) -> None:
     """Train a few steps of the study's shapes, and print their speed and the hours of the study."""
     from march_search.commands.output import print_rows
     from march_search.commands.studies import named_study
-    from march_search.display.tables import Column, si, size
+    from march_search.display.tables import Column
     from march_search.doctor.rehearsal import STEPS, rehearse
     from march_search.errors import UsageError
-    from march_search.study import candidates
+    from march_search.planning import candidates
+    from march_search.units import si, size
 
     study = named_study(options.study, options.root)
     config, base = study.load()
@@ -179,7 +180,8 @@ def _chosen(checks: "dict[str, Check]", only: str | None) -> "dict[str, Check]":
 def _print(output_format: str, rows: list[dict[str, Any]], failed: int) -> None:
     """Print one row per check: the result, the finding, and how to fix a problem."""
     from march_search.commands.output import print_rows
-    from march_search.display.tables import Column, plural
+    from march_search.display.tables import Column
+    from march_search.units import plural
 
     colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
     columns = (

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from march_search import units
 from march_search.commands.options import (
     COST_OPTIONS,
     add_examples,
@@ -61,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
     flops = float(flops_per_token(a, setup))
     columns = (
         tables.Column(key="group", heading="group", short="group", left=True),
-        tables.Column(key="parameters", heading="parameters", short="parameters", show=tables.count),
+        tables.Column(key="parameters", heading="parameters", short="parameters", show=units.count),
         tables.Column(key="share_percent", heading="share", short="share", show="{:.1f}%".format),
     )
     notes = [
         f"{a.num_params:,} parameters, {a.num_params_non_embedding:,} of them non-embedding",
-        f"{tables.si(flops)} FLOPs per token of text, forward and backward, at {setup.sequence_length} tokens per "
-        f"sequence; {tables.si(flops * setup.tokens)} for {tables.count(setup.tokens)} tokens",
+        f"{units.si(flops)} FLOPs per token of text, forward and backward, at {setup.sequence_length} tokens per "
+        f"sequence; {units.si(flops * setup.tokens)} for {units.count(setup.tokens)} tokens",
     ]
     head: dict[str, Any] = {"name": a.name, "num_params": a.num_params, "flops_per_token": flops}
     if options.device is not None:
@@ -107,10 +108,10 @@ def _print_price(
     rows = [{"kind": kind, "bytes": size} for kind, size in parts.items()]
     columns = (
         tables.Column(key="kind", heading="on each device", short="on each device", left=True),
-        tables.Column(key="bytes", heading="memory", short="memory", show=tables.size),
+        tables.Column(key="bytes", heading="memory", short="memory", show=units.size),
     )
-    speed = f"{tables.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
-    total = f"{tables.size(price['memory_bytes'])} in total, excluding the device context; {speed}"
+    speed = f"{units.si(price['tokens_per_second'])} tokens/s, {price['hours']:.3g} hours"
+    total = f"{units.size(price['memory_bytes'])} in total, excluding the device context; {speed}"
     shares = {part: time / sum(seconds) for part, time in seconds._asdict().items()}
     spent = ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= 0.005)
     print_rows(output_format, rows, columns, notes=[total, f"of the time: {spent}.", *price_notes(setup)])

@@ -26,7 +26,6 @@ def add(forecast: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the forecast and print it."""
-    from march_search.analysis.ladder import ladder_evidence
     from march_search.commands.output import print_or_write, print_pairs
     from march_search.commands.studies import named_study
     from march_search.config.counts import parse_parameters
@@ -34,6 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import UsageError
     from march_search.files.json_tables import json_text
+    from march_search.ladders.ladder import ladder_evidence
     from march_search.study.forecast_file import forecast_table, keep_forecast, refuse_trained
 
     parameters = parse_parameters(options.at)
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _lines(table: dict[str, Any]) -> list[tuple[str, str]]:
     """Return one labelled line per arm, lowest expected loss first."""
-    from march_search.display.tables import chance, plural
+    from march_search.units import chance, plural
 
     next_to = {(pair["better"], pair["worse"]): pair["probability"] for pair in table["pairs"]}
     arms, lines = table["arms"], []

@@ -137,7 +137,7 @@ def price_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def price_notes(setup: "Setup") -> list[str]:
     """Return notes on the assumptions behind the predicted time and memory."""
-    from march_search.display.tables import count, si
+    from march_search.units import count, si
 
     device = setup.device
     zero = f"ZeRO {setup.stage}, micro batch {setup.micro_batch}{', checkpointing' if setup.checkpointing else ''}"

@@ -14,8 +14,8 @@ from march_search.errors import visible
 from march_search.files.atomic import write_output
 
 if TYPE_CHECKING:
+    from march_search.storage.study_folder import StudyFolder
     from march_search.study.runner import Summary
-    from march_search.study.study_folder import StudyFolder
 
 
 def print_rows(

@@ -10,7 +10,7 @@ from march_search.config import StudyConfig
 
 if TYPE_CHECKING:
     from march_search.data.store import Store
-    from march_search.study.study_folder import StudyFolder
+    from march_search.storage.study_folder import StudyFolder
 
 
 def prepared_store(
@@ -53,7 +53,7 @@ def verified_store(folder: "StudyFolder") -> Path:
 
 def repeats(config: StudyConfig, store: "Store") -> str:
     """Describe how often a trial reads the training text with its data budget."""
-    from march_search.display.tables import si
+    from march_search.units import si
 
     length = config.data.sequence_length
     times = config.training.tokens / (store.num_tokens("train") // length * length)
@@ -91,7 +91,7 @@ class _Shown:
 
     def tell(self, tokens: int, text_bytes: int, wanted: int | None) -> None:
         """Update the display with the counts of the writer."""
-        from march_search.display.tables import si
+        from march_search.units import si
 
         now = time.monotonic()
         if not self._began:

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from march_search.analysis.evidence import Evidence
-    from march_search.analysis.isoflop import IsoflopEvidence
-    from march_search.analysis.isoflop_record import IsoflopRecord
-    from march_search.analysis.ladder import LadderEvidence
-    from march_search.analysis.ladder_record import LadderRecord
+    from march_search.ladders.isoflop import IsoflopEvidence
+    from march_search.ladders.isoflop_record import IsoflopRecord
+    from march_search.ladders.ladder import LadderEvidence
+    from march_search.ladders.ladder_record import LadderRecord
 
 
 def add(rank: argparse.ArgumentParser) -> None:
@@ -93,12 +93,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespace) -> int:
     """Print what a ladder shows."""
-    from march_search.analysis.ladder import ladder_evidence
     from march_search.commands.output import print_text
     from march_search.config.counts import parse_parameters
     from march_search.display import tables
     from march_search.display.ladder_sections import ladder_answer, ladder_sections
     from march_search.errors import UsageError, visible
+    from march_search.ladders.ladder import ladder_evidence
 
     refuse_without_effect(options, ("horizon", "effects", "explain"), f"on {ladder.name}, which is a ladder")
     if options.seed_noise == "none":
@@ -121,10 +121,10 @@ def _run_ladder(ladder: "LadderRecord", root: "Path", options: argparse.Namespac
 
 def _run_isoflop(ladder: "IsoflopRecord", root: "Path", options: argparse.Namespace) -> int:
     """Print what a ladder with compute budgets shows."""
-    from march_search.analysis.isoflop import isoflop_evidence
     from march_search.commands.output import print_text
     from march_search.display import isoflop_sections, tables
     from march_search.errors import UsageError
+    from march_search.ladders.isoflop import isoflop_evidence
 
     refuse_without_effect(
         options, ("horizon", "effects", "explain", "at"), f"on {ladder.name}, which is a ladder with training_flops"

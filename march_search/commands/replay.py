@@ -5,6 +5,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from march_search import units
 from march_search.commands.options import add_examples, add_format, add_root
 from march_search.errors import UsageError
 
@@ -167,13 +168,13 @@ def _print(options: argparse.Namespace, curves: "LearningCurves", rows: list[dic
         tables.Column(key="idle", heading="idle", short="idle", show="{:.0%}".format),
     )
     many = candidates(curves)
-    pools, runs = how.pools(curves), tables.plural(many, "arm" if curves.sizes else "run")
+    pools, runs = how.pools(curves), units.plural(many, "arm" if curves.sizes else "run")
     runs += f" at {', '.join(curves.sizes)}" if curves.sizes else ""
     title = f"{options.curves}: "
     if how.pool in (None, many):
         title += runs if pools == 1 else f"{runs}, {pools} draws of the noise"
     else:
-        title += f"{tables.plural(pools, 'random pool')} of {how.pool} of {runs}"
+        title += f"{units.plural(pools, 'random pool')} of {how.pool} of {runs}"
     if how.noise or how.evaluation_noise:
         title += f", noise {how.noise:g} per curve and {how.evaluation_noise:g} per evaluation"
     notes = [

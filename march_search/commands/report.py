@@ -90,9 +90,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _ladder(named: "NamedStudy", options: argparse.Namespace) -> int:
     """Write the report of a ladder."""
-    from march_search.analysis.isoflop import isoflop_evidence
-    from march_search.analysis.ladder import ladder_evidence
     from march_search.commands.rank import isoflop_text, ladder_text
+    from march_search.ladders.isoflop import isoflop_evidence
+    from march_search.ladders.ladder import ladder_evidence
     from march_search.report.ladder_page import isoflop_files, isoflop_page, ladder_files, ladder_page
 
     refuse_without_effect(options, ("tables", "horizon"), f"on {named.name}, which is a ladder")
@@ -192,8 +192,9 @@ def _comparison_text(found: "list[StudyComparison]", options: argparse.Namespace
 def _cost(folder: Path) -> list[tuple[str, str]]:
     """Return the actual cost of the study and the plan of each phase, or an empty list if it has no plan."""
     from march_search.errors import StorageError
-    from march_search.study import plan_cost, usage
-    from march_search.study.study_folder import StudyFolder
+    from march_search.planning import plan_cost
+    from march_search.storage import usage
+    from march_search.storage.study_folder import StudyFolder
 
     try:
         plan = usage.saved_plan(folder)

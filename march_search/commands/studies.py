@@ -10,14 +10,14 @@ from march_search.config.shipped import shipped_folder, shipped_names, shipped_p
 from march_search.config.study_config import StudyConfig
 from march_search.errors import ConfigError, UsageError, nearest
 from march_search.files.json_tables import read_json
-from march_search.study import defaults
-from march_search.study.defaults import DeviceType
-from march_search.study.study_folder import StudyFolder
+from march_search.planning import defaults
+from march_search.planning.defaults import DeviceType
+from march_search.storage.study_folder import StudyFolder
 
 if TYPE_CHECKING:
-    from march_search.analysis.isoflop_record import IsoflopRecord
-    from march_search.analysis.ladder_record import LadderRecord
     from march_search.analysis.study_record import StudyRecord
+    from march_search.ladders.isoflop_record import IsoflopRecord
+    from march_search.ladders.ladder_record import LadderRecord
 
 
 RECORDS = ("study.json", "ladder.json", "isoflop.json")
@@ -147,7 +147,7 @@ class NamedStudy:
         Raises:
             StorageError: If its record is damaged.
         """
-        from march_search.analysis.ladder_record import find_ladder
+        from march_search.ladders.ladder_record import find_ladder
 
         return None if self.is_started else find_ladder(self.folder.path)
 
@@ -157,7 +157,7 @@ class NamedStudy:
         Raises:
             StorageError: If its record is damaged.
         """
-        from march_search.analysis.isoflop_record import find_isoflop
+        from march_search.ladders.isoflop_record import find_isoflop
 
         return None if self.is_started else find_isoflop(self.folder.path)
 
@@ -180,8 +180,8 @@ class NamedStudy:
             ConfigError: If there is one with trials of its own.
             StorageError: If the record of a ladder is damaged.
         """
-        from march_search.analysis.isoflop_record import find_isoflop
-        from march_search.analysis.ladder_record import find_ladder
+        from march_search.ladders.isoflop_record import find_isoflop
+        from march_search.ladders.ladder_record import find_ladder
 
         ladder, isoflop = find_ladder(self.folder.path), find_isoflop(self.folder.path)
         root = self.folder.path.parent

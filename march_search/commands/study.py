@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from march_search.commands.studies import NamedStudy
     from march_search.config.study_config import StudyConfig
     from march_search.cost.devices import Device
-    from march_search.study.candidates import Candidates
-    from march_search.study.defaults import DeviceType
+    from march_search.planning.candidates import Candidates
+    from march_search.planning.defaults import DeviceType
 
 
 def add(study: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def run_list(options: argparse.Namespace) -> int:
 def _summary(folder: Path) -> dict[str, Any]:
     """Return the number of trials of a started study, their states, and its description or what is damaged in it."""
     from march_search.errors import StorageError
-    from march_search.study.study_folder import read_record
+    from march_search.storage.study_folder import read_record
     from march_search.trial.outcome import read_outcome
     from march_search.trial.own_trials import find_trials
 
@@ -135,8 +135,9 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
     from march_search.display.tables import console
     from march_search.errors import ConfigError, MarchSearchError
     from march_search.files.atomic import check_writable
-    from march_search.study import candidates, extension, plan_cost, usage
-    from march_search.study.plan import plan_rows, product, warnings
+    from march_search.planning import candidates, extension, plan_cost
+    from march_search.planning.plan import plan_rows, product, warnings
+    from march_search.storage import usage
     from march_search.study.status import phase_rows
 
     config, base, notes = study.loaded(_planned_type(options), is_created=options.create)
@@ -182,7 +183,8 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
 def _train(study: "NamedStudy", config: "StudyConfig", base: Path, chosen: "Candidates", plan: dict[str, Any]) -> int:
     """Record a study, train its trials and return the exit code."""
     from march_search.display.tables import console
-    from march_search.study import gpus, usage
+    from march_search.planning import gpus
+    from march_search.storage import usage
 
     gpus.claim(config.devices)
     summary = study_create.recorded_run(study, config, base, chosen, plan).run()
@@ -199,7 +201,7 @@ def _priced(
     Without --device, a study on the CPU is timed on this machine, unless it is only created here.
     """
     from march_search.errors import UsageError
-    from march_search.study import gpus, measured_cpu, price
+    from march_search.planning import gpus, measured_cpu, price
 
     named, kind = (options.device or "").strip().lower(), config.devices.kind
     if named == "cpu" or (
@@ -252,16 +254,16 @@ def _check_start(study: "NamedStudy", config: "StudyConfig", options: argparse.N
 
     For a plan, the storage is opened without changing it, and the libraries of trackers are looked for.
     """
-    from march_search.study import storage
-    from march_search.study.tracking import check_libraries
+    from march_search.storage import study_storage
+    from march_search.tracking.trackers import check_libraries
 
     check_libraries(config.tracking)
     if options.dry_run:
-        storage.check_unchanged(config.storage, study.folder.path)
+        study_storage.check_unchanged(config.storage, study.folder.path)
         return
     if study.is_started and not options.extend:
         study.folder.check_settings(config)
-    storage.check(config.storage, study.folder.path)
+    study_storage.check(config.storage, study.folder.path)
 
 
 def _store(study: "NamedStudy") -> Path | None:
@@ -290,7 +292,7 @@ def _print_candidates(out: Any, chosen: "Candidates", config: "StudyConfig") -> 
 
 def _check_models(chosen: "Candidates", config: "StudyConfig") -> None:
     """Build the models and print how many have the predicted number of parameters."""
-    from march_search.study import price
+    from march_search.planning import price
 
     num_models = price.built(price.stand_ins(config, chosen))
     print(f"Checked: {num_models} models build with the predicted parameter count.")

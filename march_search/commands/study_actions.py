@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import optuna
 
     from march_search.config.study_config import StudyConfig
-    from march_search.study.study_folder import StudyFolder
+    from march_search.storage.study_folder import StudyFolder
 
 
 def add_actions(actions: Verbs) -> None:
@@ -60,9 +60,9 @@ def add_actions(actions: Verbs) -> None:
 
 def _run(action: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run an action. If the storage fails meanwhile, the error is one line."""
-    from march_search.study import storage
+    from march_search.storage import study_storage
 
-    with storage.guarded():
+    with study_storage.guarded():
         return action(options)
 
 
@@ -108,7 +108,8 @@ def _print_status(
 ) -> None:
     """Print the trials, and for a person also the workers and the commands that open the study elsewhere."""
     from march_search.commands.output import print_rows
-    from march_search.display.tables import Column, console, count, duration, plural, si
+    from march_search.display.tables import Column, console
+    from march_search.units import count, duration, plural, si
 
     left = total["seconds_left"]
     parts = [f"{number} {state}" for state, number in total["states"].items()]
@@ -162,9 +163,9 @@ def run_show(options: argparse.Namespace) -> int:
     from march_search.commands.output import print_json, print_rows
     from march_search.display.tables import Column, console
     from march_search.errors import UsageError
+    from march_search.storage.study_folder import trial_number
+    from march_search.storage.trials import newest_attempts
     from march_search.study import status
-    from march_search.study.study_folder import trial_number
-    from march_search.study.trials import newest_attempts
 
     folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)
@@ -193,8 +194,9 @@ def run_show(options: argparse.Namespace) -> int:
 
 def run_stop(options: argparse.Namespace) -> int:
     """Ask all workers to save and exit."""
-    from march_search.display.tables import plural
-    from march_search.study import heartbeat, status
+    from march_search.storage import heartbeat
+    from march_search.study import status
+    from march_search.units import plural
 
     folder, _, study = _open(options)
     study.set_user_attr(heartbeat.STOP, True)
@@ -212,7 +214,8 @@ def _resume_command(folder: "StudyFolder") -> str:
 def run_resume(options: argparse.Namespace) -> int:
     """Resume a study after a stop or an interruption."""
     from march_search.commands.prepare import verified_store
-    from march_search.study import gpus, heartbeat
+    from march_search.planning import gpus
+    from march_search.storage import heartbeat
     from march_search.study.runner import StudyRun
 
     folder, config, study = _open_to_continue(options)
@@ -223,10 +226,10 @@ def run_resume(options: argparse.Namespace) -> int:
 
 def run_retry(options: argparse.Namespace) -> int:
     """Enqueue failed trials again, to be trained by a worker."""
-    from march_search.display.tables import plural
     from march_search.files.atomic import lock
+    from march_search.storage.trials import retry_trial
     from march_search.study import status
-    from march_search.study.trials import retry_trial
+    from march_search.units import plural
 
     folder, config, study = _open_to_continue(options)
     with lock(folder.path / "lock"):
@@ -243,7 +246,7 @@ def run_confirm(options: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from march_search.commands.prepare import verified_store
-    from march_search.study import gpus
+    from march_search.planning import gpus
     from march_search.study.runner import StudyRun
 
     folder, config, _ = _open_to_continue(options)
@@ -260,7 +263,8 @@ def run_delete(options: argparse.Namespace) -> int:
 
     from march_search.errors import StorageError
     from march_search.files.atomic import lock
-    from march_search.study import heartbeat, status
+    from march_search.storage import heartbeat
+    from march_search.study import status
 
     folder, config, study = _open(options)
     name, root = folder.path.name, root_option(folder.path.parent)

@@ -12,7 +12,7 @@ from march_search.commands.options import STUDY_HELP, add_action, add_examples, 
 if TYPE_CHECKING:
     from march_search.commands.studies import NamedStudy
     from march_search.config.study_config import StudyConfig
-    from march_search.study.candidates import Candidates
+    from march_search.planning.candidates import Candidates
     from march_search.study.runner import StudyRun
 
 
@@ -59,8 +59,8 @@ def recorded_run(
     from march_search.display.tables import console
     from march_search.files.atomic import make_folder
     from march_search.files.json_tables import read_json, sealed, write_json
-    from march_search.study import study_state
-    from march_search.study.candidates import initial_trials
+    from march_search.planning import study_state
+    from march_search.planning.candidates import initial_trials
     from march_search.study.runner import StudyRun
 
     folder, block = study.folder, chosen.found.space.block

@@ -10,7 +10,7 @@ from march_search.commands.study_ladder import PriceOne, RunOne, again, study_of
 
 if TYPE_CHECKING:
     from march_search.commands.studies import LoadedStudy, NamedStudy
-    from march_search.study.isoflop_points import IsoflopPoint
+    from march_search.planning.isoflop_points import IsoflopPoint
 
 
 def run_isoflop(
@@ -26,7 +26,7 @@ def run_isoflop(
         UsageError: If `--up-to` does not name a budget.
     """
     from march_search.errors import UsageError, nearest
-    from march_search.study.isoflop_points import isoflop_points, keep_isoflop, started_first
+    from march_search.planning.isoflop_points import isoflop_points, keep_isoflop, started_first
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     first = started_first(study.folder.path)
@@ -62,8 +62,8 @@ def _carried(folder: Path, root: Path, loaded: "LoadedStudy") -> float | None:
     Raises:
         StorageError: If that size has no complete trial.
     """
-    from march_search.analysis.isoflop_record import chosen_rate, find_isoflop, point_studies
     from march_search.errors import StorageError
+    from march_search.ladders.isoflop_record import chosen_rate, find_isoflop, point_studies
 
     if len(loaded.config.search.learning_rates) < 2:
         return None
@@ -87,8 +87,9 @@ def _plan(
     """Print the points and the price of each compute budget, then the sum."""
     from march_search.commands.output import print_pairs
     from march_search.data import corpora, vocabulary
-    from march_search.display.tables import console, plural
-    from march_search.study.isoflop_points import refuse_changed_points
+    from march_search.display.tables import console
+    from march_search.planning.isoflop_points import refuse_changed_points
+    from march_search.units import plural
 
     config, out = loaded.config, console()
     refuse_changed_points(study.folder.path, points)
@@ -122,9 +123,10 @@ def _plan_budget(
 ) -> list[dict[str, Any]]:
     """Print the points of one compute budget and return the plan of each."""
     from march_search.data.text_tokens import text_tokens
-    from march_search.display.tables import Column, console, count, duration, print_table, si
-    from march_search.study import candidates
-    from march_search.study.plan import warnings
+    from march_search.display.tables import Column, console, print_table
+    from march_search.planning import candidates
+    from march_search.planning.plan import warnings
+    from march_search.units import count, duration, si
 
     columns = (
         Column(key="size", heading="size", short="size", left=True),

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from march_search.commands.options import refuse_without_effect, root_option
 
 if TYPE_CHECKING:
-    from march_search.analysis.ladder_record import LadderRecord
-    from march_search.analysis.size_survivors import Survivors
     from march_search.commands.studies import LoadedStudy, NamedStudy
     from march_search.config.ladder_config import LadderConfig
     from march_search.config.study_config import StudyConfig
     from march_search.cost.devices import Device
-    from march_search.study.candidates import Candidates
-    from march_search.study.ladder_sizes import LadderSize
+    from march_search.ladders.ladder_record import LadderRecord
+    from march_search.ladders.size_survivors import Survivors
+    from march_search.planning.candidates import Candidates
+    from march_search.planning.ladder_sizes import LadderSize
 
 RunOne = Callable[["NamedStudy", argparse.Namespace], int]
 """Function that runs one study, or prints its plan, and returns the exit code."""
@@ -39,7 +39,7 @@ def run_ladder(
         ConfigError: If the ladder is not valid.
         UsageError: If an option has no effect on a ladder.
     """
-    from march_search.study.ladder_sizes import keep_ladder, ladder_record, ladder_sizes, started_choices
+    from march_search.planning.ladder_sizes import keep_ladder, ladder_record, ladder_sizes, started_choices
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
@@ -74,8 +74,8 @@ def _choice(ladder: "LadderRecord", number: int, root: Path, config: "LadderConf
     Raises:
         StorageError: If a study is damaged.
     """
-    from march_search.analysis.ladder_record import carried_rate, is_finished, size_study
-    from march_search.analysis.size_survivors import survivors
+    from march_search.ladders.ladder_record import carried_rate, is_finished, size_study
+    from march_search.ladders.size_survivors import survivors
 
     if not config.keep or (root / ladder.sizes[number].study / "study.json").is_file():
         return None
@@ -115,7 +115,7 @@ def study_of_size(
     study: "NamedStudy", size: "LadderSize", root: Path, rate: float | None, chosen: "Survivors | None" = None
 ) -> "NamedStudy":
     """Return the study of one size: the ladder's file with other settings."""
-    from march_search.study.study_folder import StudyFolder
+    from march_search.storage.study_folder import StudyFolder
 
     arms = [arm.name for arm in study.load()[0].ladder.arms] if chosen else []
     new = size.overrides(rate, {arms.index(arm) for arm in chosen.arms} if chosen else None)
@@ -131,8 +131,8 @@ def _carried(ladder: "LadderRecord", root: Path, loaded: "LoadedStudy") -> float
     Raises:
         StorageError: If the smallest size has no complete trial.
     """
-    from march_search.analysis.ladder_record import carried_rate, size_study
     from march_search.errors import StorageError
+    from march_search.ladders.ladder_record import carried_rate, size_study
 
     if len(loaded.config.search.learning_rates) < 2:
         return None
@@ -155,10 +155,11 @@ def _plan(
     from march_search.commands.output import print_pairs
     from march_search.data import corpora, vocabulary
     from march_search.data.text_tokens import text_tokens
-    from march_search.display.tables import Column, console, count, duration, plural, print_table, si
-    from march_search.study import candidates
-    from march_search.study.ladder_sizes import arm_rows, ladder_record, refuse_changes, started_choices
-    from march_search.study.plan import warnings
+    from march_search.display.tables import Column, console, print_table
+    from march_search.planning import candidates
+    from march_search.planning.ladder_sizes import arm_rows, ladder_record, refuse_changes, started_choices
+    from march_search.planning.plan import warnings
+    from march_search.units import count, duration, plural, si
 
     config, out = loaded.config, console()
     refuse_changes(study.folder.path, config, sizes)
@@ -206,7 +207,7 @@ def _plan(
 
 def _planned(config: "LadderConfig") -> "dict[int, float]":
     """Return for each size at which `keep` drops arms the probability that its best one was dropped there or before."""
-    from march_search.analysis.size_survivors import PUBLISHED_ACCURACY, planned_risks
+    from march_search.ladders.size_survivors import PUBLISHED_ACCURACY, planned_risks
 
     if not config.halving:
         return {}
@@ -218,8 +219,8 @@ def _planned(config: "LadderConfig") -> "dict[int, float]":
 
 def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[str, Any], risk: float) -> str:
     """Return in words what dropping arms before a size saves and risks, before the sizes below it are finished."""
-    from march_search.analysis.size_survivors import PUBLISHED_ACCURACY
-    from march_search.display.tables import chance, duration, si
+    from march_search.ladders.size_survivors import PUBLISHED_ACCURACY
+    from march_search.units import chance, duration, si
 
     many = len(config.arms)
     most = (config.halving.count(many, number) if config.halving else many) + 1
@@ -246,7 +247,7 @@ def _planned_words(config: "LadderConfig", number: int, size: str, plan: dict[st
 
 def total(plans: "list[dict[str, Any]]", what: str = "all sizes") -> str:
     """Return the sum of the plans of `what` in words."""
-    from march_search.display.tables import duration, si
+    from march_search.units import duration, si
 
     trials, tokens, flops = (sum(plan[key] for plan in plans) for key in ("trials", "tokens", "flops"))
     words, last = f"{what}: {trials} trials, {si(tokens)} tokens, {si(flops)} FLOPs", plans[-1]

@@ -10,7 +10,7 @@ from march_search.commands.options import add_action, add_examples, amount
 
 if TYPE_CHECKING:
     from march_search.config import StudyConfig
-    from march_search.study.measured_cpu import MeasuredCpu
+    from march_search.planning.measured_cpu import MeasuredCpu
 
 
 def add_actions(actions: Verbs) -> None:
@@ -40,11 +40,11 @@ def run_new(options: argparse.Namespace) -> int:
     """Size the study, write it, and print what it does and the next commands."""
     from march_search.config.counts import parse_parameters
     from march_search.cost.devices import parse_device
-    from march_search.display.tables import duration, plural, si
     from march_search.errors import UsageError
-    from march_search.study import beginning, candidates, defaults, plan_cost, price
-    from march_search.study.measured_cpu import UNCERTAINTY, measured_cpu
-    from march_search.study.study_folder import StudyFolder
+    from march_search.planning import beginning, candidates, defaults, plan_cost, price
+    from march_search.planning.measured_cpu import UNCERTAINTY, measured_cpu
+    from march_search.storage.study_folder import StudyFolder
+    from march_search.units import duration, plural, si
 
     path = Path(options.file)
     _check_target(path)
@@ -126,8 +126,8 @@ def _text(config: "StudyConfig", wish: Any, num_bytes: int | None, basis: str, m
     """Return the study as TOML, every key with a comment."""
     import json
 
-    from march_search.display.tables import duration, size
-    from march_search.study import beginning
+    from march_search.planning import beginning
+    from march_search.units import duration, size
 
     data, training, pruner = config.data, config.training, config.pruner
     finalists = pruner.finalists

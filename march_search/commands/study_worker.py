@@ -11,7 +11,7 @@ from march_search.commands.output import report_summary
 
 if TYPE_CHECKING:
     from march_search.config.study_config import StudyConfig
-    from march_search.study.study_folder import StudyFolder
+    from march_search.storage.study_folder import StudyFolder
 
 
 def add_actions(actions: Verbs) -> None:
@@ -49,7 +49,8 @@ def run_worker(options: argparse.Namespace) -> int:
     """Train trials of a study until it ends, or print a Slurm job script."""
     from march_search.commands.prepare import verified_store
     from march_search.commands.studies import named_study
-    from march_search.study import gpus, storage
+    from march_search.planning import gpus
+    from march_search.storage import study_storage
     from march_search.study.runner import StudyRun
 
     names = ("workers", "time", "account", "partition", "cpus", "sbatch_option")
@@ -59,14 +60,15 @@ def run_worker(options: argparse.Namespace) -> int:
     if options.sbatch:
         _print_script(folder, config, options)
         return 0
-    storage.check(config.storage, folder.path)
+    study_storage.check(config.storage, folder.path)
     gpus.claim(config.devices)
     return report_summary(StudyRun(config, folder, verified_store(folder)).run(), folder)
 
 
 def _print_script(folder: "StudyFolder", config: "StudyConfig", options: argparse.Namespace) -> None:
     """Print the Slurm job script of the study's workers."""
-    from march_search.study import status, usage
+    from march_search.storage import usage
+    from march_search.study import status
     from march_search.study.outlook import trial_counts
     from march_search.study.slurm import SlurmOptions, job_script
 
@@ -86,16 +88,16 @@ def run_proxy(options: argparse.Namespace) -> int:
 
     from march_search.config.study_config import parse_storage, resolve_storage
     from march_search.errors import UsageError
-    from march_search.study import storage
-    from march_search.study.job import Signals
+    from march_search.processes import Signals
+    from march_search.storage import study_storage
 
     url = resolve_storage(options.storage) or ""
     if not options.storage.startswith("env:"):
         raise UsageError("storage-proxy reads its URL from an environment variable, to keep it private: use env:NAME.")
     if not parse_storage(url).get_backend_name().startswith("postgres"):
         raise UsageError("storage-proxy serves PostgreSQL only: with a journal or SQLite it would lose records.")
-    with storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
-        server = make_server(storage.opened(url, Path()), options.host, options.port, pool)
+    with study_storage.guarded(), ThreadPoolExecutor(max_workers=10) as pool, Signals() as signals:
+        server = make_server(study_storage.opened(url, Path()), options.host, options.port, pool)
         server.start()
         print(f"serving at grpc://{options.host}:{options.port}; press Ctrl-C to stop", file=sys.stderr, flush=True)
         while server.wait_for_termination(timeout=0.5) and not signals.signum:

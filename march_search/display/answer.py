@@ -13,8 +13,8 @@ from march_search.analysis.evidence import Evidence
 from march_search.analysis.finals import Finals, finals
 from march_search.analysis.phase import seed_trials
 from march_search.architecture.architecture import Architecture
-from march_search.display.tables import plural, si
 from march_search.display.wording import listed, p_text, short_names
+from march_search.units import plural, si
 
 Row = dict[str, Any]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from march_search.architecture.architecture import CHOICES, Architecture
 from march_search.cost import inference, memory, speed
 from march_search.cost.setup import Setup
-from march_search.display.tables import Column, Row, chance, count, percent, si, size
+from march_search.display.tables import Column, Row
 from march_search.errors import UsageError, nearest
 from march_search.space.space import AXES
+from march_search.units import chance, count, percent, si, size
 
 if TYPE_CHECKING:
     from march_search.analysis.ranking import Ranking

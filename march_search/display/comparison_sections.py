@@ -7,8 +7,9 @@ from typing import Any
 from march_search.analysis.comparison import CONFIDENCE, Interval
 from march_search.analysis.study_comparison import ShapeDifference, StudyComparison, setting_differences
 from march_search.display.sections import Section, markdown_section
-from march_search.display.tables import Column, plural, si
+from march_search.display.tables import Column
 from march_search.display.wording import listed, p_text, shortened
+from march_search.units import plural, si
 
 Row = dict[str, Any]
 

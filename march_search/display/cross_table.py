@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from march_search.display.tables import Column, count, fits, print_table
+from march_search.display.tables import Column, fits, print_table
 from march_search.space.census import bins, census
+from march_search.units import count
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from march_search.analysis.kept_forecast import ArmScore, ForecastScore
-from march_search.analysis.ladder import LadderEvidence
-from march_search.analysis.ladder_record import SizeRecord
 from march_search.display.sections import Section
-from march_search.display.tables import Column, plural
+from march_search.display.tables import Column
+from march_search.ladders.kept_forecast import ArmScore, ForecastScore
+from march_search.ladders.ladder import LadderEvidence
+from march_search.ladders.ladder_record import SizeRecord
+from march_search.units import plural
 
 Row = dict[str, Any]
 

@@ -4,11 +4,12 @@ from collections import Counter
 from typing import Any
 
 from march_search.analysis.comparison import Interval
-from march_search.analysis.isoflop import Estimate, IsoflopEvidence, Optimum
 from march_search.config.ladder_config import LEAST_SIZES
 from march_search.display.sections import Section, markdown_section
-from march_search.display.tables import Column, plural, si
+from march_search.display.tables import Column
 from march_search.display.wording import NAMED, listed
+from march_search.ladders.isoflop import Estimate, IsoflopEvidence, Optimum
+from march_search.units import plural, si
 
 Row = dict[str, Any]
 

@@ -4,12 +4,13 @@ import math
 from typing import Any
 
 from march_search.analysis.comparison import Interval
-from march_search.analysis.ladder import LadderEvidence
-from march_search.analysis.size_order import POWER, EffectChange, SizeAgreement
 from march_search.display.forecast_section import arm_cells, forecast_section, forecast_values
 from march_search.display.sections import Section, markdown_section
-from march_search.display.tables import Column, chance, plural, si
+from march_search.display.tables import Column
 from march_search.display.wording import listed
+from march_search.ladders.ladder import LadderEvidence
+from march_search.ladders.size_order import POWER, EffectChange, SizeAgreement
+from march_search.units import chance, plural, si
 
 Row = dict[str, Any]
 

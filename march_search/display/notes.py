@@ -7,7 +7,7 @@ from march_search.analysis.evidence import Evidence
 from march_search.analysis.ranking import Ranking
 from march_search.analysis.shorter_budgets import branch_budgets
 from march_search.display.regime_sentences import regime_notes
-from march_search.display.tables import plural, si
+from march_search.units import plural, si
 
 MOST = 5
 """Largest number of lines below the ranking on a terminal."""

@@ -20,8 +20,9 @@ from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
 from march_search.display.regime_sentences import regime_sentences
 from march_search.display.sentences import explanation
-from march_search.display.tables import Column, chance, count, markdown_text, plural, si
+from march_search.display.tables import Column, markdown_text
 from march_search.display.wording import level_breaks
+from march_search.units import chance, count, plural, si
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from march_search.analysis.evidence import Evidence
-from march_search.display.tables import common_tail, si
+from march_search.display.tables import common_tail
+from march_search.units import si
 
 Row = dict[str, Any]
 

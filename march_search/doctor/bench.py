@@ -10,7 +10,7 @@ from typing import Any, Literal
 from march_search.config import DevicesConfig
 from march_search.errors import MarchSearchError, TrialError
 from march_search.files.json_tables import read_json
-from march_search.study.trial_process import TrialProcess
+from march_search.storage.trial_process import TrialProcess
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from packaging.specifiers import SpecifierSet
 
 from march_search.config import DevicesConfig, TrainingConfig, TrialConfig
 from march_search.cost.devices import SLOW_BF16
-from march_search.display.tables import plural
 from march_search.doctor.bench import NEW_ENVIRONMENT, Bench, Finding
 from march_search.doctor.probe import DATA
 from march_search.errors import TrialError
 from march_search.files.json_tables import read_json, write_json
-from march_search.study.trial_process import TRAINING, TrialProcess
+from march_search.storage.trial_process import TRAINING, TrialProcess
 from march_search.trial.metrics import read_metrics
+from march_search.units import plural
 
 WRITTEN_BYTES = 64 * 2**20
 """Bytes written to measure the speed of a disk."""

@@ -16,10 +16,10 @@ from march_search.cost.setup import study_setup
 from march_search.doctor.bench import Bench
 from march_search.errors import UsageError
 from march_search.files.json_tables import read_json, write_json
-from march_search.study.candidates import Candidates, how_many, rates
-from march_search.study.price import cpu, stand_ins
-from march_search.study.study_folder import block_config
-from march_search.study.trial_process import TRAINING
+from march_search.planning.candidates import Candidates, how_many, rates
+from march_search.planning.price import cpu, stand_ins
+from march_search.storage.study_folder import block_config
+from march_search.storage.trial_process import TRAINING
 from march_search.trial.metrics import read_metrics
 
 STEPS, WARM_UP = 6, 2

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from march_search.analysis.ladder_record import LadderRecord, arm_trials, carried_rate, is_finished, size_study
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.architecture.flops import flops_per_token
 from march_search.errors import ConfigError, UsageError
+from march_search.ladders.ladder_record import LadderRecord, arm_trials, carried_rate, is_finished, size_study
 from march_search.replay.learning_curves import Curve, LearningCurves
 
 UNIT = "nats per target token"

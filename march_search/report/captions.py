@@ -6,10 +6,10 @@ from typing import Any
 from march_search.analysis.early_order import crossings
 from march_search.analysis.evidence import Evidence
 from march_search.display.answer import shares_letter
-from march_search.display.tables import chance, plural, si
 from march_search.display.wording import short_names
 from march_search.report.figures import pareto_rows
 from march_search.report.svg import SERIES
+from march_search.units import chance, plural, si
 
 Row = dict[str, Any]
 

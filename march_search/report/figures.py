@@ -7,11 +7,11 @@ from typing import Any, Literal
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.study_record import TrialRecord
 from march_search.display.sentences import loss_unit
-from march_search.display.tables import si
 from march_search.display.wording import short_names
 from march_search.report.interval_figures import effects, predicted
 from march_search.report.ranking_figure import ranking_figure
 from march_search.report.svg import HALF, SERIES, WIDTH, Figure, Scale, label_room, scale, spread_apart
+from march_search.units import si
 
 LEFT, TOP = 50, 40
 """Space for the values of the vertical axis, and for its title."""

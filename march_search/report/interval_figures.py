@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from march_search.analysis.evidence import Evidence
-from march_search.display.tables import si
 from march_search.display.wording import short_names
 from march_search.report.ranking_figure import SHOWN, cut
 from march_search.report.svg import HALF, SERIES, Figure, label_room, scale
+from march_search.units import si
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from march_search.analysis.isoflop import IsoflopEvidence, Optimum, PointLoss
-from march_search.display.tables import si
+from march_search.ladders.isoflop import IsoflopEvidence, Optimum, PointLoss
 from march_search.report.figures import LEFT, TOP
 from march_search.report.ladder_figures import Series, half_width, series_figure
 from march_search.report.svg import COLUMN, HALF, SERIES, WIDTH, Figure, scale
+from march_search.units import si
 
 STEP = 8
 """Every how many places of a curve are drawn."""

@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 
 from march_search.analysis.comparison import CONFIDENCE
-from march_search.analysis.ladder import LadderEvidence
-from march_search.analysis.size_draws import SizeLosses
-from march_search.analysis.size_law import forecast
 from march_search.display.sentences import loss_unit
-from march_search.display.tables import si
+from march_search.ladders.ladder import LadderEvidence
+from march_search.ladders.size_draws import SizeLosses
+from march_search.ladders.size_law import forecast
 from march_search.report.figures import LEFT, TOP
 from march_search.report.interval_figures import Bar, interval_figure
 from march_search.report.svg import COLUMN, SERIES, WIDTH, Figure, Scale, label_room, scale, spread_apart
+from march_search.units import si
 
 PLACES = 9
 """Number of sizes at which the law is drawn."""

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from march_search.analysis.isoflop import IsoflopEvidence
-from march_search.analysis.ladder import LadderEvidence
 from march_search.display.isoflop_sections import isoflop_answer, isoflop_rows, isoflop_sections
 from march_search.display.ladder_sections import ladder_answer, ladder_rows, ladder_sections
 from march_search.display.sections import Section
-from march_search.display.tables import Column, count, plural
+from march_search.display.tables import Column
 from march_search.display.wording import shortened
+from march_search.ladders.isoflop import IsoflopEvidence
+from march_search.ladders.ladder import LadderEvidence
 from march_search.report import svg
 from march_search.report.isoflop_figures import isoflop_figures
 from march_search.report.ladder_figures import ladder_figures
 from march_search.report.page import drawings, rendered, standalone, table
+from march_search.units import count, plural
 
 SHAPES = (
     Column(key="arm", heading="arm", short="arm", left=True),

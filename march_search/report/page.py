@@ -15,11 +15,12 @@ from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
 from march_search.display.sections import Section, sections
 from march_search.display.sentences import explanation
-from march_search.display.tables import Column, plural
+from march_search.display.tables import Column
 from march_search.display.wording import short_names
 from march_search.report import svg
 from march_search.report.captions import captions
 from march_search.report.figures import figures
+from march_search.units import plural
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from march_search.analysis.evidence import Evidence
 from march_search.display.answer import study_answer
 from march_search.display.sections import markdown_sections
-from march_search.display.tables import duration, plural
 from march_search.report.page import counts, versions
+from march_search.units import duration, plural
 
 
 def record_text(evidence: Evidence, command: str, cost: Sequence[tuple[str, str]] = ()) -> str:

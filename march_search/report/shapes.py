@@ -2,10 +2,10 @@
 
 import math
 
-from march_search.display.tables import count
 from march_search.report.svg import WIDTH, Figure, Scale, scale
 from march_search.space.census import census
 from march_search.space.feasible_set import Selection
+from march_search.units import count
 
 LEFT, TOP, BOTTOM = 64, 56, 392
 """Edges of the plot."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from march_search.analysis.kept_forecast import FORECASTS
-from march_search.analysis.ladder import LadderEvidence
-from march_search.analysis.ladder_record import LadderRecord, arm_trials, size_study
-from march_search.analysis.size_law import trained_intervals
 from march_search.errors import UsageError
 from march_search.files.atomic import lock, make_folder
 from march_search.files.json_tables import sealed, write_json
+from march_search.ladders.kept_forecast import FORECASTS
+from march_search.ladders.ladder import LadderEvidence
+from march_search.ladders.ladder_record import LadderRecord, arm_trials, size_study
+from march_search.ladders.size_law import trained_intervals
 
 
 def refuse_trained(ladder: LadderRecord, root: Path, parameters: int) -> None:

@@ -17,10 +17,10 @@ from march_search.config.shipped import shipped_path
 from march_search.data.prepare import prepare
 from march_search.errors import TrialError
 from march_search.files.atomic import lock
-from march_search.study import defaults
-from march_search.study.study_folder import StudyFolder
-from march_search.study.tracking import Trackers, check_libraries
-from march_search.study.trial_process import TrialProcess
+from march_search.planning import defaults
+from march_search.storage.study_folder import StudyFolder
+from march_search.storage.trial_process import TrialProcess
+from march_search.tracking.trackers import Trackers, check_libraries
 from march_search.trial.outcome import (
     OUTCOME,
     TrialOutcome,

@@ -9,11 +9,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from march_search.analysis.trial_counts import TrialCounts, count_states
 from march_search.config import StudyConfig
-from march_search.study import rungs
-from march_search.study.confirmation import is_confirmation
-from march_search.study.leases import Lease
-from march_search.study.study_folder import trial_number
-from march_search.study.trials import newest_attempts
+from march_search.planning import rungs
+from march_search.planning.confirmation import is_confirmation
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import trial_number
+from march_search.storage.trials import newest_attempts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ from rich.live import Live
 from rich.text import Text
 
 from march_search.config import TrainingConfig
-from march_search.display.tables import common_tail, console, si
+from march_search.display.tables import common_tail, console
 from march_search.errors import visible
-from march_search.study.leases import Lease
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import trial_number
 from march_search.study.outlook import Outlook
 from march_search.study.progress_lines import TrialLine, study_line, trial_event, trial_lines, wrapped
-from march_search.study.study_folder import trial_number
 from march_search.trial.metrics import MetricsTail, branched_tokens
+from march_search.units import si
 
 NEWEST = 0.2
 """Weight of a trial's newest speed in the mean of which times are estimated, so that they do not jump."""

@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from march_search.display.tables import WIDE, duration, si
+from march_search.display.tables import WIDE
 from march_search.study.outlook import Outlook
+from march_search.units import duration, si
 
 NAME_PARTS = 3
 """Parts of an architecture's name, between hyphens, that a narrow terminal shows: layers, width and heads."""

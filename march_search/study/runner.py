@@ -11,19 +11,21 @@ from march_search.analysis.trial_counts import TrialCounts
 from march_search.config import StudyConfig
 from march_search.errors import StorageError
 from march_search.files.atomic import discard_folder, lock
-from march_search.study import heartbeat, storage, study_state
-from march_search.study.adaptive import NextTrial, next_trial
-from march_search.study.confirmation import confirmation_note
-from march_search.study.job import Job, Signals
-from march_search.study.leases import Lease
+from march_search.planning import study_state
+from march_search.planning.adaptive import NextTrial, next_trial
+from march_search.planning.confirmation import confirmation_note
+from march_search.processes import Signals
+from march_search.storage import heartbeat, study_storage
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder, find_record
+from march_search.storage.trial_process import TRAINING
+from march_search.storage.trials import WantedTrial, distributions, enqueue, newest_attempts
+from march_search.study.job import Job
 from march_search.study.outlook import trial_counts
 from march_search.study.progress import StudyProgress
-from march_search.study.study_folder import StudyFolder, find_record
 from march_search.study.survey import committed
-from march_search.study.tracking import Trackers, check_libraries
-from march_search.study.trial_process import TRAINING
-from march_search.study.trials import WantedTrial, distributions, enqueue, newest_attempts
 from march_search.study.worker import Worker
+from march_search.tracking.trackers import Trackers, check_libraries
 from march_search.trial.manifest import keep_newest
 
 
@@ -79,7 +81,7 @@ class StudyRun:
             StorageError: If the storage cannot be opened or fails, the study was stopped, or the disk is full.
         """
         check_libraries(self.config.tracking)
-        with storage.guarded():
+        with study_storage.guarded():
             study = self._opened()
             names = [t.user_attrs["architecture"] for t in study.get_trials(deepcopy=False)]
             job = Job(
@@ -106,7 +108,7 @@ class StudyRun:
         Raises:
             StorageError: If the storage cannot be opened or fails.
         """
-        with storage.guarded():
+        with study_storage.guarded():
             return trial_counts(self._opened().get_trials(deepcopy=False), self._planned)
 
     @property
@@ -161,6 +163,6 @@ class StudyRun:
 def open_study(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
     """Open the Optuna study of a folder and bind it to the folder."""
     name = folder.path.name
-    study = storage.open_study(name, folder.path, config.storage, config.pruner, config.search.seed)
-    storage.bind(study, folder.id)
+    study = study_storage.open_study(name, folder.path, config.storage, config.pruner, config.search.seed)
+    study_storage.bind(study, folder.id)
     return study

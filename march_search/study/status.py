@@ -15,13 +15,14 @@ from march_search.analysis.study_record import read_study
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, MarchSearchError, StorageError
-from march_search.study import heartbeat, rungs, storage, usage
-from march_search.study.journal import JOURNAL
-from march_search.study.leases import Lease
+from march_search.planning import rungs
+from march_search.storage import heartbeat, study_storage, usage
+from march_search.storage.journal import JOURNAL
+from march_search.storage.leases import Lease
+from march_search.storage.study_folder import StudyFolder, trial_number
+from march_search.storage.trials import newest_attempts
 from march_search.study.outlook import outlook, trial_state
-from march_search.study.study_folder import StudyFolder, trial_number
 from march_search.study.survey import committed
-from march_search.study.trials import newest_attempts
 from march_search.trial.faults import trial_faults
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import read_outcome
@@ -42,7 +43,7 @@ def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
     missing = StorageError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
         raise missing
-    study = storage.load_study(name, folder.path, config.storage, config.pruner)
+    study = study_storage.load_study(name, folder.path, config.storage, config.pruner)
     if study is None:
         raise missing
     return study

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
-from march_search.study import heartbeat, rungs
-from march_search.study.confirmation import add_round
-from march_search.study.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
+from march_search.planning import rungs
+from march_search.planning.confirmation import add_round
+from march_search.storage import heartbeat
+from march_search.storage.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
+from march_search.storage.study_folder import trial_number
+from march_search.storage.trial_process import branch_costs, reached, unseen_cost
+from march_search.storage.trials import enqueue, tell_optuna
 from march_search.study.outlook import outlook, running_phase
 from march_search.study.progress import StudyProgress
-from march_search.study.study_folder import trial_number
-from march_search.study.trial_process import branch_costs, reached, unseen_cost
-from march_search.study.trials import enqueue, tell_optuna
 from march_search.trial.manifest import resume_point
 from march_search.trial.outcome import TrialOutcome, pruned_outcome, write_outcome
 

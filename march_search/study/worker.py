@@ -12,15 +12,17 @@ from march_search.analysis.finals import baseline
 from march_search.config import TrialConfig
 from march_search.errors import StorageError
 from march_search.files.json_tables import set_aside
-from march_search.study import reuse, trials
-from march_search.study.confirmation import is_confirmation
-from march_search.study.heartbeat import STOP, Heartbeat, Liveness
-from march_search.study.job import Job, Signals
-from march_search.study.leases import Leases
+from march_search.planning.confirmation import is_confirmation
+from march_search.processes import Signals
+from march_search.storage import trials
+from march_search.storage.heartbeat import STOP, Heartbeat, Liveness
+from march_search.storage.leases import Leases
+from march_search.storage.trial_process import ActiveTrial, branch_costs, reached
+from march_search.study import reuse
+from march_search.study.job import Job
 from march_search.study.progress import StudyProgress
 from march_search.study.survey import Survey
-from march_search.study.tracking import Trackers
-from march_search.study.trial_process import ActiveTrial, branch_costs, reached
+from march_search.tracking.trackers import Trackers
 from march_search.trial.manifest import drop_damaged, keep_newest, resume_point
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import (

@@ -9,10 +9,10 @@ import numpy as np
 
 from helpers.studies import write_study
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.size_draws import SizeLosses
 from march_search.architecture.architecture import Architecture
 from march_search.config.ladder_config import flops_name
 from march_search.files.json_tables import sealed, write_json
+from march_search.ladders.size_draws import SizeLosses
 
 ARM = Architecture(num_layers=2, d_model=128, num_heads=4, d_kv=32, d_ff=600, vocab_size=512, position="rotary")
 

@@ -20,9 +20,11 @@ from march_search.config.loader import build
 from march_search.data.store import SCHEMA_VERSION
 from march_search.files.atomic import file_sha256
 from march_search.files.json_tables import sealed, write_json
-from march_search.study import candidates, storage, study_state, worker
+from march_search.planning import candidates, study_state
+from march_search.storage import study_storage
+from march_search.storage.study_folder import StudyFolder
+from march_search.study import worker
 from march_search.study.runner import StudyRun, Summary
-from march_search.study.study_folder import StudyFolder
 
 TOY_COMMAND = (sys.executable, "-I", "-S", str(Path(__file__).with_name("toy_trial.py")))
 TOY_CONFIG = StudyConfig(
@@ -78,13 +80,13 @@ def start_toy_study(
 
 def optuna_study(root: Path, name: str = "toy") -> optuna.Study:
     """Open a study with a journal as Optuna sees it."""
-    return storage.open_study(name, root / name, None, PrunerConfig(), 0)
+    return study_storage.open_study(name, root / name, None, PrunerConfig(), 0)
 
 
 def open_fresh_study(url: str | None, folder: Path, barrier: Barrier) -> None:
     """Open the study `fresh` of a storage at the same moment as other processes, and leave a mark in it."""
     barrier.wait()
-    study = storage.open_study("fresh", folder, url, PrunerConfig(), 0)
+    study = study_storage.open_study("fresh", folder, url, PrunerConfig(), 0)
     study.set_user_attr(f"here-{os.getpid()}", 1)
 
 

@@ -1,0 +1,1 @@
+"""Before training: candidates, rungs, prices and the plan of a study or a ladder."""

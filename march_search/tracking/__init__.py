@@ -1,0 +1,1 @@
+"""Metrics for experiment trackers through their own libraries."""
