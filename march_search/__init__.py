@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from march_search.architecture.architecture import Architecture
     from march_search.architecture.block import Block, register_block
     from march_search.sampler.feasible_sampler import FeasibleSampler
-    from march_search.space.feasible_set import FeasibleSet, solve
+    from march_search.space.feasible_set import FeasibleSet
+    from march_search.space.solver import solve
     from march_search.space.space import SearchSpace
     from march_search.study.objective import TrainingObjective
 

@@ -14,9 +14,9 @@ from march_search.architecture import block as blocks
 from march_search.architecture.block import BlockCounts, block_text, parse_block, remember_counts
 from march_search.architecture.block_file import load_block
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
+from march_search.space.axes import AXES
 from march_search.space.budget import Budget
 from march_search.space.infeasible import solve_or_explain
-from march_search.space.space import AXES
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MOE = "moe+num_experts=4+top_k=2"

@@ -22,7 +22,7 @@ from march_search.report.figures import figures
 from march_search.report.outlines import text_width
 from march_search.report.shapes import shapes
 from march_search.report.svg import COLUMN, HALF, WIDTH
-from march_search.space.feasible_set import solve
+from march_search.space.solver import solve
 from march_search.space.space import SearchSpace
 
 STYLES = Path(pages.__file__).parent

@@ -23,8 +23,8 @@ from march_search.errors import ConfigError, EmptySetError
 from march_search.sampler.dimensions import axis_value
 from march_search.sampler.feasible_sampler import FeasibleSampler
 from march_search.sampler.neighbours import Neighbours
+from march_search.space.axes import AXES
 from march_search.space.feasible_set import FeasibleSet
-from march_search.space.space import AXES
 
 REPOSITORY = Path(__file__).parent.parent
 optuna.logging.set_verbosity(optuna.logging.ERROR)

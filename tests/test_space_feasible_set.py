@@ -19,10 +19,10 @@ from march_search.architecture.checkpoints import read_architecture
 from march_search.config.shipped import shipped_path
 from march_search.cost.setup import Setup
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
+from march_search.space.axes import AXES
 from march_search.space.budget import Budget
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.rules import Rule
-from march_search.space.space import AXES
 
 T5_BASE, T5_LARGE = Architecture(), Architecture(num_layers=24, d_model=1024, num_heads=16, d_ff=4096)
 RULES = ["num_heads * d_kv == d_model", "1 <= d_ff / d_model <= 4", "d_ff % 128 == 0 or num_layers > 1", "d_ff != 192"]

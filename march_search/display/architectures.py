@@ -9,7 +9,7 @@ from march_search.cost import inference, memory, speed
 from march_search.cost.setup import Setup
 from march_search.display.tables import Column, Row
 from march_search.errors import UsageError, nearest
-from march_search.space.space import AXES
+from march_search.space.axes import AXES
 from march_search.units import chance, count, percent, si, size
 
 if TYPE_CHECKING:

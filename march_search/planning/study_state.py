@@ -15,11 +15,13 @@ from march_search.errors import MarchSearchError, StorageError
 from march_search.files.atomic import lock, one_line
 from march_search.planning.candidates import Candidates
 from march_search.planning.warm_start import Prior
+from march_search.space.axes import AXES, rule_names
 from march_search.space.budget import Budget
-from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.feasible_set import FeasibleSet
 from march_search.space.limits import Limit
 from march_search.space.rules import Rule
-from march_search.space.space import AXES, SearchSpace, rule_names
+from march_search.space.solver import solve
+from march_search.space.space import SearchSpace
 from march_search.storage.study_folder import find_record, read_record, write_record
 
 

@@ -11,7 +11,7 @@ from optuna.trial import Trial
 from march_search.architecture.architecture import Architecture
 from march_search.errors import ConfigError
 from march_search.sampler.neighbours import Neighbours
-from march_search.space.space import AXES
+from march_search.space.axes import AXES
 
 SHAPE_AXES = ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj")
 """Axes that are always parameters of a trial; the others are parameters only if they vary."""

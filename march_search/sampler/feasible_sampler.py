@@ -25,8 +25,8 @@ from march_search.config import ADAPTIVE
 from march_search.errors import ConfigError, EmptySetError, nearest
 from march_search.sampler.dimensions import Dimensions, axis_value
 from march_search.sampler.neighbours import Neighbours
+from march_search.space.axes import AXES
 from march_search.space.feasible_set import FeasibleSet
-from march_search.space.space import AXES
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from march_search.space.axes import AXES
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.grid import MESH, Combination, Ints, Mesh
-from march_search.space.space import AXES
 
 Numbers = NDArray[np.float64]
 

@@ -7,11 +7,12 @@ from march_search.architecture.block import Block
 from march_search.cost.measures import COLUMN_NAMES, PRICES
 from march_search.cost.setup import Setup
 from march_search.errors import EmptySetError
+from march_search.space.axes import rule_names
 from march_search.space.feasible_set import Selection
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.members import MEASURES
 from march_search.space.rules import Rule
-from march_search.space.space import SearchSpace, rule_names
+from march_search.space.space import SearchSpace
 
 
 def parse_conditions(texts: Sequence[str], block: Block | None = None) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:

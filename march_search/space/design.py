@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from march_search.errors import ConfigError, nearest
+from march_search.space.axes import AXES
 from march_search.space.members import Members
-from march_search.space.space import AXES
 
 POOL = 20_000
 """Number of candidates for a design; a larger set is sampled uniformly first."""

@@ -13,11 +13,13 @@ import numpy as np
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.errors import ConfigError, EmptySetError, nearest, shown
-from march_search.space.feasible_set import FeasibleSet, solve
+from march_search.space.axes import AXES, rule_values
+from march_search.space.feasible_set import FeasibleSet
 from march_search.space.limits import KINDS
 from march_search.space.members import Members, Numbers
 from march_search.space.rules import Rule
-from march_search.space.space import AXES, SearchSpace, rule_values
+from march_search.space.solver import solve
+from march_search.space.space import SearchSpace
 
 SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "num_key_value_heads", "d_kv", "d_ff")
 """Axes that are free to follow a direction. The others have the first value of the space, unless a field sets them."""

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from march_search.architecture import parameters
 from march_search.architecture.block import BlockCounts, find_block, layer_counts, parse_block
 from march_search.errors import ConfigError
+from march_search.space.axes import AXES, rule_values
 from march_search.space.budget import Budget
 from march_search.space.limits import Limit
-from march_search.space.space import AXES, SearchSpace, rule_values
+from march_search.space.space import SearchSpace
 
 Ints = NDArray[np.int64]
 

@@ -13,9 +13,10 @@ import numpy as np
 from march_search.architecture.architecture import Architecture
 from march_search.errors import ConfigError, EmptySetError
 from march_search.space.budget import Budget
-from march_search.space.feasible_set import FAR, FeasibleSet, solve, solve_band
+from march_search.space.feasible_set import FeasibleSet
 from march_search.space.limits import KINDS, Limit
 from march_search.space.named import shipped_spaces_with
+from march_search.space.solver import FAR, solve, solve_band
 from march_search.space.space import SearchSpace
 
 _SHAPE = ("num_layers", "num_decoder_layers", "d_model", "num_heads", "d_kv", "d_ff")

@@ -14,10 +14,10 @@ from march_search.architecture.block import parse_block
 from march_search.cost.measures import COLUMN_NAMES, SHAPE_MEASURES
 from march_search.cost.setup import Setup
 from march_search.errors import UsageError, nearest
+from march_search.space.axes import AXES, rule_values
 from march_search.space.grid import MESH, Combination, Ints, Mesh
 from march_search.space.limits import Limit
 from march_search.space.rules import Rule
-from march_search.space.space import AXES, rule_values
 
 Numbers = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from march_search.config.shipped import shipped_names
 from march_search.errors import ConfigError
 from march_search.space.auto import automatic_space
 from march_search.space.budget import Budget, Count
-from march_search.space.feasible_set import solve
+from march_search.space.solver import solve
 from march_search.space.space import SearchSpace
 
 AUTO = "auto"
