@@ -10,6 +10,7 @@ from pathlib import Path
 
 import local_postgres
 import pytest
+from helpers.command_line import Command, command_in_process
 from helpers.trials import DATA, MakeTrial, run_trial, trial_maker
 
 # A shell's background jobs ignore SIGINT, and so would everything that the tests start.
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("torture"):
                 item.add_marker(pytest.mark.skip(reason="kills, damages or trains for long: use --all to run it"))
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """`march-search` in this process; what is not an error of the user is raised."""
+    return command_in_process(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.damage import HOSTILE, WRONG_TYPES, change_file, flip_bit, flip_digit
 from helpers.studies import SHAPES, write_study
 from helpers.toy_studies import TOY_CONFIG, run_toy_study, start_toy_study
@@ -54,12 +54,6 @@ def root(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished study that may be damaged."""
     shutil.copytree(finished, tmp_path / "root")
     return tmp_path / "root"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process; what is not an error of the user is raised."""
-    return command_in_process(capsys)
 
 
 def file_of(root: Path, pattern: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 
 from march_search import Architecture, SearchSpace, solve
 from march_search.config.shipped import shipped_folder
@@ -19,12 +19,6 @@ from march_search.cost.setup import Setup
 from march_search.cost.speed import flops_per_token, hours, tokens_per_second
 
 T5_BASE = "L12-D768-H12x64-F3072"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 def test_solve_prints_a_table_with_the_tolerance(command: Command) -> None:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.studies import SHAPES, stop_trial, write_study
 from helpers.toy_studies import TOY_CONFIG, run_toy_study
 
@@ -14,12 +14,6 @@ from march_search.errors import ConfigError, UsageError
 
 LOSSES = {name: [4.0 + number / 10] for number, name in enumerate(SHAPES)}
 STUDIES = shipped_folder("studies")
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.command_line import Command, command_in_process, one_line_error, run_command
+from helpers.command_line import Command, one_line_error, run_command
 
 from march_search.commands.studies import named_study
 from march_search.config import StudyConfig, TrainingConfig
@@ -45,12 +45,6 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(400):
         (folder / f"{number}.txt").write_text(" ".join(rng.choices(words, k=300)))
     return folder
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Function that runs `march-search` in this process."""
-    return command_in_process(capsys)
 
 
 def seconds(config: StudyConfig, plan: dict) -> float:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, imported_by, one_line_error, run_command
+from helpers.command_line import Command, imported_by, one_line_error, run_command
 from helpers.trials import child_processes, wait_until
 
 from march_search import Architecture
@@ -45,12 +45,6 @@ architectures = ["L1-D32-H2x16-F64-geglu-rope-V400", "L2-D32-H2x16-F64-geglu-rop
 max_seeds = 1
 
 """
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 INVALID = [

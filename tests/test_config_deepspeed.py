@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import Command, command_in_process, run_command
+from helpers.command_line import Command, run_command
 from helpers.trials import DATA, TINY_TRAINING, MakeTrial, change_config, lines, train
 
 from march_search.config import BatchPlan, DataConfig, TrainingConfig
@@ -29,12 +29,6 @@ STUDIES: dict[str, dict[str, Any]] = {
     "byte-order-mark.json": {"precision": "bf16"},
 }
 """Settings of a study that each file agrees with."""
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line, in this process."""
-    return command_in_process(capsys)
 
 
 def check(own: dict[str, Any], rates: tuple[float, ...] = (), **training: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, one_line_error
+from helpers.command_line import Command, one_line_error
 from helpers.studies import SHAPES, write_study
 from helpers.toy_studies import TOY_CONFIG, optuna_study, run_toy_study
 from hypothesis import given
@@ -22,12 +22,6 @@ from march_search.files.json_tables import write_json
 GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"
 HOSTILE = f"{GLOO} [bold red]red[/] :warning: \x1b[31mred\x1b]0;title\x07\x9b2J\r\b\u202e\nforged line"
 SHOWN = f"{GLOO} [bold red]red[/] :warning: ␛[31mred␛]0;title␇\ufffd2J␍␈\ufffd↵ forged line"
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 def test_visible_text_has_no_control_character_left() -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of
+from helpers.command_line import Command, json_of
 from helpers.studies import SHAPES, stop_trial, write_study
 
 from march_search.analysis.evidence import study_evidence
@@ -17,12 +17,6 @@ from march_search.report.svg import COLUMN
 
 APART = ([4.1, 4.1001, 4.1002], [4.3, 4.3001, 4.3002], [4.5, 4.5001, 4.5002], [4.7, 4.7001, 4.7002])
 SHORT = [name.removesuffix("-rope-V2048") for name in SHAPES]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 def answer(root: Path, *losses: list[float], listed_first: str = SHAPES[0]) -> StudyAnswer:

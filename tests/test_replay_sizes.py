@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.ladders import LOSSES, PARAMETERS, SHAPES, train_size, write_ladder
 from helpers.studies import stop_trial
 
@@ -58,12 +58,6 @@ ONE = table({size: {arm: losses[:1] for arm, losses in arms.items()} for size, a
 def flops(size: str, arms: int) -> float:
     """Return the FLOPs of training some arms at a size."""
     return arms * TOKENS[size] * 2 * PARAMETERS[size]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.mark.parametrize(

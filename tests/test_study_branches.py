@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.studies import SHAPES, write_study
 from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, optuna_study, run_toy_study
 
@@ -35,12 +35,6 @@ RUNGS: StudyConfig = replace(
 )  # fmt: skip
 """Six shapes with two seeds on a rung at 4,096 of 16,384 tokens. The first branch starts before the rung, after 3,264
 tokens, and trains 832; the second starts behind it, after 6,528, and trains 1,664."""
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search`, in this process."""
-    return command_in_process(capsys)
 
 
 def test_branches_are_trained_tokens_but_no_progress() -> None:

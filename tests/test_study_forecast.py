@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.ladders import LOSSES, PARAMETERS, train_size, write_ladder
 from helpers.studies import stop_trial
 
 import march_search
 from march_search.files.json_tables import read_table, sealed, write_json
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
+from helpers.command_line import Command, json_of, one_line_error, run_command
 from helpers.ladders import LADDER, SPACE, isoflop_loss, write_isoflop
 from helpers.studies import write_study
 from tokenizers import Tokenizer, models
@@ -30,12 +30,6 @@ EQUAL = (
     .replace('[[ladder.arms]]\nname = "wide"\ndirections = { "d_model / num_layers" = 64 }\n', "")
 )
 """A ladder with one compute budget, four sizes and two arms."""
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.fixture

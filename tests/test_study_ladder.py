@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error, run_command
+from helpers.command_line import Command, json_of, one_line_error, run_command
 from helpers.ladders import LADDER, LOSSES, PARAMETERS, SPACE, train_size, write_ladder
 from helpers.studies import stop_trial
 
@@ -23,12 +23,6 @@ from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
 from march_search.files.json_tables import sealed, write_json
 from march_search.planning.ladder_sizes import keep_ladder, ladder_sizes
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.fixture

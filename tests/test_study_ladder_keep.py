@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command_line import Command, command_in_process, json_of, one_line_error
+from helpers.command_line import Command, json_of, one_line_error
 from helpers.ladders import SPACE, observed
 from helpers.studies import stop_trial, write_study
 
@@ -67,12 +67,6 @@ threads = 1
 """
 
 FIRST = {"plain": 3.2, "gated": 3.0, "wide": 3.3, "thick": 3.1, "thin": 3.5}
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.fixture

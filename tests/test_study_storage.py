@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 import local_postgres
 import optuna
 import pytest
-from helpers.command_line import Command, command_in_process, one_line_error
+from helpers.command_line import Command, one_line_error
 from helpers.forks import forks
 from helpers.ports import free_port
 from helpers.toy_studies import TOY_CONFIG, open_fresh_study, run_toy_study, start_toy_study
@@ -33,12 +33,6 @@ from march_search.storage.journal import JOURNAL, open_journal
 from march_search.storage.study_folder import StudyFolder
 from march_search.study import status
 from march_search.study.runner import StudyRun, Summary, open_study
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """`march-search` in this process."""
-    return command_in_process(capsys)
 
 
 @pytest.mark.parametrize("kind", ["journal", "sqlite", "postgresql"])
