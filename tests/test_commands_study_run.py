@@ -73,6 +73,10 @@ INVALID = [
     ("", "warmup_tokens = 999999", 2, "warmup_tokens must not exceed tokens"),
     ("", 'zero_stage = "1"', 2, '"training.zero_stage" must be one of 0, 1, 2, 3'),
     ('corpus = "~nouser/x"', "", 5, "no such user"),
+    ('corpus = "hub:~nouser/x"', "", 5, "no such user"),
+    ('tokenizer = "~nouser/x"', "", 5, "no such user"),
+    ('corpus = "text/**.txt"', "", 5, 'corpus "text/**.txt": invalid glob: '),
+    ("", 'deepspeed = "~nouser/x.json"', 5, "no such user"),
     ("", "[", 2, "s.toml: invalid TOML: "),
 ]
 

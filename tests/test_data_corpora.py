@@ -61,6 +61,15 @@ def test_an_unknown_corpus_suggests_the_nearest(tmp_path):
     assert "Known: c4, fineweb-edu, wikipedia, wikipedia-summaries, wikitext-103. " in refusal("qqq", tmp_path)
 
 
+def test_a_glob_is_relative_to_a_folder_with_any_name(tmp_path):
+    folder = tmp_path / "runs[1]*"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    found = sources.local("*.txt", DataConfig(corpus="*.txt"), folder)
+    assert [file.name for file in found.files] == ["a.txt"]
+    assert sources.local(str(tmp_path / "*" / "a.txt"), DataConfig(corpus="*.txt"), tmp_path).files == found.files
+
+
 @pytest.mark.parametrize("corpus", ["missing.txt", "no/such/folder", "*.jsonl"])
 def test_a_path_without_files_is_refused(corpus, tmp_path):
     assert f'corpus "{corpus}": no such file or folder under {tmp_path}' in refusal(corpus, tmp_path)

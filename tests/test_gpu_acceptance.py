@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -134,6 +135,8 @@ def test_flex_attention_must_agree_with_fp64() -> None:
     distances = {"logits": 0.003, "queries": 0.004, "keys": 0.005, "values": 0.002, "bias": 0.006}
     good = exact.flex_row("flex, decoder", distances)
     assert (good["finding"], good["logits"], good["gradients"]) == ("agrees", 0.003, 0.006)
+    failed = exact.flex_row("flex, heads of 8", {"error": "no kernel"})
+    assert (failed["result"], failed["finding"]) == ("failed", "no kernel")
     for wrong in (0.03, float("nan")):
         bad = exact.flex_row("flex, decoder", distances | {"bias": wrong})
         assert (bad["result"], bad["finding"]) == ("failed", "too far from fp64: bias")
@@ -151,7 +154,7 @@ def test_the_comparison_of_flex_attention_runs_on_the_dense_passes_of_a_cpu(monk
     monkeypatch.setattr(flex, "_compiled", lambda: eager)
     small = {name: (2, n // 8, m // 8, k, c) for name, (_, n, m, k, c) in agreement.FLEX_CASES.items() if n == m}
     monkeypatch.setattr(agreement, "FLEX_CASES", small | {"no-op key": (2, 9, 10, 16, True)})
-    rows = agreement.flex_agreement("cpu")["rows"]
+    rows = agreement.flex_agreement(Path(), "cpu")["rows"]
     assert len(rows) == len(small) + 1
     assert all(exact.flex_row(name, found)["finding"] == "agrees" for name, found in rows.items())
 
@@ -193,3 +196,21 @@ def test_packages_of_a_bundle_are_pinned_and_checks_that_are_left_out_exist() ->
     assert {name.lower() for name in bundle.PACKAGES} <= pins
     names = _checks(None, Path()).keys()
     assert all(left <= {*names} for left in exact.LEFT_OUT.values())
+
+
+def test_a_distance_that_is_not_finite_counts_as_far_and_can_be_written() -> None:
+    wrong = [torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])]
+    found = agreement._distances({"gradients": wrong}, {"gradients": [torch.ones(3), torch.ones(3)]})
+    assert found["gradients"] >= 1e30
+    json.dumps(found, allow_nan=False)
+
+
+def test_an_interrupted_installation_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    wheel = tmp_path / "wheels" / "no_such_package_here-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(
+            "no_such_package_here-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: no\nVersion: 1.0\n"
+        )
+    assert install.main(tmp_path, tmp_path / "site") != 0  # pip refuses the wheel, which has no RECORD
+    assert not (tmp_path / "site").exists()

@@ -21,7 +21,7 @@ from march_search.errors import ConfigError
 from march_search.model import attention_path, build, flex
 from march_search.model.attention import SelfAttention, scaled_attention
 from march_search.model.attention_path import Platform, choose_path, padded_width
-from march_search.model.positions import PositionInfo
+from march_search.model.positions import PositionInfo, pool, pool_by_product
 
 H100 = Platform(device="cuda", torch_version=Version("2.11.0+cu130"), capability=(9, 0), has_compiler=True)
 CPU = Platform(device="cpu", torch_version=Version("2.13.0"))
@@ -105,6 +105,22 @@ def test_what_a_compiler_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert attention_path.missing_compiler("cuda") == "the package triton"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert attention_path.missing_compiler("cuda") == "a C compiler"
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: "/nonexistent")
+    assert attention_path.missing_compiler("cuda") == "Python's header files (python3-dev)"
+    assert attention_path.missing_compiler("cpu") == ""
+
+
+@pytest.mark.parametrize(("length", "reduced"), [(8, 4), (7, 3), (118, 59), (5, 5), (9, 2), (451, 226)])
+def test_pooling_by_a_product_is_adaptive_average_pooling(length: int, reduced: int) -> None:
+    x_BLW = torch.randn(2, length, 6, dtype=torch.float64, requires_grad=True)
+    product, pooled = pool_by_product(x_BLW, reduced), pool(x_BLW, reduced)
+    torch.testing.assert_close(product, pooled, rtol=1e-6, atol=1e-7)  # the weights are rounded to fp32
+    grad = torch.randn_like(pooled)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x, x_BLW, grad)[0] for x in (product, pooled)), rtol=1e-6, atol=1e-7
+    )
 
 
 def mask_of(length: int, keys: int) -> torch.Tensor:

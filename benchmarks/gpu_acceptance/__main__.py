@@ -51,9 +51,9 @@ def _part(name: str, options: argparse.Namespace) -> int:
             kind = "cuda"
     root = out / "root"
     store = prepared(out, options.bundle and options.bundle.resolve(), SCALES[options.scale].data, root)
-    place = AcceptanceRun(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline)
-    print(f"{name}: {place.device().name}, at most {options.seconds:.0f} s", file=sys.stderr)
-    return PARTS[name](place)
+    acceptance = AcceptanceRun(out=out, scale_name=options.scale, kind=kind, store=store, deadline=deadline)
+    print(f"{name}: {acceptance.device().name}, at most {options.seconds:.0f} s", file=sys.stderr)
+    return PARTS[name](acceptance)
 
 
 if __name__ == "__main__":

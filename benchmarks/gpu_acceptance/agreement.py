@@ -3,6 +3,8 @@
 Shape suffixes: B examples, I input tokens, T target tokens.
 """
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from gpu_acceptance.scale import SCALES
 from march_search import Architecture
+from march_search.doctor.bench import in_words
 from march_search.model import build
 
 SIZE = "L2-D128-H4x32-F256"
@@ -63,36 +66,43 @@ FLEX_CASES = {
 """Heads, queries, keys, `d_kv`, and whether a causal mask applies, by name."""
 
 
-def flex_agreement(kind: str, **_: Any) -> dict[str, Any]:
-    """Return how far FlexAttention in bf16 lies from fp64 on the same device, for each case."""
-    from march_search.model import flex
-
-    device, rows = torch.device(kind), {}
-    for name, (heads, length, keys, d_kv, is_causal) in FLEX_CASES.items():
-        generator = torch.Generator(device).manual_seed(0)
-        sizes = [(32, heads, n, d_kv) for n in (length, keys, keys, length)]
-        q, k, v, grad = (torch.randn(size, device=device, generator=generator).bfloat16() for size in sizes)
-        bias = torch.randn(heads, length, keys, device=device, generator=generator)
-        inputs = [x.requires_grad_() for x in (q, k, v, bias)]
-        mask = flex.block_mask(length, keys > length, is_causal, None, device)
-        found = flex.attention(q, k, v, bias, mask, d_kv**-0.5)
-        values = [found, *torch.autograd.grad(found, inputs, grad)]
-        exact = [x.detach().double().requires_grad_() for x in inputs]
-        scores = exact[0] @ exact[1].mT * d_kv**-0.5 + exact[3]
-        if is_causal:
-            future = torch.full((length, length), -torch.inf, device=device, dtype=torch.float64).triu_(1)
-            scores = scores + torch.nn.functional.pad(future, (0, keys - length))
-        expected = torch.softmax(scores, -1) @ exact[2]
-        wanted = [expected, *torch.autograd.grad(expected, exact, grad.double())]
-        names = ("logits", "queries", "keys", "values", "bias")
-        pairs = zip(names, values, wanted, strict=True)
-        rows[f"flex, {name}"] = {
-            part: float((x.double() - y).norm() / y.norm().clamp_min(1e-12)) for part, x, y in pairs
-        }
+def flex_agreement(_folder: Path, kind: str, **_: Any) -> dict[str, Any]:
+    """Return how far FlexAttention in bf16 lies from fp64 on the same device, or its error, for each case."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, case in FLEX_CASES.items():
+        try:
+            rows[f"flex, {name}"] = _flex_distances(torch.device(kind), *case)
+        except Exception as error:  # the other cases count too
+            rows[f"flex, {name}"] = {"error": in_words(error)}
     return {"rows": rows}
 
 
-def agreement(scale: str, kind: str, store: str, out: str, names: list[str]) -> dict[str, Any]:
+def _flex_distances(
+    device: torch.device, heads: int, length: int, keys: int, d_kv: int, is_causal: bool
+) -> dict[str, float]:
+    """Return how far the results and gradients of one case lie from fp64."""
+    from march_search.model import flex
+
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = [(32, heads, n, d_kv) for n in (length, keys, keys, length)]
+    q, k, v, grad = (torch.randn(size, device=device, generator=generator).bfloat16() for size in sizes)
+    bias = torch.randn(heads, length, keys, device=device, generator=generator)
+    inputs = [x.requires_grad_() for x in (q, k, v, bias)]
+    mask = flex.block_mask(length, keys > length, is_causal, None, device)
+    found = flex.attention(q, k, v, bias, mask, d_kv**-0.5)
+    values = [found, *torch.autograd.grad(found, inputs, grad)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    scores = exact[0] @ exact[1].mT * d_kv**-0.5 + exact[3]
+    if is_causal:
+        future = torch.full((length, length), -torch.inf, device=device, dtype=torch.float64).triu_(1)
+        scores = scores + torch.nn.functional.pad(future, (0, keys - length))
+    expected = torch.softmax(scores, -1) @ exact[2]
+    wanted = [expected, *torch.autograd.grad(expected, exact, grad.double())]
+    names = ("logits", "queries", "keys", "values", "bias")
+    return {part: _distance(x.double(), y) for part, x, y in zip(names, values, wanted, strict=True)}
+
+
+def agreement(_folder: Path, scale: str, kind: str, names: list[str], **_: Any) -> dict[str, Any]:
     """Return one row per shape: distances from the CPU, and the operations and kernels of attention."""
     torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device(kind)
@@ -141,12 +151,18 @@ def _values(
     return {"logits": [logits.float().cpu()], "gradients": [g.float().cpu() for g in gradients]}
 
 
+def _distance(x: Tensor, y: Tensor) -> float:
+    """Return the norm of the difference over the norm of `y`; 1e30 if it is not finite, which JSON cannot hold."""
+    distance = float((x - y).norm() / y.norm().clamp_min(1e-12))
+    return distance if math.isfinite(distance) else 1e30
+
+
 def _distances(values: dict[str, list[Tensor]], reference: dict[str, list[Tensor]]) -> dict[str, float]:
     """Return the norm of the difference over the norm of the reference; for gradients, of the worst parameter."""
     worst = {}
     for kind, tensors in values.items():
         pairs = zip(tensors, reference[kind], strict=True)
-        worst[kind] = max(float((x - y).norm() / y.norm().clamp_min(1e-12)) for x, y in pairs)
+        worst[kind] = max(_distance(x, y) for x, y in pairs)
     return worst
 
 

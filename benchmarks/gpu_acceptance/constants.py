@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpu_acceptance.scale import SCALES
@@ -19,7 +20,7 @@ REPLACED = ("utilisation", "attention_utilisation", "score_seconds", "launch_sec
 """Fields of `march_search.cost.devices.Device` that the measurements replace."""
 
 
-def measured(scale: str, kind: str, store: str, out: str) -> dict[str, Any]:
+def measured(_folder: Path, scale: str, kind: str, **_: Any) -> dict[str, Any]:
     """Return the constants that can be measured by themselves, at the sizes of the main shape."""
     from gpu_acceptance.acceptance_run import known_device
 
@@ -38,11 +39,11 @@ def measured(scale: str, kind: str, store: str, out: str) -> dict[str, Any]:
     }
 
 
-def replacement(place: "AcceptanceRun", sessions: "list[Row]") -> dict[str, Any]:
+def replacement(acceptance: "AcceptanceRun", sessions: "list[Row]") -> dict[str, Any]:
     """Return the constants, with what the sessions took beyond them as `layer_seconds`, and predictions with both."""
-    direct, device, size = place.constants, place.device(), place.scale
+    direct, device, size = acceptance.constants, acceptance.device(), acceptance.scale
     chosen = {name: direct[name] for name in REPLACED if name in direct}
-    if place.kind == "cpu":  # attention is products there, and scores are not counted
+    if acceptance.kind == "cpu":  # attention is products there, and scores are not counted
         chosen |= {"attention_utilisation": 0.0, "score_seconds": 0.0}
     found = replace(device, **chosen, layer_seconds=0.0)
     setups = [(Architecture.parse(row["shape"]), row) for row in sessions]
@@ -124,7 +125,9 @@ def _attention(a: Architecture, setup: Setup, precision: str, kind: str) -> tupl
     """Return the seconds of attention with a trained bias and without, its operations, and its scores."""
     import torch
 
+    from march_search.model import flex
     from march_search.model.attention import scaled_attention
+    from march_search.model.attention_path import choose_path, platform_of
 
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     length = positions(a, setup).source or setup.sequence_length
@@ -132,9 +135,15 @@ def _attention(a: Architecture, setup: Setup, precision: str, kind: str) -> tupl
     q, k, v = (torch.randn(shape, dtype=dtype, device=kind, requires_grad=True) for _ in range(3))
     bias = torch.randn(a.num_heads, length, length, dtype=dtype, device=kind, requires_grad=True)
     grad = torch.randn(shape, dtype=dtype, device=kind)
+    is_flex = choose_path(platform_of(q.device), dtype, a.d_kv, "trained", length).name == "flex"  # as trials choose
 
     def step(added: Any) -> None:
-        scaled_attention(q, k, v, added, False, a.d_kv**-0.5).backward(grad)
+        inputs = [q, k, v] if added is None else [q, k, v, added]
+        if added is not None and is_flex:
+            found = flex.attention(q, k, v, added.float(), None, a.d_kv**-0.5)
+        else:
+            found = scaled_attention(q, k, v, added, False, a.d_kv**-0.5)
+        torch.autograd.grad(found, inputs, grad)  # backward() would also add to gradients
 
     scores = float(setup.micro_batch * a.num_heads * length * length)
     return seconds(lambda: step(bias), kind), seconds(lambda: step(None), kind), 14 * scores * a.d_kv, scores

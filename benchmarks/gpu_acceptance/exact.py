@@ -1,6 +1,10 @@
 """Part 1: the doctor, CPU against GPU for twelve shapes, and the kernels that attention uses."""
 
+import shutil
+from dataclasses import replace
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from gpu_acceptance.acceptance_run import AcceptanceRun, Row
@@ -30,37 +34,41 @@ PACKAGES = ("torch", "triton", "deepspeed", "numpy", "scipy", "optuna", "transfo
 """Packages whose versions are recorded."""
 
 
-def run(place: AcceptanceRun) -> int:
+def run(acceptance: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
-    place.attempt("twelve shapes", 60, lambda: _agreement(place))
-    place.attempt("FlexAttention against fp64", 30, lambda: _flex(place))
-    for name, check in _checks(place.bench(120), place.out).items():
-        if name not in LEFT_OUT[place.scale_name]:
-            place.attempt(f"doctor {name}", 20, lambda name=name, check=check: _doctor(name, check))
-    place.notes += [
+    acceptance.attempt("twelve shapes", 60, lambda: _agreement(acceptance))
+    acceptance.attempt("FlexAttention against fp64", 30, lambda: _flex(acceptance))
+    folder = acceptance.out / "work" / "doctor"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    folder.mkdir()
+    for name in _checks(replace(acceptance.bench(), folder=folder), acceptance.out):
+        if name not in LEFT_OUT[acceptance.scale_name]:
+            acceptance.attempt(f"doctor {name}", 20, partial(_doctor, acceptance, folder, name))
+    acceptance.notes += [
         "logits, gradients: distance from the CPU in fp32, relative to the norm; gradients of the worst parameter.",
         f"flex: distance of attention in bf16 from fp64; at most {TOLERANCE_FLEX}.",
         "bf16: largest error in bf16 as a multiple of the CPU's error in bf16. attention: kinds that a bf16 step uses.",
     ]
-    return place.finish("exact", COLUMNS, {"versions": {name: _version(name) for name in PACKAGES}})
+    return acceptance.finish("exact", COLUMNS, {"versions": {name: _version(name) for name in PACKAGES}})
 
 
-def _doctor(name: str, check: Any) -> Row:
-    """Return the finding of one check of the doctor."""
-    found = row(name, check)
+def _doctor(acceptance: AcceptanceRun, folder: Path, name: str) -> Row:
+    """Return the finding of one check of the doctor, whose processes run in `folder`."""
+    bench = replace(acceptance.bench(120), folder=folder)
+    found = row(name, _checks(bench, acceptance.out)[name])
     result = "failed" if found["state"] == "failed" else "ok"
     return {"result": result, "finding": found["text"], "values": found["values"]}
 
 
-def _agreement(place: AcceptanceRun) -> list[Row]:
+def _agreement(acceptance: AcceptanceRun) -> list[Row]:
     """Return one row per shape."""
-    vocabulary = f"-V{place.scale.data.vocab_size}" if place.scale.data.vocab_size < 1000 else "-V2048"
+    vocabulary = f"-V{acceptance.scale.data.vocab_size}" if acceptance.scale.data.vocab_size < 1000 else "-V2048"
     names = {label: f"{SIZE}{words}{vocabulary}" for label, words in SHAPES.items()}
-    found = place.child("agreement", "agreement", 300, names=list(names.values()))["rows"]
+    found = acceptance.child("agreement", "agreement", 300, names=list(names.values()))["rows"]
     rows = []
     for label, name in names.items():
         values = found[name]
-        result, finding = verdict(values, place.kind)
+        result, finding = verdict(values, acceptance.kind)
         worst = max(values["bf16"][k] / max(values["bf16_cpu"][k], 1e-12) for k in values["bf16"])
         measured = {"logits": values["fp32"]["logits"], "gradients": values["fp32"]["gradients"], "bf16": worst}
         rows.append({"name": label, "shape": name, "result": result, "finding": finding} | measured | values)
@@ -68,15 +76,17 @@ def _agreement(place: AcceptanceRun) -> list[Row]:
     return rows
 
 
-def _flex(place: AcceptanceRun) -> Row | list[Row]:
+def _flex(acceptance: AcceptanceRun) -> Row | list[Row]:
     """Return one row per case of FlexAttention."""
-    if place.kind != "cuda":
+    if acceptance.kind != "cuda":
         return {"result": "skipped", "finding": "FlexAttention has no backward pass on a CPU"}
-    return [flex_row(name, found) for name, found in place.child("flex", "flex", 120)["rows"].items()]
+    return [flex_row(name, found) for name, found in acceptance.child("flex", "flex", 150)["rows"].items()]
 
 
-def flex_row(name: str, distances: dict[str, float]) -> Row:
-    """Return the row of one case: `failed` if any distance from fp64 is too large, or not a number."""
+def flex_row(name: str, distances: dict[str, Any]) -> Row:
+    """Return the row of one case: `failed` after an error, or if a distance from fp64 is too large or NaN."""
+    if "error" in distances:
+        return {"name": name, "result": "failed", "finding": distances["error"]}
     far = [part for part, distance in distances.items() if not distance <= TOLERANCE_FLEX]
     found = {"result": "failed", "finding": f"too far from fp64: {', '.join(far)}"} if far else {"finding": "agrees"}
     worst = max(distance for part, distance in distances.items() if part != "logits")

@@ -4,6 +4,7 @@ A package that is already there is kept if its version meets the requirements of
 depend on it still work. Nothing is fetched from a network. Only the standard library and pip are used.
 """
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -26,8 +27,13 @@ def main(bundle: Path, site: Path) -> int:
     if not wanted:
         return 0
     options = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(site), *map(str, wanted)]
-    return subprocess.run(command, check=False).returncode
+    partial = site.with_name(f"{site.name}.partial")  # so that an interrupted installation is not used
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(partial), *map(str, wanted)]
+    code = subprocess.run(command, check=False).returncode
+    if code == 0:
+        partial.rename(site)
+    return code
 
 
 def requirements(wheels: list[Path]) -> dict[str, SpecifierSet]:

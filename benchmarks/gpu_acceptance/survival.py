@@ -64,31 +64,32 @@ kind = "{kind}"
 """
 
 
-def run(place: AcceptanceRun) -> int:
+def run(acceptance: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
-    shutil.rmtree(place.out / "trials", ignore_errors=True)
-    place.attempt("out of memory", 60, lambda: _out_of_memory(place))
+    shutil.rmtree(acceptance.out / "trials", ignore_errors=True)
+    acceptance.attempt("out of memory", 60, lambda: _out_of_memory(acceptance))
     for is_deterministic in (False, True):
-        _stopped_and_resumed(place, is_deterministic)
-    place.attempt("two workers", 60, lambda: _two_workers(place))
-    for name, arguments in _after(place).items():
-        place.attempt(f"study {name}", 5, lambda arguments=arguments: _command(place, arguments))
-    return place.finish("survival", COLUMNS)
+        _stopped_and_resumed(acceptance, is_deterministic)
+    shutil.rmtree(acceptance.out / "root" / "acceptance", ignore_errors=True)
+    has_run = acceptance.attempt("two workers", 60, lambda: _two_workers(acceptance))
+    for name, arguments in _after(acceptance).items() if has_run else ():
+        acceptance.attempt(f"study {name}", 5, lambda arguments=arguments: _command(acceptance, arguments))
+    return acceptance.finish("survival", COLUMNS)
 
 
-def _out_of_memory(place: AcceptanceRun) -> Row:
+def _out_of_memory(acceptance: AcceptanceRun) -> Row:
     """Train with a micro batch that does not fit; it must be halved until the trial completes."""
-    scale = place.scale
+    scale = acceptance.scale
     settings = {"micro_batch_sequences": scale.broad_sequences, "checkpoints": 0, "keep_weights": False}
-    folder = trials.make(place, "broad", scale.broad, scale.broad_sequences, 2, **settings)
-    if place.kind == "cpu":
-        code = trials.train(place, folder, limit=scale.memory_gigabytes)
+    folder = trials.make(acceptance, "broad", scale.broad, scale.broad_sequences, 2, **settings)
+    if acceptance.kind == "cpu":
+        code = trials.train(acceptance, folder, limit=scale.memory_gigabytes)
     else:
-        config = place.trial(scale.broad, scale.broad_sequences, scale.broad_sequences // 4, 2)
-        fits = memory(Architecture.parse(scale.broad), study_setup(config, place.device())).total
-        holder, held = trials.holding(place, int(1.1 * fits) + CONTEXT_BYTES)
+        config = acceptance.trial(scale.broad, scale.broad_sequences, scale.broad_sequences // 4, 2)
+        fits = memory(Architecture.parse(scale.broad), study_setup(config, acceptance.device())).total
+        holder, held = trials.holding(acceptance, int(1.1 * fits) + CONTEXT_BYTES)
         try:
-            code = trials.train(place, folder)
+            code = trials.train(acceptance, folder)
         finally:
             (held / "release").touch()
             holder.wait(timeout=30)
@@ -101,56 +102,56 @@ def _out_of_memory(place: AcceptanceRun) -> Row:
     }
 
 
-def _stopped_and_resumed(place: AcceptanceRun, is_deterministic: bool) -> None:
+def _stopped_and_resumed(acceptance: AcceptanceRun, is_deterministic: bool) -> None:
     """Train one trial twice, and others that are killed or interrupted and resumed; compare them."""
-    scale, kind = place.scale, "deterministic" if is_deterministic else "default"
+    scale, kind = acceptance.scale, "deterministic" if is_deterministic else "default"
     step = scale.survivor_steps * 3 // 5
 
     def make(name: str) -> Path:
         options = {"deterministic": is_deterministic}
         steps, sequences = scale.survivor_steps, scale.survivor_sequences
-        return trials.make(place, f"{name}-{kind}", scale.survivor, sequences, steps, **options)
+        return trials.make(acceptance, f"{name}-{kind}", scale.survivor, sequences, steps, **options)
 
-    whole = place.out / "trials" / f"whole-{kind}"
+    whole = acceptance.out / "trials" / f"whole-{kind}"
 
     def undisturbed() -> Row:
-        code = trials.train(place, make("whole"))
-        speed = trials.speed(whole)
-        row: Row = {"finding": f"{speed:,.0f} tokens/s", "tokens_per_second": speed}
-        other = place.out / "trials" / "whole-default"
-        if is_deterministic and (other / "result.json").is_file():
-            row["finding"] += f", {speed / trials.speed(other):.2f} times the default's speed"
+        code = trials.train(acceptance, make("whole"))
         if code:
             failure = read_json(whole / "failure.json")
             raise TrialError(f"exit code {code}: {failure['reason'] if isinstance(failure, dict) else 'no reason'}")
+        speed = trials.speed(whole)
+        row: Row = {"finding": f"{speed:,.0f} tokens/s", "tokens_per_second": speed}
+        other = acceptance.out / "trials" / "whole-default"
+        if is_deterministic and (other / "result.json").is_file():
+            row["finding"] += f", {speed / trials.speed(other):.2f} times the default's speed"
         return row
 
     def compared(name: str, signum: int) -> Row:
         folder = make(name)
-        code = trials.stopped(place, folder, step, signum) if signum else 0
-        again = trials.train(place, folder)
+        code = trials.stopped(acceptance, folder, step, signum) if signum else 0
+        again = trials.train(acceptance, folder)
         found = trials.difference(whole, folder)
         expected = {0: 0, signal.SIGTERM: 128 + signal.SIGTERM}.get(signum, code)
         good = again == 0 and code == expected and (found["is_equal"] or not is_deterministic)
         codes = f"; exit code {code} after the signal" if signum == signal.SIGTERM else ""
         return {"result": "ok" if good else "failed", "finding": trials.in_words(found) + codes} | found
 
-    if not place.attempt(f"trial, {kind}", 30, undisturbed):
+    if not acceptance.attempt(f"trial, {kind}", 30, undisturbed):
         return
-    place.attempt(f"trained again, {kind}", 25, lambda: compared("again", 0))
-    place.attempt(f"killed and resumed, {kind}", 40, lambda: compared("killed", signal.SIGKILL))
+    acceptance.attempt(f"trained again, {kind}", 25, lambda: compared("again", 0))
+    acceptance.attempt(f"killed and resumed, {kind}", 40, lambda: compared("killed", signal.SIGKILL))
     if not is_deterministic:
-        place.attempt("SIGTERM and resumed", 40, lambda: compared("terminated", signal.SIGTERM))
+        acceptance.attempt("SIGTERM and resumed", 40, lambda: compared("terminated", signal.SIGTERM))
 
 
-def _command_line(place: AcceptanceRun, *arguments: str) -> list[str]:
+def _command_line(acceptance: AcceptanceRun, *arguments: str) -> list[str]:
     """Return a command of march-search for the study."""
-    return [sys.executable, "-m", "march_search", *arguments, "--root", str(place.out / "root")]
+    return [sys.executable, "-m", "march_search", *arguments, "--root", str(acceptance.out / "root")]
 
 
-def _two_workers(place: AcceptanceRun) -> Row:
+def _two_workers(acceptance: AcceptanceRun) -> Row:
     """Run the study with two workers at once; on one GPU, the second must be refused in one line."""
-    scale = place.scale
+    scale = acceptance.scale
     batch = scale.survivor_sequences * scale.data.sequence_length
     text = STUDY.format(
         architectures=str(list(scale.study_shapes)).replace("'", '"'),
@@ -159,33 +160,32 @@ def _two_workers(place: AcceptanceRun) -> Row:
         tokens=scale.study_steps * batch,
         batch=batch,
         precision=scale.precision,
-        kind=place.kind,
-        threads="threads = 1" if place.kind == "cpu" else "",
+        kind=acceptance.kind,
+        threads="threads = 1" if acceptance.kind == "cpu" else "",
     )
-    study = place.out / "acceptance.toml"
+    study = acceptance.out / "acceptance.toml"
     study.write_text(text)
-    shutil.rmtree(place.out / "root" / "acceptance", ignore_errors=True)
-    command = _command_line(place, "study", "run", str(study))
-    workers = [_worker(command, place.out / "worker1.log")]
-    ends = time.monotonic() + min(60, place.left)
-    while not list((place.out / "root").glob("acceptance/runs/*/trial.json")) and time.monotonic() < ends:
+    command = _command_line(acceptance, "study", "run", str(study))
+    workers = [_worker(command, acceptance.out / "worker1.log")]
+    ends = time.monotonic() + min(60, acceptance.left)
+    while not list((acceptance.out / "root").glob("acceptance/runs/*/trial.json")) and time.monotonic() < ends:
         time.sleep(0.1)
         if workers[0].poll() is not None:
             break
-    workers.append(_worker(command, place.out / "worker2.log"))
+    workers.append(_worker(command, acceptance.out / "worker2.log"))
     for worker in workers:
         try:
-            worker.wait(timeout=max(1.0, place.left))
+            worker.wait(timeout=max(1.0, acceptance.left))
         except subprocess.TimeoutExpired:
             worker.terminate()
             worker.wait(timeout=60)
     codes = [worker.returncode for worker in workers]
-    last = ((place.out / "worker2.log").read_text(errors="replace").strip().splitlines() or [""])[-1]
+    last = ((acceptance.out / "worker2.log").read_text(errors="replace").strip().splitlines() or [""])[-1]
     is_refused = codes[1] != 0 and "are free" in last
-    complete = len(list((place.out / "root" / "acceptance").rglob("result.json")))
+    complete = len(list((acceptance.out / "root" / "acceptance").rglob("result.json")))
     good = codes[0] == 0 and complete >= len(scale.study_shapes)
     second = "was refused" if is_refused else f"ended with exit code {codes[1]}"
-    good = good and (is_refused if place.kind == "cuda" else codes[1] == 0)
+    good = good and (is_refused if acceptance.kind == "cuda" else codes[1] == 0)
     finding = f"{complete} of {len(scale.study_shapes)} trials complete; the second worker {second}: {last}"
     return {"result": "ok" if good else "failed", "finding": finding, "exit_codes": codes}
 
@@ -193,23 +193,30 @@ def _two_workers(place: AcceptanceRun) -> Row:
 def _worker(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
     """Start a worker whose output goes to a file."""
     with log.open("wb") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=trials.with_parent()
+        )
 
 
-def _after(place: AcceptanceRun) -> dict[str, list[str]]:
+def _after(acceptance: AcceptanceRun) -> dict[str, list[str]]:
     """Return the commands that read the finished study, by name."""
-    shutil.rmtree(place.out / "best", ignore_errors=True)
+    shutil.rmtree(acceptance.out / "best", ignore_errors=True)
     return {
         "rank": ["rank", "acceptance"],
-        "report": ["report", "acceptance", "-o", str(place.out / "report.html")],
-        "export": ["export", "acceptance", place.scale.study_shapes[0], "-o", str(place.out / "best")],
+        "report": ["report", "acceptance", "-o", str(acceptance.out / "report.html")],
+        "export": ["export", "acceptance", acceptance.scale.study_shapes[0], "-o", str(acceptance.out / "best")],
     }
 
 
-def _command(place: AcceptanceRun, arguments: list[str]) -> Row:
+def _command(acceptance: AcceptanceRun, arguments: list[str]) -> Row:
     """Run a command of march-search and return whether it succeeded, with its output."""
     ended = subprocess.run(
-        _command_line(place, *arguments), capture_output=True, text=True, check=False, timeout=120, env=dict(os.environ)
+        _command_line(acceptance, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=dict(os.environ),
     )
     text = (ended.stdout or ended.stderr).strip()
     lines = text.splitlines() or ["no output"]

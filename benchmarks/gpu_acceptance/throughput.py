@@ -1,7 +1,6 @@
 """Part 2: speed and memory of training at a full batch, with settings switched, beside Hugging Face's T5."""
 
 import importlib.util
-import shutil
 from functools import partial
 from typing import Any
 
@@ -36,36 +35,38 @@ COLUMNS = (
     Column(key="finding", heading="finding", short="finding", left=True, show=lambda text: str(text)[:60]),
 )
 
-SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 90, 240, 120
+SHAPE_SECONDS, TOGGLE_SECONDS, HUGGINGFACE_SECONDS = 150, 240, 120
 """Time limits on a GPU: of one shape in a process of its own, of all switched settings, and of Hugging Face's T5."""
 
 
-def run(place: AcceptanceRun) -> int:
+def run(acceptance: AcceptanceRun) -> int:
     """Run the part and return its exit code."""
-    scale = place.scale
+    scale = acceptance.scale
     for micro_batch in sorted(scale.micro_batches, key=lambda m: m != scale.middle):
         name = f"micro batch {micro_batch}"
-        place.attempt(name, 20, partial(_session, place, name, scale.shape, micro_batch))
-    place.attempt("switched settings", 60, partial(_toggles, place))
-    place.attempt("deterministic", 20, partial(_session, place, "deterministic", scale.shape, scale.middle, True))
-    for name in ("Hugging Face T5", "Hugging Face T5, compiled")[: 1 + _can_compile(place)]:
-        place.attempt(name, 40, partial(_huggingface, place, name))
-    place.attempt("constants", 15, partial(_constants, place))
+        acceptance.attempt(name, 20, partial(_session, acceptance, name, scale.shape, micro_batch))
+    acceptance.attempt("switched settings", 60, partial(_toggles, acceptance))
+    acceptance.attempt(
+        "deterministic", 20, partial(_session, acceptance, "deterministic", scale.shape, scale.middle, True)
+    )
+    for name in ("Hugging Face T5", "Hugging Face T5, compiled")[: 1 + _can_compile(acceptance)]:
+        acceptance.attempt(name, 40, partial(_huggingface, acceptance, name))
+    acceptance.attempt("constants", 15, partial(_constants, acceptance))
     for number, shape in enumerate(scale.other_shapes):
-        place.attempt(shape, 20, partial(_session, place, f"shape {number + 1}", shape, scale.middle))
-    base = next((row for row in place.rows if row["name"] == "as trained"), {})
-    for row in place.rows:
+        acceptance.attempt(shape, 20, partial(_session, acceptance, f"shape {number + 1}", shape, scale.middle))
+    base = next((row for row in acceptance.rows if row["name"] == "as trained"), {})
+    for row in acceptance.rows:
         row.update(compared(row, base))
-    _write_constants(place)
+    _write_constants(acceptance)
     tokens = scale.batch_sequences * scale.data.sequence_length
-    place.notes += [
+    acceptance.notes += [
         f"{scale.shape}, {tokens:,} tokens per step, {scale.precision}; medians of {scale.steps} steps, or of "
         f"{scale.compared_steps} where settings are compared.",
         'ratio: to "as trained". It and the switched settings share a process; each micro batch and shape has its own.',
         "of peak: operations of the shape over those of the device's data sheet. constants.json has what replaces "
         "assumed constants in march_search/cost/devices.py.",
     ]
-    return place.finish("speed", COLUMNS)
+    return acceptance.finish("speed", COLUMNS)
 
 
 def compared(row: Row, base: Row) -> Row:
@@ -85,23 +86,23 @@ def compared(row: Row, base: Row) -> Row:
     return found
 
 
-def _session(place: AcceptanceRun, name: str, shape: str, micro_batch: int, deterministic: bool = False) -> Row:
+def _session(acceptance: AcceptanceRun, name: str, shape: str, micro_batch: int, deterministic: bool = False) -> Row:
     """Train one shape in a fresh process, so that its memory is its own."""
     label = name.replace(" ", "-")
     given = {"architecture": shape, "micro_batch": micro_batch, "deterministic": deterministic}
-    return place.child("session", label, SHAPE_SECONDS, **given) | {"is_alone": not deterministic}
+    return acceptance.child("session", label, SHAPE_SECONDS, **given) | {"is_alone": not deterministic}
 
 
-def _toggles(place: AcceptanceRun) -> list[Row]:
+def _toggles(acceptance: AcceptanceRun) -> list[Row]:
     """Return the rows of all switched settings, or of those that were reached in time."""
-    skip = sorted(LEFT_OUT_TINY) if place.scale_name == "tiny" else []
-    if not _can_compile(place):
+    skip = sorted(LEFT_OUT_TINY) if acceptance.scale_name == "tiny" else []
+    if not _can_compile(acceptance):
         skip += sorted(COMPILED)
-        place.notes.append("torch.compile was left out: it needs a C++ compiler, and more time than a rehearsal.")
+        acceptance.notes.append("torch.compile was left out: a compiler is missing, or this is a rehearsal.")
     try:
-        rows: list[Row] = place.child("toggles", "toggles", TOGGLE_SECONDS, skip=skip)["rows"]
+        rows: list[Row] = acceptance.child("toggles", "toggles", TOGGLE_SECONDS, skip=skip)["rows"]
     except TrialError as error:
-        found = read_json(place.out / "work" / "toggles" / "rows.json")
+        found = read_json(acceptance.out / "work" / "toggles" / "rows.json")
         rows = found["rows"] if isinstance(found, dict) else []
         rows.append(
             {"name": "other switched settings", "result": "skipped" if rows else "failed", "finding": str(error)}
@@ -116,29 +117,36 @@ def _toggles(place: AcceptanceRun) -> list[Row]:
     return rows
 
 
-def _huggingface(place: AcceptanceRun, name: str) -> Row:
+def _huggingface(acceptance: AcceptanceRun, name: str) -> Row:
     """Train Hugging Face's T5, in a process of its own."""
     if importlib.util.find_spec("transformers") is None:
         return {"result": "skipped", "finding": "transformers is not installed"}
     compiled = name.endswith("compiled")
-    return place.child("huggingface", f"huggingface-{compiled}", HUGGINGFACE_SECONDS, compiled=compiled)
+    return acceptance.child("huggingface", f"huggingface-{compiled}", HUGGINGFACE_SECONDS, compiled=compiled)
 
 
-def _can_compile(place: AcceptanceRun) -> bool:
+def _can_compile(acceptance: AcceptanceRun) -> bool:
     """Return whether torch.compile is tried: not in a rehearsal, where compiling would take most of the time."""
-    return place.scale_name != "tiny" and bool(shutil.which("g++") or shutil.which("cc") or shutil.which("clang"))
+    if acceptance.scale_name == "tiny":
+        return False
+    from march_search.model.attention_path import missing_compiler
+
+    return not missing_compiler(acceptance.kind)
 
 
-def _constants(place: AcceptanceRun) -> Row:
+def _constants(acceptance: AcceptanceRun) -> Row:
     """Measure what the cost model assumes."""
-    found: dict[str, Any] = place.child("constants", "constants", 90)
+    found: dict[str, Any] = acceptance.child("constants", "constants", 90)
     share, launch = found["utilisation"], found["launch_seconds"]
     texts = [f"products {share:.0%} of the peak", f"launch {launch * 1e6:.0f} us per layer"]
-    place.constants = found
+    acceptance.constants = found
     return {"finding": ", ".join(texts)}
 
 
-def _write_constants(place: AcceptanceRun) -> None:
+def _write_constants(acceptance: AcceptanceRun) -> None:
     """Write constants.json from the direct measurements and the speeds of all sessions."""
-    if place.constants:
-        write_json(place.out / "constants.json", replacement(place, [row for row in place.rows if row.get("is_alone")]))
+    if acceptance.constants:
+        write_json(
+            acceptance.out / "constants.json",
+            replacement(acceptance, [row for row in acceptance.rows if row.get("is_alone")]),
+        )

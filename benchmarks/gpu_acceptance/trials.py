@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from gpu_acceptance.acceptance_run import AcceptanceRun
 from march_search.errors import TrialError
 from march_search.files.atomic import file_sha256
 from march_search.files.json_tables import read_json, write_json
+from march_search.processes import PARENT
 from march_search.trial.metrics import read_metrics
 
 LIMITED = (
@@ -24,18 +26,25 @@ LIMITED = (
 """Program that trains with a limit on its memory."""
 
 
-def make(place: AcceptanceRun, name: str, shape: str, sequences: int, steps: int, **training: Any) -> Path:
+def with_parent() -> dict[str, str]:
+    """Return the environment of a child that dies with this process, also if this one is killed."""
+    return os.environ | {PARENT: str(os.getpid())}
+
+
+def make(acceptance: AcceptanceRun, name: str, shape: str, sequences: int, steps: int, **training: Any) -> Path:
     """Make the folder of a trial whose checkpoints follow after each quarter of its steps."""
-    folder = place.out / "trials" / name
+    folder = acceptance.out / "trials" / name
     folder.mkdir(parents=True)
     micro_batch = training.pop("micro_batch_sequences", sequences)
-    config = place.trial(shape, sequences, micro_batch, steps, **({"checkpoints": 3, "keep_weights": True} | training))
+    config = acceptance.trial(
+        shape, sequences, micro_batch, steps, **({"checkpoints": 3, "keep_weights": True} | training)
+    )
     write_json(folder / "trial.json", asdict(config))
     return folder
 
 
 def train(
-    place: AcceptanceRun,
+    acceptance: AcceptanceRun,
     folder: Path,
     watch: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
     limit: float = 0.0,
@@ -46,10 +55,10 @@ def train(
         TrialError: If it takes longer than the scale allows. All its processes are killed.
     """
     program = ["-c", LIMITED.format(size=int(limit * 2**30))] if limit else ["-m", "march_search.training"]
-    ends = time.monotonic() + min(place.scale.trial_seconds, max(place.left, 1.0))
+    ends = time.monotonic() + min(acceptance.scale.trial_seconds, max(acceptance.left, 1.0))
     with (folder / "trial.log").open("ab") as log:
         command = [sys.executable, *program, str(folder)]
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=with_parent())
         while process.poll() is None:
             watch(process)
             if time.monotonic() > ends:
@@ -60,7 +69,7 @@ def train(
     return process.returncode
 
 
-def stopped(place: AcceptanceRun, folder: Path, step: int, signum: int) -> int:
+def stopped(acceptance: AcceptanceRun, folder: Path, step: int, signum: int) -> int:
     """Train the trial, send it a signal after this step, and return its exit code."""
     sent: list[bool] = []
 
@@ -72,7 +81,7 @@ def stopped(place: AcceptanceRun, folder: Path, step: int, signum: int) -> int:
             else:
                 process.send_signal(signum)
 
-    code = train(place, folder, watch)
+    code = train(acceptance, folder, watch)
     if not sent:
         raise TrialError(f"{folder.name}: ended with exit code {code} before step {step}; see {folder / 'trial.log'}")
     return code
@@ -106,8 +115,8 @@ def in_words(found: dict[str, Any]) -> str:
 
 def speed(folder: Path) -> float:
     """Return the median tokens per second of the second half of a trial's steps."""
-    speeds = sorted(line["tokens_per_second"] for line in read_metrics(folder).of_kind("train"))
-    return float(speeds[len(speeds) // 2])
+    speeds = [line["tokens_per_second"] for line in read_metrics(folder).of_kind("train")]
+    return float(statistics.median(speeds[len(speeds) // 2 :]))
 
 
 def hold_memory(folder: Path, scale: str, kind: str, store: str, out: str, leave: int) -> dict[str, Any]:
@@ -122,20 +131,25 @@ def hold_memory(folder: Path, scale: str, kind: str, store: str, out: str, leave
     return {"bytes": held.numel()}
 
 
-def holding(place: AcceptanceRun, leave: int) -> tuple[subprocess.Popen[bytes], Path]:
+def holding(acceptance: AcceptanceRun, leave: int) -> tuple[subprocess.Popen[bytes], Path]:
     """Start a process that leaves this many bytes of the GPU's memory, and wait until it holds the rest.
 
     Raises:
         TrialError: If it does not within a minute.
     """
-    folder = place.out / "work" / "hold"
+    folder = acceptance.out / "work" / "hold"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("release", "held.json"):
         (folder / name).unlink(missing_ok=True)
-    given = {"scale": place.scale_name, "kind": place.kind, "store": str(place.store), "out": str(place.out)}
+    given = {
+        "scale": acceptance.scale_name,
+        "kind": acceptance.kind,
+        "store": str(acceptance.store),
+        "out": str(acceptance.out),
+    }
     write_json(folder / "arguments.json", given | {"leave": leave})
     command = [sys.executable, "-m", "gpu_acceptance.work", "hold", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=with_parent())
     ends = time.monotonic() + 60
     while read_json(folder / "held.json") is None:
         if process.poll() is not None or time.monotonic() > ends:

@@ -5,13 +5,16 @@ It reads arguments.json in FOLDER and writes found.json, or the reason of a fail
 
 import os
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from march_search.doctor.bench import in_words
 from march_search.files.json_tables import read_json, write_json
 from march_search.processes import die_with_parent
+from march_search.training.launch import allocator_environment
 
 
 def main(arguments: list[str]) -> int:
@@ -19,74 +22,34 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     work, folder = arguments[0], Path(arguments[1])
     given = read_json(folder / "arguments.json")
+    os.environ.update(allocator_environment(given["kind"], os.environ, version("torch")))  # as in a trial
     try:
-        write_json(folder / "found.json", WORKS[work](folder, **given))
+        module, _, name = WORKS[work].partition(":")
+        write_json(folder / "found.json", getattr(import_module(f"gpu_acceptance.{module}"), name)(folder, **given))
         return 0
     except Exception as error:
         write_json(folder / "failure.json", {"state": "failed", "reason": in_words(error)})
         raise
 
 
-def _device(_folder: Path, kind: str, **_: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def device(_folder: Path, kind: str, **_: Any) -> dict[str, Any]:
+    """Return the device as the cost model knows it."""
     from gpu_acceptance.acceptance_run import known_device
 
     return asdict(known_device(kind))
 
 
-def _agreement(_folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.agreement import agreement
-
-    return agreement(**given)
-
-
-def _flex(_folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.agreement import flex_agreement
-
-    return flex_agreement(**given)
-
-
-def _session(folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.session import one_session
-
-    return one_session(folder, **given)
-
-
-def _toggles(folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.toggles import toggles
-
-    return toggles(folder, **given)
-
-
-def _huggingface(folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.huggingface import huggingface
-
-    return huggingface(folder, **given)
-
-
-def _constants(_folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.constants import measured
-
-    return measured(**given)
-
-
-def _hold(folder: Path, **given: Any) -> dict[str, Any]:
-    from gpu_acceptance.trials import hold_memory
-
-    return hold_memory(folder, **given)
-
-
-WORKS: dict[str, Callable[..., dict[str, Any]]] = {
-    "device": _device,
-    "agreement": _agreement,
-    "flex": _flex,
-    "session": _session,
-    "toggles": _toggles,
-    "huggingface": _huggingface,
-    "constants": _constants,
-    "hold": _hold,
+WORKS = {
+    "device": "work:device",
+    "agreement": "agreement:agreement",
+    "flex": "agreement:flex_agreement",
+    "session": "session:one_session",
+    "toggles": "toggles:toggles",
+    "huggingface": "huggingface:huggingface",
+    "constants": "constants:measured",
+    "hold": "trials:hold_memory",
 }
+"""Module and function of each experiment. A function takes its folder and the arguments, and returns what it found."""
 
 
 if __name__ == "__main__":

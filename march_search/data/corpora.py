@@ -12,6 +12,7 @@ from march_search.data import sources
 from march_search.data.hub import Hub
 from march_search.data.rows import RowCount
 from march_search.errors import DataError, nearest
+from march_search.files.atomic import expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def _known(name: str) -> Corpus | None:
 def _hub(name: str, config: DataConfig, base: Path) -> Hub:
     """Return the dataset OWNER/NAME, or a local folder with the layout of a dataset if `name` is a path."""
     if name.startswith(("/", ".", "~")):
-        folder = (base / Path(name).expanduser()).resolve()
+        folder = (base / expanded(name)).resolve()
         if not folder.is_dir():
             raise DataError(f'corpus "hub:{name}": the folder {folder} does not exist.')
         return Hub(name=str(folder), hub_config=config.hub_config, config=config, is_local=True)

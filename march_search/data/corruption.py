@@ -70,21 +70,21 @@ def restore(inputs_I: NDArray[np.integer], targets_T: NDArray[np.integer], speci
 
 
 def _lay(
-    words: NDArray[np.integer],
-    sentinel_places_BS: NDArray[np.integer],
+    kept: NDArray[np.integer],
+    sentinel_positions_BS: NDArray[np.integer],
     sentinels_S: NDArray[np.integer],
     length: int,
     eos: int,
 ) -> Tokens:
-    """Return rows of `length`: sentinels at their positions, `eos` at the end, `words` in order everywhere else."""
-    B = len(sentinel_places_BS)
-    places_BS = sentinel_places_BS + np.arange(B)[:, None] * length  # positions in the concatenated rows
-    is_word = np.ones(B * length, bool)
-    is_word[places_BS] = False
-    is_word[length - 1 :: length] = False
+    """Return rows of `length`: sentinels at their positions, `eos` at the end, `kept` in order everywhere else."""
+    B = len(sentinel_positions_BS)
+    flat_BS = sentinel_positions_BS + np.arange(B)[:, None] * length  # positions in the concatenated rows
+    is_kept = np.ones(B * length, bool)
+    is_kept[flat_BS] = False
+    is_kept[length - 1 :: length] = False
     laid = np.empty(B * length, np.int64)
-    laid[is_word] = words
-    laid[places_BS] = sentinels_S
+    laid[is_kept] = kept
+    laid[flat_BS] = sentinels_S
     laid[length - 1 :: length] = eos
     return laid.reshape(B, length)
 

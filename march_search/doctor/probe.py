@@ -4,6 +4,7 @@ WORK is `devices`, `store`, `tokens-VOCABULARY-LENGTH-DENSITY-SPAN` or `parity-P
 to found.json in DIR, or the reason of a failure to failure.json.
 """
 
+import math
 import os
 import random
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from march_search.config import DataConfig
 from march_search.doctor.bench import in_words
+from march_search.errors import TrialError
 from march_search.files.json_tables import write_json
 from march_search.processes import die_with_parent
 
@@ -89,10 +91,17 @@ def _prepared(folder: Path, data: DataConfig, documents: int) -> Path:
 
 
 def _parity(_folder: Path, precision: str, stage: str) -> dict[str, Any]:
-    """Compare the DeepSpeed engine with plain torch."""
+    """Compare the DeepSpeed engine with plain torch.
+
+    Raises:
+        TrialError: If a loss is not finite, which JSON cannot hold.
+    """
     from march_search.training.parity import compare
 
-    return compare(precision, int(stage))
+    found = compare(precision, int(stage))
+    if not all(map(math.isfinite, (*found["engine"], *found["torch"], found["update_difference"]))):
+        raise TrialError(f"a loss is not finite: {found['engine']} with DeepSpeed, {found['torch']} in plain torch")
+    return found
 
 
 WORKS: dict[str, Callable[..., dict[str, Any]]] = {

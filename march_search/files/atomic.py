@@ -124,7 +124,8 @@ def lock(path: Path, busy: str | None = None) -> Iterator[None]:
         busy: Error message if the lock is already held. None waits for the lock instead.
 
     Raises:
-        StorageError: If the file cannot be created, or if `busy` is given and the lock is already held.
+        StorageError: If the file cannot be created, if its file system has no locks, or if `busy` is given and the lock
+            is already held.
     """
     try:
         opened = path.open("a")
@@ -133,9 +134,16 @@ def lock(path: Path, busy: str | None = None) -> Iterator[None]:
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except OSError:
+        except BlockingIOError:
             raise StorageError(busy) from None
+        except OSError as error:
+            raise _no_locks(path, error) from None
         yield
+
+
+def _no_locks(path: Path, error: OSError) -> StorageError:
+    """Return the error for a file system without locks."""
+    return StorageError(f"{path}: cannot be locked: {error.strerror}. Use a file system that has flock.")
 
 
 def try_lock(path: Path) -> IO[str] | None:
@@ -155,7 +163,7 @@ def try_lock(path: Path) -> IO[str] | None:
         return None
     except OSError as error:
         file.close()
-        raise StorageError(f"{path}: cannot be locked: {error.strerror}. Use a file system that has flock.") from None
+        raise _no_locks(path, error) from None
     return file
 
 
@@ -184,6 +192,18 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+def expanded(name: str) -> Path:
+    """Return a path with `~` and `~user` replaced by the home folder.
+
+    Raises:
+        DataError: If there is no such user, or the user has no home folder.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(f"{name}: no such user, or the user has no home folder.") from None
 
 
 def one_line(error: BaseException) -> str:
@@ -215,7 +235,7 @@ def discard_folder(folder: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush the entries of a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -227,7 +247,8 @@ def save_tensors(tensors: "Mapping[str, Tensor]", path: Path) -> None:
     """Write a safetensors file to `path`, with default file permissions, and sync it to disk.
 
     Raises:
-        StorageError: If the folder is not writable or the disk is full. No partial file remains.
+        StorageError: If the folder is not writable or the disk is full. The file at `path` is then
+            removed, also one that was there before.
     """
     from safetensors import SafetensorError  # here, because loading torch takes seconds and most callers need none
     from safetensors.torch import save_file

@@ -3,7 +3,7 @@
 The names of the paths:
 
     cpu-products  products of matrices, for short sequences on a CPU (`march_search.model.cpu`)
-    sdpa          torch's `scaled_dot_product_attention` on a CPU or another device without kernels of its own choice
+    sdpa          torch's `scaled_dot_product_attention` on a CPU, or on a device that is neither a CPU nor CUDA
     flash         SDPA on a GPU without a mask: its flash kernel, or cuDNN's where torch prefers it
     efficient     SDPA on a GPU with its memory-efficient kernel. It takes masks; with a trained bias, its backward pass
                   writes the bias gradient of every example
@@ -15,8 +15,10 @@ The names of the paths:
 import importlib.util
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -34,7 +36,7 @@ FLEX_VERSION = Version("2.6")
 """First torch whose FlexAttention computes the gradient of a tensor that `score_mod` reads (pytorch#137452)."""
 
 DOCUMENTS_VERSION = Version("2.7")
-"""First torch of which FlexAttention is used with masked documents, whose masks are not of whole blocks."""
+"""First version of torch with which FlexAttention computes masked documents, whose masks cut through blocks."""
 
 WIDEST_HEAD = 256
 """Largest `d_kv` of the flash kernels, and of FlexAttention here."""
@@ -93,6 +95,8 @@ def missing_compiler(device: str) -> str:
     compilers = ("gcc", "clang", "cc") if device == "cuda" else ("g++", "clang++", "c++")
     if not any(shutil.which(name.split()[0]) for name in (*named, *compilers)):
         return "a C compiler" if device == "cuda" else "a C++ compiler"
+    if device == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").is_file():  # for Triton
+        return "Python's header files (python3-dev)"
     return ""
 
 

@@ -136,7 +136,17 @@ def rotate(x_BLHK: Tensor, turn_L: tuple[Tensor, Tensor]) -> Tensor:
 
 def pool(x_BLW: Tensor, reduced: int) -> Tensor:
     """Pool to `reduced` positions with adaptive average pooling, whose windows may overlap by one."""
+    if x_BLW.is_cuda and torch.are_deterministic_algorithms_enabled():  # the gradient there is summed in any order
+        return pool_by_product(x_BLW, reduced)
     return F.adaptive_avg_pool1d(x_BLW.transpose(1, 2), reduced).transpose(1, 2)
+
+
+def pool_by_product(x_BLW: Tensor, reduced: int) -> Tensor:
+    """Return what `pool` returns, as a product with the matrix of the windows' weights."""
+    length, device = x_BLW.shape[1], x_BLW.device
+    window_P1, at_L = torch.arange(reduced, device=device)[:, None], torch.arange(length, device=device)
+    is_inside_PL = (at_L >= window_P1 * length // reduced) & (at_L < -(-(window_P1 + 1) * length // reduced))
+    return (is_inside_PL / is_inside_PL.sum(1, keepdim=True)).to(x_BLW.dtype) @ x_BLW
 
 
 def pool_positions(positions_L: Tensor, reduced: int) -> Tensor:

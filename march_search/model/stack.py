@@ -277,9 +277,8 @@ class Stack(nn.Module):
             bias = "fixed"
         elif self.is_decoder:
             bias = "fixed" if noop else "causal"
-        trains = (
-            has_documents and torch.is_grad_enabled()
-        )  # evaluations need one pass, and SDPA has no kernel to compile
+        # An evaluation uses SDPA: to compile a FlexAttention kernel for a forward pass alone does not pay off.
+        trains = has_documents and torch.is_grad_enabled()
         own = choose_path(platform, dtype, d_kv, bias, len(keys_M) + noop, self.attention_setting, trains)
         if source is None:
             return own, None

@@ -18,6 +18,7 @@ from march_search.config.overrides import with_overrides
 from march_search.config.training_config import TrainingConfig
 from march_search.data.vocabulary import padded_size
 from march_search.errors import MarchSearchError
+from march_search.files.atomic import expanded
 from march_search.planning import gpus
 from march_search.space.auto import typical_vocab_size
 from march_search.space.named import AUTO
@@ -53,7 +54,7 @@ def study_table(file: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     table = with_overrides(read_file(file), overrides)
     training = table.get("training")
     if isinstance(training, dict) and isinstance(training.get("deepspeed"), str):
-        training["deepspeed"] = read_deepspeed_file(file.parent / Path(training["deepspeed"]).expanduser())
+        training["deepspeed"] = read_deepspeed_file(file.parent / expanded(training["deepspeed"]))
     return in_current_keys(table)
 
 
@@ -169,7 +170,7 @@ def _vocab_size(table: Mapping[str, Any], data: Mapping[str, Any], base: Path) -
             if not loaded.vocab_size_is_open and len(loaded.axes["vocab_size"]) == 1:
                 return int(loaded.axes["vocab_size"][0]), f"the space {loaded.name}"
         if isinstance(tokenizer, str):
-            return padded_size(base / Path(tokenizer).expanduser()), f"the tokenizer {tokenizer}"
+            return padded_size(base / expanded(tokenizer)), f"the tokenizer {tokenizer}"
     except MarchSearchError:
         pass  # found again, and reported with all other faults, when the settings are checked
     return None

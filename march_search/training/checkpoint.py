@@ -88,11 +88,6 @@ def newest(folder: Path) -> Path | None:
     return next((tag for tag in reversed(_tags(folder)) if _is_whole(tag)), None)
 
 
-def remove(folder: Path) -> None:
-    """Delete all checkpoints of a trial that no longer needs them."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _trusted(folder: Path, tag: str) -> Iterator[Path]:
     """Check that no other user could have written the checkpoint `tag`, and yield a path to `folder`, held open.

@@ -136,7 +136,7 @@ def _losses(
 
 
 def _text_losses(engine: Any, examples: Validation, rows: torch.Tensor, rank_info: RankInfo) -> torch.Tensor:
-    """Return (2, B) losses of these texts, and the same plus their increase with the context cut.
+    """Return (2, B): the loss of each text, and that loss plus its increase when the context is cut.
 
     The texts are cut into pieces of `2 * CUT` tokens. Tokens in the second half of a piece still have `CUT` to
     `2 * CUT - 1` tokens of context there, so models of n-grams lose nothing. The increase is their mean, without the

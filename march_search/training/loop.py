@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -407,4 +408,4 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
                 }
             ),
         )
-        checkpoint.remove(trial.folder / "checkpoints")
+        shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)

@@ -20,10 +20,11 @@ from march_search.trial.metrics import SEAL, damaged_lines, has_seal, parsed_lin
 _LOGGER = logging.getLogger(__name__)
 
 CLOCKS = frozenset(
-    {"seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes"}
-    | {"peak_reserved_memory_bytes"}
-    | {"data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds", SEAL}
-)
+    (
+        "seconds", "tokens_per_second", "flop_utilisation", "peak_memory_bytes", "peak_host_memory_bytes",
+        "peak_reserved_memory_bytes", "data_wait_seconds", "forward_seconds", "backward_seconds", "step_seconds", SEAL,
+    )
+)  # fmt: skip
 """Metrics that vary between runs and machines. All others are the same in a resumed trial."""
 
 

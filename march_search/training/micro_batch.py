@@ -30,9 +30,10 @@ have other causes."""
 
 
 def fit_micro_batch(folder: Path, config: TrialConfig, rank_info: RankInfo) -> TrialConfig:
-    """Return `config` with this trial's micro batch: as configured, or predicted at the first start, or since halved.
+    """Return `config` with this trial's micro batch: the configured one, or the one predicted at the first start.
 
-    The prediction is saved, so that a resumed trial sums in the same order. All ranks must call it together.
+    It is halved each time memory ran out. The prediction is saved, so that a resumed trial sums in the same order. All
+    ranks must call it together.
     """
     chosen = 0
     if rank_info.is_first:

@@ -153,7 +153,13 @@ def _adamw(masters: list[torch.nn.Parameter], config: TrialConfig) -> torch.opti
     recipe = asdict(config.training)
     matrices, vectors = ([p for p in masters if (p.ndim > 1) is wanted] for wanted in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe["learning_rate"], betas=recipe["betas"], eps=recipe["epsilon"])
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe["learning_rate"],
+        betas=recipe["betas"],
+        eps=recipe["epsilon"],
+        fused=masters[0].is_cuda,  # as in the engine; torch's default rounds differently there
+    )
 
 
 def _accumulate(model: torch.nn.Module, masters: list[torch.nn.Parameter], batch: Any) -> float:
