@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
+from march_search.analysis.study_record import StudyRecord, TrialRecord, started_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
@@ -114,12 +114,8 @@ def point_studies(record: IsoflopRecord, root: Path) -> dict[str, StudyRecord]:
     Raises:
         StorageError: If a study is damaged.
     """
-    folders = [root / point.study for point in record.points]
-    return {
-        folder.name: read_study(folder)
-        for folder in folders
-        if (folder / "study.json").is_file() and any(folder.glob("trials/*"))
-    }
+    found = {point.study: started_study(root / point.study) for point in record.points}
+    return {name: study for name, study in found.items() if study}
 
 
 def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:

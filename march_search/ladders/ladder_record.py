@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
+from march_search.analysis.study_record import StudyRecord, TrialRecord, started_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
@@ -104,8 +104,7 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     Raises:
         StorageError: If its record is damaged.
     """
-    folder = root / size.study
-    return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
+    return started_study(root / size.study)
 
 
 def is_finished(study: StudyRecord) -> bool:
