@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_several_budgets_show_the_growth_also_while_one_is_unfinished(tmp_path: 
     found = json_of(command("rank", "equal", "--format", "json", *root))
     assert [one["budget"] for one in found["optima"]] == ["2.5e13", "1e14"]
     assert found["faults"] == ["plain at 4e14 FLOPs has 3 of 4 sizes that a curve needs."]
+
+
+def test_a_point_that_is_just_starting_has_no_trials(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 3e5})
+    study = find_isoflop(tmp_path / "equal").points[-1].study
+    [trial, *others] = (tmp_path / study / "trials").iterdir()
+    for path in (*others, trial):
+        shutil.rmtree(path)
+    trial.mkdir()
+    found = json_of(command("rank", "equal", "--format", "json", "--root", str(tmp_path)))
+    assert found["unfinished"] == [study]
 
 
 def test_what_compute_budgets_lack_is_refused(tmp_path: Path, command: Command) -> None:

@@ -67,7 +67,7 @@ class Pooled:
     @property
     def curve(self) -> tuple[tuple[int, float], ...]:
         """(tokens, loss) pairs up to `tokens`: the mean over seeds at each evaluation that all seeds share."""
-        curves = [{e["tokens"]: float(e["loss"]) for e in t.evaluations} for t in self.trials]
+        curves = [t.curve for t in self.trials]
         shared = sorted(tokens for tokens in set.intersection(*(set(c) for c in curves)) if tokens <= self.tokens)
         return tuple((tokens, statistics.fmean(c[tokens] for c in curves)) for tokens in shared)
 

@@ -67,12 +67,11 @@ def _table(name: str, source: str, runs: tuple[Curve, ...]) -> LearningCurves:
 
 
 def _run(trial: TrialRecord) -> Curve:
-    """Convert a complete trial to a run; of evaluations repeated after an interruption, keep the last."""
-    curve = {int(line["tokens"]): float(line["loss"]) for line in trial.evaluations}
+    """Convert a complete trial to a run."""
     data = trial.config.data
     return Curve(
         name=f"{trial.number}-{trial.architecture.name}",
-        evaluations=tuple(sorted(curve.items())),
+        evaluations=tuple(sorted(trial.curve.items())),
         architecture=trial.architecture.name,
         seed=trial.seed,
         num_params=trial.architecture.num_params,

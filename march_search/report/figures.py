@@ -191,8 +191,8 @@ def pareto_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _curve(trial: TrialRecord) -> list[tuple[int, float]]:
-    """Return the (tokens, loss) pairs of a trial's evaluations."""
-    return [(line["tokens"], line["loss"]) for line in trial.evaluations]
+    """Return the (tokens, loss) pairs of a trial."""
+    return sorted(trial.curve.items())
 
 
 def _references(evidence: Evidence) -> list[tuple[str, float]]:
