@@ -4,7 +4,7 @@ import importlib.util
 import math
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import findings as page
@@ -18,7 +18,7 @@ from march_search.analysis.findings import Answer, family, findings
 from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import DataNoise, SeedNoise
 from march_search.analysis.rate_noise import LADDER, rate_noise
-from march_search.analysis.statements import STATEMENTS
+from march_search.analysis.statements import SAME, STATEMENTS
 from march_search.architecture.architecture import Architecture
 from march_search.config.shipped import shipped_folder
 
@@ -79,6 +79,21 @@ def test_the_middle_arm_counts() -> None:
     [statement] = [s for s in STATEMENTS if s.text == WIDER]
     found = contrasts(statement, [Architecture.parse(name) for name in LAYERS])
     assert [one.weights_A.tolist() for one in found] == [[-1, 1, 0], [0, -1, 1]]
+
+
+def test_every_field_is_equal_in_both_arms_or_named_by_a_statement() -> None:
+    named = {field for s in STATEMENTS for field in (*s.equal, *s.varies, s.along)}
+    assert {field.name for field in fields(Architecture)} <= {*SAME, *named}
+    for statement in STATEMENTS:
+        assert ("num_decoder_layers" in statement.varies) == ("layers" in statement.moves)
+
+
+@pytest.mark.parametrize("change", [{"norm_epsilon": 1e-5}, {"num_decoder_layers": 1}])
+def test_arms_that_differ_in_another_field_are_not_compared(change: dict[str, float]) -> None:
+    [statement] = [s for s in STATEMENTS if s.text == "gated feed-forward is better"]
+    plain, gated = (Architecture.parse(f"L2-D128-H4x32-F400-{kind}-rope-V512") for kind in ("gelu", "geglu"))
+    assert len(contrasts(statement, [plain, gated])) == 1
+    assert contrasts(statement, [plain, replace(gated, **change)]) == ()
 
 
 def test_two_groups_have_one_contrast_of_means() -> None:
