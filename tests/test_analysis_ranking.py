@@ -25,6 +25,7 @@ from march_search.analysis.study_record import StudyRecord, read_study
 from march_search.architecture.architecture import Architecture
 from march_search.cli import main
 from march_search.display.regime_sentences import regime_sentences
+from march_search.errors import UsageError
 from march_search.files.json_tables import sealed, write_json
 from march_search.trial.result import validation_file
 
@@ -430,6 +431,19 @@ def test_a_study_without_a_complete_trial_still_prints(tmp_path: Path, capsys: p
     assert "0 of 4 trials complete" in text
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "3M"]) == 2
     assert "has no complete trial" in capsys.readouterr().err
+
+
+def test_a_damaged_trial_is_said_to_be_damaged(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    first, *others = sorted(folder.glob("trials/*/trial.json"))
+    first.write_text("{")
+    for text in ("0", SHAPES[0]):
+        with pytest.raises(UsageError, match=r"synthetic: trial 0 is damaged: .*trial\.json"):
+            find_trial(read_study(folder), text)
+    for path in others:
+        path.write_text("{")
+    with pytest.raises(UsageError, match='synthetic has no trial "9": none of its trials can be read'):
+        find_trial(read_study(folder), "9")
 
 
 def test_losses_of_examples_and_their_documents_are_read_from_a_real_trial(
