@@ -328,6 +328,16 @@ def test_the_page_has_curves_optima_and_growth(tmp_path: Path, command: Command)
     assert "Arms against plain" in page
 
 
+def test_an_arm_without_an_optimum_inside_has_no_line_of_growth(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 1.6e6, "gated": 1e9}, (2.5e13, 1e14))
+    found = json_of(command("rank", "equal", "--format", "json", "--root", str(tmp_path)))
+    assert {one["arm"] for one in found["optima"] if one["is_inside"]} == {"plain"}
+    assert command("report", "equal", "--root", str(tmp_path)).returncode == 0
+    page = (tmp_path / "equal" / "report.html").read_text()
+    assert 'id="figure-growth"' in page
+    assert 'd="M"' not in page
+
+
 def test_the_studies_run_by_budget_and_size_and_one_that_fails_does_not_stop_them(file: Path, tmp_path: Path) -> None:
     text = file.read_text().replace("learning_rates = [1e-3, 4e-3]\n", "").replace('"3e9"', '["3e9", "6e9"]')
     file.write_text(text)

@@ -37,6 +37,8 @@ class Section:
     """Notes that the reader must not overlook."""
     breaks: Mapping[int, str] = field(default_factory=dict)
     """Text of the rule above a row, by the row's index."""
+    empty: str = "Too few architectures for this analysis."
+    """What stands in place of the table if it has no rows."""
 
 
 def sections(evidence: Evidence) -> list[Section]:
@@ -71,6 +73,7 @@ def ranking_section(evidence: Evidence) -> Section:
         notes=[*(note.full for note in notes if not note.is_warning), *explanation(evidence)],
         warnings=[note.full for note in notes if note.is_warning],
         breaks=level_breaks(ranking.rows),
+        empty="No architecture is ranked yet.",
     )
 
 
@@ -102,7 +105,7 @@ def markdown_sections(evidence: Evidence, heading: str = "", with_answer: bool =
 
 def markdown_section(section: Section, heading: str = "") -> str:
     """Return a section as Markdown: its title, its table, and its warnings and notes as a list."""
-    table = _markdown_table(section) if section.rows else "No architecture is ranked yet."
+    table = _markdown_table(section) if section.rows else section.empty
     remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
     parts = [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
     return "\n\n".join(part.strip() for part in parts if part.strip())
@@ -186,8 +189,8 @@ def _budgets_section(found: Sequence[BudgetOrder]) -> Section:
             "tokens": order.tokens,
             "name": order.leader,
             "architectures": order.architectures,
-            "next": order.pairs_next and f"{order.kept_next} of {order.pairs_next}",
-            "last": order.pairs and f"{order.kept} of {order.pairs}",
+            "next": f"{order.kept_next} of {order.pairs_next}" if order.pairs_next else None,
+            "last": f"{order.kept} of {order.pairs}" if order.pairs else None,
             "kendall": order.kendall,
             "regret": order.regret,
         }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from march_search.analysis.effects import GATED
 from march_search.analysis.evidence import Evidence
 from march_search.display.wording import short_names
 from march_search.report.ranking_figure import SHOWN, cut
@@ -81,7 +82,8 @@ def effects(evidence: Evidence, width: float = HALF) -> Figure | None:
         for effect in (evidence.effects.effects if evidence.effects else ())
         if (held := effect.interval) and effect.nats is not None
     ]
-    axis = "change in loss, nats per doubling; left is better"
+    unit = "nats per doubling or by gating" if any(bar.name == GATED for bar in bars) else "nats per doubling"
+    axis = f"change in loss, {unit}; left is better"
     return interval_figure("Change in loss when a dimension doubles", axis, bars, width) if bars else None
 
 
