@@ -82,7 +82,7 @@ def heading_lines(evidence: Evidence) -> list[tuple[str, str]]:
     settings, phase = evidence.study.settings, study_phase(evidence.study)
     lines = [("Question", settings.get("question") or ""), ("Answer", study_answer(evidence).text)]
     if phase.name != "complete":
-        lines.append(("Phase", f"{phase.name}. {phase.detail}"))
+        lines.append(("Phase", f"{phase.name}. {phase.detail[:1].upper()}{phase.detail[1:]}"))
     return [(name, text) for name, text in lines if text]
 
 
