@@ -54,7 +54,7 @@ def interval_figure(
     left = 8.0 if is_narrow else label_room(bar.name for bar in bars)
     ends = [end for bar in bars for end in (bar.low, bar.high, bar.point)]
     x = scale([0.0, *ends], left + (4 if is_narrow else 24), width - 16)
-    figure.x_axis(x, top, bottom, axis, _signed)
+    figure.x_axis(x, top, bottom, axis, "{:+.3f}".format)
     figure.line(x(0), top, x(0), bottom, "zero")
     for number, bar in enumerate(bars):
         height = top + step * (number + 0.5) + (9 if is_narrow else 0)
@@ -109,7 +109,3 @@ def predicted(evidence: Evidence, width: float = HALF) -> Figure | None:
     keys = [("rest mark hollow", "difference now"), ("rest interval", f"95% interval after {si(found.tokens)} tokens")]
     axis = f"loss minus that of today's leader, nats{cut(found.rows)}"
     return interval_figure(f"Predicted differences after {found.tokens:,} tokens", axis, bars, width, keys)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
