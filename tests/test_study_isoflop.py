@@ -165,7 +165,7 @@ def test_a_ladder_of_several_budgets_is_planned(file: Path, command: Command) ->
 @pytest.mark.parametrize("exponents", [(0.34, 0.28), (0.25, 0.5), (0.5, 0.25)])
 def test_the_minimum_is_recovered_without_noise(exponents: tuple[float, float]) -> None:
     found = fit_arm(points(SIZES, [1e14], 1e-5, exponents=exponents), [1e14]).optima[1e14]
-    low, middle, high = (found.places_X[index] for index in found.ends)
+    low, middle, high = (found.parameters_X[index] for index in found.ends)
     assert middle == pytest.approx(2e6, rel=0.02)
     assert low <= 2e6 * 1.01
     assert high >= 2e6 * 0.99
@@ -181,7 +181,7 @@ def test_intervals_of_the_optimum_cover_the_truth() -> None:
     for seed in range(20):
         seen = replace(known, means_P=truth + 0.005 * rng.standard_normal(len(SIZES)))
         found = fit_arm(seen, [1e14], seed).optima[1e14]
-        low, _, high = (found.places_X[index] for index in found.ends)
+        low, _, high = (found.parameters_X[index] for index in found.ends)
         held += low <= 2e6 * 1.01 and high * 1.01 >= 2e6
     assert held >= 18
 

@@ -10,7 +10,7 @@ from march_search.analysis.study_record import StudyRecord, TrialRecord, started
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
-from march_search.ladders.ladder_record import arm_trials_of, trial_rates
+from march_search.ladders.ladder_record import arm_trials, trial_rates
 
 ISOFLOP_FILE = "isoflop.json"
 """Record of a ladder with compute budgets in its folder."""
@@ -125,7 +125,7 @@ def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:
 
 def point_trials(study: StudyRecord, point: PointRecord, rate: float) -> tuple[TrialRecord, ...]:
     """Return the complete trials of a point at a learning rate, in the order of the seeds."""
-    return arm_trials_of(study, (point.architecture,), rate).get(point.architecture.name, ())
+    return arm_trials(study, (point.architecture,), rate).get(point.architecture.name, ())
 
 
 def chosen_rate(record: IsoflopRecord, studies: Mapping[str, StudyRecord]) -> float | None:

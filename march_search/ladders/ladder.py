@@ -40,7 +40,8 @@ class LadderEvidence:
 
     ladder: LadderRecord
     arms: tuple[str, ...]
-    """Arms that completed at every finished size; the first is the baseline."""
+    """Arms that completed at every finished size, in the order of the ladder. Effects are against the first: the
+    baseline, unless that is in `left_out`."""
     left_out: tuple[str, ...]
     """Arms that did not complete at some finished size, although they were to train there."""
     dropped: tuple[DroppedArm, ...]

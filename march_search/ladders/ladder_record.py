@@ -113,15 +113,10 @@ def is_finished(study: StudyRecord) -> bool:
     return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
-def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
-    """Return the complete trials at a learning rate, by architecture and in the order of the seeds."""
-    return arm_trials_of(study, size.architectures, rate)
-
-
-def arm_trials_of(
+def arm_trials(
     study: StudyRecord, architectures: Sequence[Architecture], rate: float
 ) -> dict[str, tuple[TrialRecord, ...]]:
-    """Return the complete trials of some architectures, as `arm_trials` does."""
+    """Return the complete trials at a learning rate, by the name of the architecture and in the order of the seeds."""
     found: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for trial in study.trials:
         is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
@@ -132,7 +127,7 @@ def arm_trials_of(
 
 def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[float, ...]]:
     """Return the losses of `arm_trials`."""
-    found = arm_trials(study, size, rate)
+    found = arm_trials(study, size.architectures, rate)
     return {name: tuple(trial.loss for trial in own if trial.loss is not None) for name, own in found.items()}
 
 

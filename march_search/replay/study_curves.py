@@ -43,7 +43,7 @@ def ladder_study_curves(ladder: LadderRecord, root: Path) -> LearningCurves:
         raise UsageError(f"{ladder.name} has no finished size yet: run march-search study run {ladder.name}.")
     runs: list[Curve] = []
     for size, study in done:
-        own = arm_trials(study, size, rate)
+        own = arm_trials(study, size.architectures, rate)
         for arm, shape in zip(ladder.arms, size.architectures, strict=True):
             runs += [
                 replace(_run(trial), name=f"{size.size}-{arm}-s{trial.seed}", family=arm, arm=arm, size=size.size)
