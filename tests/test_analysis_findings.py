@@ -17,7 +17,7 @@ from march_search.analysis.contrasts import contrasts
 from march_search.analysis.findings import Answer, family, findings
 from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import DataNoise, SeedNoise
-from march_search.analysis.rate_noise import LADDER, rate_noise
+from march_search.analysis.rate_noise import RECORDED, rate_noise
 from march_search.analysis.statements import SAME, STATEMENTS
 from march_search.architecture.architecture import Architecture
 from march_search.config.shipped import shipped_folder
@@ -120,7 +120,7 @@ def test_the_learning_rate_is_among_the_uncertainties() -> None:
     step = answer.steps[1]
     assert step.at_rate.interval is not None
     assert step.over_rates.interval is not None
-    parts = [(0.001**2, 100), ((LADDER.per_doubling * math.log2(192 / 128)) ** 2, 2), (2 * LADDER.deviation**2, 4)]
+    parts = [(0.001**2, 100), ((RECORDED.per_doubling * math.log2(192 / 128)) ** 2, 2), (2 * RECORDED.deviation**2, 4)]
     variance = sum(part for part, _ in parts)
     degrees = variance / sum(part / own for part, own in parts)
     half = float(stdtrit(degrees, 0.975)) * variance**0.5
@@ -142,10 +142,10 @@ def test_with_several_rates_a_verdict_holds_at_each_of_them() -> None:
 def test_the_noise_of_the_learning_rate_is_that_of_the_recorded_ladder() -> None:
     ladder = page.losses(page.LADDER_STUDY)
     grid_AR = np.array([[by_rate[rate][0] for rate in sorted(by_rate)] for by_rate in ladder.values()])
-    found = rate_noise([Architecture.parse(name) for name in ladder], grid_AR, LADDER.source)
-    assert found.per_doubling == pytest.approx(LADDER.per_doubling, abs=5e-5)
-    assert found.deviation == pytest.approx(LADDER.deviation, abs=5e-5)
-    assert (found.per_doubling_degrees, found.degrees) == (LADDER.per_doubling_degrees, LADDER.degrees)
+    found = rate_noise([Architecture.parse(name) for name in ladder], grid_AR, RECORDED.source)
+    assert found.per_doubling == pytest.approx(RECORDED.per_doubling, abs=5e-5)
+    assert found.deviation == pytest.approx(RECORDED.deviation, abs=5e-5)
+    assert (found.per_doubling_degrees, found.degrees) == (RECORDED.per_doubling_degrees, RECORDED.degrees)
 
 
 def test_each_architecture_has_its_own_seed_noise() -> None:

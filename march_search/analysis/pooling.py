@@ -25,7 +25,8 @@ class Pooled:
     rates: dict[float, float]
     """Mean loss at each learning rate after `tokens` tokens, by ascending rate."""
     shared_means: tuple[float, ...]
-    """Mean loss at each learning rate over the seeds that others than the best rate have, too; the best one first."""
+    """Mean loss at each learning rate over the best rate's seeds that at least one other rate also has; the best rate
+    first."""
     num_shared: int
     """Number of these seeds: those that had a part in choosing the rate."""
     num_rates: int

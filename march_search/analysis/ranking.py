@@ -98,11 +98,6 @@ def rank(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool
     )
 
 
-def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    """Return one row per ranked architecture, best first; equal losses share a rank."""
-    return list(rank(study).rows)
-
-
 def find_trial(study: StudyRecord, text: str) -> TrialRecord:
     """Return the trial given by `text`: `best`, the name of its architecture, or its number.
 

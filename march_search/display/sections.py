@@ -12,7 +12,7 @@ from march_search.analysis.horizon import Horizon
 from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
-from march_search.analysis.rate_noise import LADDER
+from march_search.analysis.rate_noise import RECORDED
 from march_search.analysis.shorter_budgets import BudgetOrder, branch_values
 from march_search.analysis.trial_counts import recorded_counts
 from march_search.display import architectures
@@ -263,7 +263,7 @@ def _findings_section(found: Sequence[Answer]) -> Section:
     if any(not step.by_rate for answer in tested for step in answer.steps):
         lines.append(
             "Differences were measured at one learning rate. How much the rate moves them is assumed, from "
-            f"{LADDER.source}: {LADDER.per_doubling:g} nats per doubling of d_model and {LADDER.deviation:g} per "
+            f"{RECORDED.source}: {RECORDED.per_doubling:g} nats per doubling of d_model and {RECORDED.deviation:g} per "
             "architecture."
         )
     if several:
