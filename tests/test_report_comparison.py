@@ -101,11 +101,12 @@ def test_long_lists_of_one_length_are_compared_by_their_entries(tmp_path: Path) 
     losses = {s: [4.0 + i / 9] for i, s in enumerate(SHAPES)}
     studies = [
         read_study(write_study(tmp_path, losses, name=f"study-{first}", settings={"search": {"seeds": [0, *more]}}))
-        for first, more in enumerate(([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 3, 4]))
+        for first, more in enumerate(([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 3, 4], [1]))
     ]
     assert setting_differences(studies[:2]) == []
     shown = ("5 entries, among them 1, 2", "5 entries, among them 5, 6")
-    assert setting_differences(studies[1:]) == [("search.seeds", shown)]
+    assert setting_differences(studies[1:3]) == [("search.seeds", shown)]
+    assert setting_differences(studies[1:]) == [("search.seeds", (*shown, "0, 1"))]
 
 
 def test_studies_without_a_common_architecture_have_nothing_to_compare(tmp_path: Path) -> None:

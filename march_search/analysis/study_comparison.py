@@ -243,16 +243,15 @@ def _whole(value: Any) -> Any:
 
 
 def _texts(values: Sequence[Any]) -> tuple[str, ...]:
-    """Return different values of a setting as a person reads them; long lists of one length by entries that differ."""
-    texts = tuple(map(_text, values))
-    if len(set(texts)) > 1:
-        return texts
-    lists = [list(value) if isinstance(value, list | tuple) else [value] for value in values]
-    differing = [n for n in range(min(map(len, lists))) if any(own[n] != lists[0][n] for own in lists)]
-    return tuple(
-        f"{text}, among them {', '.join(str(own[n]) for n in differing[:SHOWN_ENTRIES])}"
-        for text, own in zip(texts, lists, strict=True)
-    )
+    """Return the values of a setting as a person reads them; long lists of one length with the entries that differ."""
+    texts = []
+    for value in values:
+        text, differing = _text(value), []
+        if isinstance(value, list | tuple) and len(value) > SHOWN_ENTRIES:
+            alike = [other for other in values if _text(other) == text]
+            differing = [str(entry) for n, entry in enumerate(value) if any(other[n] != entry for other in alike)]
+        texts.append(f"{text}, among them {', '.join(differing[:SHOWN_ENTRIES])}" if differing else text)
+    return tuple(texts)
 
 
 def _text(value: Any) -> str:
