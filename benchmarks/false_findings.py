@@ -25,7 +25,7 @@ from march_search.analysis.comparison import CONFIDENCE
 from march_search.analysis.findings import Answer, family
 from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.rate_noise import LADDER, RateNoise, rate_noise
+from march_search.analysis.rate_noise import RECORDED, RateNoise, rate_noise
 from march_search.analysis.seed_prior import seed_prior
 from march_search.analysis.statements import NOTHING_NATS
 from march_search.architecture.architecture import Architecture
@@ -63,11 +63,11 @@ def repository(
     """Return simulated trials of every study, the same without noise, and the noise of the learning rate."""
     shapes = {shape.name: shape for trials in studies for shape in trials.architectures}
     ladder = list(page.losses(page.LADDER_STUDY))
-    slopes_R = rng.normal(0, LADDER.per_doubling, 3) * moves
+    slopes_R = rng.normal(0, RECORDED.per_doubling, 3) * moves
     truth: dict[str, dict[float, list[float]]] = {}
     losses: dict[str, dict[float, list[float]]] = {}
     for name, shape in shapes.items():
-        seeds, own_R = draw(rng, shape), rng.normal(0, LADDER.deviation, 3)
+        seeds, own_R = draw(rng, shape), rng.normal(0, RECORDED.deviation, 3)
         true_R = slopes_R * np.log2(shape.d_model / 128) + own_R * moves
         rates = RATES if name in ladder else (2e-3,)
         truth[name] = {rate: [true_R[RATES.index(rate)]] for rate in rates}

@@ -86,7 +86,7 @@ def optimum_table(ladders: int) -> None:
         for _ in range(ladders):
             points = observed(law, sizes, [FLOPS], rng)
             optimum = fit_arm(points, [FLOPS], seed=int(rng.integers(2**31))).optima[FLOPS]
-            low, middle, high = (float(optimum.places_X[index]) for index in optimum.ends)
+            low, middle, high = (float(optimum.parameters_X[index]) for index in optimum.ends)
             opened = optimum.is_open
             ends = np.quantile(optimum.loss_B, [0.025, 0.975])
             lowest = float(law.loss(np.array([BEST]), FLOPS)[0])
@@ -120,7 +120,7 @@ def growth_table(ladders: int) -> None:
         for _ in range(ladders):
             fit = fit_arm(observed(law, sizes, budgets, rng), budgets, seed=int(rng.integers(2**31)))
             for flops, optimum in fit.optima.items():
-                low, _, high = (float(optimum.places_X[index]) for index in optimum.ends)
+                low, _, high = (float(optimum.parameters_X[index]) for index in optimum.ends)
                 opened, best = optimum.is_open, law.best(flops)
                 covered.append((opened[0] or low <= best * 1.01) and (opened[1] or best <= high * 1.01))
             found = growth(fit.optima)

@@ -7,6 +7,7 @@ MarchSearchError
 ├── BudgetError           text that is not a valid budget or tolerance (exit 2)
 ├── EmptySetError         no architecture is feasible (exit 3)
 ├── StorageError          a folder, lock or Optuna storage that cannot be used (exit 4)
+│   └── NoTrialsError     a study that has no trials yet
 ├── DataError             a corpus, tokenizer or token store that cannot be used (exit 5)
 └── TrialError            a trial that cannot continue, with the reason (exit 1)
     └── DivergedError     the loss or a gradient is not finite
@@ -116,6 +117,10 @@ class StorageError(MarchSearchError):
     """A folder, a lock or an Optuna storage that cannot be used."""
 
     exit_code = 4
+
+
+class NoTrialsError(StorageError):
+    """A study that has no trials yet."""
 
 
 class DataError(MarchSearchError):

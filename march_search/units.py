@@ -1,5 +1,7 @@
 """Format numbers with their units, as every table, page and message shows them."""
 
+import math
+
 
 def count(value: float) -> str:
     """Format a whole number with separators: `222,903,552`."""
@@ -14,6 +16,11 @@ def plural(number: int, noun: str) -> str:
 def percent(value: float) -> str:
     """Format a signed percentage: `+1.32%`."""
     return f"{value:+.2f}%"
+
+
+def whole_percent(share: float) -> str:
+    """Format a share in percent, rounded half up to a whole number: `46%`."""
+    return f"{math.floor(100 * share + 0.5)}%"
 
 
 def chance(value: float) -> str:

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import re
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import findings as page
@@ -17,8 +17,8 @@ from march_search.analysis.contrasts import contrasts
 from march_search.analysis.findings import Answer, family, findings
 from march_search.analysis.measurement import Trials
 from march_search.analysis.noise import DataNoise, SeedNoise
-from march_search.analysis.rate_noise import LADDER, rate_noise
-from march_search.analysis.statements import STATEMENTS
+from march_search.analysis.rate_noise import RECORDED, rate_noise
+from march_search.analysis.statements import SAME, STATEMENTS
 from march_search.architecture.architecture import Architecture
 from march_search.config.shipped import shipped_folder
 
@@ -81,6 +81,21 @@ def test_the_middle_arm_counts() -> None:
     assert [one.weights_A.tolist() for one in found] == [[-1, 1, 0], [0, -1, 1]]
 
 
+def test_every_field_is_equal_in_both_arms_or_named_by_a_statement() -> None:
+    named = {field for s in STATEMENTS for field in (*s.equal, *s.varies, s.along)}
+    assert {field.name for field in fields(Architecture)} <= {*SAME, *named}
+    for statement in STATEMENTS:
+        assert ("num_decoder_layers" in statement.varies) == ("layers" in statement.moves)
+
+
+@pytest.mark.parametrize("change", [{"norm_epsilon": 1e-5}, {"num_decoder_layers": 1}])
+def test_arms_that_differ_in_another_field_are_not_compared(change: dict[str, float]) -> None:
+    [statement] = [s for s in STATEMENTS if s.text == "gated feed-forward is better"]
+    plain, gated = (Architecture.parse(f"L2-D128-H4x32-F400-{kind}-rope-V512") for kind in ("gelu", "geglu"))
+    assert len(contrasts(statement, [plain, gated])) == 1
+    assert contrasts(statement, [plain, replace(gated, **change)]) == ()
+
+
 def test_two_groups_have_one_contrast_of_means() -> None:
     names = ["L2-D128-H4x32-F600-rope-V512", "L2-D128-H4x32-F600-gelu-rope-V512"]
     names += [f"L2-D128-H4x32-F400-{gate}-rope-V512" for gate in ("reglu", "geglu", "swiglu")]
@@ -105,7 +120,7 @@ def test_the_learning_rate_is_among_the_uncertainties() -> None:
     step = answer.steps[1]
     assert step.at_rate.interval is not None
     assert step.over_rates.interval is not None
-    parts = [(0.001**2, 100), ((LADDER.per_doubling * math.log2(192 / 128)) ** 2, 2), (2 * LADDER.deviation**2, 4)]
+    parts = [(0.001**2, 100), ((RECORDED.per_doubling * math.log2(192 / 128)) ** 2, 2), (2 * RECORDED.deviation**2, 4)]
     variance = sum(part for part, _ in parts)
     degrees = variance / sum(part / own for part, own in parts)
     half = float(stdtrit(degrees, 0.975)) * variance**0.5
@@ -127,10 +142,10 @@ def test_with_several_rates_a_verdict_holds_at_each_of_them() -> None:
 def test_the_noise_of_the_learning_rate_is_that_of_the_recorded_ladder() -> None:
     ladder = page.losses(page.LADDER_STUDY)
     grid_AR = np.array([[by_rate[rate][0] for rate in sorted(by_rate)] for by_rate in ladder.values()])
-    found = rate_noise([Architecture.parse(name) for name in ladder], grid_AR, LADDER.source)
-    assert found.per_doubling == pytest.approx(LADDER.per_doubling, abs=5e-5)
-    assert found.deviation == pytest.approx(LADDER.deviation, abs=5e-5)
-    assert (found.per_doubling_degrees, found.degrees) == (LADDER.per_doubling_degrees, LADDER.degrees)
+    found = rate_noise([Architecture.parse(name) for name in ladder], grid_AR, RECORDED.source)
+    assert found.per_doubling == pytest.approx(RECORDED.per_doubling, abs=5e-5)
+    assert found.deviation == pytest.approx(RECORDED.deviation, abs=5e-5)
+    assert (found.per_doubling_degrees, found.degrees) == (RECORDED.per_doubling_degrees, RECORDED.degrees)
 
 
 def test_each_architecture_has_its_own_seed_noise() -> None:

@@ -8,7 +8,7 @@ import pytest
 from helpers.ladders import NOISE, SIZES, Family, observed
 
 from march_search.errors import UsageError
-from march_search.ladders.size_draws import SizeLosses, expected_losses
+from march_search.ladders.size_draws import SizeLosses, size_draws
 from march_search.ladders.size_law import check_forecast, forecast
 from march_search.ladders.size_order import agreement, changes, deming_angles, detectable_turn, separated_pairs
 
@@ -70,7 +70,8 @@ def test_the_deming_line_is_that_of_a_numerical_search(ratio: float) -> None:
 
 def test_close_arms_are_drawn_towards_each_other() -> None:
     small, large = observed(np.array([[3.0] * 6, [2.5] * 6]), np.random.default_rng(2))
-    first_BA, second_BA = expected_losses(small, large)
+    draws = size_draws(small, large)
+    first_BA, second_BA = draws.first_BA, draws.second_BA
     assert first_BA.shape == second_BA.shape == (2000, 6)
     assert np.median(first_BA.std(axis=1)) < small.means_A.std() + small.errors_A.mean()
     assert agreement(small, large).accuracy_interval.high > 0.6

@@ -19,12 +19,13 @@ from march_search.analysis.evidence import study_evidence
 from march_search.analysis.findings import STATEMENTS
 from march_search.analysis.level import complete_architectures
 from march_search.analysis.pooling import chosen_rate
-from march_search.analysis.ranking import find_trial, rank, ranked_rows
+from march_search.analysis.ranking import find_trial, rank
 from march_search.analysis.seed_prior import seed_prior
 from march_search.analysis.study_record import StudyRecord, read_study
 from march_search.architecture.architecture import Architecture
 from march_search.cli import main
 from march_search.display.regime_sentences import regime_sentences
+from march_search.errors import UsageError
 from march_search.files.json_tables import sealed, write_json
 from march_search.trial.result import validation_file
 
@@ -48,7 +49,7 @@ def words(text: str) -> str:
 def test_the_seeds_of_an_architecture_share_a_row(tmp_path: Path) -> None:
     write_study(tmp_path, THREE_SEEDS, examples=128)
     study = read_study(tmp_path / "synthetic")
-    rows = ranked_rows(study)
+    rows = rank(study).rows
     assert [row["name"] for row in rows] == list(SHAPES)
     assert [row["letters"] for row in rows] == ["a", "a", "b", "b"]
     best = rows[0]
@@ -68,7 +69,7 @@ def test_an_architecture_is_ranked_at_its_best_rate_and_an_edge_is_marked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path, ONE_SEED, rates=(1e-3, 2e-3))
-    row = ranked_rows(read_study(tmp_path / "synthetic"))[0]
+    row = rank(read_study(tmp_path / "synthetic")).rows[0]
     assert (row["learning_rate"], row["learning_rate_edge"]) == (1e-3, "lowest")
     assert row["loss"] == pytest.approx(4.1, abs=5e-4)  # 0.1 nats from the other rate: hardly a choice by chance
     assert row["loss"] == 4.1 + row["rate_correction"]
@@ -430,6 +431,19 @@ def test_a_study_without_a_complete_trial_still_prints(tmp_path: Path, capsys: p
     assert "0 of 4 trials complete" in text
     assert main(["rank", "synthetic", "--root", str(tmp_path), "--horizon", "3M"]) == 2
     assert "has no complete trial" in capsys.readouterr().err
+
+
+def test_a_damaged_trial_is_said_to_be_damaged(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, ONE_SEED)
+    first, *others = sorted(folder.glob("trials/*/trial.json"))
+    first.write_text("{")
+    for text in ("0", SHAPES[0]):
+        with pytest.raises(UsageError, match=r"synthetic: trial 0 is damaged: .*trial\.json"):
+            find_trial(read_study(folder), text)
+    for path in others:
+        path.write_text("{")
+    with pytest.raises(UsageError, match='synthetic has no trial "9": none of its trials can be read'):
+        find_trial(read_study(folder), "9")
 
 
 def test_losses_of_examples_and_their_documents_are_read_from_a_real_trial(

@@ -12,6 +12,7 @@ from helpers.trials import DATA
 from march_search.analysis.comparison import (
     compare,
     difference_variance,
+    difference_variances,
     holm,
     letters,
     mean_interval,
@@ -92,6 +93,21 @@ def test_intervals_of_differences_cover_the_truth() -> None:
         half = stdtrit(degrees, 0.975) * math.sqrt(variance)
         covered.append(abs(means[2] - means[0] - 0.03) <= half)
     assert 0.93 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_the_variance_of_one_difference_is_that_of_all(with_data: bool) -> None:
+    rng = np.random.default_rng(3)
+    noise = SeedNoise(
+        deviations=tuple(rng.uniform(0.001, 0.01, 5)), degrees=(4, 5, 6, 7, 8), is_measured=(True,) * 5, source=""
+    )
+    root_AA = rng.normal(0, 0.003, (5, 5))
+    data = DataNoise(root_AA @ root_AA.T, 30) if with_data else None
+    counts = [1, 2, 3, 1, 2]
+    variance_AA, degrees_AA = difference_variances(counts, noise, data)
+    for i, k in np.ndindex(5, 5):
+        found = difference_variance(i, k, counts, noise, data)
+        assert found == pytest.approx((variance_AA[i, k], degrees_AA[i, k]), rel=1e-12, abs=0)
 
 
 def test_further_seeds_have_the_stated_power() -> None:

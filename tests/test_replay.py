@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from march_search import Architecture
+from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config.halving import Halving
 from march_search.replay.asha import Asha, replay_asha
@@ -25,6 +26,7 @@ from march_search.replay.clock import replay_optuna
 from march_search.replay.learning_curves import Curve, Curves, LearningCurves, Replayed, curves, read_curves
 from march_search.replay.pools import Replay, draw, replay, share_interval
 from march_search.replay.strategies import parse, replay_rungs
+from march_search.replay.study_curves import study_curves
 
 A, B, C, D = range(4)
 TOKENS = (20.0, 60.0, 200.0, 1000.0)
@@ -277,6 +279,30 @@ def test_tpe_trains_every_run_once_in_its_own_order() -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_tpe_proposes_fields_that_may_be_zero() -> None:
+    shape = Architecture.parse("L4-D64-H2x32-F256-rope-V2048")
+    shapes = [replace(shape, attention_window=16, global_every=every) for every in (0, 2, 4)]
+    runs = [
+        Curve(name=str(n), evaluations=((1.0, 4.0 - n), (2.0, 3.0 - n)), architecture=one.name)
+        for n, one in enumerate(shapes)
+    ]
+    table = LearningCurves(2, "made up", "nats", tuple(runs))
+    assert replay(table, parse("exhaustive"), 1, Replay(replays=1, tpe=True))["spent"] == 1
+
+
+def test_a_curve_ends_with_the_sealed_result(tmp_path: Path) -> None:
+    losses = {f"L{n}-D64-H2x32-F256-rope-V2048": [4.0 + n / 10] for n in (1, 2, 3)}
+    folder = write_study(tmp_path, losses, evaluations=4)
+    [first, second, _] = sorted((folder / "trials").glob("*/metrics.jsonl"))
+    lines = [json.loads(line) for line in first.read_text().splitlines()]
+    lines[-1]["loss"] = 9.0
+    first.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    second.unlink()
+    runs = study_curves(read_study(folder)).runs
+    assert [run.evaluations[-1] for run in runs] == [(1 << 20, loss) for [loss] in losses.values()]
+    assert [len(run.evaluations) for run in runs] == [4, 1, 4]
+
+
 def test_a_finished_study_is_replayed_directly_or_as_an_exported_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +361,8 @@ def test_the_printed_table_fits_the_terminal(
             "fractions must be positive, ascending and end at 1, not (0.5,).",
         ),
         (["march-2023", "--strategy", "rungs:keep=x"], '"keep=x" must look like key=number, or key=number/number/'),
+        (["march-2023", "--strategy", "rungs:fractions=nan/1"], '"fractions=nan/1" has a number that is not finite'),
+        (["march-2023", "--strategy", "median:n_startup_trials=inf"], "has a number that is not finite: use finite"),
         (["march-2023", "--workers", "0"], '--workers must be whole numbers from 1 to 10,000, such as 1,4,8, not "0".'),
         (["march-2023", "--replays", "0"], "--replays must be at least 1, not 0."),
         (["march-2023", "--pool", "26"], "--pool must be from 2 to 25, the number of runs, not 26."),

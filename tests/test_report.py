@@ -1,8 +1,10 @@
 """The report: its content, its escaping, and how a real browser shows it."""
 
 import csv
+import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -21,9 +23,11 @@ from march_search.analysis.evidence import study_evidence
 from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import TrainingConfig, TrialConfig
+from march_search.display.sections import markdown_section, ranking_section, sections
 from march_search.files.json_tables import write_json
+from march_search.report.captions import captions
 from march_search.report.figures import figures
-from march_search.report.page import figure_files, page, png
+from march_search.report.page import counts, figure_files, page, png
 from march_search.report.svg import scale, spread_apart
 
 SHAPES = [
@@ -97,6 +101,36 @@ def test_a_study_of_few_trials_has_a_page(tmp_path: Path, many: int) -> None:
     write_study(tmp_path, {shape: [4.0] for shape in SHAPES[:many]}, name="small")
     text = page(study_evidence(read_study(tmp_path / "small"), with_effects=True), "march-search study run small")
     assert f"{many} of {many} trial{'s' * (many > 1)} complete" in text
+
+
+def test_trials_that_have_not_started_count(tmp_path: Path) -> None:
+    losses = {shape: [4.0 + n / 10] for n, shape in enumerate(SHAPES)}
+    folder = write_study(tmp_path, losses, name="begun")
+    for path in sorted((folder / "trials").iterdir())[3:]:
+        shutil.rmtree(path)
+    found = study_evidence(read_study(folder))
+    assert counts(found) == "3 of 9 trials complete, 3 architectures ranked"
+    assert ranking_section(found).title.startswith("begun: 3 of 9 trials complete")
+
+
+def test_the_unit_of_gating_is_not_that_of_a_doubling(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    losses = {
+        f"L{n}-D{d}-H{h}x32-F{r * d}{gate}-rope-V2048": [4.0 - 0.2 * bool(gate) + rng.normal(0, 0.001)]
+        for n, d, h, r in itertools.product((2, 4), (64, 128), (2, 4), (2, 4))
+        for gate in ("", "-geglu")
+    }
+    found = study_evidence(read_study(write_study(tmp_path, losses)), with_effects=True)
+    assert re.search(r"gated feed-forward has the largest such effect, -0\.\d+ nats, with", captions(found)["effects"])
+    assert "per doubling or by gating; left is better" in figures(found)["effects"].svg()
+
+
+def test_an_empty_section_has_its_own_sentence(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, {SHAPES[0]: [4.0]})
+    found = {one.title: one for one in sections(study_evidence(read_study(folder), with_effects=True))}
+    assert "Too few architectures for this analysis." in markdown_section(found["statements, tested on this study"])
+    (next((folder / "trials").iterdir()) / "result.json").unlink()
+    assert "No architecture is ranked yet." in markdown_section(ranking_section(study_evidence(read_study(folder))))
 
 
 def test_a_study_without_a_complete_trial_has_a_page(tmp_path: Path) -> None:

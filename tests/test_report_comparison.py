@@ -13,7 +13,7 @@ from helpers.command_line import command_in_process, json_of, one_line_error
 from helpers.studies import write_study
 
 from march_search.analysis.evidence import study_evidence
-from march_search.analysis.study_comparison import StudyComparison, compare_studies
+from march_search.analysis.study_comparison import StudyComparison, compare_studies, setting_differences
 from march_search.analysis.study_record import read_study
 from march_search.display.comparison_sections import comparison_answer, comparison_names
 
@@ -95,6 +95,18 @@ def test_losses_on_other_data_are_not_compared(tmp_path: Path, data: dict[str, A
     text = comparison_answer(found, comparison_names([found]))
     assert f"Their losses cannot be compared (data.{fault}), only their orders." in text
     assert "differences run" not in text
+
+
+def test_long_lists_of_one_length_are_compared_by_their_entries(tmp_path: Path) -> None:
+    losses = {s: [4.0 + i / 9] for i, s in enumerate(SHAPES)}
+    studies = [
+        read_study(write_study(tmp_path, losses, name=f"study-{first}", settings={"search": {"seeds": [0, *more]}}))
+        for first, more in enumerate(([1, 2, 3, 4], [1, 2, 3, 4], [5, 6, 3, 4], [1]))
+    ]
+    assert setting_differences(studies[:2]) == []
+    shown = ("5 entries, among them 1, 2", "5 entries, among them 5, 6")
+    assert setting_differences(studies[1:3]) == [("search.seeds", shown)]
+    assert setting_differences(studies[1:]) == [("search.seeds", (*shown, "0, 1"))]
 
 
 def test_studies_without_a_common_architecture_have_nothing_to_compare(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ from helpers.command_line import Command, json_of, one_line_error
 from helpers.studies import SHAPES, write_study
 from helpers.toy_studies import RUNG_TRAINING, TOY_CONFIG, optuna_study, run_toy_study
 
+from march_search.analysis.evidence import study_evidence
 from march_search.analysis.ranking import rank
 from march_search.analysis.shorter_budgets import at_budget, budget_orders
 from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
+from march_search.display.sections import sections
 from march_search.errors import UsageError
 from march_search.files.json_tables import write_json
 from march_search.planning import candidates, price
@@ -141,6 +143,17 @@ def test_orders_at_budgets_are_compared_with_the_next_and_the_longest(tmp_path: 
     assert short.regret == pytest.approx(0.1)
     assert (middle.leader, middle.kept_next, middle.kept, middle.regret) == (SHAPES[2], 1, 1, pytest.approx(0.2))
     assert (end.tokens, end.leader, end.kept_next, end.kendall, end.regret) == (END, SHAPES[1], None, None, None)
+
+
+def test_one_budget_or_one_architecture_has_no_order_to_compare(tmp_path: Path) -> None:
+    folder = branched_study(tmp_path / "lost", {SHORT: [4.0, 4.1, 4.2]}, [3.5, 3.4, 3.6])
+    for path in folder.glob("trials/*/result.json"):
+        path.unlink()
+        (path.parent / "outcome.json").write_text(json.dumps({"state": "diverged", "reason": "loss nan"}))
+    assert budget_orders(read_study(folder)) == ()
+    alone = study_evidence(read_study(branched_study(tmp_path / "alone", {SHORT: [4.0]}, [3.5])))
+    [table] = [section for section in sections(alone) if section.title == "order by data budget"]
+    assert [(row["next"], row["last"]) for row in table.rows] == [(None, None)] * 2
 
 
 def test_rank_at_a_budget_takes_the_decayed_losses_and_without_it_nothing_changes(

@@ -209,7 +209,7 @@ def test_a_study_shows_its_phase_from_its_folder(tmp_path: Path) -> None:
     run_toy_study(tmp_path, config)
     phase = study_phase(read_study(tmp_path / "toy"))
     assert phase.name == "search"
-    assert phase.detail == "24 trials, of which 9 paused on a rung. [search] max_tokens is 99,304."
+    assert phase.detail == "of 24 trials, 9 are paused on a rung. [search] max_tokens is 99,304."
 
 
 def test_the_commands_show_the_phase_and_continue_the_confirmation(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_ladder_of_several_budgets_is_planned(file: Path, command: Command) ->
 @pytest.mark.parametrize("exponents", [(0.34, 0.28), (0.25, 0.5), (0.5, 0.25)])
 def test_the_minimum_is_recovered_without_noise(exponents: tuple[float, float]) -> None:
     found = fit_arm(points(SIZES, [1e14], 1e-5, exponents=exponents), [1e14]).optima[1e14]
-    low, middle, high = (found.places_X[index] for index in found.ends)
+    low, middle, high = (found.parameters_X[index] for index in found.ends)
     assert middle == pytest.approx(2e6, rel=0.02)
     assert low <= 2e6 * 1.01
     assert high >= 2e6 * 0.99
@@ -180,7 +181,7 @@ def test_intervals_of_the_optimum_cover_the_truth() -> None:
     for seed in range(20):
         seen = replace(known, means_P=truth + 0.005 * rng.standard_normal(len(SIZES)))
         found = fit_arm(seen, [1e14], seed).optima[1e14]
-        low, _, high = (found.places_X[index] for index in found.ends)
+        low, _, high = (found.parameters_X[index] for index in found.ends)
         held += low <= 2e6 * 1.01 and high * 1.01 >= 2e6
     assert held >= 18
 
@@ -266,6 +267,17 @@ def test_several_budgets_show_the_growth_also_while_one_is_unfinished(tmp_path: 
     assert found["faults"] == ["plain at 4e14 FLOPs has 3 of 4 sizes that a curve needs."]
 
 
+def test_a_point_that_is_just_starting_has_no_trials(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 3e5})
+    study = find_isoflop(tmp_path / "equal").points[-1].study
+    [trial, *others] = (tmp_path / study / "trials").iterdir()
+    for path in (*others, trial):
+        shutil.rmtree(path)
+    trial.mkdir()
+    found = json_of(command("rank", "equal", "--format", "json", "--root", str(tmp_path)))
+    assert found["unfinished"] == [study]
+
+
 def test_what_compute_budgets_lack_is_refused(tmp_path: Path, command: Command) -> None:
     write_isoflop(tmp_path, {"plain": 1.6e6})
     root = ("--root", str(tmp_path))
@@ -314,6 +326,16 @@ def test_the_page_has_curves_optima_and_growth(tmp_path: Path, command: Command)
     assert 'id="figure-isoflop-1"' in page
     assert 'id="figure-isoflop-2"' in page
     assert "Arms against plain" in page
+
+
+def test_an_arm_without_an_optimum_inside_has_no_line_of_growth(tmp_path: Path, command: Command) -> None:
+    write_isoflop(tmp_path, {"plain": 1.6e6, "gated": 1e9}, (2.5e13, 1e14))
+    found = json_of(command("rank", "equal", "--format", "json", "--root", str(tmp_path)))
+    assert {one["arm"] for one in found["optima"] if one["is_inside"]} == {"plain"}
+    assert command("report", "equal", "--root", str(tmp_path)).returncode == 0
+    page = (tmp_path / "equal" / "report.html").read_text()
+    assert 'id="figure-growth"' in page
+    assert 'd="M"' not in page
 
 
 def test_the_studies_run_by_budget_and_size_and_one_that_fails_does_not_stop_them(file: Path, tmp_path: Path) -> None:

@@ -284,6 +284,29 @@ def test_the_page_of_one_size_has_no_law_and_no_effects(tmp_path: Path, command:
     assert 'id="figure-effects"' not in page
 
 
+@pytest.mark.parametrize("name", ["0000-L2-D160-H4x32-F256-rope-V2048-s0/notes.txt", "stray"])
+def test_a_size_that_is_just_starting_has_no_trials(name: str, tmp_path: Path, command: Command) -> None:
+    write_ladder(tmp_path, LOSSES, PARAMETERS)
+    shutil.rmtree(tmp_path / "made-4M" / "trials")
+    path = tmp_path / "made-4M" / "trials" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    found = json_of(command("rank", "made", "--format", "json", "--root", str(tmp_path)))
+    assert found["unfinished"] == ["4M"]
+    assert command("replay", "made", "--replays", "1", "--root", str(tmp_path)).returncode == 0
+
+
+def test_a_ladder_whose_small_sizes_have_no_law_has_a_forecast_without_a_check(
+    tmp_path: Path, command: Command
+) -> None:
+    losses = {size: [[mean + k / 100] * 2 for k in range(3)] for size, mean in (("1M", 4), ("2M", 4.05), ("4M", 3.8))}
+    write_ladder(tmp_path, losses, PARAMETERS)
+    found = json_of(command("rank", "made", "--format", "json", "--root", str(tmp_path)))
+    assert found["forecast"] is not None
+    assert found["check"] is None
+    assert command("report", "made", "--root", str(tmp_path)).returncode == 0
+
+
 def test_an_arm_that_failed_and_a_size_that_runs_are_named(tmp_path: Path, command: Command) -> None:
     losses = {size: [*arms] for size, arms in LOSSES.items()}
     write_ladder(tmp_path, losses, PARAMETERS)

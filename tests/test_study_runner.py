@@ -13,7 +13,7 @@ from helpers.trials import alive, wait_until
 from optuna.trial import TrialState
 
 from march_search import Architecture
-from march_search.analysis.ranking import other_rows, ranked_rows
+from march_search.analysis.ranking import other_rows, rank
 from march_search.analysis.study_record import read_study
 from march_search.cli import main
 from march_search.config import DataConfig, DevicesConfig, PrunerConfig, SearchConfig
@@ -29,7 +29,7 @@ COMPLETE = Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
 
 def test_a_study_runs_all_trials_and_ranks_them(tmp_path: Path) -> None:
     assert run_toy_study(tmp_path) == COMPLETE
-    rows = ranked_rows(read_study(tmp_path / "toy"))
+    rows = rank(read_study(tmp_path / "toy")).rows
     losses = [row["loss"] for row in rows]
     assert losses == sorted(losses)
     assert [row["d_model"] for row in rows] == sorted((row["d_model"] for row in rows), reverse=True)
@@ -68,7 +68,7 @@ def test_a_failed_trial_is_listed_with_its_reason(
     [row] = other_rows(study)
     assert (row["name"], row["state"], row["rank"]) == (victim, "failed", None)
     assert reason in row["reason"]
-    assert victim not in [row["name"] for row in ranked_rows(study)]
+    assert victim not in [row["name"] for row in rank(study).rows]
     [failed] = [t for t in optuna_study(tmp_path).trials if t.state == TrialState.FAIL]
     assert reason in failed.user_attrs["reason"]
 
@@ -102,7 +102,7 @@ def test_every_learning_rate_is_trained_and_the_best_one_ranks(tmp_path: Path) -
         (t.architecture.name, rate) for t in read for rate in (1e-4, 2e-4, 4e-4)
     }
     assert sorted(t.folder.name.endswith("-lr0.0002") for t in read) == [False] * 4 + [True] * 2
-    rows = ranked_rows(read_study(tmp_path / "toy"))
+    rows = rank(read_study(tmp_path / "toy")).rows
     assert len(rows) == 2
     assert all(row["learning_rate_edge"] for row in rows)  # all rates have equal losses, so the first one wins
     assert run_toy_study(tmp_path, config).complete == 6  # nothing is trained twice
@@ -255,7 +255,7 @@ def test_a_truncated_result_does_not_count(tmp_path: Path) -> None:
     run_toy_study(tmp_path)
     result = next(tmp_path.glob("toy/trials/*/result.json"))
     result.write_text(result.read_text()[:-5])
-    assert len(ranked_rows(read_study(tmp_path / "toy"))) == 5
+    assert len(rank(read_study(tmp_path / "toy")).rows) == 5
     [other] = other_rows(read_study(tmp_path / "toy"))
     assert other["state"] == "damaged"
     assert other["reason"].startswith(f"{result}: is damaged: it is not valid JSON (line ")

@@ -146,8 +146,13 @@ def difference_variance(
     i: int, k: int, counts: Sequence[int], seeds: SeedNoise | None, data: DataNoise | None
 ) -> tuple[float, float]:
     """Return the variance of the difference of two means and its degrees of freedom."""
-    variance_AA, degrees_AA = difference_variances(counts, seeds, data)
-    return float(variance_AA[i, k]), float(degrees_AA[i, k])
+    parts: list[tuple[Array | float, Array | float]] = [(0.0, math.inf)]
+    if seeds is not None:
+        parts += [(seeds.deviations[n] ** 2 / counts[n], seeds.degrees[n]) for n in (i, k)]
+    if data is not None:
+        parts.append((data.variance(i, k), data.degrees))
+    variance, degrees = pooled_variance(parts)
+    return float(variance), float(degrees)
 
 
 def pooled_variance(parts: Sequence[tuple[Array | float, Array | float]]) -> tuple[Array, Array]:

@@ -61,7 +61,10 @@ def early_orders(pooled: Sequence[Pooled]) -> tuple[EarlyOrder, ...]:
 
 
 def enough(found: Sequence[EarlyOrder], tolerance: float) -> EarlyOrder | None:
-    """Return the first rung from which the leader stays within `tolerance` nats of the final one; None without one."""
+    """Return the first evaluation from which on the leader's final loss stays within `tolerance` nats of the lowest.
+
+    None if there is none.
+    """
     last_wrong = max((n for n, rung in enumerate(found) if rung.regret > tolerance), default=-1)
     return found[last_wrong + 1] if last_wrong + 1 < len(found) else None
 

@@ -99,7 +99,7 @@ def _next_seed(name: str, trials: Sequence[SeedTrial], config: StudyConfig) -> i
 
 
 def verdict(found: Finals, config: StudyConfig) -> str:
-    """Return what the confirmation has found as one sentence without its subject."""
+    """Return what the confirmation has found as one sentence in lower case."""
     confidence = f"at {config.confirm.confidence:.0%} confidence"
     trials = sum(map(len, found.losses.values()))
     if len(found.losses) < 2:

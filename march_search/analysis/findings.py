@@ -16,7 +16,7 @@ import numpy as np
 from march_search.analysis.comparison import CONFIDENCE, holm
 from march_search.analysis.contrasts import Contrast, contrasts
 from march_search.analysis.measurement import Measured, Trials, measure
-from march_search.analysis.rate_noise import LADDER, RateNoise
+from march_search.analysis.rate_noise import RECORDED, RateNoise
 from march_search.analysis.statements import STATEMENTS, Statement
 from march_search.architecture.architecture import Architecture
 
@@ -71,13 +71,13 @@ class Answer:
         return _in_words(self.verdict, self.verdict_at_rate)
 
 
-def findings(trials: Trials, rate_noise: RateNoise = LADDER) -> tuple[Answer, ...]:
+def findings(trials: Trials, rate_noise: RateNoise = RECORDED) -> tuple[Answer, ...]:
     """Test all statements on one study and return the answers in order."""
     [answers] = family([trials], rate_noise)
     return answers
 
 
-def family(studies: Sequence[Trials], rate_noise: RateNoise = LADDER) -> list[tuple[Answer, ...]]:
+def family(studies: Sequence[Trials], rate_noise: RateNoise = RECORDED) -> list[tuple[Answer, ...]]:
     """Test all statements on several studies, with one correction over all their contrasts.
 
     Contrasts of the same trials, such as two statements that compare the same arms, count once.

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from march_search.analysis.comparison import CONFIDENCE, difference_variance
+from march_search.analysis.comparison import CONFIDENCE, difference_variance, pooled_variance
 from march_search.analysis.noise import DataNoise, SeedNoise
 
 POWER = 0.8
@@ -58,11 +58,13 @@ def seeds_needed(
     gap: float, i: int, k: int, counts: Sequence[int], seeds: SeedNoise, data: DataNoise | None
 ) -> int | None:
     """Return the fewest further seeds that detect a true difference of `gap` nats."""
+    own = [(seeds.deviations[n], seeds.degrees[n], counts[n]) for n in (i, k)]
+    fixed = [(data.variance(i, k), data.degrees)] if data else []
 
     def suffices(added: int) -> bool:
-        own = [count + added for count in counts]
-        more = replace(seeds, degrees=tuple(degrees + added for degrees in seeds.degrees))
-        return _power(gap, *difference_variance(i, k, own, more, data)) >= POWER
+        parts = [(deviation**2 / (count + added), degrees + added) for deviation, degrees, count in own]
+        variance, degrees = pooled_variance([*parts, *fixed])
+        return _power(gap, float(variance), float(degrees)) >= POWER
 
     if gap == 0 or not suffices(MOST):
         return None

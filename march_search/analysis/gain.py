@@ -72,13 +72,12 @@ class Gain:
     high: float | None
 
 
-def local_law(curve: Sequence[tuple[int, float]], warmup_tokens: float = 0, seed: int = 0) -> LocalLaw | None:
+def local_law(curve: Sequence[tuple[int, float]], warmup_tokens: float = 0) -> LocalLaw | None:
     """Return the law of a curve near its end; None with too few evaluations, or if the loss does not surely fall.
 
     Args:
         curve: (tokens, loss) pairs, ascending.
         warmup_tokens: Evaluations before this many tokens are left out.
-        seed: Random seed.
     """
     start = max(warmup_tokens, SKIPPED * curve[-1][0]) if curve else 0.0
     late = [(tokens, loss) for tokens, loss in curve if tokens > start]
@@ -93,7 +92,7 @@ def local_law(curve: Sequence[tuple[int, float]], warmup_tokens: float = 0, seed
     degrees = EVALUATION_DEGREES + len(late) - 2
     logs_G = -np.log(spreads_G) / 2 - degrees / 2 * np.log(squares_G)
     chances_G = np.exp(logs_G - logs_G.max())
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn_B = rng.choice(len(EXPONENTS), DRAWS, p=chances_G / chances_G.sum())
     errors_B = np.sqrt(squares_G / degrees / spreads_G)[drawn_B] * rng.standard_t(degrees, DRAWS)
     slopes_B = slopes_G[drawn_B] + errors_B

@@ -58,7 +58,7 @@ def changes_at(ratio: float) -> Changes:
     return Changes(kept, tuple(float(np.interp(np.log(ratio), logs, column)) for column in columns))
 
 
-def later_differences(differences_A: Array, seed_draws_AB: Array, ratio: float, seed: int = 0) -> Array:
+def later_differences(differences_A: Array, seed_draws_AB: Array, ratio: float) -> Array:
     """Return (A, B) draws of the differences to the leader after `ratio` times the tokens.
 
     Two differences share the leader, so half of the variance of their changes is shared.
@@ -67,11 +67,10 @@ def later_differences(differences_A: Array, seed_draws_AB: Array, ratio: float, 
         differences_A: Present differences to the leader, in nats.
         seed_draws_AB: Draws of their errors over seeds.
         ratio: Factor in tokens, between 1 and `CHECKED`.
-        seed: Random seed.
     """
     from scipy.special import ndtr
 
-    found, rng = changes_at(ratio), np.random.default_rng(seed)
+    found, rng = changes_at(ratio), np.random.default_rng(0)
     own_AB = rng.standard_normal(seed_draws_AB.shape)
     normal_AB = (own_AB - rng.standard_normal(seed_draws_AB.shape[1])) / np.sqrt(2)
     sizes_AB = np.interp(2 * ndtr(np.abs(normal_AB)) - 1, (0.0, *LEVELS), (0.0, *found.quantiles))

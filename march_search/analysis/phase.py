@@ -8,6 +8,7 @@ from march_search.analysis.finals import Finals, SeedTrial, finals, verdict
 from march_search.analysis.study_record import StudyRecord, TrialRecord
 from march_search.analysis.trial_counts import not_started
 from march_search.config import StudyConfig
+from march_search.units import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class Phase:
     name: Literal["search", "confirm", "complete"]
     """`search`: candidates are trained and stopped; `confirm`: finalists are trained with further seeds."""
     detail: str
-    """What is left of it or how it ended, in words: one sentence without its subject."""
+    """What is left of it or how it ended: one or two sentences, the first in lower case."""
 
 
 def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
@@ -35,9 +36,9 @@ def study_phase(study: StudyRecord, spent: int | None = None) -> Phase:
     to_come = not_started(study)
     if paused or unfinished or to_come:
         parts = [(unfinished, "not finished"), (paused, "paused on a rung"), (to_come, "not started")]
-        counts = _listed([f"{number} {words}" for number, words in parts if number])
+        counts = _listed([f"{number} {'is' if number == 1 else 'are'} {words}" for number, words in parts if number])
         limit = "" if config.search.max_tokens is None else f" [search] max_tokens is {config.search.max_tokens:,}."
-        return Phase(name="search", detail=f"{len(searched) + to_come} trials, of which {counts}.{limit}")
+        return Phase(name="search", detail=f"of {plural(len(searched) + to_come, 'trial')}, {counts}.{limit}")
     found = finals(seed_trials(study.trials), config)
     if config.confirm.further(len(seeds)) == 0 and not further:
         number = len({t.architecture for t in searched if t.state == "complete"})

@@ -25,7 +25,8 @@ class Pooled:
     rates: dict[float, float]
     """Mean loss at each learning rate after `tokens` tokens, by ascending rate."""
     shared_means: tuple[float, ...]
-    """Mean loss at each learning rate over the seeds that others than the best rate have, too; the best one first."""
+    """Mean loss at each learning rate over the best rate's seeds that at least one other rate also has; the best rate
+    first."""
     num_shared: int
     """Number of these seeds: those that had a part in choosing the rate."""
     num_rates: int
@@ -67,7 +68,7 @@ class Pooled:
     @property
     def curve(self) -> tuple[tuple[int, float], ...]:
         """(tokens, loss) pairs up to `tokens`: the mean over seeds at each evaluation that all seeds share."""
-        curves = [{e["tokens"]: float(e["loss"]) for e in t.evaluations} for t in self.trials]
+        curves = [t.curve for t in self.trials]
         shared = sorted(tokens for tokens in set.intersection(*(set(c) for c in curves)) if tokens <= self.tokens)
         return tuple((tokens, statistics.fmean(c[tokens] for c in curves)) for tokens in shared)
 

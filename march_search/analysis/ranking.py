@@ -98,11 +98,6 @@ def rank(study: StudyRecord, assumed: float | None = None, with_seed_noise: bool
     )
 
 
-def ranked_rows(study: StudyRecord) -> list[dict[str, Any]]:
-    """Return one row per ranked architecture, best first; equal losses share a rank."""
-    return list(rank(study).rows)
-
-
 def find_trial(study: StudyRecord, text: str) -> TrialRecord:
     """Return the trial given by `text`: `best`, the name of its architecture, or its number.
 
@@ -122,6 +117,11 @@ def find_trial(study: StudyRecord, text: str) -> TrialRecord:
     numbers = ", ".join(str(t.number) for t in matches or study.trials)
     if matches:
         raise UsageError(f"{study.name} has several trials of {text}; use a trial number ({numbers}).")
+    for damaged in study.damaged:
+        if text in (str(damaged.number), damaged.architecture):
+            raise UsageError(f"{study.name}: trial {damaged.number} is damaged: {damaged.reason}")
+    if not study.trials:
+        raise UsageError(f'{study.name} has no trial "{text}": none of its trials can be read.')
     raise UsageError(
         f'{study.name} has no trial "{text}"; use best, an architecture name or a trial number ({numbers}).'
     )

@@ -47,10 +47,10 @@ def rate_corrections(means: Sequence[Sequence[float]], deviations: Sequence[floa
     ]
 
 
-def winner_noise(scores_K: Array, seed: int = 0) -> float:
+def winner_noise(scores_K: Array) -> float:
     """Return the expected noise of the lowest of several means, all in units of their standard deviation."""
     true_K = _shrunk(np.asarray(scores_K, np.float64))
-    noise_DK = np.random.default_rng(seed).standard_normal((DRAWS, len(true_K)))
+    noise_DK = np.random.default_rng(0).standard_normal((DRAWS, len(true_K)))
     chosen_D = (true_K + noise_DK).argmin(axis=1)
     return float(noise_DK[np.arange(DRAWS), chosen_D].mean())
 

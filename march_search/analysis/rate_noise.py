@@ -43,7 +43,7 @@ class RateNoise:
         ]
 
 
-LADDER = RateNoise(
+RECORDED = RateNoise(
     per_doubling=0.0629,
     per_doubling_degrees=2,
     deviation=0.0137,

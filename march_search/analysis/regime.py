@@ -38,7 +38,7 @@ class Regime:
     gain_noise: float | None
     """Standard deviation of context gains around their trend."""
     gain_limit: float
-    """Context gains below this count as near zero: `NEAR_GAIN`, or twice their noise."""
+    """Context gains below this count as near zero: the larger of `NEAR_GAIN` and twice their noise."""
     num_measured: int
     """Number of architectures with a measured context gain."""
     num_unused: int

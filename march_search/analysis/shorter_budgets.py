@@ -106,6 +106,8 @@ def budget_orders(study: StudyRecord) -> tuple[BudgetOrder, ...]:
         complete = complete_architectures(at_budget(study, tokens))
         if complete:
             losses[tokens] = {pooled.architecture: pooled.loss for pooled in complete}
+    if len(losses) < 2:
+        return ()
     following: dict[int, int | None] = {**dict(pairwise(losses)), **dict.fromkeys([*losses][-1:])}
     last = [*losses][-1:]
     return tuple(

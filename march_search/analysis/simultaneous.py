@@ -34,7 +34,6 @@ def adjusted_p_values(
     seeds: SeedNoise | None,
     data: DataNoise | None,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> Array:
     """Return `CAUTION` times the share of draws in which the largest difference is at least as significant; 1 if i = k.
 
@@ -46,13 +45,12 @@ def adjusted_p_values(
         seeds: Training noise of each architecture; its variances are drawn (scaled inverse χ²).
         data: Data noise, jointly Student's t.
         draws: Number of draws of the noise.
-        seed: Seed of the draws.
     """
     many = len(counts)
     adjusted_AA, rows, columns = np.ones((many, many)), *np.triu_indices(many, 1)
     if many < 2:
         return adjusted_AA
-    rng, largest = np.random.default_rng(seed), []
+    rng, largest = np.random.default_rng(0), []
     draws = min(draws, max(FEWEST_DRAWS, 4 * LARGEST_ARRAY // len(rows)))
     size = max(1, min(draws, LARGEST_ARRAY // len(rows)))
     variance_P, degrees_P = variance_AA[rows, columns], degrees_AA[rows, columns]

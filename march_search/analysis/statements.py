@@ -39,7 +39,7 @@ SAME = (
     *("structure", "vocab_size", "position", "tie_word_embeddings", "head_schedule", "share_layers", "bottleneck"),
     *("length_reduction", "noop_key", "num_key_value_heads", "qk_norm", "norm", "norm_position", "bias"),
     *("parallel_block", "rotary_fraction", "rotary_base", "rotary_scaling", "attention_window", "global_every"),
-    "logit_softcap",
+    *("logit_softcap", "block", "norm_epsilon", "d_bottleneck", "num_decoder_layers", "max_length"),
 )
 """Fields that must be equal in both architectures unless a statement is about them."""
 
@@ -63,6 +63,7 @@ STATEMENTS = (
         equal=("d_model", "d_kv", "feed_forward_proj", "cross_attention"),
         moves=("heads", "layers"),
         along="num_layers",
+        varies=("num_decoder_layers",),
     ),
     Statement(
         text="a wider model with fewer layers is better",
@@ -70,6 +71,7 @@ STATEMENTS = (
         equal=("d_kv", "feed_forward_proj", "cross_attention"),
         moves=("d_model", "layers"),
         along="num_layers",
+        varies=("num_decoder_layers",),
     ),
     Statement(
         text="more heads with a smaller d_kv are better",
@@ -105,6 +107,7 @@ STATEMENTS = (
         equal=("d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
         moves=("d_ff / d_model", "layers"),
         along="num_layers",
+        varies=("num_decoder_layers",),
     ),
     Statement(
         text="a wider model with a smaller d_ff is better",
@@ -123,6 +126,7 @@ STATEMENTS = (
         equal=("d_kv", "feed_forward_proj", "cross_attention"),
         moves=("heads", "d_model", "layers"),
         along="num_layers",
+        varies=("num_decoder_layers",),
     ),
     Statement(
         text="more heads in the first layers of a stack than in the last are better",
@@ -150,7 +154,7 @@ STATEMENTS = (
         praises=lambda a, b: a.position == "rotary" and b.position == "absolute",
         equal=("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
         moves=(),
-        varies=("position",),
+        varies=("position", "max_length"),
     ),
     Statement(
         text="the changes of baseline V2 together are better",
@@ -162,7 +166,7 @@ STATEMENTS = (
         ),
         equal=("d_kv",),
         moves=(GATED, "d_model", "layers", "heads"),
-        varies=("position",),
+        varies=("position", "max_length", "num_decoder_layers"),
     ),
     Statement(
         text="cross-attention to the encoder output is better than to the encoder layer of the same depth",
@@ -176,7 +180,7 @@ STATEMENTS = (
         equal=("d_kv", "feed_forward_proj", "cross_attention"),
         moves=("layers", "d_model", "heads"),
         margin=NOTHING_NATS,
-        varies=("share_layers",),
+        varies=("share_layers", "num_decoder_layers"),
     ),
     Statement(
         text="using the same weights in more layers is better",
@@ -184,7 +188,7 @@ STATEMENTS = (
         equal=("d_model", "num_heads", "d_kv", "d_ff", "feed_forward_proj", "cross_attention"),
         moves=("layers",),
         along="num_layers",
-        varies=("share_layers",),
+        varies=("share_layers", "num_decoder_layers"),
     ),
     Statement(
         text="fewer positions from the middle of the encoder cost nothing",
@@ -207,7 +211,7 @@ STATEMENTS = (
         praises=lambda a, b: a.bottleneck != "none" and b.bottleneck == "none" and a.d_ff > b.d_ff,
         equal=("num_layers", "d_model", "num_heads", "d_kv", "feed_forward_proj", "cross_attention"),
         moves=("d_ff / d_model",),
-        varies=("bottleneck",),
+        varies=("bottleneck", "d_bottleneck"),
     ),
     Statement(
         text="fewer key/value heads with a larger d_ff cost nothing",

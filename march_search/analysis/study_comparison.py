@@ -34,6 +34,9 @@ IMMATERIAL = {"hub_revision", "bad_row_tolerance", "text_column"}
 UNCOMPARED = {"architectures", "description", "question", "answer", "storage", "heartbeat_seconds"}
 """Settings that do not change what is trained, and the list of candidates, which the table of architectures shows."""
 
+SHOWN_ENTRIES = 4
+"""Number of entries of a list that are shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeDifference:
@@ -114,7 +117,7 @@ def comparability_faults(first: StudyRecord, second: StudyRecord) -> list[str]:
     """Return why losses of two studies cannot be compared: each setting of the data, and each file that differs."""
     data = [asdict(study.trials[0].config.data) if study.trials else {} for study in (first, second)]
     faults = [
-        f"data.{key}: {_text(data[0].get(key))} and {_text(data[1].get(key))}"
+        f"data.{key}: {' and '.join(_texts([side.get(key) for side in data]))}"
         for key in data[0]
         if key not in IMMATERIAL and data[0].get(key) != data[1].get(key)
     ]
@@ -133,8 +136,8 @@ def setting_differences(studies: Sequence[StudyRecord]) -> list[tuple[str, tuple
     defaults = asdict(StudyConfig(space=""))  # earlier versions did not record every setting
     flat = [_flat(filled(study.settings, defaults)) for study in studies]
     keys = sorted({key for values in flat for key in values if key.split(".")[0] not in UNCOMPARED})
-    rows = [(key, tuple(_text(values[key]) if key in values else "not set" for values in flat)) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows = [(key, [_whole(values.get(key, "not set")) for values in flat]) for key in keys]
+    return [(key, _texts(values)) for key, values in rows if any(value != values[0] for value in values)]
 
 
 def _differences(own: Sequence[Pooled], other: Sequence[Pooled], with_losses: bool) -> tuple[ShapeDifference, ...]:
@@ -234,10 +237,27 @@ def _flat(settings: dict[str, Any], where: str = "") -> dict[str, Any]:
     return flat
 
 
+def _whole(value: Any) -> Any:
+    """Return a setting in the form in which it is compared: empty ones are None, and sequences are lists."""
+    return None if value in ({}, [], ()) else list(value) if isinstance(value, tuple) else value
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    """Return the values of a setting as a person reads them; long lists of one length with the entries that differ."""
+    texts = []
+    for value in values:
+        text, differing = _text(value), []
+        if isinstance(value, list | tuple) and len(value) > SHOWN_ENTRIES:
+            alike = [other for other in values if _text(other) == text]
+            differing = [str(entry) for n, entry in enumerate(value) if any(other[n] != entry for other in alike)]
+        texts.append(f"{text}, among them {', '.join(differing[:SHOWN_ENTRIES])}" if differing else text)
+    return tuple(texts)
+
+
 def _text(value: Any) -> str:
     """Return a setting as a person reads it."""
     if value is None or value in ({}, [], ()):
         return "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) if len(value) <= 4 else f"{len(value)} entries"
+        return ", ".join(map(str, value)) if len(value) <= SHOWN_ENTRIES else f"{len(value)} entries"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

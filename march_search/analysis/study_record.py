@@ -12,7 +12,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.config import PrunerConfig, StudyConfig, TrialConfig
 from march_search.config.changes import differences, in_current_keys
 from march_search.config.loader import build
-from march_search.errors import DataError, MarchSearchError, StorageError
+from march_search.errors import DataError, MarchSearchError, NoTrialsError, StorageError
 from march_search.files.atomic import one_line
 from march_search.files.json_tables import NUMBER, find_table, read_table
 from march_search.trial.faults import changed_words
@@ -81,6 +81,12 @@ class TrialRecord:
         return self.context_gain if tokens == self.tokens else self._at(tokens, "context_gain")
 
     @property
+    def curve(self) -> dict[int, float]:
+        """Loss by tokens at each evaluation; a complete trial ends with its result, even if the evaluation is lost."""
+        found = {int(line["tokens"]): float(line["loss"]) for line in self.evaluations}
+        return found if self.loss is None else found | {self.tokens: self.loss}
+
+    @property
     def bits_per_nat(self) -> float | None:
         """Factor from the loss of any evaluation to bits per byte; None if none was recorded."""
         return self.bits_per_byte / self.loss if self.bits_per_byte and self.loss else None
@@ -132,7 +138,8 @@ def read_study(folder: Path) -> StudyRecord:
 
     Raises:
         ConfigError: If a setting in study.json is not valid.
-        StorageError: If the study has no trials, or its study.json is damaged.
+        NoTrialsError: If the study has no trials yet.
+        StorageError: If its study.json is damaged.
     """
     path = folder / "study.json"
     settings = in_current_keys(read_table(path, {"settings": dict}, "Restore it from a copy.")["settings"], True)
@@ -141,7 +148,7 @@ def read_study(folder: Path) -> StudyRecord:
     trials, copies = _without_copies([_read_trial(trial, pruner) for trial in found.trials])
     if not trials and not found.damaged:
         text = f"{folder}: the study has no trials yet; use march-search study run {folder.name}."
-        raise StorageError(" ".join([text, *found.notes]))
+        raise NoTrialsError(" ".join([text, *found.notes]))
     found.strays += copies
     reference, notes = _read_reference(folder)
     notes += [f"trial {trial.number}: {note}" for trial in trials for note in trial.notes]
@@ -154,6 +161,19 @@ def read_study(folder: Path) -> StudyRecord:
         damaged=tuple(found.damaged),
         notes=(*notes, *found.notes),
     )
+
+
+def started_study(folder: Path) -> StudyRecord | None:
+    """Read a study as `read_study` does; return None if it was not started or has no trials yet.
+
+    Raises:
+        ConfigError: If a setting in study.json is not valid.
+        StorageError: If its study.json is damaged.
+    """
+    try:
+        return read_study(folder) if (folder / "study.json").is_file() else None
+    except NoTrialsError:
+        return None
 
 
 def _planned_trials(folder: Path) -> int:

@@ -56,15 +56,15 @@ def _optimum_words(found: IsoflopEvidence, one: Optimum) -> str:
             f"{one.tokens_per_parameter.value:.3g} tokens per parameter "
             f"({_ends(one.tokens_per_parameter.interval, '{:.3g}'.format)})."
         )
-    smallest, largest = si(float(one.draws.places_X[0])), si(float(one.draws.places_X[-1]))
+    smallest, largest = si(float(one.draws.parameters_X[0])), si(float(one.draws.parameters_X[-1]))
     if all(one.is_open):
         return f"{start}shows no lowest point between {smallest} and {largest} parameters beyond noise."
     if one.is_open[0]:
         bound = one.parameters.interval.high
-        words = f"below {si(bound)}" if bound > one.draws.places_X[0] else f"at {smallest} or below"
+        words = f"below {si(bound)}" if bound > one.draws.parameters_X[0] else f"at {smallest} or below"
         return f"{start}is lowest {words} parameters, and maybe below the smallest size: add smaller sizes."
     bound = one.parameters.interval.low
-    words = f"above {si(bound)}" if bound < one.draws.places_X[-1] else f"at {largest} or above"
+    words = f"above {si(bound)}" if bound < one.draws.parameters_X[-1] else f"at {largest} or above"
     return f"{start}is lowest {words} parameters, and maybe above the largest size: add larger sizes."
 
 

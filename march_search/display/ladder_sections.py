@@ -1,6 +1,5 @@
 """The results of a ladder as an answer in sentences, tables with notes, and values for JSON."""
 
-import math
 from typing import Any
 
 from march_search.analysis.comparison import Interval
@@ -10,7 +9,7 @@ from march_search.display.tables import Column
 from march_search.display.wording import listed
 from march_search.ladders.ladder import LadderEvidence
 from march_search.ladders.size_order import POWER, EffectChange, SizeAgreement
-from march_search.units import chance, plural, si
+from march_search.units import chance, plural, si, whole_percent
 
 Row = dict[str, Any]
 
@@ -23,7 +22,7 @@ def ladder_answer(found: LadderEvidence) -> str:
     kept, held = round(whole.accuracy * whole.pairs), whole.accuracy_interval
     parts = [
         f"{whole.small} orders {kept} of {plural(whole.pairs, 'pair')} of arms as {whole.large} does "
-        f"({_percent(whole.accuracy)}, 95% interval {_percent(held.low)} to {_percent(held.high)}; "
+        f"({whole_percent(whole.accuracy)}, 95% interval {whole_percent(held.low)} to {whole_percent(held.high)}; "
         f"Kendall's tau {whole.kendall:.2f})."
     ]
     if found.turns:
@@ -93,7 +92,7 @@ def _losses_section(found: LadderEvidence) -> Section:
         last, check = found.records[-1].size, found.check
         notes.append(
             f"Check: a forecast of {last} from the smaller sizes holds for {sum(check.held)} of {len(check.held)} arms "
-            f"and orders {_percent(check.accuracy)} of the pairs as {last} does."
+            f"and orders {whole_percent(check.accuracy)} of the pairs as {last} does."
         )
     if found.rate_edge:
         warnings.append(
@@ -113,7 +112,7 @@ def _agreement_section(found: LadderEvidence) -> Section:
     """Return how far each size decides as each larger one does."""
     columns = (
         Column(key="sizes", heading="sizes", short="sizes", left=True),
-        Column(key="accuracy", heading="same order", short="same order", show=_percent),
+        Column(key="accuracy", heading="same order", short="same order", show=whole_percent),
         Column(key="accuracy_range", heading="95% interval", short="95% interval"),
         Column(key="kendall", heading="Kendall's tau", short="tau", show="{:.2f}".format),
         Column(key="kendall_range", heading="95% interval", short="95% interval", wide_only=True),
@@ -122,12 +121,12 @@ def _agreement_section(found: LadderEvidence) -> Section:
     )
     rows = []
     for one in found.agreements:
-        tau, slope = one.kendall_interval, one.slope_interval
+        held, tau, slope = one.accuracy_interval, one.kendall_interval, one.slope_interval
         rows.append(
             {
                 "sizes": f"{one.small} → {one.large}",
                 "accuracy": one.accuracy,
-                "accuracy_range": f"{_percent(one.accuracy_interval.low)} to {_percent(one.accuracy_interval.high)}",
+                "accuracy_range": f"{whole_percent(held.low)} to {whole_percent(held.high)}",
                 "kendall": one.kendall,
                 "kendall_range": f"{tau.low:.2f} to {tau.high:.2f}",
                 "slope": one.slope,
@@ -314,8 +313,3 @@ def _change_values(found: LadderEvidence, one: EffectChange) -> Row:
 def _ends(interval: Interval) -> list[float]:
     """Return an interval as a list."""
     return [interval.low, interval.high]
-
-
-def _percent(share: float) -> str:
-    """Return a share in percent, rounded to whole numbers towards neither end."""
-    return f"{math.floor(100 * share + 0.5)}%"

@@ -1,4 +1,4 @@
-"""Say in sentences which regime a ranking describes, and what is known about orders taken there."""
+"""Describe the regime of a ranking in sentences, and what is known about orders measured in it."""
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.regime import NEAR_NATS, Regime

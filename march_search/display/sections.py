@@ -12,7 +12,7 @@ from march_search.analysis.horizon import Horizon
 from march_search.analysis.level import Level
 from march_search.analysis.phase import study_phase
 from march_search.analysis.ranking import Ranking
-from march_search.analysis.rate_noise import LADDER
+from march_search.analysis.rate_noise import RECORDED
 from march_search.analysis.shorter_budgets import BudgetOrder, branch_values
 from march_search.analysis.trial_counts import recorded_counts
 from march_search.display import architectures
@@ -37,6 +37,8 @@ class Section:
     """Notes that the reader must not overlook."""
     breaks: Mapping[int, str] = field(default_factory=dict)
     """Text of the rule above a row, by the row's index."""
+    empty: str = "Too few architectures for this analysis."
+    """What stands in place of the table if it has no rows."""
 
 
 def sections(evidence: Evidence) -> list[Section]:
@@ -71,6 +73,7 @@ def ranking_section(evidence: Evidence) -> Section:
         notes=[*(note.full for note in notes if not note.is_warning), *explanation(evidence)],
         warnings=[note.full for note in notes if note.is_warning],
         breaks=level_breaks(ranking.rows),
+        empty="No architecture is ranked yet.",
     )
 
 
@@ -79,7 +82,7 @@ def heading_lines(evidence: Evidence) -> list[tuple[str, str]]:
     settings, phase = evidence.study.settings, study_phase(evidence.study)
     lines = [("Question", settings.get("question") or ""), ("Answer", study_answer(evidence).text)]
     if phase.name != "complete":
-        lines.append(("Phase", f"{phase.name}. {phase.detail}"))
+        lines.append(("Phase", f"{phase.name}. {phase.detail[:1].upper()}{phase.detail[1:]}"))
     return [(name, text) for name, text in lines if text]
 
 
@@ -102,7 +105,7 @@ def markdown_sections(evidence: Evidence, heading: str = "", with_answer: bool =
 
 def markdown_section(section: Section, heading: str = "") -> str:
     """Return a section as Markdown: its title, its table, and its warnings and notes as a list."""
-    table = _markdown_table(section) if section.rows else "No architecture is ranked yet."
+    table = _markdown_table(section) if section.rows else section.empty
     remarks = [*(f"**{warning}**" for warning in section.warnings), *section.notes]
     parts = [f"{heading}{section.title or 'ranking'}", table, "\n".join(f"- {remark}" for remark in remarks)]
     return "\n\n".join(part.strip() for part in parts if part.strip())
@@ -186,8 +189,8 @@ def _budgets_section(found: Sequence[BudgetOrder]) -> Section:
             "tokens": order.tokens,
             "name": order.leader,
             "architectures": order.architectures,
-            "next": order.pairs_next and f"{order.kept_next} of {order.pairs_next}",
-            "last": order.pairs and f"{order.kept} of {order.pairs}",
+            "next": f"{order.kept_next} of {order.pairs_next}" if order.pairs_next else None,
+            "last": f"{order.kept} of {order.pairs}" if order.pairs else None,
             "kendall": order.kendall,
             "regret": order.regret,
         }
@@ -260,7 +263,7 @@ def _findings_section(found: Sequence[Answer]) -> Section:
     if any(not step.by_rate for answer in tested for step in answer.steps):
         lines.append(
             "Differences were measured at one learning rate. How much the rate moves them is assumed, from "
-            f"{LADDER.source}: {LADDER.per_doubling:g} nats per doubling of d_model and {LADDER.deviation:g} per "
+            f"{RECORDED.source}: {RECORDED.per_doubling:g} nats per doubling of d_model and {RECORDED.deviation:g} per "
             "architecture."
         )
     if several:

@@ -58,7 +58,7 @@ class Optimum:
     budget: str
     flops: float
     is_inside: bool
-    """Whether both ends of the interval lie between the smallest and the largest size: only then it is an optimum."""
+    """Whether both ends of the interval lie between the smallest and the largest size: only then is it an optimum."""
     is_open: tuple[bool, bool]
     """Whether the optimum may be below the smallest size, and above the largest."""
     parameters: Estimate
@@ -112,7 +112,7 @@ class IsoflopEvidence:
     unfinished: tuple[str, ...]
     """Studies with trials that may still complete, or none yet."""
     faults: tuple[str, ...]
-    """One sentence for each arm and budget without a fit."""
+    """One sentence for each arm and budget with too few sizes, and for each arm whose losses do not follow the law."""
 
 
 def isoflop_evidence(ladder: IsoflopRecord, root: Path, assumed: float | None = None) -> IsoflopEvidence:
@@ -214,7 +214,7 @@ def _points(own: Sequence[PointLoss]) -> ArmPoints:
 def _optimum(arm: str, budget: str, flops: float, draws: OptimumDraws) -> Optimum:
     """Return the optimum that the draws show."""
     low, middle, high = draws.ends
-    places, tokens = draws.places_X, draws.tokens_X
+    parameters, tokens = draws.parameters_X, draws.tokens_X
 
     def at(values: Array) -> Estimate:
         ends = sorted((float(values[low]), float(values[high])))
@@ -226,9 +226,9 @@ def _optimum(arm: str, budget: str, flops: float, draws: OptimumDraws) -> Optimu
         flops=flops,
         is_inside=not any(draws.is_open),
         is_open=draws.is_open,
-        parameters=at(places),
+        parameters=at(parameters),
         tokens=at(tokens),
-        tokens_per_parameter=at(tokens / places),
+        tokens_per_parameter=at(tokens / parameters),
         loss=_estimate(draws.loss_B),
         draws=draws,
     )
@@ -240,13 +240,13 @@ def _gap(one: Optimum, optima: Sequence[Optimum], baseline: str) -> OptimumGap |
     if base is None or base is one:
         return None
     many = min(len(one.draws.loss_B), len(base.draws.loss_B))
-    places = [side.draws.places_X[side.draws.best_B[:many]] for side in (one, base)]
+    parameters = [side.draws.parameters_X[side.draws.best_B[:many]] for side in (one, base)]
     return OptimumGap(
         arm=one.arm,
         baseline=baseline,
         budget=one.budget,
         loss=_estimate(one.draws.loss_B[:many] - base.draws.loss_B[:many]),
-        ratio=_estimate(places[0] / places[1]) if one.is_inside and base.is_inside else None,
+        ratio=_estimate(parameters[0] / parameters[1]) if one.is_inside and base.is_inside else None,
     )
 
 

@@ -13,8 +13,8 @@ exponents differ, sizes reach far or lie to one side of the minimum (Czech et al
 
 The noise of seeds is that of a ladder: the variance of each mean is drawn, and the losses around it.
 
-Shape suffixes: P points, K draws of the seed variances, G pairs of exponents, B draws, X places between the smallest
-and the largest size.
+Shape suffixes: P points, K draws of the seed variances, G pairs of exponents, B draws, X numbers of parameters between
+the smallest and the largest size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ LEAST, MOST = 0.05, 1.0
 STEPS, ZOOMS, FAR = 16, 3, 15.0
 """Number of values of each exponent, how often their range is narrowed, and the log likelihood ratio left out."""
 
-DRAWS, VARIANCES, PLACES = 2000, 16, 400
-"""Number of draws of the law, of draws of the seed variances, and of places at which the curve is computed."""
+DRAWS, VARIANCES, POINTS = 2000, 16, 400
+"""Number of draws of the law, of draws of the seed variances, and of points of the curve."""
 
 ROUNDS = 20
 """How many times `DRAWS` laws are drawn until enough have no negative part."""
@@ -66,21 +66,21 @@ class ArmPoints:
 class OptimumDraws:
     """Draws of the lowest loss of one compute budget, between the smallest and the largest size."""
 
-    places_X: Array
+    parameters_X: Array
     """Parameters at which the curves were computed."""
     tokens_X: Array
     """Tokens at these parameters: the budget divided by the FLOPs per token of the arm, a parabola in log-log, because
     shapes of small steps have uneven ones."""
     best_B: Array
-    """Index of the place with the lowest loss; 0 and the last are the ends of the sizes."""
+    """Index of the parameters with the lowest loss; 0 and the last are the ends of the sizes."""
     loss_B: Array
     """Lowest loss."""
     curves_3X: Array
-    """Lower end, median and upper end of the 95% interval of the expected loss at each place."""
+    """Lower end, median and upper end of the 95% interval of the expected loss at each of `parameters_X`."""
 
     @property
     def ends(self) -> tuple[int, int, int]:
-        """Indices of the places at the lower end, the median and the upper end of the 95% interval."""
+        """Indices of the parameters at the lower end, the median and the upper end of the 95% interval."""
         tail = (1 - CONFIDENCE) / 2
         low, middle, high = np.quantile(self.best_B, [tail, 0.5, 1 - tail], method="inverted_cdf")
         return int(low), int(middle), int(high)
@@ -89,7 +89,7 @@ class OptimumDraws:
     def is_open(self) -> tuple[bool, bool]:
         """Whether the minimum may be below the smallest size, and above the largest."""
         low, _, high = self.ends
-        return low == 0, high == len(self.places_X) - 1
+        return low == 0, high == len(self.parameters_X) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +212,14 @@ def _optimum(
     """Return the draws of the lowest loss of a budget."""
     order = np.unique(points.parameters_P, return_index=True)[1]
     sizes, per_token = np.log(points.parameters_P[order]), np.log(points.per_token_P[order])
-    places_X = np.linspace(sizes[0], sizes[-1], PLACES)
-    tokens_X = np.log(flops) - np.polyval(np.polyfit(sizes, per_token, 2), places_X)
-    first = theta_B3[:, 1, None] * np.exp(-pairs_B2[:, :1] * (places_X - np.log(units[0])))
+    logs_X = np.linspace(sizes[0], sizes[-1], POINTS)
+    tokens_X = np.log(flops) - np.polyval(np.polyfit(sizes, per_token, 2), logs_X)
+    first = theta_B3[:, 1, None] * np.exp(-pairs_B2[:, :1] * (logs_X - np.log(units[0])))
     second = theta_B3[:, 2, None] * np.exp(-pairs_B2[:, 1:] * (tokens_X - np.log(units[1])))
     losses_BX = theta_B3[:, :1] + first + second
     tail = (1 - CONFIDENCE) / 2
     return OptimumDraws(
-        places_X=np.exp(places_X),
+        parameters_X=np.exp(logs_X),
         tokens_X=np.exp(tokens_X),
         best_B=losses_BX.argmin(axis=1),
         loss_B=losses_BX.min(axis=1),
@@ -264,12 +264,12 @@ def growth(optima: Mapping[float, OptimumDraws]) -> tuple[Array, Array] | None:
         return None
     x = np.log(list(inside))
     x -= x.mean()
-    places, tokens = (
+    parameters, tokens = (
         np.log([at[optimum.best_B] for at, optimum in pairs])
         for pairs in (
-            [(optimum.places_X, optimum) for optimum in inside.values()],
+            [(optimum.parameters_X, optimum) for optimum in inside.values()],
             [(optimum.tokens_X, optimum) for optimum in inside.values()],
         )
     )
     weights = x / (x**2).sum()
-    return np.asarray(weights @ places, float), np.asarray(weights @ tokens, float)
+    return np.asarray(weights @ parameters, float), np.asarray(weights @ tokens, float)

@@ -6,11 +6,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
+from march_search.analysis.study_record import StudyRecord, TrialRecord, started_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
-from march_search.ladders.ladder_record import arm_trials_of, trial_rates
+from march_search.ladders.ladder_record import arm_trials, trial_rates
 
 ISOFLOP_FILE = "isoflop.json"
 """Record of a ladder with compute budgets in its folder."""
@@ -114,12 +114,8 @@ def point_studies(record: IsoflopRecord, root: Path) -> dict[str, StudyRecord]:
     Raises:
         StorageError: If a study is damaged.
     """
-    folders = [root / point.study for point in record.points]
-    return {
-        folder.name: read_study(folder)
-        for folder in folders
-        if (folder / "study.json").is_file() and any(folder.glob("trials/*"))
-    }
+    found = {point.study: started_study(root / point.study) for point in record.points}
+    return {name: study for name, study in found.items() if study}
 
 
 def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:
@@ -129,7 +125,7 @@ def first_points(record: IsoflopRecord) -> tuple[PointRecord, ...]:
 
 def point_trials(study: StudyRecord, point: PointRecord, rate: float) -> tuple[TrialRecord, ...]:
     """Return the complete trials of a point at a learning rate, in the order of the seeds."""
-    return arm_trials_of(study, (point.architecture,), rate).get(point.architecture.name, ())
+    return arm_trials(study, (point.architecture,), rate).get(point.architecture.name, ())
 
 
 def chosen_rate(record: IsoflopRecord, studies: Mapping[str, StudyRecord]) -> float | None:

@@ -40,7 +40,8 @@ class LadderEvidence:
 
     ladder: LadderRecord
     arms: tuple[str, ...]
-    """Arms that completed at every finished size; the first is the baseline."""
+    """Arms that completed at every finished size, in the order of the ladder. Effects are against the first: the
+    baseline, unless that is in `left_out`."""
     left_out: tuple[str, ...]
     """Arms that did not complete at some finished size, although they were to train there."""
     dropped: tuple[DroppedArm, ...]
@@ -72,7 +73,8 @@ class LadderEvidence:
     no_forecast: str
     """Why there is no forecast, as a sentence."""
     check: ForecastCheck | None
-    """Forecast of the largest finished size from the others; None with fewer than three."""
+    """Forecast of the largest finished size from the others; None with fewer than three, or if the smaller ones have no
+    law."""
     kept_forecasts: tuple[ForecastScore, ...]
     """Forecasts that were written down, by size and date, scored if their size is finished."""
     forecast_faults: tuple[str, ...]
@@ -149,7 +151,7 @@ def ladder_evidence(
         detectable=detectable_turn(losses[0], losses[-1], many * (many - 1) // 2) if is_ladder else None,
         forecast=found,
         no_forecast=reason,
-        check=check_forecast(losses) if found and len(losses) > 2 else None,
+        check=_check(losses) if found else None,
         kept_forecasts=tuple(
             score(one, ladder.arms, [(size, own) for size, _, own in done], assumed) for one in stated
         ),
@@ -213,3 +215,11 @@ def _forecast(losses: list[SizeLosses], parameters: int | None) -> tuple[SizeFor
         return forecast(losses, target), ""
     except UsageError as error:
         return None, f"No forecast: {error}"
+
+
+def _check(losses: list[SizeLosses]) -> ForecastCheck | None:
+    """Return the check of the forecast; None with fewer than three sizes, or if the smaller ones have no law."""
+    try:
+        return check_forecast(losses)
+    except UsageError:
+        return None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from march_search.analysis.noise import seed_noise
-from march_search.analysis.study_record import StudyRecord, TrialRecord, read_study
+from march_search.analysis.study_record import StudyRecord, TrialRecord, started_study
 from march_search.architecture.architecture import Architecture
 from march_search.errors import StorageError
 from march_search.files.json_tables import find_table
@@ -104,8 +104,7 @@ def size_study(ladder: LadderRecord, size: SizeRecord, root: Path) -> StudyRecor
     Raises:
         StorageError: If its record is damaged.
     """
-    folder = root / size.study
-    return read_study(folder) if (folder / "study.json").is_file() and any(folder.glob("trials/*")) else None
+    return started_study(root / size.study)
 
 
 def is_finished(study: StudyRecord) -> bool:
@@ -114,15 +113,10 @@ def is_finished(study: StudyRecord) -> bool:
     return started >= study.planned_trials and not any(trial.state in WAITING for trial in study.trials)
 
 
-def arm_trials(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[TrialRecord, ...]]:
-    """Return the complete trials at a learning rate, by architecture and in the order of the seeds."""
-    return arm_trials_of(study, size.architectures, rate)
-
-
-def arm_trials_of(
+def arm_trials(
     study: StudyRecord, architectures: Sequence[Architecture], rate: float
 ) -> dict[str, tuple[TrialRecord, ...]]:
-    """Return the complete trials of some architectures, as `arm_trials` does."""
+    """Return the complete trials at a learning rate, by the name of the architecture and in the order of the seeds."""
     found: dict[str, dict[int, TrialRecord]] = defaultdict(dict)
     for trial in study.trials:
         is_wanted = trial.state == "complete" and trial.config.training.learning_rate == rate
@@ -133,7 +127,7 @@ def arm_trials_of(
 
 def arm_losses(study: StudyRecord, size: SizeRecord, rate: float) -> dict[str, tuple[float, ...]]:
     """Return the losses of `arm_trials`."""
-    found = arm_trials(study, size, rate)
+    found = arm_trials(study, size.architectures, rate)
     return {name: tuple(trial.loss for trial in own if trial.loss is not None) for name, own in found.items()}
 
 

@@ -59,24 +59,17 @@ class SizeDraws:
     """Expected losses at the large size."""
     correlations_B: Array
     """Correlation between the sizes over all arms that the ladder's arms stand for."""
-    places_BA: Array
+    scores_BA: Array
     """Expected losses at the large size, in standard deviations above the mean of all these arms."""
 
 
-def expected_losses(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> tuple[Array, Array]:
-    """Return (B, A) draws of the arms' expected losses at two sizes; see `size_draws`."""
-    found = size_draws(small, large, seed, draws)
-    return found.first_BA, found.second_BA
-
-
-def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int = DRAWS) -> SizeDraws:
+def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0) -> SizeDraws:
     """Return draws of the arms' expected losses at two sizes and of the correlation between the sizes.
 
     Args:
         small: Losses at one size.
         large: Losses at the other size.
         seed: Seed of the draws.
-        draws: Number of draws.
     """
     rng = np.random.default_rng(seed)
     seen_2A = np.stack([small.means_A, large.means_A])
@@ -106,7 +99,7 @@ def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int =
     squares = (inverse[0] * x**2 + 2 * inverse[2] * x * y + inverse[1] * y**2).sum(axis=-1)
     weight = prior_G - (np.log(determinant).sum(axis=-1) + squares + np.log(whole)) / 2
     share = np.exp(weight - weight.max()).ravel()
-    k, g = np.unravel_index(rng.choice(share.size, draws, p=share / share.sum()), weight.shape)
+    k, g = np.unravel_index(rng.choice(share.size, DRAWS, p=share / share.sum()), weight.shape)
     center_B2 = normal_pairs(
         rng, *(part[k, g] for part in (*means, total[1] / whole, total[0] / whole, -total[2] / whole))
     )
@@ -125,8 +118,8 @@ def size_draws(small: SizeLosses, large: SizeLosses, seed: int = 0, draws: int =
         spread[1] - weights[1][0] * spread[2] - weights[1][1] * spread[1],
         spread[2] - weights[0][0] * spread[2] - weights[0][1] * spread[1],
     )
-    places_BA = (drawn[:, 1] - center_B2[:, 1, None]) / second_G[g][:, None]
-    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g], places_BA)
+    scores_BA = (drawn[:, 1] - center_B2[:, 1, None]) / second_G[g][:, None]
+    return SizeDraws(drawn[:, 0], drawn[:, 1], correlation_G[g], scores_BA)
 
 
 def normal_pairs(rng: np.random.Generator, x: Array, y: Array, xx: Array, yy: Array, xy: Array) -> Array:

@@ -91,15 +91,16 @@ def forecast(sizes: Sequence[SizeLosses], parameters: int, seed: int = 0) -> Siz
     shape_GS, at_G, end_G = _shapes(counts_S, parameters)
     noise_SKA = np.stack([size.variances(rng, VARIANCES) for size in sizes])
     weight_KG = _likelihood(seen_SA, noise_SKA, shape_GS)
-    first_G, last_G = np.moveaxis(_ends(seen_SA[:, None], noise_SKA.mean(axis=1)[:, None], shape_GS).mean(axis=2), 1, 0)
+    fitted = _fit(seen_SA[:, None], noise_SKA.mean(axis=1)[:, None], shape_GS.T[:, :, None])
+    first_G, last_G = fitted.x.mean(axis=1), fitted.y.mean(axis=1)
     allowed_G = last_G + (first_G - last_G) * end_G >= 0
     if not allowed_G.any():
         raise UsageError("losses fall faster than any power law: there is no law to extend.")
     weight_KG[:, ~allowed_G] = -np.inf
     share = np.exp(weight_KG - weight_KG.max()).ravel()
     k, g = np.unravel_index(rng.choice(share.size, DRAWS, p=share / share.sum()), weight_KG.shape)
-    mean = _fitted(seen_SA, noise_SKA.mean(axis=1), shape_GS[np.bincount(g).argmax()][:, None])
-    first_BA, last_BA = shrunk_ends(rng, mean, _fitted(seen_SA[:, None], noise_SKA[:, k], shape_GS[g].T[:, :, None]))
+    mean = _fit(seen_SA, noise_SKA.mean(axis=1), shape_GS[np.bincount(g).argmax()][:, None])
+    first_BA, last_BA = shrunk_ends(rng, mean, _fit(seen_SA[:, None], noise_SKA[:, k], shape_GS[g].T[:, :, None]))
     draws_BA = last_BA + (first_BA - last_BA) * at_G[g][:, None]
     offsets_BA = last_BA + (first_BA - last_BA) * end_G[g][:, None]
     many = seen_SA.shape[1]
@@ -127,8 +128,8 @@ def _shapes(counts_S: Array, parameters: int) -> tuple[Array, Array, Array]:
     return (powers_GS - last_G[:, None]) / span_G[:, None], at_G, -last_G / span_G
 
 
-def _fit(seen: Array, noise: Array, shape: Array) -> Array:
-    """Return the weighted least-squares losses at the smallest and the largest size, stacked along axis 0.
+def _fit(seen: Array, noise: Array, shape: Array) -> Ends:
+    """Return the weighted least-squares losses at the smallest and the largest size, with their error variances.
 
     The first axis of the arguments is the size; the others are broadcast.
     """
@@ -136,21 +137,13 @@ def _fit(seen: Array, noise: Array, shape: Array) -> Array:
     aa, bb, ab = (weight * a * a).sum(0), (weight * b * b).sum(0), (weight * a * b).sum(0)
     ay, by = (weight * a * seen).sum(0), (weight * b * seen).sum(0)
     determinant = aa * bb - ab**2
-    return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
-
-
-def _fitted(seen: Array, noise: Array, shape: Array) -> Ends:
-    """Return the result of `_fit` with its error variances."""
-    a, b, weight = shape, 1 - shape, 1 / noise
-    aa, bb, ab = (weight * a * a).sum(0), (weight * b * b).sum(0), (weight * a * b).sum(0)
-    first, last = _fit(seen, noise, shape)
-    determinant = aa * bb - ab**2
-    return Ends(x=first, y=last, xx=bb / determinant, yy=aa / determinant, xy=-ab / determinant)
-
-
-def _ends(seen_S1A: Array, noise_S1A: Array, shape_GS: Array) -> Array:
-    """Return the (G, 2, A) fitted losses at the smallest and the largest size, by exponent."""
-    return np.moveaxis(_fit(seen_S1A, noise_S1A, shape_GS.T[:, :, None]), 0, 1)
+    return Ends(
+        x=(bb * ay - ab * by) / determinant,
+        y=(aa * by - ab * ay) / determinant,
+        xx=bb / determinant,
+        yy=aa / determinant,
+        xy=-ab / determinant,
+    )
 
 
 def _likelihood(seen_SA: Array, noise_SKA: Array, shape_GS: Array) -> Array:
@@ -159,8 +152,8 @@ def _likelihood(seen_SA: Array, noise_SKA: Array, shape_GS: Array) -> Array:
     Before, all losses at the smallest and at the largest size are equally likely, whatever the exponent.
     """
     seen, noise, shape = seen_SA[:, None, None], noise_SKA[:, :, None], shape_GS.T[:, None, :, None]
-    first, last = _fit(seen, noise, shape)
-    squares = ((seen - last - (first - last) * shape) ** 2 / noise).sum(axis=0)
+    fitted = _fit(seen, noise, shape)
+    squares = ((seen - fitted.y - (fitted.x - fitted.y) * shape) ** 2 / noise).sum(axis=0)
     a, b = shape, 1 - shape
     determinant = (a * a / noise).sum(0) * (b * b / noise).sum(0) - np.square((a * b / noise).sum(0))
     return np.asarray(-(squares + np.log(determinant) + np.log(noise).sum(axis=0)).sum(axis=-1) / 2, float)

@@ -14,7 +14,7 @@ import numpy as np
 
 from march_search.analysis.comparison import CONFIDENCE, Interval, holm, pooled_variance, two_sided
 from march_search.analysis.noise import Array
-from march_search.ladders.size_draws import SizeLosses, expected_losses
+from march_search.ladders.size_draws import SizeLosses, size_draws
 
 POWER = 0.8
 """Probability with which a turn of the printed size is found."""
@@ -63,10 +63,11 @@ class EffectChange:
 def agreement(small: SizeLosses, large: SizeLosses, seed: int = 0) -> SizeAgreement:
     """Compare the orders of two sizes.
 
-    Intervals hold the central `CONFIDENCE` of the draws of `expected_losses`, and what was seen. Without equal losses,
+    Intervals hold the central `CONFIDENCE` of the draws of `size_draws`, and what was seen. Without equal losses,
     Kendall's tau is twice the accuracy minus one, and so is its interval.
     """
-    first_BA, second_BA = expected_losses(small, large, seed)
+    draws = size_draws(small, large, seed)
+    first_BA, second_BA = draws.first_BA, draws.second_BA
     seen = float(_alike(small.means_A[None], large.means_A[None])[0])
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(_alike(first_BA, second_BA), [tail, 1 - tail], method="inverted_cdf")

@@ -23,6 +23,7 @@ from march_search.config.ladder_config import LadderConfig
 from march_search.ladders.ladder_record import LadderRecord, SizeRecord, arm_losses, size_losses, size_study
 from march_search.ladders.size_draws import DRAWS, SizeLosses, size_draws
 from march_search.ladders.size_order import agreement
+from march_search.units import whole_percent
 
 PUBLISHED_ACCURACY = 0.8
 """Share of pairs that a plan assumes if nothing else is known: that of data mixtures, from one small size to a larger
@@ -83,9 +84,8 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
         )
     known = [k for k in kept if k in ranked]
     if len(known) < 3:
-        return Survivors(
-            arms=everything, reason=f"{words.format('all')}: only {len(known)} completed at {_names(before)}."
-        )
+        names = " and ".join(record.size for record in before)
+        return Survivors(arms=everything, reason=f"{words.format('all')}: only {len(known)} completed at {names}.")
     sides = [_size_losses(record, losses[record.size], ranked) for record in before]
     position = {k: n for n, k in enumerate(ranked)}
     risk = dropped_risk(sides, [position[k] for k in known], config.assumed_accuracy)
@@ -95,13 +95,13 @@ def survivors(ladder: LadderRecord, index: int, root: Path, rate: float, config:
         return Survivors(
             arms=everything,
             reason=f"{words.format('all')}: {because} of {_chance(risk)} without {', '.join(dropped)}, above "
-            f"max_risk ({_percent(config.max_risk)}).",
+            f"max_risk ({whole_percent(config.max_risk)}).",
             risk=risk,
         )
     return Survivors(
         arms=tuple(ladder.arms[k] for k in kept),
         reason=f"{words.format(len(kept))}, without {', '.join(dropped)}: {because} of {_chance(risk)} (max_risk: "
-        f"{_percent(config.max_risk)}).",
+        f"{whole_percent(config.max_risk)}).",
         risk=risk,
     )
 
@@ -133,7 +133,7 @@ def dropped_risk(sides: Sequence[SizeLosses], kept: Sequence[int], assumed: floa
         agree_B = found.correlations_B > 0
         if agree_B.sum() < FEWEST_DRAWS:
             agree_B = np.ones_like(agree_B)
-        z_BA, correlations_B = found.places_BA[agree_B], found.correlations_B[agree_B]
+        z_BA, correlations_B = found.scores_BA[agree_B], found.correlations_B[agree_B]
     else:
         losses_BA = _shrunken(sides[-1], rng)
         z_BA = losses_BA - losses_BA.mean(axis=1, keepdims=True)
@@ -148,7 +148,8 @@ def planned_risks(arms: int, counts: Sequence[int], accuracy: float, seed: int =
 
     Args:
         arms: Number of arms.
-        counts: How many arms train at each size after the smallest; the baseline trains in addition.
+        counts: How many of the best arms train at each size after the smallest; the baseline trains even if it is not
+            among them.
         accuracy: Share of the pairs that neighbouring sizes order alike, apart from seed noise.
         seed: Seed of the draws.
     """
@@ -169,7 +170,8 @@ def dropped_best(
     Args:
         z_BA: Draws of the arms' standardised losses at the last size. The first arm, the baseline, always trains.
         correlations_B: Correlation of neighbouring sizes in each draw.
-        counts: How many arms train at each of the next sizes, besides the baseline.
+        counts: How many of the best arms train at each of the next sizes; the baseline trains even if it is not among
+            them.
         rng: Random generator.
         first_A: Arms that train at the first of these sizes; None takes the best of each draw.
     """
@@ -179,8 +181,8 @@ def dropped_best(
         if step == 0 and first_A is not None:
             kept_BA &= first_A
         else:
-            place_BA = np.where(kept_BA, z_BA, np.inf).argsort(axis=1).argsort(axis=1)
-            kept_BA &= place_BA < count
+            rank_BA = np.where(kept_BA, z_BA, np.inf).argsort(axis=1).argsort(axis=1)
+            kept_BA &= rank_BA < count
             kept_BA[:, 0] = True
         z_BA = own_B1 * z_BA + other_B1 * rng.standard_normal(z_BA.shape)
         shares.append(float((~kept_BA[np.arange(len(z_BA)), z_BA.argmin(axis=1)]).mean()))
@@ -199,25 +201,15 @@ def _shrunken(side: SizeLosses, rng: np.random.Generator) -> Array:
 def _basis(sides: Sequence[SizeLosses], assumed: float | None) -> str:
     """Return in words how far the sizes agree."""
     if len(sides) < 2:
-        return f"sizes are assumed to order {_percent(assumed or PUBLISHED_ACCURACY)} of the pairs alike"
+        return f"sizes are assumed to order {whole_percent(assumed or PUBLISHED_ACCURACY)} of the pairs alike"
     found = agreement(sides[-2], sides[-1])
     held = found.accuracy_interval
     return (
-        f"{found.small} orders {_percent(found.accuracy)} of {found.pairs} pairs as {found.large} does (95% interval "
-        f"{_percent(held.low)} to {_percent(held.high)})"
+        f"{found.small} orders {whole_percent(found.accuracy)} of {found.pairs} pairs as {found.large} does (95% "
+        f"interval {whole_percent(held.low)} to {whole_percent(held.high)})"
     )
-
-
-def _names(records: Sequence[SizeRecord]) -> str:
-    """Return the names of sizes in words."""
-    return " and ".join(record.size for record in records)
 
 
 def _chance(risk: float) -> str:
     """Return a risk in percent; no estimate is certain."""
-    return "less than 1%" if risk < 0.01 else _percent(risk)
-
-
-def _percent(share: float) -> str:
-    """Return a share in percent, rounded half up."""
-    return f"{math.floor(100 * share + 0.5)}%"
+    return "less than 1%" if risk < 0.01 else whole_percent(risk)

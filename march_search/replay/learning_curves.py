@@ -155,7 +155,8 @@ class Curves:
     losses: tuple[tuple[float, ...], ...]
     """Losses at these evaluations, including noise."""
     rates: tuple[float, ...]
-    """Time per token of each run: in seconds, or 1 if the table lacks the time of any run."""
+    """Time per token of each run, in seconds. If the table lacks the time of any run, its FLOPs per token, or 1 without
+    sizes."""
     final: tuple[float, ...]
     """Recorded last losses, without noise, from which regret is computed; the mean over the seeds of an arm."""
     flops: tuple[float, ...] | None = None

@@ -72,7 +72,7 @@ class TpeProposals:
 
 
 def _distribution(values: list[Any]) -> BaseDistribution:
-    """Return the distribution of an axis: a logarithmic range for integers, otherwise a choice of its values."""
-    if all(type(value) is int for value in values):
+    """Return the distribution of an axis: a logarithmic range for positive integers, else a choice of its values."""
+    if all(type(value) is int and value > 0 for value in values):
         return IntDistribution(min(values), max(values), log=True)
     return CategoricalDistribution(sorted(set(values), key=str))

@@ -1,6 +1,7 @@
 """Search strategies by name, and the replay of rungs."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,8 @@ def _option(text: str, part: str) -> tuple[str, Any]:
         numbers = [float(number) for number in value.split("/")]
     except ValueError:
         raise UsageError(f'{text}: "{part}" must look like key=number, or key=number/number/number.') from None
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f'{text}: "{part}" has a number that is not finite: use finite numbers.')
     if "/" in value or key == "fractions":
         return key, tuple(numbers)
     return key, int(numbers[0]) if numbers[0].is_integer() else numbers[0]

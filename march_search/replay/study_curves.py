@@ -43,7 +43,7 @@ def ladder_study_curves(ladder: LadderRecord, root: Path) -> LearningCurves:
         raise UsageError(f"{ladder.name} has no finished size yet: run march-search study run {ladder.name}.")
     runs: list[Curve] = []
     for size, study in done:
-        own = arm_trials(study, size, rate)
+        own = arm_trials(study, size.architectures, rate)
         for arm, shape in zip(ladder.arms, size.architectures, strict=True):
             runs += [
                 replace(_run(trial), name=f"{size.size}-{arm}-s{trial.seed}", family=arm, arm=arm, size=size.size)
@@ -67,12 +67,11 @@ def _table(name: str, source: str, runs: tuple[Curve, ...]) -> LearningCurves:
 
 
 def _run(trial: TrialRecord) -> Curve:
-    """Convert a complete trial to a run; of evaluations repeated after an interruption, keep the last."""
-    curve = {int(line["tokens"]): float(line["loss"]) for line in trial.evaluations}
+    """Convert a complete trial to a run."""
     data = trial.config.data
     return Curve(
         name=f"{trial.number}-{trial.architecture.name}",
-        evaluations=tuple(sorted(curve.items())),
+        evaluations=tuple(sorted(trial.curve.items())),
         architecture=trial.architecture.name,
         seed=trial.seed,
         num_params=trial.architecture.num_params,

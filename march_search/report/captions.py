@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from march_search.analysis.early_order import crossings
+from march_search.analysis.effects import GATED
 from march_search.analysis.evidence import Evidence
 from march_search.display.answer import shares_letter
 from march_search.display.wording import short_names
@@ -95,9 +96,10 @@ def _effects(evidence: Evidence) -> str:
     if not clear:
         return "No interval excludes 0, so no dimension has a significant effect."
     most = max(clear, key=lambda effect: abs(effect.nats or 0.0))
+    unit = "nats" if most.axis == GATED else "nats per doubling"
     return (
         f"{len(clear)} of {plural(len(known), 'interval')} {'excludes' if len(clear) == 1 else 'exclude'} 0 (blue). "
-        f"{most.axis} has the largest such effect, {most.nats:+.4f} nats per doubling, with the other dimensions fixed."
+        f"{most.axis} has the largest such effect, {most.nats:+.4f} {unit}, with the other dimensions fixed."
     )
 
 

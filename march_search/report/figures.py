@@ -66,7 +66,7 @@ def curves(evidence: Evidence, width: float = HALF) -> Figure | None:
     references = _references(evidence)
     inside = [value for _, value in references if min(losses) - near <= value <= max(losses) + near]
     y = scale([*losses, *inside], bottom, TOP)
-    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", _two)
+    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", "{:.2f}".format)
     figure.x_axis(x, TOP, bottom, "training tokens" + " (log scale)" * (kind == "log"), si)
     _draw_references(figure, references, y, (TOP, bottom, LEFT, right), inside)
     for trial in others:
@@ -96,8 +96,8 @@ def against(evidence: Evidence, axis: str, name: str, width: float = HALF) -> Fi
     figure = Figure(f"Validation loss against {name}", bottom + 48, width)
     x = scale([row[axis] for row in rows], LEFT, right, "log")
     y = scale([row["loss"] for row in rows], bottom, TOP)
-    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", _three)
-    figure.x_axis(x, TOP, bottom, f"{name} (log scale)", _whole, sorted({row[axis] for row in rows}))
+    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", "{:.3f}".format)
+    figure.x_axis(x, TOP, bottom, f"{name} (log scale)", "{:,.0f}".format, sorted({row[axis] for row in rows}))
     for index, row in reversed(list(enumerate(rows))):
         css = f"s{index}" if index < SERIES else "rest"
         gated = " hollow" if row["feed_forward_proj"].startswith("gated") else ""
@@ -160,7 +160,7 @@ def front(evidence: Evidence, width: float = HALF) -> Figure | None:
     figure = Figure("Validation loss against training speed, and the Pareto front", bottom + 48, width)
     x = scale([row["tokens_per_second"] for row in rows], LEFT, right)
     y = scale([row["loss"] for row in rows], bottom, TOP, room=0.1)
-    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", _three)
+    figure.y_axis(y, LEFT, right, f"validation loss, nats per {loss_unit(evidence.study)}", "{:.3f}".format)
     figure.x_axis(x, TOP, bottom, "training speed, tokens per second", si)
     best = pareto_rows(rows)
     corners = [(x(row["tokens_per_second"]), y(row["loss"])) for row in best]
@@ -191,8 +191,8 @@ def pareto_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _curve(trial: TrialRecord) -> list[tuple[int, float]]:
-    """Return the (tokens, loss) pairs of a trial's evaluations."""
-    return [(line["tokens"], line["loss"]) for line in trial.evaluations]
+    """Return the (tokens, loss) pairs of a trial."""
+    return sorted(trial.curve.items())
 
 
 def _references(evidence: Evidence) -> list[tuple[str, float]]:
@@ -224,15 +224,3 @@ def _draw_references(
         else:
             figure.text(right - 4, low, f"{text} ↓", "tick", "end")
             low -= 16
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from march_search.analysis.effects import GATED
 from march_search.analysis.evidence import Evidence
 from march_search.display.wording import short_names
 from march_search.report.ranking_figure import SHOWN, cut
@@ -53,7 +54,7 @@ def interval_figure(
     left = 8.0 if is_narrow else label_room(bar.name for bar in bars)
     ends = [end for bar in bars for end in (bar.low, bar.high, bar.point)]
     x = scale([0.0, *ends], left + (4 if is_narrow else 24), width - 16)
-    figure.x_axis(x, top, bottom, axis, _signed)
+    figure.x_axis(x, top, bottom, axis, "{:+.3f}".format)
     figure.line(x(0), top, x(0), bottom, "zero")
     for number, bar in enumerate(bars):
         height = top + step * (number + 0.5) + (9 if is_narrow else 0)
@@ -81,7 +82,8 @@ def effects(evidence: Evidence, width: float = HALF) -> Figure | None:
         for effect in (evidence.effects.effects if evidence.effects else ())
         if (held := effect.interval) and effect.nats is not None
     ]
-    axis = "change in loss, nats per doubling; left is better"
+    unit = "nats per doubling or by gating" if any(bar.name == GATED for bar in bars) else "nats per doubling"
+    axis = f"change in loss, {unit}; left is better"
     return interval_figure("Change in loss when a dimension doubles", axis, bars, width) if bars else None
 
 
@@ -107,7 +109,3 @@ def predicted(evidence: Evidence, width: float = HALF) -> Figure | None:
     keys = [("rest mark hollow", "difference now"), ("rest interval", f"95% interval after {si(found.tokens)} tokens")]
     axis = f"loss minus that of today's leader, nats{cut(found.rows)}"
     return interval_figure(f"Predicted differences after {found.tokens:,} tokens", axis, bars, width, keys)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"

@@ -9,7 +9,7 @@ from march_search.report.svg import COLUMN, HALF, SERIES, WIDTH, Figure, scale
 from march_search.units import si
 
 STEP = 8
-"""Every how many places of a curve are drawn."""
+"""Every how many points of a curve are drawn."""
 
 
 def isoflop_figures(found: IsoflopEvidence, width: float = 0) -> dict[str, Figure]:
@@ -55,9 +55,9 @@ def _series(found: IsoflopEvidence, arm: str, budget: str, name: str) -> Series 
     best = _optimum(found, arm, budget)
     line: tuple[tuple[float, float], ...] = ()
     if best:
-        places, losses = best.draws.places_X, best.draws.curves_3X[1]
-        shown = [*range(0, len(places) - 1, STEP), -1]
-        line = tuple((float(places[k]), float(losses[k])) for k in shown)
+        parameters, losses = best.draws.parameters_X, best.draws.curves_3X[1]
+        shown = [*range(0, len(parameters) - 1, STEP), -1]
+        line = tuple((float(parameters[k]), float(losses[k])) for k in shown)
     inside = best if best and best.is_inside else None
     return Series(
         name=name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from march_search.analysis.evidence import Evidence
 from march_search.analysis.phase import study_phase
+from march_search.analysis.trial_counts import recorded_counts
 from march_search.display.answer import study_answer
 from march_search.display.notes import study_notes
 from march_search.display.sections import Section, sections
@@ -107,9 +108,8 @@ def rendered(template: str, **values: Any) -> str:
 
 def counts(evidence: Evidence) -> str:
     """Return how many trials are complete, and how many architectures are ranked."""
-    done = sum(t.state == "complete" for t in evidence.study.trials)
-    ranked = plural(len(evidence.ranking.rows), "architecture")
-    return f"{done} of {plural(len(evidence.study.trials), 'trial')} complete, {ranked} ranked"
+    trials, ranked = recorded_counts(evidence.study), plural(len(evidence.ranking.rows), "architecture")
+    return f"{trials.complete} of {plural(trials.total, 'trial')} complete, {ranked} ranked"
 
 
 def figure_files(evidence: Evidence) -> dict[str, str]:
@@ -163,6 +163,7 @@ def table(
         "notes": [] if is_ranking else section.notes,
         "warnings": [] if is_ranking else section.warnings,
         "is_ranking": is_ranking,
+        "empty": section.empty,
     }
 
 

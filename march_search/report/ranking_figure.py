@@ -75,7 +75,9 @@ def _panel(
     if len(level) > 1:
         figure.line(x(level[0]["loss"]), top, x(level[0]["loss"]), bottom, "leader-line")
     unit = f"validation loss, nats per {loss_unit(evidence.study)}"
-    figure.x_axis(x, top, bottom, unit + (cut(evidence.ranking.rows) if level[0] is leader else ""), _three, x.ticks(4))
+    figure.x_axis(
+        x, top, bottom, unit + (cut(evidence.ranking.rows) if level[0] is leader else ""), "{:.3f}".format, x.ticks(4)
+    )
     for index, row in enumerate(level):
         y, number, name = top + step * (index + 0.5), first + index, names[row["name"]]
         css, strong = f"s{number}" if number < coloured else "rest", " strong" * (row is leader)
@@ -125,7 +127,3 @@ def _key(figure: Figure, x: float, y: float, css: str, text: str) -> None:
     else:
         figure.path([(x + 2, y - 4), (x + 28, y - 4)], f"s0 {css}")
     figure.text(x + 38, y, text, "tick")
-
-
-def _three(value: float) -> str:
-    return f"{value:.3f}"

@@ -146,7 +146,9 @@ class Figure:
         self.parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>')
 
     def path(self, points: Sequence[tuple[float, float]], css: str, label: str = "") -> None:
-        """Draw a line through `points`, with the tooltip `label`."""
+        """Draw a line through `points`, with the tooltip `label`; nothing without points."""
+        if not points:
+            return
         drawn = "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
         self.parts.append(f'<path d="M{drawn}" class="{css}">{_title(label)}</path>')
 

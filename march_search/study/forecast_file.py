@@ -84,7 +84,7 @@ def _inputs(found: LadderEvidence) -> dict[str, Any]:
     assert found.rate is not None
     sizes = []
     for record, study in zip(found.records, found.studies, strict=True):
-        trials = arm_trials(study, record, found.rate)
+        trials = arm_trials(study, record.architectures, found.rate)
         rows = [
             {"arm": arm, "name": shape.name, "trial": trial.number, "seed": trial.seed, "loss": trial.loss}
             for arm, shape in zip(found.arms, found.shapes(record), strict=True)

@@ -14,7 +14,7 @@ from march_search.analysis.phase import study_phase
 from march_search.analysis.study_record import read_study
 from march_search.config import StudyConfig
 from march_search.config.study_config import public_storage
-from march_search.errors import ConfigError, MarchSearchError, StorageError
+from march_search.errors import ConfigError, MarchSearchError, NoTrialsError, StorageError
 from march_search.planning import rungs
 from march_search.storage import heartbeat, study_storage, usage
 from march_search.storage.journal import JOURNAL
@@ -40,7 +40,7 @@ def open_started(folder: StudyFolder, config: StudyConfig) -> optuna.Study:
         StorageError: If the storage cannot be opened or does not contain the study.
     """
     name = folder.path.name
-    missing = StorageError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
+    missing = NoTrialsError(f"{folder.path}: the study has no trials yet: run march-search study run {name}.")
     if config.storage is None and not (folder.path / JOURNAL).is_file():
         raise missing
     study = study_storage.load_study(name, folder.path, config.storage, config.pruner)
