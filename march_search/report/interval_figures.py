@@ -82,8 +82,9 @@ def effects(evidence: Evidence, width: float = HALF) -> Figure | None:
         for effect in (evidence.effects.effects if evidence.effects else ())
         if (held := effect.interval) and effect.nats is not None
     ]
-    unit = "nats per doubling or by gating" if any(bar.name == GATED for bar in bars) else "nats per doubling"
-    axis = f"change in loss, {unit}; left is better"
+    axis = "change in loss, nats per doubling; left is better"
+    if any(bar.name == GATED for bar in bars):
+        axis = "loss, nats per doubling or by gating; left is better"
     return interval_figure("Change in loss when a dimension doubles", axis, bars, width) if bars else None
 
 
