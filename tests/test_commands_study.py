@@ -233,7 +233,7 @@ def test_the_slurm_script_saves_before_the_time_limit(tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(["study", "worker", "toy", "--sbatch", "--root", str(tmp_path)]) == 0
     script = capsys.readouterr().out
-    assert "#SBATCH --signal=B:TERM@300" in script
+    assert "#SBATCH --signal=B:TERM@420" in script
     assert f"march-search study worker toy --root {tmp_path} &" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 

@@ -73,6 +73,20 @@ def test_a_tracker_has_each_step_once_with_settings_and_outcome(
     assert stored_runs(tracker, tmp_path, "toys") == runs
 
 
+def test_a_reused_trial_is_sent_as_a_trial_of_its_new_study(tmp_path: Path) -> None:
+    first = toy_config("trackio")
+    run_toy_study(tmp_path, first, "first")
+    lean = replace(first.training, keep_weights=False)  # toys have no weights to reuse
+    run_toy_study(tmp_path, replace(first, training=lean, search=replace(first.search, reuse_trials=True)), "second")
+    outcomes = [json.loads(path.read_text()) for path in tmp_path.glob("second/trials/*/outcome.json")]
+    assert [outcome["taken_from"].partition("/")[0] for outcome in outcomes] == ["first"] * 2
+    assert states("trackio", tmp_path / "second") == ["complete"] * 2
+    sent = stored_runs("trackio", tmp_path, "toys")
+    assert sorted(run.group for run in sent) == ["first", "first", "second", "second"]
+    for folder in tmp_path.glob("*/trials/*"):
+        assert expected_steps(folder) in [run.steps for run in sent if run.group == folder.parent.parent.name]
+
+
 @pytest.fixture
 def trial(tmp_path: Path) -> Path:
     """The folder of a trial that has written nothing."""
