@@ -187,6 +187,8 @@ def test_a_study_with_a_suspended_worker_is_not_deleted(tmp_path: Path, capsys: 
         assert main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 4
         assert "toy has running workers: stop them first" in capsys.readouterr().err
         assert folder.path.is_dir()
+        assert main(["study", "stop", "toy", "--root", str(tmp_path)]) == 0
+        assert "toy: asked up to 1 worker to save and exit" in capsys.readouterr().err
     finally:
         process.kill()
         process.communicate()

@@ -303,6 +303,12 @@ def test_all_faulty_rows_of_a_warm_start_are_told_at_once(tmp_path: Path) -> Non
     assert lines[-1].strip() == "and 41 more."
 
 
+def test_faults_of_a_row_of_a_warm_start_have_a_fixed_order(tmp_path: Path) -> None:
+    past = table(tmp_path, "name,tokens,loss\nL2,x,y")
+    with pytest.raises(ConfigError, match=r"(?s)column name.*column loss.*column tokens"):
+        read_priors(SearchConfig(strategy="tpe", warm_start=(past,)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -175,6 +175,20 @@ def test_an_interrupted_trial_resumes_in_its_run_and_repeats_nothing(
     assert json.loads(state_file(tracker, trial).read_text()) == {"step": 10, "ended": "pruned"}
 
 
+def test_a_metric_line_without_a_step_is_left_out(
+    trial: Path, tmp_path: Path, start: "Callable[[str, Path], subprocess.Popen[bytes]]"
+) -> None:
+    write_steps(trial, 1, 2)
+    with (trial / "metrics.jsonl").open("a") as file:
+        file.write(sealed_line({"kind": "train", "tokens": 700, "loss": 0.4}))
+    write_outcome(trial, {"state": "pruned", "tokens": 512, "loss": 0.5, "text": ""})
+    sender = start("trackio", trial)
+    sender.communicate(timeout=70)
+    assert sender.returncode == 0, (trial / "log").read_text()
+    [run] = stored_runs("trackio", tmp_path, "hands")
+    assert [step for step, _ in run.steps] == [1, 2]
+
+
 @pytest.mark.torture
 def test_a_trial_that_is_pruned_while_it_waits_is_closed_at_the_end(tmp_path: Path) -> None:
     rungs = PrunerConfig(kind="rungs", rungs=(0.25, 1.0), finalists=1)
