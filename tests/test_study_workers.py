@@ -14,9 +14,10 @@ from helpers.trials import wait_until
 from optuna.trial import TrialState
 
 from march_search.config import PrunerConfig, SearchConfig
+from march_search.errors import StorageError
 from march_search.planning import candidates
 from march_search.processes import Signals
-from march_search.storage import heartbeat
+from march_search.storage import heartbeat, trials
 from march_search.storage.journal import JOURNAL
 from march_search.storage.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.storage.study_folder import StudyFolder
@@ -264,6 +265,26 @@ def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_p
     assert not (active.folder / "outcome.json").exists()
     assert Lease.of(study.trials[0]).worker == "other"
     worker.heartbeat.leave()
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_the_tokens_of_a_trial_count_once_if_the_storage_fails_before_its_end_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("the storage stopped working")
+
+    def fail_for_good(*_: object) -> None:
+        monkeypatch.setattr(Leases, "give_back", fail)
+        fail()
+
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=1))
+    monkeypatch.setattr(trials, "tell_optuna", fail if is_back else fail_for_good)
+    with pytest.raises(StorageError, match="stopped working"):
+        run_toy_study(tmp_path, config)
+    monkeypatch.undo()
+    assert run_toy_study(tmp_path, config) == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
+    assert Lease.of(optuna_study(tmp_path).trials[0]).spent == 4096
 
 
 def test_a_second_run_joins_the_first(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ EVALUATION_SHARE = 1 / 16
 """Most of a trial's operations that evaluations of the larger number may take; one costs a third of training on it."""
 
 HELD_OUT = (0.05, 0.02)
-"""Part of the documents that only evaluates: of little text, and of text of which the smaller part has examples for
-two of the larger evaluations."""
+"""`validation_fraction`: for little text, and for text of which 2% is enough for two evaluations of `EXAMPLES[1]`
+examples."""
 
 SPARED = 0.9
 """Fraction of the minutes that training may take; the rest prepares the text."""

@@ -289,7 +289,7 @@ class Worker:
             if not self.leases.holds(active.trial, active.lease):
                 return self._lose(active)
             write_outcome(active.folder, outcome)
-            self.leases.close(active.trial, active.lease, active.spent)
+            active.lease = self.leases.close(active.trial, active.lease, active.spent)
             trials.tell_optuna(self.leases.storage, active.trial, outcome)
         if outcome["state"] != "failed":
             shutil.rmtree(active.folder / "checkpoints", ignore_errors=True)
