@@ -93,19 +93,18 @@ class Liveness:
 
         Args:
             folder: Folder of the workers' lock files.
-            interval: Heartbeat interval in seconds, for trials without a worker.
+            interval: Heartbeat interval in seconds, for workers without a record.
         """
         self._folder, self._interval = folder, interval
         self._seen: dict[Any, tuple[Any, float]] = {}
 
-    def silent(self, key: Any, records: dict[str, WorkerRecord], worker: str | None) -> bool:
-        """Return whether `worker` must be dead: it left, its lock is free, or its count of heartbeats has stood still.
+    def silent(self, key: Any, records: dict[str, WorkerRecord], worker: str) -> bool:
+        """Return whether `worker` must be dead: it left, its lock is free, or its heartbeat count has not changed.
 
-        It must not have changed for `SILENT` intervals. With `worker` None, return whether `key` has had no worker for
-        that long. `key` names what is observed, such as a trial's attempt.
+        That counts after `SILENT` intervals. `key` names what is observed, such as a trial's attempt.
         """
-        record = records.get(worker) if worker else None
-        if worker and record and (record.ended or has_exited(self._folder, worker, record)):
+        record = records.get(worker)
+        if record and (record.ended or has_exited(self._folder, worker, record)):
             return True
         now, mark = time.monotonic(), (worker, record.count if record else 0)
         last, since = self._seen.get(key, (None, 0.0))

@@ -92,8 +92,14 @@ class Survey:
         return rungs.to_come(trials, self._total) > 0 or all(t.state.is_finished() for t in trials)
 
     def _dead(self, trial: FrozenTrial, records: dict[str, heartbeat.WorkerRecord]) -> bool:
-        """Return whether the worker of a running trial is dead."""
+        """Return whether the worker of a running trial is dead.
+
+        Without a worker in its lease, one was killed while it took or released the trial, or does so now and holds the
+        trial's lock. `Leases.give_back` waits for that lock and reads the lease again.
+        """
         lease = Lease.of(trial)
+        if lease.worker is None:
+            return True
         return self._liveness.silent((trial.number, lease.attempt), records, lease.worker)
 
     def _clear_workers(self, running: list[FrozenTrial], records: dict[str, heartbeat.WorkerRecord]) -> None:
