@@ -25,7 +25,7 @@ def whole_percent(share: float) -> str:
 
 def chance(value: float) -> str:
     """Format an estimated probability: `46%`, but `<1%` and `>99%` at the ends, because no estimate is certain."""
-    return "<1%" if value < 0.005 else ">99%" if value > 0.995 else f"{value:.0%}"
+    return "<1%" if value <= 0.005 else ">99%" if value >= 0.995 else f"{value:.0%}"
 
 
 def si(value: float) -> str:

@@ -187,6 +187,8 @@ def test_a_study_with_a_suspended_worker_is_not_deleted(tmp_path: Path, capsys: 
         assert main(["study", "delete", "toy", "--yes", "--root", str(tmp_path)]) == 4
         assert "toy has running workers: stop them first" in capsys.readouterr().err
         assert folder.path.is_dir()
+        assert main(["study", "stop", "toy", "--root", str(tmp_path)]) == 0
+        assert "toy: asked up to 1 worker to save and exit" in capsys.readouterr().err
     finally:
         process.kill()
         process.communicate()
@@ -233,7 +235,7 @@ def test_the_slurm_script_saves_before_the_time_limit(tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(["study", "worker", "toy", "--sbatch", "--root", str(tmp_path)]) == 0
     script = capsys.readouterr().out
-    assert "#SBATCH --signal=B:TERM@300" in script
+    assert "#SBATCH --signal=B:TERM@420" in script
     assert f"march-search study worker toy --root {tmp_path} &" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 

@@ -4,7 +4,7 @@ import os
 import random
 import re
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +66,13 @@ def test_the_plan_of_a_new_study_fits_its_time_and_uses_most_of_it(minutes: int)
     assert 0.8 * 60 * minutes <= most / beginning.SPARED <= 60 * minutes
     assert config.training.steps >= beginning.FEWEST_STEPS
     assert len(config.pruner.rung_tokens(config.training)) == 2
+
+
+def test_a_study_that_is_refused_at_every_size_has_the_reason() -> None:
+    config = beginning.draft(wish(), None)
+    config = replace(config, search=replace(config.search, warm_start=("missing",), warm_start_trials=1))
+    with pytest.raises(ConfigError, match='warm_start has "missing", which is not a study folder'):
+        beginning.fitted(config, wish(), None, None, seconds)
 
 
 def test_more_time_compares_more_shapes_and_then_trains_them_longer() -> None:

@@ -18,6 +18,7 @@ from march_search.config import SearchConfig
 from march_search.display.tables import Column, console, print_table
 from march_search.errors import visible
 from march_search.files.json_tables import write_json
+from march_search.units import chance
 
 GLOO = "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]"
 HOSTILE = f"{GLOO} [bold red]red[/] :warning: \x1b[31mred\x1b]0;title\x07\x9b2J\r\b\u202e\nforged line"
@@ -115,3 +116,8 @@ def test_a_table_measures_and_prints_brackets(capsys: pytest.CaptureFixture[str]
     print_table(console(), [{"a": GLOO}], [Column(key="a", heading="[a]", short="a", left=True)], "[/title]", ["[/]"])
     out = capsys.readouterr().out
     assert all(text in out for text in (GLOO, "[a]", "[/title]", "[/]"))
+
+
+def test_no_chance_is_certain() -> None:
+    assert [chance(value) for value in (0.0, 0.005, 0.0051)] == ["<1%", "<1%", "1%"]
+    assert [chance(value) for value in (0.9949, 0.995, 1.0)] == ["99%", ">99%", ">99%"]

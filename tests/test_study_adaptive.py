@@ -12,13 +12,13 @@ from march_search import Architecture
 from march_search.config import ADAPTIVE, DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
 from march_search.config.loader import build
 from march_search.errors import ConfigError
+from march_search.files.json_tables import sealed
 from march_search.planning import candidates
 from march_search.planning.adaptive import next_trial, view
 from march_search.planning.candidates import Planned
 from march_search.planning.warm_start import read_priors
 from march_search.sampler.feasible_sampler import FeasibleSampler
 from march_search.storage.study_folder import StudyFolder
-from march_search.trial.result import seal_result
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 CONFIG = StudyConfig(
@@ -38,6 +38,46 @@ def loss(wanted: Planned) -> float:
     """Return a loss that is lowest for three layers of width 96 at a learning rate of 2e-3."""
     a = wanted.architecture
     return 4 + abs(a.num_layers - 3) / 3 + abs(a.d_model - 96) / 96 + abs(wanted.learning_rate - 2e-3)
+
+
+SPACE = """
+[budget]
+parameters = "1_074_688"
+tolerance = "5%"
+[axes]
+num_layers = { min = 1, max = 6 }
+d_model = { min = 64, max = 192, multiple_of = 32 }
+num_heads = [2, 4]
+d_kv = [16, 32]
+d_ff = { min = 64, max = 1536, multiple_of = 8 }
+vocab_size = 512
+"""
+
+
+@pytest.mark.parametrize(
+    ("axes", "rule", "fault"),
+    [
+        ('position = ["rotary", "absolute"]\nrotary_base = [500000.0, 10000.0]\nmax_length = 64', "", ""),
+        ('position = ["rotary", "absolute"]\nrotary_base = 500000.0\nmax_length = 16', "", ""),
+        ('position = ["rotary", "absolute"]\nmax_length = [16, 64]', "position == 'rotary' or max_length >= 64", ""),
+        (
+            'position = ["rotary", "absolute"]\nmax_length = [16, 64]',
+            "",
+            "has 16 positions, but examples have 58 tokens",
+        ),
+    ],
+    ids=["rotary_base", "no absolute member", "a rule", "too short"],
+)
+def test_all_shapes_that_a_sampler_may_choose_must_fit_the_examples(
+    tmp_path: Path, axes: str, rule: str, fault: str
+) -> None:
+    (tmp_path / "own.toml").write_text(f"rules = {json.dumps([rule] if rule else [])}\n{SPACE}{axes}\n")
+    config = replace(searching(), space="own.toml", data=DataConfig(vocab_size=512, sequence_length=64))
+    if fault:
+        with pytest.raises(ConfigError, match=fault):
+            candidates.choose(config, tmp_path)
+    else:
+        candidates.choose(config, tmp_path)
 
 
 def added(study: optuna.Study, wanted: Planned) -> optuna.Trial:
@@ -238,7 +278,7 @@ def test_a_past_study_and_the_shipped_table_are_warm_starts(tmp_path: Path) -> N
         assert written.training.learning_rate == rate
         assert trial.name.endswith(f"-s0-lr{rate:g}")
         result = {"architecture": name, "seed": 0, "tokens": 4096, "loss": value}
-        (trial / "result.json").write_text(json.dumps(seal_result(result)))
+        (trial / "result.json").write_text(json.dumps(sealed(result)))
     [prior] = read_priors(SearchConfig(strategy="tpe", warm_start=("old",)), tmp_path)
     assert (prior.architecture.name, prior.loss, prior.source) == (name, 4.0, "old")
     recorded = read_priors(SearchConfig(strategy="tpe", warm_start=("march-2023",)), tmp_path)
@@ -301,6 +341,12 @@ def test_all_faulty_rows_of_a_warm_start_are_told_at_once(tmp_path: Path) -> Non
     assert lines[1].strip().startswith("row 3, column name: 'L2' is not an architecture name")
     assert lines[2].strip() == 'row 3, column loss: must be a finite number, not "nan".'
     assert lines[-1].strip() == "and 41 more."
+
+
+def test_faults_of_a_row_of_a_warm_start_have_a_fixed_order(tmp_path: Path) -> None:
+    past = table(tmp_path, "name,tokens,loss\nL2,x,y")
+    with pytest.raises(ConfigError, match=r"(?s)column name.*column loss.*column tokens"):
+        read_priors(SearchConfig(strategy="tpe", warm_start=(past,)), tmp_path)
 
 
 @pytest.mark.parametrize(

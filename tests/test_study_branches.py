@@ -16,7 +16,7 @@ from march_search.analysis.study_record import read_study
 from march_search.config import PrunerConfig, SearchConfig, StudyConfig
 from march_search.display.sections import sections
 from march_search.errors import UsageError
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.planning import candidates, price
 from march_search.planning.plan import plan_rows
 from march_search.storage import usage
@@ -27,7 +27,6 @@ from march_search.study.progress import StudyProgress
 from march_search.study.progress_lines import trial_lines
 from march_search.study.survey import committed
 from march_search.tracking.tracking_process import _values
-from march_search.trial.result import seal_result
 from march_search.units import duration
 
 BRANCHED = replace(RUNG_TRAINING, schedule="wsd", branch_tokens=(8192, 4096))
@@ -203,8 +202,8 @@ def test_a_trial_that_failed_after_its_branch_is_ranked_there_and_one_without_it
 def test_a_branch_that_contradicts_the_sealed_result_gives_way_to_it(tmp_path: Path) -> None:
     folder = branched_study(tmp_path, {SHORT: [4.0, 4.1, 4.2]}, [3.5, 3.4, 3.6])
     first = min(folder.glob("trials/*"))
-    sealed = json.loads((first / "result.json").read_text()) | {"branches": [{"tokens": SHORT, "loss": 3.9}]}
-    write_json(first / "result.json", seal_result(sealed))
+    record = json.loads((first / "result.json").read_text()) | {"branches": [{"tokens": SHORT, "loss": 3.9}]}
+    write_json(first / "result.json", sealed(record))
     study = read_study(folder)
     assert rank(at_budget(study, SHORT)).pooled[0].loss == 3.9
     assert any("the branches to [262144] tokens contradict result.json" in note for note in study.notes)

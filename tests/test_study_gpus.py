@@ -107,6 +107,17 @@ def test_mig_instances_of_one_gpu_are_claimed_by_their_own_uuids(monkeypatch: py
         gpus.claim(DevicesConfig(kind="cuda"))
 
 
+def test_an_abbreviated_uuid_is_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "_found", lambda: (["8932f937-d72c-4106-c12f-20bd9faed9f6"], "", True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
+    gpus.claim(DevicesConfig(kind="cuda"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-8932f937"
+    for name in ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+        with pytest.raises(ConfigError, match="only 0 of the 1 here are free"):
+            gpus.claim(DevicesConfig(kind="cuda"))
+
+
 def test_the_reason_why_torch_finds_no_gpu_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     uuids, reason, _ = gpus._found()

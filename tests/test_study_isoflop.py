@@ -19,11 +19,10 @@ from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_isoflop import run_isoflop
 from march_search.config.ladder_config import flops_name, parse_training_flops
 from march_search.errors import BudgetError, ConfigError, UsageError
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.ladders.isoflop_fit import ArmPoints, fit_arm, growth
 from march_search.ladders.isoflop_record import chosen_rate, find_isoflop, point_studies
 from march_search.planning.isoflop_points import isoflop_points, keep_isoflop
-from march_search.trial.result import seal_result
 
 EQUAL = (
     LADDER.replace("tokens_per_parameter = 0.05", 'training_flops = "3e9"')
@@ -432,7 +431,7 @@ def test_a_retry_where_rates_are_tried_does_not_change_the_carried_rate(tmp_path
     for arm in ("plain", "gated"):  # both arms would now be better at the other rate
         [path] = (root / f"equal-3e9-10K-{arm}" / "trials").glob("0001-*")
         table = json.loads((path / "result.json").read_text()) | {"loss": 2.0}
-        write_json(path / "result.json", seal_result({key: table[key] for key in table if key != "sha256"}))
+        write_json(path / "result.json", sealed({key: table[key] for key in table if key != "sha256"}))
     studies = point_studies(record, root)
     assert sorted(trial.loss or 0 for trial in studies["equal-3e9-10K-plain"].trials) == [2.0, 3.0]
     assert chosen_rate(record, studies) == 1e-3

@@ -171,6 +171,26 @@ def ask(objective: TrainingObjective, pruner: optuna.pruners.BasePruner | None =
     return study.trials[0]
 
 
+def test_trials_of_two_threads_use_different_gpus(tracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    both = "while len(list(folder.parent.glob('*/gpus'))) < 2: time.sleep(0.01)"
+    code = f"""
+import os, pathlib, runpy, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / "gpus").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+{both}
+runpy.run_path({TOY_COMMAND[-1]!r})
+"""
+    monkeypatch.setattr(module, "_COMMAND", (sys.executable, "-c", code))
+    text = tracked.read_text().replace('kind = "cpu"', 'kind = "cuda"\nparallel_trials = 2\nranks = 2')
+    tracked.write_text(text.replace("[training]", '[training]\nprecision = "bf16"').partition("[tracking]")[0])
+    objective, study = objective_of(tracked), optuna.create_study()
+    for width in (16, 32):
+        study.enqueue_trial({"d_model": width})
+    study.optimize(objective, n_trials=2, n_jobs=2)
+    assert sorted(path.read_text() for path in objective.folder.trials.glob("*/gpus")) == ["0,1", "2,3"]
+
+
 def wait_for(objective: TrainingObjective, state: str) -> bool:
     """Wait until the tracker has the trial's outcome and its process has ended; return whether it came in time."""
     [trial] = objective.folder.trials.iterdir()

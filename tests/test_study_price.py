@@ -1,6 +1,7 @@
 """The price of a study is predicted before it starts, and compared with what it took."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,6 +188,49 @@ def test_the_actual_cost_is_compared_with_the_plan(tmp_path: Path) -> None:
     assert dict(usage.comparison_rows(plan, took))["device time"].endswith("not planned")
 
 
+def test_a_file_that_a_worker_deletes_meanwhile_is_not_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_toy_study(tmp_path, replace(TOY_CONFIG, search=SearchConfig(trials=1)))
+    bytes_before, stat = usage.actual(tmp_path / "toy", TOY_CONFIG)["disk_bytes"], Path.stat
+    for name in ("listed", "seen"):
+        (tmp_path / "toy" / name).touch()
+
+    def deleted_meanwhile(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "listed":
+            path.unlink(missing_ok=True)
+        found = stat(path, **options)
+        if path.name == "seen":
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "stat", deleted_meanwhile)
+    assert usage.actual(tmp_path / "toy", TOY_CONFIG)["disk_bytes"] == bytes_before
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "devices"),
+    [
+        ("cuda", {}, 2),
+        ("cpu", {"peak_memory_bytes": 5, "peak_host_memory_bytes": 5}, 1 / 3),
+        ("auto", {"peak_memory_bytes": 5, "peak_host_memory_bytes": 5}, 1 / 3),
+        ("auto", {"peak_memory_bytes": 5}, 1 / 3),
+        ("auto", {"peak_memory_bytes": 7, "peak_host_memory_bytes": 5, "peak_reserved_memory_bytes": 9}, 2),
+        ("auto", {"peak_memory_bytes": 7, "peak_host_memory_bytes": 5}, 2),
+    ],
+)
+def test_the_device_hours_of_a_trial_on_gpus_count_all_its_ranks(
+    tmp_path: Path, kind: str, memory: dict[str, int], devices: float
+) -> None:
+    run_toy_study(tmp_path, replace(TOY_CONFIG, search=SearchConfig(trials=1)))
+    config = replace(TOY_CONFIG, devices=DevicesConfig(kind=kind, ranks=2, parallel_trials=3))
+    for path in tmp_path.glob("toy/trials/*/metrics.jsonl"):
+        texts = [json.dumps(json.loads(line) | memory) for line in path.read_text().splitlines()]
+        path.write_text("\n".join(texts) + "\n")
+    took = usage.actual(tmp_path / "toy", config)
+    assert took["device_hours"] == pytest.approx(devices * took["tokens"] / 1000 / 3600)
+
+
 def test_the_device_count_must_match_the_ranks() -> None:
     config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cuda", ranks=8))
     assert str(price.device_of(config, "A5000")) == "8xA5000"
@@ -261,6 +305,13 @@ def test_the_time_on_this_cpu_counts_the_starts_of_trials_and_is_a_range() -> No
     assert plan["seconds"] == pytest.approx(trained * 6 / 5 + 3 * START_SECONDS)  # three turns, the last for one trial
     assert plan["seconds_range"] == pytest.approx([plan["seconds"] / UNCERTAINTY, plan["seconds"] * UNCERTAINTY])
     assert rows_of(plan)["time"].endswith(" on this CPU, 2 trials at a time")
+
+
+def test_the_time_on_this_cpu_has_no_end_if_the_confirmation_has_no_limit() -> None:
+    config = replace(TOY_CONFIG, devices=DevicesConfig(kind="cpu"), confirm=ConfirmConfig(max_seeds=0))
+    plan = MeasuredCpu(replace(A5000, name="cpu"), 1.0).plan(config, candidates.choose(config, Path()))
+    assert rows_of(plan)["confirm"].endswith("no limit")
+    assert rows_of(plan)["time"].endswith(" and more on this CPU")
 
 
 def test_this_cpu_is_timed_with_steps_of_three_shapes_and_all_trials_at_once() -> None:

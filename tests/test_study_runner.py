@@ -1,6 +1,7 @@
 """A study runs its trials, records every outcome, and resumes after an interruption. Trials are toys here."""
 
 import json
+import shutil
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from march_search.planning import candidates, study_state
 from march_search.storage import study_storage, usage
 from march_search.storage.journal import JOURNAL
 from march_search.storage.study_folder import StudyFolder
+from march_search.study.reuse import take_over
 from march_search.study.runner import Summary
 
 COMPLETE = Summary(complete=6, pruned=0, failed=0, left=0, signum=0)
@@ -355,6 +357,33 @@ def test_a_damaged_result_is_not_reused(tmp_path: Path) -> None:
         tmp_path, replace(TOY_CONFIG, training=lean, search=replace(TOY_CONFIG.search, reuse_trials=True)), "second"
     )
     assert not any("taken_from" in path.read_text() for path in tmp_path.glob("second/trials/*/outcome.json"))
+
+
+@pytest.mark.parametrize("deleted", ["result.json", "."])
+def test_a_trial_whose_source_is_deleted_while_it_is_copied_is_trained(tmp_path: Path, deleted: str) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    for path in (source / "validation", folder):
+        path.mkdir(parents=True)
+    for path in (source / "metrics.jsonl", source / "validation" / "1.npy", source / "result.json"):
+        path.write_text("{}")
+    (folder / "trial.json").write_text("{}")
+    if deleted == ".":
+        shutil.rmtree(source)
+    else:
+        (source / deleted).unlink()
+    assert not take_over(source, folder, weights=True)
+    assert [path.name for path in folder.iterdir()] == ["trial.json"]
+
+
+def test_a_full_disk_while_a_trial_is_copied_is_one_line(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "folder"
+    source.mkdir()
+    folder.mkdir()
+    for name in ("metrics.jsonl", "result.json"):
+        (source / name).write_text("{}")
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"folder/metrics\.jsonl: cannot be written: No space left on device\.$"):
+        take_over(source, folder, weights=True)
 
 
 def test_the_question_and_answer_of_a_study_may_change(tmp_path: Path) -> None:

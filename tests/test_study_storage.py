@@ -29,7 +29,7 @@ from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, StorageError
 from march_search.planning import candidates
 from march_search.storage import study_storage
-from march_search.storage.journal import JOURNAL, open_journal
+from march_search.storage.journal import JOURNAL, SealedJournal, open_journal
 from march_search.storage.study_folder import StudyFolder
 from march_search.study import status
 from march_search.study.runner import StudyRun, Summary, open_study
@@ -294,6 +294,26 @@ def test_every_damaged_byte_of_a_journal_is_noticed_and_named_by_its_line(tmp_pa
             assert "\n" not in seen
             detected += 1
     assert detected > 380
+
+
+def test_a_record_that_is_written_to_its_end_while_it_is_read_is_applied_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="s", storage=open_journal(tmp_path / "all"))
+    for number in range(4):
+        study.set_user_attr(f"attribute-{number}", "x" * 40)
+    records = (tmp_path / "all").read_bytes().splitlines(keepends=True)
+    journal, settled = SealedJournal(tmp_path / JOURNAL), SealedJournal._settled
+    (tmp_path / JOURNAL).write_bytes(b"".join(records[:3])[:-20])
+
+    def written_meanwhile(journal: SealedJournal, number: int) -> bytes:
+        (tmp_path / JOURNAL).write_bytes(b"".join(records))
+        return settled(journal, number)
+
+    monkeypatch.setattr(SealedJournal, "_settled", written_meanwhile)
+    whole = list(SealedJournal(tmp_path / "all").read_logs(0))
+    assert list(journal.read_logs(0)) == whole
+    assert list(journal.read_logs(4)) == whole[4:]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,20 @@ def test_a_tracker_has_each_step_once_with_settings_and_outcome(
     assert stored_runs(tracker, tmp_path, "toys") == runs
 
 
+def test_a_reused_trial_is_sent_as_a_trial_of_its_new_study(tmp_path: Path) -> None:
+    first = toy_config("trackio")
+    run_toy_study(tmp_path, first, "first")
+    lean = replace(first.training, keep_weights=False)  # toys have no weights to reuse
+    run_toy_study(tmp_path, replace(first, training=lean, search=replace(first.search, reuse_trials=True)), "second")
+    outcomes = [json.loads(path.read_text()) for path in tmp_path.glob("second/trials/*/outcome.json")]
+    assert [outcome["taken_from"].partition("/")[0] for outcome in outcomes] == ["first"] * 2
+    assert states("trackio", tmp_path / "second") == ["complete"] * 2
+    sent = stored_runs("trackio", tmp_path, "toys")
+    assert sorted(run.group for run in sent) == ["first", "first", "second", "second"]
+    for folder in tmp_path.glob("*/trials/*"):
+        assert expected_steps(folder) in [run.steps for run in sent if run.group == folder.parent.parent.name]
+
+
 @pytest.fixture
 def trial(tmp_path: Path) -> Path:
     """The folder of a trial that has written nothing."""
@@ -159,6 +173,20 @@ def test_an_interrupted_trial_resumes_in_its_run_and_repeats_nothing(
     assert dict(run.steps) == dict(expected_steps(trial))
     assert run.state == (None if tracker == "trackio" else "pruned")
     assert json.loads(state_file(tracker, trial).read_text()) == {"step": 10, "ended": "pruned"}
+
+
+def test_a_metric_line_without_a_step_is_left_out(
+    trial: Path, tmp_path: Path, start: "Callable[[str, Path], subprocess.Popen[bytes]]"
+) -> None:
+    write_steps(trial, 1, 2)
+    with (trial / "metrics.jsonl").open("a") as file:
+        file.write(sealed_line({"kind": "train", "tokens": 700, "loss": 0.4}))
+    write_outcome(trial, {"state": "pruned", "tokens": 512, "loss": 0.5, "text": ""})
+    sender = start("trackio", trial)
+    sender.communicate(timeout=70)
+    assert sender.returncode == 0, (trial / "log").read_text()
+    [run] = stored_runs("trackio", tmp_path, "hands")
+    assert [step for step, _ in run.steps] == [1, 2]
 
 
 @pytest.mark.torture

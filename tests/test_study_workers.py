@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from helpers.trials import wait_until
 from optuna.trial import TrialState
 
 from march_search.config import PrunerConfig, SearchConfig
+from march_search.errors import StorageError
 from march_search.planning import candidates
 from march_search.processes import Signals
-from march_search.storage import heartbeat
+from march_search.storage import heartbeat, trials
 from march_search.storage.journal import JOURNAL
 from march_search.storage.leases import MAX_ORPHANED, MAX_RETRIES, Lease, Leases
 from march_search.storage.study_folder import StudyFolder
@@ -241,16 +244,42 @@ def test_a_slow_worker_that_was_cleared_keeps_its_lock_and_writes_its_record_aga
     slow.leave()
 
 
-def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_path: Path) -> None:
-    study, [other] = leased(tmp_path, "other")
-    slow = (sys.executable, "-c", "import time; time.sleep(600)")
-    folder = StudyFolder.of(tmp_path, "toy")
-    worker = Worker(
-        Job(config=TOY_CONFIG, folder=folder, study=study, store=tmp_path / "store", command=slow),
+def toy_worker(folder: Path, study: optuna.Study, command: Sequence[str]) -> Worker:
+    """Return a worker whose trials run a command."""
+    return Worker(
+        Job(config=TOY_CONFIG, folder=StudyFolder(folder), study=study, store=folder.parent / "store", command=command),
         StudyProgress([], 1),
         Signals(),
-        Trackers(TOY_CONFIG.tracking, folder.path, print),
+        Trackers(TOY_CONFIG.tracking, folder, print),
     )
+
+
+def test_a_trial_whose_worker_died_while_it_took_it_is_released_at_once(tmp_path: Path) -> None:
+    study, _ = leased(tmp_path, "dead")
+    study._storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.RUNNING)  # then it is killed
+    worker = toy_worker(tmp_path / "toy", study, ("false",))
+    assert study.trials[0].number in [trial.number for trial, _ in worker.survey.look(set(), True)]
+    worker.heartbeat.leave()
+
+
+def test_a_trial_that_a_worker_takes_at_this_moment_is_not_released(tmp_path: Path) -> None:
+    study, [first] = leased(tmp_path, "first")
+    worker, trial = toy_worker(tmp_path / "toy", optuna_study(tmp_path), ("false",)), study.trials[0]
+    with ThreadPoolExecutor(1) as pool:
+        with first.alone(trial):
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+            looking = pool.submit(worker.survey.look, set(), True)
+            wait([looking], 0.5)
+            first._write(trial, Lease(attempt=1, worker="first", until=4096))
+        assert trial.number not in [found.number for found, _ in looking.result(60)]
+    assert Lease.of(study.trials[0]).worker == "first"
+    assert study.trials[0].state == TrialState.RUNNING
+    worker.heartbeat.leave()
+
+
+def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_path: Path) -> None:
+    study, [other] = leased(tmp_path, "other")
+    worker = toy_worker(tmp_path / "toy", study, (sys.executable, "-c", "import time; time.sleep(600)"))
     worker._step()
     [active] = worker.active_trials
     assert active.child is not None
@@ -264,6 +293,26 @@ def test_a_worker_that_lost_its_trial_kills_the_process_and_writes_nothing(tmp_p
     assert not (active.folder / "outcome.json").exists()
     assert Lease.of(study.trials[0]).worker == "other"
     worker.heartbeat.leave()
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_the_tokens_of_a_trial_count_once_if_the_storage_fails_before_its_end_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("the storage stopped working")
+
+    def fail_for_good(*_: object) -> None:
+        monkeypatch.setattr(Leases, "give_back", fail)
+        fail()
+
+    config = replace(TOY_CONFIG, search=SearchConfig(trials=1))
+    monkeypatch.setattr(trials, "tell_optuna", fail if is_back else fail_for_good)
+    with pytest.raises(StorageError, match="stopped working"):
+        run_toy_study(tmp_path, config)
+    monkeypatch.undo()
+    assert run_toy_study(tmp_path, config) == Summary(complete=1, pruned=0, failed=0, left=0, signum=0)
+    assert Lease.of(optuna_study(tmp_path).trials[0]).spent == 4096
 
 
 def test_a_second_run_joins_the_first(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ from march_search.data.ngrams import reference_nats
 from march_search.data.store import Store
 from march_search.data.text_bytes import bits_per_nat
 from march_search.errors import ConfigError
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.training.optimizer import schedule
 from march_search.trial import outcome
-from march_search.trial.result import complete_result, seal_result
+from march_search.trial.result import complete_result
 
 
 def test_a_trial_trains_on_exactly_its_tokens_and_learns(undisturbed: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_changed_result_does_not_count(make_trial: MakeTrial, undisturbed: Pat
     # A version without hashes wrote results like this one.
     (folder / "result.json").write_text(json.dumps(unsealed | {"schema_version": 1}))
     assert complete_result(folder, config) is not None
-    (folder / "result.json").write_text(json.dumps(seal_result(good | {"tokens": 256})))
+    (folder / "result.json").write_text(json.dumps(sealed(good | {"tokens": 256})))
     assert complete_result(folder, config) is None
 
 

@@ -198,4 +198,4 @@ def test_a_folder_is_a_trials_own_by_name_number_and_study(tmp_path: Path) -> No
     assert foreign(tmp_path / trial_name(8, TINY, 3), own, "s") == "a copy of trial 7"
     assert foreign(folder, own, "other") == "a trial of another study"
     for name in (trial_name(7, TINY, 4), trial_name(7, TINY, 3, 2e-2), "00007-x"):
-        assert foreign(tmp_path / name, own, "s") == "its trial.json has another name"
+        assert foreign(tmp_path / name, own, "s") == "its trial.json describes another trial"

@@ -15,12 +15,11 @@ from march_search.config.loader import build
 from march_search.errors import DataError, MarchSearchError, NoTrialsError, StorageError
 from march_search.files.atomic import one_line
 from march_search.files.json_tables import NUMBER, find_table, read_table
-from march_search.trial.faults import changed_words
 from march_search.trial.metrics import Metrics, read_metrics
 from march_search.trial.outcome import read_outcome
 from march_search.trial.own_trials import DamagedTrial, OwnTrial, find_trials
 from march_search.trial.result import VALIDATION_SEAL, check_file, read_result, validation_file
-from march_search.trial.settings import FREE, changed_settings
+from march_search.trial.settings import FREE, changed_settings, changed_words
 
 State = Literal["complete", "pruned", "failed", "diverged", "infeasible_memory", "paused", "unfinished", "damaged"]
 

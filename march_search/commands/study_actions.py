@@ -200,8 +200,9 @@ def run_stop(options: argparse.Namespace) -> int:
 
     folder, _, study = _open(options)
     study.set_user_attr(heartbeat.STOP, True)
-    alive = sum(row["state"] == "alive" for row in status.worker_rows(study, folder))
-    message = f"asked {plural(alive, 'worker')} to save and exit" if alive else "no worker is running"
+    states = [row["state"] for row in status.worker_rows(study, folder) if row["state"] != "gone"]
+    most = "up to " if "silent" in states else ""  # a silent one may be dead, or its clock is behind
+    message = f"asked {most}{plural(len(states), 'worker')} to save and exit" if states else "no worker is running"
     print(f"{folder.path.name}: {message}. To resume: {_resume_command(folder)}", file=sys.stderr)
     return 0
 

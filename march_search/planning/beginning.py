@@ -54,8 +54,8 @@ EVALUATION_SHARE = 1 / 16
 """Most of a trial's operations that evaluations of the larger number may take; one costs a third of training on it."""
 
 HELD_OUT = (0.05, 0.02)
-"""Part of the documents that only evaluates: of little text, and of text of which the smaller part has examples for
-two of the larger evaluations."""
+"""`validation_fraction`: for little text, and for text of which 2% is enough for two evaluations of `EXAMPLES[1]`
+examples."""
 
 SPARED = 0.9
 """Fraction of the minutes that training may take; the rest prepares the text."""
@@ -145,6 +145,7 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
     Raises:
         DataError: If the text is too small.
         UsageError: If the time is too short.
+        ConfigError: If no number of shapes is possible; the reason is that of the smallest.
     """
     batch = config.training.global_batch_tokens
     limit = 10**12 if num_bytes is None else int(num_bytes / BYTES_PER_TOKEN * MOST_REPEATS)
@@ -157,12 +158,14 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
             "add text, or use another --corpus."
         )
     fits: StudyConfig | None = None
+    fault: ConfigError | None = None
     shortest = float("inf")
     for shapes in SHAPES:
         sized = replace(config, search=replace(config.search, trials=shapes))
         try:
             chosen = candidates.choose(sized, Path())
-        except ConfigError:  # fewer shapes are feasible
+        except ConfigError as error:  # such as too few feasible shapes
+            fault = error
             continue
         tried = _with_tokens(sized, least)
         time = seconds(tried, priced_plan(tried, chosen, device))
@@ -180,6 +183,8 @@ def fitted(config: StudyConfig, wish: Wish, num_bytes: int | None, device: Any, 
             return fits
     if fits is not None:
         return fits
+    if fault is not None and math.isinf(shortest):  # no number of shapes is possible
+        raise fault
     raise UsageError(
         f"a study of {wish.budget} does not fit into {duration(wish.seconds)}: allow at least "
         f"{duration(60 * math.ceil(shortest / SPARED / 60))}, or use a smaller --budget."

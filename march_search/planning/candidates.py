@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import StudyConfig
@@ -15,7 +16,6 @@ from march_search.config.scaling import base_shape
 from march_search.cost.setup import study_setup
 from march_search.errors import ConfigError
 from march_search.planning.warm_start import Prior, best_members, read_priors
-from march_search.sampler.neighbours import Neighbours
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.named import named_space
@@ -166,15 +166,25 @@ def _check_settings(config: StudyConfig) -> None:
 
 def _check_all_fit(found: FeasibleSet, config: StudyConfig) -> None:
     """Check that all members of a feasible set can read the study's examples; raise ConfigError otherwise."""
-    values = Neighbours(found).values
-    if len(values("structure")) > 1:
+    if len({combination.outer["structure"] for combination in found.combinations}) > 1:
         raise ConfigError(
             "the space has encoder-decoder and decoder-only models, whose losses are not comparable; use a separate "
             "space for each."
         )
-    for vocab_size, position, max_length in product(values("vocab_size"), values("position"), values("max_length")):
-        fields = {"vocab_size": vocab_size, "position": position, "max_length": max_length}
-        _check_fit(replace(found[0], **fields), config)
+    for architecture in _by_fit(found):
+        _check_fit(architecture, config)
+
+
+def _by_fit(found: FeasibleSet) -> list[Architecture]:
+    """Return one member for each vocabulary, position encoding and `max_length` that members have together."""
+    rows, points = dict[tuple[Any, ...], int](), found.intervals.mesh
+    ends = [*found.starts[1:], len(points)]
+    for combination, start, end in zip(found.combinations, found.starts, ends, strict=True):
+        vocab_sizes = combination.mesh.values(points[start:end])["vocab_size"]
+        for vocab_size, row in zip(*np.unique(vocab_sizes, return_index=True), strict=True):
+            fit = (int(vocab_size), combination.outer["position"], combination.outer["max_length"])
+            rows.setdefault(fit, int(start + row))
+    return [found[int(found.begins[row])] for row in rows.values()]
 
 
 def _check_fit(a: Architecture, config: StudyConfig) -> None:

@@ -11,7 +11,7 @@ from march_search.config import StudyConfig
 from march_search.storage.trials import newest_attempts, repeat_trial, trial_identity
 
 CONFIRM = "confirm"
-"""User attribute of a trial that the confirmation added: the confidence that it is after."""
+"""User attribute of a trial that the confirmation added. Its value is the target confidence, `[confirm] confidence`."""
 
 MARKS = (CONFIRM, "race")
 """User attributes of a trial of the confirmation; earlier versions wrote `race`."""

@@ -44,7 +44,7 @@ def claim(devices: DevicesConfig) -> None:
     folder = private_folder(Path(tempfile.gettempdir()) / f"march-search-gpus-{os.getuid()}")
     mine: dict[str, IO[str]] = {}
     for name, uuid in zip(names, uuids, strict=False):
-        key = name if name.startswith(("GPU-", "MIG-")) else f"GPU-{uuid.removeprefix('GPU-')}"
+        key = name if name.startswith("MIG-") else f"GPU-{uuid.removeprefix('GPU-')}"  # the name may be abbreviated
         if len(mine) < wanted and (held := try_lock(folder / f"{key.replace('/', '_')}.lock")):
             mine[name] = held
     if len(mine) < wanted:

@@ -56,7 +56,10 @@ class MeasuredCpu:
     """Factor by which the time of a study may be longer or shorter."""
 
     def seconds(self, config: StudyConfig, plan: dict[str, Any]) -> tuple[float, float, float]:
-        """Return the time of a study with this plan: at least, in the middle, and at most, confirmation included."""
+        """Return the time of a study with this plan: at least, in the middle, and at most, confirmation included.
+
+        The time of a confirmation without a limit is not part of it.
+        """
         search = sum(_with_starts(stage, config) for stage in plan["stages"])
         rounds = _with_starts(plan["confirm"] or {}, config)
         return search / self.uncertainty, search + rounds / 2, (search + rounds) * self.uncertainty
@@ -64,7 +67,7 @@ class MeasuredCpu:
     def plan(self, config: StudyConfig, chosen: Candidates, rate: float | None = None) -> dict[str, Any]:
         """Return the predicted cost of a study, as `price.priced_plan`, with the least and the most seconds.
 
-        The seconds of each phase include the starts of its trials.
+        The seconds of each phase include the starts of its trials. There is no range if the confirmation has no limit.
         """
         plan = price.priced_plan(config, chosen, self.device, rate)
         least, _, most = self.seconds(config, plan)
@@ -73,7 +76,9 @@ class MeasuredCpu:
         if confirm and confirm["seconds"] is not None:
             confirm = confirm | {"seconds": _with_starts(confirm, config)}
         whole = sum(stage["seconds"] for stage in stages)
-        return plan | {"stages": stages, "confirm": confirm, "seconds": whole, "seconds_range": [least, most]}
+        has_limit = not confirm or confirm["seconds"] is not None
+        within = {"seconds_range": [least, most] if has_limit else None}
+        return plan | {"stages": stages, "confirm": confirm, "seconds": whole} | within
 
 
 def _with_starts(phase: dict[str, Any], config: StudyConfig) -> float:

@@ -20,6 +20,7 @@ from march_search.config import StudyConfig
 from march_search.config.halving import Halving
 from march_search.config.search_config import LEAST_STEPS, least_steps
 from march_search.planning.confirmation import is_confirmation
+from march_search.units import si
 
 FEWEST = 4
 """Fewest candidates for which rungs are used, whatever the number of finalists."""
@@ -182,8 +183,6 @@ def _kept(losses: Mapping[Candidate, float | None], finalists: int, always: str 
 
 def notes(config: StudyConfig, candidates: int) -> str:
     """Return in words why rungs are not those of the settings; empty if they are."""
-    from march_search.units import si
-
     training, pruner = config.training, config.pruner
     if pruner.kind != "rungs":
         return ""

@@ -160,7 +160,7 @@ def _cells(row: list[str], header: list[str], where: str, faults: list[str]) -> 
         name = Architecture.parse(cells["name"]).name
     except ArchitectureError as error:
         faults.append(f"{where}, column name: {error}")
-    for column in numbers.keys() & cells.keys():
+    for column in [column for column in numbers if column in cells]:
         try:
             numbers[column] = _number(cells[column], column)
         except (ValueError, OverflowError):

@@ -93,15 +93,18 @@ class Liveness:
 
         Args:
             folder: Folder of the workers' lock files.
-            interval: Heartbeat interval in seconds, for trials without a worker.
+            interval: Heartbeat interval in seconds, for workers without a record.
         """
         self._folder, self._interval = folder, interval
         self._seen: dict[Any, tuple[Any, float]] = {}
 
-    def silent(self, key: Any, records: dict[str, WorkerRecord], worker: str | None) -> bool:
-        """Return whether `worker`, which holds `key`, must be dead; if None, whether `key` has had none for long."""
-        record = records.get(worker) if worker else None
-        if worker and record and (record.ended or self.gone(worker, record)):
+    def silent(self, key: Any, records: dict[str, WorkerRecord], worker: str) -> bool:
+        """Return whether `worker` must be dead: it left, its lock is free, or its heartbeat count has not changed.
+
+        That counts after `SILENT` intervals. `key` names what is observed, such as a trial's attempt.
+        """
+        record = records.get(worker)
+        if record and (record.ended or has_exited(self._folder, worker, record)):
             return True
         now, mark = time.monotonic(), (worker, record.count if record else 0)
         last, since = self._seen.get(key, (None, 0.0))
@@ -110,18 +113,19 @@ class Liveness:
             return False
         return now - since > SILENT * (record.interval if record else self._interval)
 
-    def gone(self, worker: str, record: WorkerRecord) -> bool:
-        """Return whether a worker of this machine has exited, so that the kernel has released its lock."""
-        if not record.boot or record.boot != boot():
-            return False
-        try:
-            with (self._folder / f"{worker}.lock").open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
+
+def has_exited(folder: Path, worker: str, record: WorkerRecord) -> bool:
+    """Return whether a worker of this machine has exited, so that the kernel released its lock file in `folder`."""
+    if not record.boot or record.boot != boot():
+        return False
+    try:
+        with (folder / f"{worker}.lock").open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return True
+    except OSError:
+        return False
+    return True
 
 
 def worker_records(study: optuna.Study) -> dict[str, WorkerRecord]:
@@ -155,9 +159,9 @@ def clear_dead(study: optuna.Study, folder: Path, needed: Set[str | None]) -> No
         folder: Folder of the workers' lock files.
         needed: Workers that hold a trial according to the storage.
     """
-    liveness, records = Liveness(folder, 0), worker_records(study)
+    records = worker_records(study)
     for name in sorted(records.keys() - needed):
-        if records[name].ended or liveness.gone(name, records[name]):
+        if records[name].ended or has_exited(folder, name, records[name]):
             clear(study, folder, name)
     for path in folder.glob("*.lock"):
         if path.stem not in {*records, *needed}:

@@ -79,6 +79,7 @@ class SealedJournal(JournalFileBackend):
                 if fault:  # another process may be about to remove or write this line: look again when nobody is
                     line = self._settled(number)
                     record, fault = _parse(line)
+                    file.seek(self._ends[number] + len(line))  # the line may have been written to its end meanwhile
                 if not line.endswith(b"\n"):
                     return
                 if fault:

@@ -21,8 +21,8 @@ MAX_RETRIES = 2
 """Number of times in a row that a trial resumes although it made no progress before it died; after that, it fails."""
 
 MAX_ORPHANED = 10
-"""The same for the death of its worker: that of a machine which is taken away again and again says little about the
-trial, but a trial that kills its machine must not do so for ever."""
+"""The same for deaths of its worker. More are allowed, because preempted machines say little about the trial; but a
+trial that crashes its machines has to fail in the end."""
 
 LOCKS = 16
 """Number of lock files for a study's trials, so that workers on different trials rarely wait for each other."""
@@ -55,6 +55,8 @@ class Lease:
     """Tokens that the trial's decay branches had trained when the lease began."""
     branches: int = 0
     """Tokens of the decay branches that are still to be trained between `start` and `until`."""
+    closed: bool = False
+    """Whether the trial's outcome is known, so that `spent` includes the tokens of this lease."""
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> "Lease":
@@ -114,7 +116,7 @@ class Leases:
             return None
         lease = Lease.of(now)
         lease = replace(lease, attempt=lease.attempt + 1, worker=self.worker, start=start, until=until)
-        lease = replace(lease, branched=branched, branches=branches)
+        lease = replace(lease, branched=branched, branches=branches, closed=False)
         self._write(trial, lease)
         return lease
 
@@ -137,13 +139,13 @@ class Leases:
         Args:
             trial: The trial, as it was read when `lease` was.
             lease: The lease that ends.
-            spent: Tokens trained under this lease.
+            spent: Tokens trained under this lease; a closed lease has them already.
             died_at: Tokens that the trial had reached when it or its worker died; None if neither did.
             orphaned: Whether the worker died.
         """
         if not self.holds(trial, lease):
             return False
-        free = replace(lease, worker=None, spent=lease.spent + spent)
+        free = replace(lease, worker=None, spent=lease.spent + (0 if lease.closed else spent), closed=False)
         if died_at is not None and lease.worker is not None:
             if died_at > lease.reached:
                 free = replace(free, retries=0, orphaned=0, reached=died_at)
@@ -152,6 +154,11 @@ class Leases:
         self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         return True
 
-    def close(self, trial: FrozenTrial, lease: Lease, spent: int) -> None:
-        """Record the total tokens spent on a trial before it is closed in Optuna. The owner must hold its lock."""
-        self._write(trial, replace(lease, spent=lease.spent + spent))
+    def close(self, trial: FrozenTrial, lease: Lease, spent: int) -> Lease:
+        """Record the total tokens spent on a trial before it is closed in Optuna, and return its lease with them.
+
+        If it cannot be closed and is given back, they are not counted again. The owner must hold the trial's lock.
+        """
+        closed = replace(lease, spent=lease.spent + spent, closed=True)
+        self._write(trial, closed)
+        return closed

@@ -19,7 +19,7 @@ from march_search.config.loader import build
 from march_search.config.study_config import public_storage
 from march_search.errors import ConfigError, DataError, StorageError
 from march_search.files.atomic import lock, make_folder
-from march_search.files.json_tables import find_table, read_table, sealed, write_json
+from march_search.files.json_tables import read_table, sealed, write_json
 from march_search.trial.own_trials import trial_name
 
 if TYPE_CHECKING:
@@ -182,6 +182,9 @@ class StudyFolder:
         make_folder(folder)
         relative = os.path.relpath(store.resolve(), folder.resolve())
         training = config.training if rate is None else replace(config.training, learning_rate=rate)
+        a = Architecture.parse(architecture)
+        if a.block is not None:
+            self.load_block()
         trial = TrialConfig(
             architecture=architecture,
             store=relative,
@@ -189,19 +192,12 @@ class StudyFolder:
             data=config.data,
             training=training,
             devices=config.devices,
-            block=self._block(Architecture.parse(architecture), folder),
+            block=block_config(a, folder),
             study=self.id,
             number=int(folder.name.partition("-")[0]),
         )
         write_json(folder / "trial.json", asdict(trial))
         return trial
-
-    def _block(self, a: Architecture, folder: Path) -> BlockConfig | None:
-        """Return what the process of a trial in `folder` needs to load the block of an architecture."""
-        if a.block is None:
-            return None
-        self.load_block()
-        return block_config(a, folder)
 
     def load_block(self) -> None:
         """Load the block of a study that was started with one, which runs the code of its file.
@@ -275,7 +271,7 @@ def find_record(study: Path) -> dict[str, Any] | None:
     Raises:
         StorageError: If it is damaged.
     """
-    return None if find_table(study / "study.json") is None else read_record(study)
+    return read_record(study) if os.path.lexists(study / "study.json") else None
 
 
 def write_record(study: Path, record: Mapping[str, Any]) -> None:

@@ -305,7 +305,10 @@ def bind(study: optuna.Study, folder_id: str) -> None:
 
 
 def make_pruner(config: PrunerConfig) -> optuna.pruners.BasePruner:
-    """Return Optuna's pruner with its arguments set explicitly; steps are tokens. `study.rungs` decides on rungs."""
+    """Return Optuna's pruner with its arguments set explicitly; steps are tokens.
+
+    `planning/rungs.py` decides on rungs; for them, this is a pruner that never stops a trial.
+    """
     least = max(1, config.warmup_tokens)
     if config.kind == "median":
         return optuna.pruners.MedianPruner(

@@ -122,11 +122,9 @@ def _gpus(ranks: int, slot: int) -> str:
     """Return the GPUs of a slot, out of those visible to this process."""
     visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     indices = range(slot * ranks, (slot + 1) * ranks)
-    return (
-        ",".join(visible[i] if i < len(visible) else "none" for i in indices)
-        if visible
-        else ",".join(map(str, indices))
-    )
+    if not visible:
+        return ",".join(map(str, indices))
+    return ",".join(visible[i] if i < len(visible) else "none" for i in indices)
 
 
 FENCE = ".fence"
@@ -169,7 +167,10 @@ class ActiveTrial:
         return self.last - self.lease.start + max(0, sum(self._branches.values()) - self.lease.branched)
 
     def start(self, config: StudyConfig, command: Sequence[str], hidden: Sequence[str]) -> bool:
-        """Start the process, unless the trial is complete; return False if another one still trains in the folder."""
+        """Start the process and return True; return False if another process still trains in the folder.
+
+        If that one completed the trial, return True without starting, and `child` stays None.
+        """
         fence = try_lock(self.folder / FENCE)
         if fence is None:
             return False

@@ -1,12 +1,14 @@
 """What a study was planned to use and what it has used."""
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from march_search.architecture.architecture import Architecture
-from march_search.config import StudyConfig
+from march_search.config import DevicesConfig, StudyConfig
 from march_search.cost import speed
 from march_search.cost.setup import study_setup
 from march_search.errors import StorageError
@@ -72,7 +74,7 @@ def planned_trials(folder: Path, config: StudyConfig) -> int:
 
 def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
     """Return what the study in `folder` has used so far: the keys of `priced_plan` that its files can show."""
-    tokens, flops, seconds, trials = 0, 0.0, 0.0, 0
+    tokens, flops, device_seconds, trials = 0, 0.0, 0.0, 0
     for trial in find_trials(folder).trials:
         trials += 1
         if _was_taken(trial.folder):
@@ -81,17 +83,36 @@ def actual(folder: Path, config: StudyConfig) -> dict[str, Any]:
         a = Architecture.parse(trial.config.architecture)
         tokens += metrics.trained_tokens
         flops += metrics.trained_tokens * float(speed.flops_per_token(a, study_setup(config)))
-        seconds += _seconds(metrics.lines)
-    kind, together = config.devices.kind, config.devices.parallel_trials
-    devices = config.devices.ranks if kind == "cuda" else 1 / together  # concurrent trials share the CPU
-    files = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        device_seconds += _seconds(metrics.lines) * _devices(config.devices, metrics.lines)
     return {
         "trials": trials,
         "tokens": tokens,
         "flops": flops,
-        "device_hours": seconds / 3600 * devices,
-        "disk_bytes": sum(files),
+        "device_hours": device_seconds / 3600,
+        "disk_bytes": _disk_bytes(folder),
     }
+
+
+def _devices(devices: DevicesConfig, lines: Sequence[dict[str, Any]]) -> float:
+    """Return the number of devices that a trial used, from its metric lines; trials at the same time share a CPU."""
+    is_gpu = devices.kind == "cuda" or (devices.kind == "auto" and any(map(_shows_gpu, lines)))
+    return devices.ranks if is_gpu else 1 / devices.parallel_trials
+
+
+def _shows_gpu(line: dict[str, Any]) -> bool:
+    """Return whether a metric line was written on a GPU: only there, the device has a memory of its own."""
+    device, host = line.get("peak_memory_bytes"), line.get("peak_host_memory_bytes")
+    return "peak_reserved_memory_bytes" in line or (None not in (device, host) and device != host)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Return the size of all files in `folder`, without those that another process deletes meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).stat().st_size
+    return total
 
 
 def _was_taken(folder: Path) -> bool:

@@ -3,8 +3,10 @@
 import logging
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +94,9 @@ class TrainingObjective:
         later = "The next start of this script"
         self._trackers = Trackers(self.config.tracking, self.folder.path, _LOGGER.warning, later)
         self._trackers.send_missing(with_parent=False)
+        self._taken: set[int] = set()
+        """Shares of the devices on which a trial trains."""
+        self._lock = threading.Lock()
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train the architecture of `trial` and return its validation loss, in nats per target token; NaN if it failed.
@@ -138,7 +143,23 @@ class TrainingObjective:
 
     def _train(self, trial: optuna.Trial, folder: Path) -> TrialOutcome:
         """Train until the trial ends or is pruned; if this process is interrupted, save its state first."""
-        child = TrialProcess.start(folder, self.config.devices, _COMMAND)
+        with self._slot() as slot:
+            return self._follow(trial, TrialProcess.start(folder, self.config.devices, _COMMAND, slot))
+
+    @contextmanager
+    def _slot(self) -> Iterator[int]:
+        """Reserve a share of the devices, so that the trials of several threads use different GPUs."""
+        with self._lock:
+            slot = min(set(range(len(self._taken) + 1)) - self._taken)
+            self._taken.add(slot)
+        try:
+            yield slot % self.config.devices.parallel_trials
+        finally:
+            with self._lock:
+                self._taken.remove(slot)
+
+    def _follow(self, trial: optuna.Trial, child: TrialProcess) -> TrialOutcome:
+        """Report the evaluations of a trial's process until it ends or is pruned."""
         reported: set[int] = set()
         try:
             ended = False
@@ -159,7 +180,7 @@ class TrainingObjective:
             raise
         finally:
             child.kill()
-        if outcome := completed_outcome(folder):
+        if outcome := completed_outcome(child.folder):
             return outcome
         state, text = child.failure()
         return {"state": state, "tokens": None, "loss": None, "text": text}

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from march_search.config import TrialConfig
-from march_search.errors import MarchSearchError
+from march_search.errors import MarchSearchError, StorageError
+from march_search.files.atomic import DISK_TROUBLE, discard_folder
 from march_search.trial.metrics import read_metrics
 from march_search.trial.own_trials import foreign, study_id
-from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, check_file, read_result, validation_file
-from march_search.trial.settings import changed_settings, read_settings
+from march_search.trial.result import RESULT, VALIDATION_SEAL, WEIGHTS_SEAL, check_file, read_result, validation_file
+from march_search.trial.settings import SETTINGS, changed_settings, read_settings
 
 WEIGHTS = "weights.safetensors"
 """Name of the file with a complete trial's weights."""
 
-OWN = ("trial.json", "started.json", "outcome.json", "result.json", "checkpoints", "lock", ".fence")
+OWN = (
+    "trial.json", "started.json", "outcome.json", "result.json", "checkpoints", "lock", ".fence", "tracking-*",
+    ".tracking-*",
+)  # fmt: skip
 """Files that are not copied with the rest; result.json is copied last."""
 
 
@@ -53,11 +57,38 @@ def _is_intact(folder: Path, other: TrialConfig, config: TrialConfig) -> bool:
     return (folder / WEIGHTS).is_file()
 
 
-def take_over(source: Path, folder: Path, weights: bool) -> None:
-    """Copy a complete trial's files into `folder`, result.json last; `weights` includes its weights."""
+def take_over(source: Path, folder: Path, weights: bool) -> bool:
+    """Copy a complete trial's files into `folder`, result.json last; `weights` includes its weights.
+
+    If they cannot be read, such as those of a study that is deleted meanwhile, return False and leave trial.json only.
+
+    Raises:
+        StorageError: If the disk is full.
+    """
     left_out = shutil.ignore_patterns(*OWN, *(() if weights else (WEIGHTS,)))
-    shutil.copytree(source, folder, ignore=left_out, dirs_exist_ok=True)
-    shutil.copyfile(source / "result.json", folder / "result.json")
+    try:
+        shutil.copytree(source, folder, ignore=left_out, copy_function=_copy, dirs_exist_ok=True)
+        _copy(str(source / RESULT), str(folder / RESULT))
+    except (OSError, StorageError) as error:
+        for path in folder.iterdir():
+            if path.is_dir():
+                discard_folder(path)
+            elif path.name != SETTINGS:
+                path.unlink()
+        if isinstance(error, StorageError):
+            raise
+        return False
+    return True
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file; raise a StorageError if the disk is full, which `copytree` does not add to a list of errors."""
+    try:
+        shutil.copy2(source, target)
+    except OSError as error:
+        if error.errno in DISK_TROUBLE:
+            raise StorageError(f"{target}: cannot be written: {error.strerror}.") from None
+        raise
 
 
 def _what_decides(config: TrialConfig) -> dict[str, Any]:

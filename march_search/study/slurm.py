@@ -10,6 +10,8 @@ from pathlib import Path
 from march_search.config import DevicesConfig, StudyConfig
 from march_search.errors import UsageError, shown
 from march_search.files.atomic import make_folder
+from march_search.storage.trial_process import STOP_SECONDS
+from march_search.tracking.tracking_process import LIMIT_SECONDS
 
 LOGS = "slurm"
 """Folder in a study's folder for the output of its jobs. Slurm does not create it: a job without it fails silently."""
@@ -17,8 +19,9 @@ LOGS = "slurm"
 MOST_WORKERS = 8
 """Workers of the array unless the user says otherwise; fewer if the study has fewer trials."""
 
-WARNING_SECONDS = 300
-"""Seconds before its time limit at which a job is asked to stop, so that its trials can be saved."""
+WARNING_SECONDS = STOP_SECONDS + round(LIMIT_SECONDS) + 30
+"""Seconds before its time limit at which a job is asked to stop: its trials may take `STOP_SECONDS` to save, then its
+trackers `LIMIT_SECONDS` to send the rest."""
 
 CPUS_PER_GPU = 8
 """CPUs per GPU without `threads` in the settings: for the rank and for reading its data."""

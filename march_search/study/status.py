@@ -103,13 +103,15 @@ def phase_rows(folder: StudyFolder) -> list[tuple[str, str]]:
 
 
 def worker_rows(study: optuna.Study, folder: StudyFolder) -> list[Row]:
-    """Return one row per worker that has not left: host, state, and heartbeat age by the host's clock."""
-    witness = heartbeat.Liveness(folder.path / "workers", 0)
+    """Return one row per worker that has not left: host, state, and seconds since its last heartbeat.
+
+    The seconds, and the state `silent`, are wrong if the clocks of the two machines differ.
+    """
     return [
         {
             "worker": name, "host": beat.host, "pid": beat.pid, "slots": beat.slots, "beats": beat.count,
             "beat_seconds": round(max(0.0, time.time() - beat.at), 1),
-            "state": "gone" if witness.gone(name, beat) else
+            "state": "gone" if heartbeat.has_exited(folder.path / "workers", name, beat) else
             "silent" if time.time() - beat.at > 3 * beat.interval else "alive",
         }
         for name, beat in heartbeat.worker_records(study).items() if not beat.ended

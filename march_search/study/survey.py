@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 class Survey:
     """One worker's view of the study."""
 
-    def __init__(self, job: "Job", leases: Leases, witness: heartbeat.Liveness, progress: StudyProgress) -> None:
+    def __init__(self, job: "Job", leases: Leases, liveness: heartbeat.Liveness, progress: StudyProgress) -> None:
         """Start without observations."""
-        self._job, self._leases, self._witness, self._progress = job, leases, witness, progress
+        self._job, self._leases, self._liveness, self._progress = job, leases, liveness, progress
         self._batch = job.config.training.global_batch_tokens
         self.over = False
         """Whether no worker has anything left to do."""
 
     def look(self, own_trials: Set[int], room: bool) -> list[tuple[FrozenTrial, int]]:
-        """Return the trials that can be taken now, each with the token count to stop at.
+        """Release trials of dead workers, close those that were not promoted, and return those that can be taken now.
 
-        If there are none and the worker has `room`, the study's sampler proposes one. `own_trials` are those of this
-        worker.
+        Each comes with the token count to stop at. If there are none and the worker has `room`, the study's sampler
+        proposes one. `own_trials` are those of this worker.
         """
         trials = self._trials()
         running = [t for t in trials if t.state == TrialState.RUNNING]
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def _total(self) -> int:
-        """Minimum number of trials in the study; 0 if all are enqueued from the start."""
+        """Number of trials that a sampler chooses in all; 0 if there is no sampler."""
         return self._job.propose.total if self._job.propose else 0
 
     def _grows(self, trials: list[FrozenTrial]) -> bool:
@@ -92,15 +92,21 @@ class Survey:
         return rungs.to_come(trials, self._total) > 0 or all(t.state.is_finished() for t in trials)
 
     def _dead(self, trial: FrozenTrial, records: dict[str, heartbeat.WorkerRecord]) -> bool:
-        """Return whether the worker of a running trial is dead."""
+        """Return whether the worker of a running trial is dead.
+
+        Without a worker in its lease, one was killed while it took or released the trial, or does so now and holds the
+        trial's lock. `Leases.give_back` waits for that lock and reads the lease again.
+        """
         lease = Lease.of(trial)
-        return self._witness.silent((trial.number, lease.attempt), records, lease.worker)
+        if lease.worker is None:
+            return True
+        return self._liveness.silent((trial.number, lease.attempt), records, lease.worker)
 
     def _clear_workers(self, running: list[FrozenTrial], records: dict[str, heartbeat.WorkerRecord]) -> None:
         """Remove the records of dead workers, except of those whose trials are still to be released."""
         needed = {self._leases.worker, *(Lease.of(trial).worker for trial in running)}
         for name in sorted(records.keys() - needed):
-            if self._witness.silent(name, records, name):
+            if self._liveness.silent(name, records, name):
                 heartbeat.clear(self._job.study, self._job.folder.path / "workers", name)
 
     def _give_back(self, dead: list[FrozenTrial]) -> None:
@@ -164,5 +170,5 @@ def committed(trials: list[FrozenTrial]) -> int:
     for trial in trials:
         lease = Lease.of(trial)
         ahead = lease.until - lease.start + lease.branches
-        total += lease.spent + (ahead if trial.state == TrialState.RUNNING else 0)
+        total += lease.spent + (ahead if trial.state == TrialState.RUNNING and not lease.closed else 0)
     return total

@@ -199,9 +199,8 @@ class Worker:
     def _take_over(self, active: ActiveTrial, trial: TrialConfig) -> TrialOutcome | None:
         """Copy a trial that another study completed and return its outcome; None if there is no identical trial."""
         source = reuse.same_trial(self.job.folder.path.parent, trial)
-        if source is None:
+        if source is None or not reuse.take_over(source, active.folder, trial.training.keep_weights):
             return None
-        reuse.take_over(source, active.folder, trial.training.keep_weights)
         for line in read_metrics(active.folder).of_kind("evaluation"):
             if line["tokens"] < trial.training.tokens:
                 self._report(active, line["tokens"], line["loss"])
@@ -290,7 +289,7 @@ class Worker:
             if not self.leases.holds(active.trial, active.lease):
                 return self._lose(active)
             write_outcome(active.folder, outcome)
-            self.leases.close(active.trial, active.lease, active.spent)
+            active.lease = self.leases.close(active.trial, active.lease, active.spent)
             trials.tell_optuna(self.leases.storage, active.trial, outcome)
         if outcome["state"] != "failed":
             shutil.rmtree(active.folder / "checkpoints", ignore_errors=True)

@@ -135,7 +135,7 @@ class Trackers:
     def finish(self, signals: Signals) -> None:
         """Wait until all runs are closed; at the end of a study, send what is missing of trials with an outcome.
 
-        A signal ends the wait for what is missing; a second one ends any.
+        A signal during a wait kills the processes. After a signal, what is missing is not sent.
         """
         self._wait(signals)
         if signals.signum:

@@ -96,7 +96,7 @@ def follow(tracker: str, project: str, folder: Path, asked: threading.Event) -> 
             if tail.resets > resets:
                 steps.clear()
             for line in lines:
-                if line.get("step", 0) > sent:
+                if line.get("step", -1) > sent:
                     steps.setdefault(line["step"], {}).update(_values(line))
             ready: Rows = sorted(steps.items())[: None if is_whole else -1]
             if ready:

@@ -26,7 +26,7 @@ from march_search.data.store import Store
 from march_search.data.text_bytes import token_bytes
 from march_search.errors import ConfigError, DivergedError, TrialError
 from march_search.files.atomic import file_sha256, make_folder
-from march_search.files.json_tables import write_json
+from march_search.files.json_tables import sealed, write_json
 from march_search.model import build
 from march_search.training import branches, checkpoint, evaluation, launch, micro_batch, ranks, timing, weights
 from march_search.training.engine import (
@@ -47,7 +47,7 @@ from march_search.training.optimizer import AdamW, parameter_groups, schedule
 from march_search.training.ranks import InterruptedTrialError, StopRequest
 from march_search.training.timing import Phases, Utilisation
 from march_search.trial.metrics import read_metrics
-from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, seal_result, validation_file
+from march_search.trial.result import VALIDATION_SEAL, WEIGHTS_SEAL, validation_file
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -381,7 +381,7 @@ def _finish(trial: _Trial, last: dict[str, float]) -> None:
             seals[WEIGHTS_SEAL] = file_sha256(trial.folder / weights.NAME)
         write_json(
             trial.folder / "result.json",
-            seal_result(
+            sealed(
                 {
                     "schema_version": 2,
                     "state": "complete",

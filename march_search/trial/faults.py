@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from march_search.config.changes import in_words
 from march_search.errors import MarchSearchError
 from march_search.files.atomic import one_line
 from march_search.trial.metrics import read_metrics
 from march_search.trial.outcome import read_outcome
 from march_search.trial.result import read_result
-from march_search.trial.settings import SETTINGS, changed_settings, read_settings
+from march_search.trial.settings import SETTINGS, changed_settings, changed_words, read_settings
 
 
 def trial_faults(folder: Path) -> list[str]:
@@ -29,8 +28,3 @@ def trial_faults(folder: Path) -> list[str]:
         faults.append(f"{one_line(error)}.")
     fault = read_metrics(folder).fault
     return [*faults, fault] if fault else faults
-
-
-def changed_words(folder: Path, changes: list[str]) -> str:
-    """Return a sentence on settings that changed since the trial began."""
-    return f"{folder / SETTINGS}: differs from the settings that the trial began with: {in_words(changes)}."

@@ -116,7 +116,7 @@ def foreign(folder: Path, config: TrialConfig, identity: str | None) -> str:
         return "not a trial's folder"
     rates = (None, config.training.learning_rate)
     if folder.name not in [trial_name(int(number), config.architecture, config.seed, rate) for rate in rates]:
-        return "its trial.json has another name"
+        return "its trial.json describes another trial"
     if config.number is not None and config.number != int(number):
         return f"a copy of trial {config.number}"
     if config.study is not None and identity is not None and config.study != identity:

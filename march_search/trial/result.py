@@ -11,7 +11,7 @@ from march_search.architecture.architecture import Architecture
 from march_search.config import TrialConfig
 from march_search.errors import DataError, StorageError
 from march_search.files.atomic import file_sha256
-from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table, sealed
+from march_search.files.json_tables import MAYBE_NUMBER, NUMBER, Kinds, find_table
 
 RESULT = "result.json"
 """Name of the file in a trial's folder."""
@@ -27,8 +27,6 @@ _EXPECTED: dict[str, Kinds] = {
 }  # fmt: skip
 
 _REMEDY = "Restore it from a copy, or train the trial again."
-
-seal_result = sealed
 
 
 def read_result(folder: Path, config: TrialConfig) -> dict[str, Any] | None:

@@ -51,10 +51,8 @@ def check_unchanged(folder: Path, config: TrialConfig) -> None:
         ConfigError: If they changed, or started.json is damaged; the message names each setting that differs.
     """
     if changes := changed_settings(folder, config):
-        raise ConfigError(
-            f"{folder / SETTINGS}: differs from the settings that the trial began with: {in_words(changes)}. "
-            f"Restore {SETTINGS}, or delete the folder to train the trial from its start."
-        )
+        remedy = f"Restore {SETTINGS}, or delete the folder to train the trial from its start."
+        raise ConfigError(f"{changed_words(folder, changes)} {remedy}")
 
 
 def keep_started(folder: Path, config: TrialConfig) -> None:
@@ -77,6 +75,11 @@ def changed_settings(folder: Path, config: TrialConfig) -> list[str]:
     remedy = "Restore it from a copy, or delete the folder to train the trial from its start."
     record = find_table(folder / STARTED, expected, remedy, ConfigError)
     return [] if record is None else list(differences(filled(record["settings"], _DEFAULTS), _compared(config), FREE))
+
+
+def changed_words(folder: Path, changes: list[str]) -> str:
+    """Return a sentence on settings that changed since the trial began."""
+    return f"{folder / SETTINGS}: differs from the settings that the trial began with: {in_words(changes)}."
 
 
 def _compared(config: TrialConfig) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from march_search.config import DataConfig, SearchConfig, StudyConfig, TrainingConfig, TrialConfig
 from march_search.files.atomic import file_sha256
-from march_search.files.json_tables import write_json
-from march_search.trial.result import VALIDATION_SEAL, seal_result, validation_file
+from march_search.files.json_tables import sealed, write_json
+from march_search.trial.result import VALIDATION_SEAL, validation_file
 
 DATA = DataConfig(vocab_size=2048, sequence_length=64)
 SHAPES = tuple(f"L{n}-D{d}-H{h}x32-F256-rope-V2048" for n, d, h in ((2, 160, 4), (3, 128, 6), (4, 96, 4), (6, 64, 8)))
@@ -61,7 +61,7 @@ def write_study(
                     file.parent.mkdir()
                     np.save(file, own_N.astype(np.float32))
                     result = json.loads((at / "result.json").read_text())
-                    write_json(at / "result.json", seal_result(result | {VALIDATION_SEAL: file_sha256(file)}))
+                    write_json(at / "result.json", sealed(result | {VALIDATION_SEAL: file_sha256(file)}))
                 number += 1
     return folder
 
@@ -114,5 +114,5 @@ def _write_trial(
     ]
     (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = {"architecture": architecture, "seed": seed, "tokens": training.tokens, "loss": loss, "context_gain": gain}
-    write_json(at / "result.json", seal_result(result | {"tokens_per_second": 12_345.6}))
+    write_json(at / "result.json", sealed(result | {"tokens_per_second": 12_345.6}))
     write_json(at / "outcome.json", {"state": "complete"})

@@ -20,6 +20,8 @@ from pathlib import Path
 
 HUNG = 76  # march_search.trial.outcome.HUNG
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # dies with its parent
+if os.getppid() != int(os.environ.get("MARCH_SEARCH_PARENT", os.getppid())):
+    os._exit(1)  # the parent died before
 folder = Path(sys.argv[1])
 trial = json.loads((folder / "trial.json").read_text())
 name, tokens = trial["architecture"], trial["training"]["tokens"]
@@ -76,6 +78,6 @@ elif name != os.environ.get("TOY_SILENT"):
     result["tokens_per_second"] = 1000.0
     result |= {"branches": branches} if branches else {}
     text = json.dumps(result, sort_keys=True, separators=(",", ":"))
-    result["sha256"] = hashlib.sha256(text.encode()).hexdigest()  # as march_search.trial.result.seal_result
+    result["sha256"] = hashlib.sha256(text.encode()).hexdigest()  # as march_search.files.json_tables.sealed
     (folder / "result.new").write_text(json.dumps(result))
     (folder / "result.new").replace(folder / "result.json")
