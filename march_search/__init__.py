@@ -36,7 +36,7 @@ _HOMES = {
     "SearchSpace": "space.space",
     "TrainingObjective": "study.objective",
     "register_block": "architecture.block",
-    "solve": "space.feasible_set",
+    "solve": "space.solver",
 }
 """Module of each exported name."""
 
