@@ -109,12 +109,12 @@ def attention_flops(a: Any, setup: Setup, is_fused: bool) -> Any:
     """
     total: Any = 0
     for group, length, memory, is_causal in _layers(a, setup):
-        own = seen_keys(length, group.window, is_causal, is_fused)
+        own = computed_keys(length, group.window, is_causal, is_fused)
         total = total + group.applied * group.inner * length * (own + memory)
     return total * (14 if is_fused else 12) / setup.sequence_length
 
 
-def seen_keys(length: int, window: int | None, is_causal: bool, is_fused: bool) -> float:
+def computed_keys(length: int, window: int | None, is_causal: bool, is_fused: bool) -> float:
     """Return the keys per query whose scores are computed: with fused attention the mean number of those it sees."""
     most = flops.seen_keys(length, window, is_causal)
     if not is_fused:

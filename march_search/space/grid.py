@@ -158,7 +158,7 @@ class Mesh:
 
 
 class BlockForm(NamedTuple):
-    """How the counts of one layer with one's own block depend on `d_ff`, over all its values and at every width."""
+    """How the counts of one layer with a user's block depend on `d_ff`, over all its values and at every width."""
 
     params_is_line: bool
     """Whether the parameters rise linearly."""
