@@ -76,7 +76,10 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `march_search.errors`; 130 or 143 after an interruption)."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as in `march-search keys >&-`
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w")))
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # print "?" where the terminal lacks Unicode
     words = sys.argv[1:] if arguments is None else list(arguments)

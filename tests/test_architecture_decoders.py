@@ -116,6 +116,8 @@ def test_windows_of_qwen_are_read_from_either_key() -> None:
     assert Architecture.from_huggingface(config | {"layer_types": kinds}).global_every == 6
     assert Architecture.from_huggingface(config | {"use_sliding_window": False}).attention_window is None
     assert Architecture.from_huggingface(config | {"max_window_layers": 24}).attention_window is None
+    null = {"max_window_layers": None, "num_hidden_layers": 20, "layer_types": None}
+    assert Architecture.from_huggingface(config | null).attention_window is None
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,13 @@ def test_windows_of_qwen_are_read_from_either_key() -> None:
         ),
         ("qwen3-0.6b", {"attention_bias": True}, "attention_bias is True, but only False can be expressed."),
         ("qwen2.5-0.5b", {"use_sliding_window": True, "max_window_layers": 12}, "max_window_layers is 12, but only a"),
+        ("gpt2", {"n_embd": {}}, "n_embd must be a whole number, not {}."),
+        ("llama-3-8b", {"model_type": ["llama"]}, "model_type must be text, not ['llama']."),
+        ("llama-3-8b", {"hidden_act": ["silu"]}, "hidden_act must be text, not ['silu']."),
+        ("llama-3-8b", {"rope_scaling": 8.0}, "rope_scaling must be an object of keys, not 8.0."),
+        ("qwen3-0.6b", {"use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers must be a whole"),
+        ("qwen3-0.6b", {"use_sliding_window": True, "num_hidden_layers": "28"}, "num_hidden_layers must be a whole"),
+        ("qwen3-0.6b", {"use_sliding_window": True, "layer_types": 3}, "layer_types must be a list, not 3."),
         (
             "pythia-70m",
             {"rope_parameters": {"rope_type": "yarn"}},

@@ -43,6 +43,7 @@ def test_transformers_agrees_on_missing_keys() -> None:
             {"feed_forward_proj": "tanh"},
             'config: feed_forward_proj "tanh" cannot be expressed. Known: relu, gelu, gelu_new,',
         ),
+        ({"feed_forward_proj": ["relu"]}, "config: feed_forward_proj must be text, not ['relu']."),
         ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0."),
     ],
 )

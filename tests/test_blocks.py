@@ -287,6 +287,18 @@ def test_faults_of_a_space_with_a_block_are_one_line(tmp_path: Path) -> None:
     assert "a block named moe is known from" in fault("other.py", other=moe + "\n")
 
 
+def test_a_block_is_refused_if_its_names_could_not_be_read() -> None:
+    fields = {f"a_field_of_26_characters_{letter}": (1, 100) for letter in "abc"}
+    block = make_block(name="long", fields=fields | {"d": ("x" * 5,)})
+    name = Architecture(block=block.combinations({})[-1]).name
+    assert len(name.partition("long+")[2]) == 100
+    assert Architecture.parse(name).name == name
+    with pytest.raises(ConfigError, match="the block long: its fields take 101 characters in names, and the limit is"):
+        make_block(name="long", fields=fields | {"d": ("x", "x" * 6)})
+    with pytest.raises(ConfigError, match="the value -1 of a block's field must be true, false, a whole or decimal"):
+        make_block(fields={"a": (-1, 1)})
+
+
 def test_a_formula_must_return_whole_numbers() -> None:
     march_search.register_block(make_block(num_params=lambda d_model, d_ff, rank, is_wide: d_ff / 2, refuse=None))
     with pytest.raises(ConfigError, match=r"num_params must return whole numbers of at least 0, not .*use // instead"):

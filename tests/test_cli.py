@@ -73,6 +73,7 @@ INVALID = [
     (["rank", "STUDY", "--format", "jsn"], 2, '--format: cannot be "jsn". Did you mean "json"?'),
     (["keys", "trainig"], 2, 'no table or key of a study file is called "trainig". Did you mean "training"?'),
     (["keys", "training.token"], 2, 'Did you mean "training.tokens"?'),
+    (["keys", "zzz"], 2, 'called "zzz". Known: activation_checkpointing, answer, '),
     (["completion", "tcsh"], 2, 'cannot be "tcsh". Known: bash, fish, zsh.'),
     (["rank", "nothing"], 2, 'unknown study "nothing": it is neither shipped nor started in '),
     (["study", "run", "cpu-dmo"], 2, 'unknown study "cpu-dmo"'),
@@ -247,6 +248,13 @@ def test_output_that_cannot_be_written_is_reported_in_one_line() -> None:
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert ended.returncode == 4
     assert ended.stderr == "march-search: the output: No space left on device.\n"
+
+
+@pytest.mark.parametrize(("arguments", "code"), [("keys training.tokens >&-", 0), ("keys zzz 2>&-", 2)])
+def test_a_closed_stream_causes_no_error(arguments: str, code: int) -> None:
+    command = f"{sys.executable} -m march_search {arguments}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
 
 
 def test_a_terminal_without_unicode_still_gets_its_table() -> None:

@@ -171,6 +171,10 @@ def test_inspecting_an_unprepared_text_makes_nothing(study, capsys):
         "march-search: texts: not prepared under runs; run: march-search data prepare STUDY\n"
     )
     assert not Path("runs").exists()
+    Path("shared/cpu-demo").mkdir(parents=True)
+    Path("shared/cpu-demo/ladder.json").write_text("{}")
+    assert main(["data", "inspect", "shared/cpu-demo"]) == 5
+    assert f"not prepared under {Path('shared').resolve()}; run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,23 @@ def test_what_t5_cannot_express_is_refused_by_field(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_takes_nothing_from_one_that_was_stopped_and_replaces_nothing(
+    make: MakeTrial, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = make(f"0000-{TIED}-s0", architecture=TIED)
+    save_tensors(build(Architecture.parse(TIED)).state_dict(), trial / weights.NAME)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "load.py").write_text("of --format torch")
+    assert export(tmp_path) == 0
+    assert not (tmp_path / "out" / "load.py").exists()
+    (tmp_path / "file").write_text("mine")
+    capsys.readouterr()
+    assert export(tmp_path, output="file") == 2
+    assert capsys.readouterr().err.endswith("file already exists: remove it, or choose another folder with -o.\n")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list(tmp_path.glob(".file*"))
+
+
 def test_weights_that_cannot_be_written_are_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"missing/w: cannot be written: .*No such file or directory"):
         save_tensors({"x": torch.zeros(2)}, tmp_path / "missing" / "w")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import Command, json_of, one_line_error
+from helpers.ladders import LOSSES as LADDER_LOSSES
+from helpers.ladders import PARAMETERS, write_ladder
 from helpers.studies import SHAPES, stop_trial, write_study
 from helpers.toy_studies import TOY_CONFIG, run_toy_study
 
@@ -114,6 +116,9 @@ def test_an_unknown_name_suggests_shipped_and_started_studies(tmp_path: Path) ->
     write_study(tmp_path, LOSSES, name="my-study")
     with pytest.raises(UsageError, match=r'unknown study "my-studdy".*Did you mean "my-study"\?'):
         named_study("my-studdy", tmp_path)
+    write_ladder(tmp_path, LADDER_LOSSES, PARAMETERS, untrained=tuple(PARAMETERS))
+    with pytest.raises(UsageError, match=r'unknown study "maed".*Did you mean "made"\?'):
+        named_study("maed", tmp_path)
     with pytest.raises(UsageError, match=r'Did you mean "cpu/glu"\?'):
         named_study("cpu/gluu", tmp_path)
     with pytest.raises(ConfigError, match=r"missing\.toml: file not found"):

@@ -151,6 +151,22 @@ def test_a_new_study_for_gpus_explains_every_key_and_loads(texts: Path, command:
 
 
 @pytest.mark.parametrize(
+    ("device", "name", "count"),
+    [("a100-sxm4-80gb", "A100", 1), ("8×H100", "H100", 8), ("2x312TFLOPs,80GB", "312TFLOPs,80GB", 2)],
+)
+def test_every_form_of_a_device_is_taken(device: str, name: str, count: int, texts: Path, command: Command) -> None:
+    (texts / "long.txt").write_text("some words\n" * 1_000_000)
+    texts.rename("my 😀 texts")
+    ended = command("study", "new", "my.toml", "--budget", "1M", "--device", device, "--hours", "1",
+                    "--corpus", "my 😀 texts")  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    config = build(StudyConfig, read_file(Path("my.toml")), "my.toml")
+    assert config.data.corpus == "my 😀 texts"
+    assert config.devices.parallel_trials == count
+    assert f"--dry-run --device {name}\n" in ended.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "fault"),
     [
         (("there.toml", "--minutes", "5"), "there.toml exists: use another name, or delete it."),

@@ -75,6 +75,12 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         assert sum(word in line for line in lines) == 1, word
 
 
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_port_that_does_not_exist_is_refused(tmp_path: Path, port: int) -> None:
+    [line] = faults(tmp_path, f"[devices]\nport = {port}\n")
+    assert line.endswith(f"[devices]: port must be from 1 to 65535, not {port}.")
+
+
 def test_faults_of_the_file_itself_and_of_its_tables_are_told_together(tmp_path: Path) -> None:
     lines = faults(tmp_path, 'heartbeat_seconds = 0\nbudget = "0,22B"\ntolerance = "x"\n[pruner]\nkeep = 2\n')
     assert [line.split(":")[0].strip() for line in lines] == [

@@ -1,5 +1,6 @@
 """Predicted time and memory, compared with recorded runs, DeepSpeed and autograd."""
 
+import operator
 import os
 import re
 import statistics
@@ -16,6 +17,7 @@ import torch
 from helpers.reference import march_architecture, march_runs
 
 from march_search import Architecture, SearchSpace, solve
+from march_search.architecture.flops import reduced_length
 from march_search.architecture.spans import span_lengths
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.devices import BASIS, DATA_SHEETS, FITTED, GPUS, STUDY_LAYER_SECONDS, parse_device
@@ -117,6 +119,20 @@ def test_a_causal_mask_halves_the_operations_of_fused_self_attention() -> None:
         assert plain < 0.2 * flops_per_token(a, setup)
         assert (fused / plain < 0.6) is (a.structure == "decoder-only")
         assert attention_flops(a, Setup(sequence_length=1024), is_fused=False) == pytest.approx(2 * plain, rel=0.02)
+
+
+@pytest.mark.parametrize("cross", ["output", "layer", "layer-shared"])
+@pytest.mark.parametrize("layers", [1, 4, 5])
+def test_operations_of_attention_are_counted_at_the_positions_of_each_layer(cross: str, layers: int) -> None:
+    a = Architecture(num_layers=layers, d_model=256, num_heads=4, cross_attention=cross, length_reduction=0.25)
+    setup, lengths = Setup(sequence_length=512), span_lengths(512)
+    source, reduced, target = lengths.input, reduced_length(lengths.input, 0.25), lengths.target
+    queries = [source if layer < layers // 2 else reduced for layer in range(layers)]  # as `model.stack` pools
+    keys = [source if layer <= layers // 2 else reduced for layer in range(layers)]
+    read = [reduced] * layers if cross == "output" else keys
+    scores = sum(map(operator.mul, queries, keys)) + target * sum(target + positions for positions in read)
+    assert attention_flops(a, setup, is_fused=False) == pytest.approx(12 * 4 * 64 * scores / 512)
+    assert scores_per_token(a, setup) == pytest.approx(4 * scores / 512)
 
 
 def test_each_zero_stage_partitions_what_it_should() -> None:
@@ -262,6 +278,8 @@ def saved_bytes(a: Architecture, setup: Setup) -> int:
         {"position": "absolute", "num_decoder_layers": 3, "cross_attention": "layer-shared"},
         {"position": "rotary", "structure": "decoder-only", "num_decoder_layers": None},
         {"position": "rotary", "length_reduction": 0.5, "tie_word_embeddings": False},
+        {"position": "rotary", "length_reduction": 0.1, "num_layers": 8},
+        {"position": "rotary", "length_reduction": 0.1, "num_decoder_layers": 3, "cross_attention": "layer"},
         {"position": "absolute", "bottleneck": "shrinking", "d_bottleneck": 64},
         {"position": "rotary", "share_layers": "all"},
         {"position": "rotary", **DECODER, "num_key_value_heads": 1, "qk_norm": "head"},

@@ -34,6 +34,14 @@ def test_a_window_bounds_the_cache_of_its_layers() -> None:
     assert cache_bytes_per_token(replace(a, attention_window=2048), H100) == full
 
 
+def test_cross_attention_by_layer_keeps_all_positions_of_layers_that_are_not_pooled() -> None:
+    a = Architecture(num_layers=4, num_decoder_layers=4, length_reduction=0.25)  # 768 wide, 2 bytes
+    kept = {"output": 4 * 256, "layer": 3 * 1024 + 256, "layer-shared": 3 * 1024 + 256}
+    for cross, positions in kept.items():
+        cached = cache_bytes_per_token(replace(a, cross_attention=cross), H100)
+        assert cached == 2 * 2 * 768 * (4 * 1024 + positions) / 1024
+
+
 def test_a_token_takes_the_time_to_read_the_weights_and_the_cache() -> None:
     a = read_architecture("llama-2-7b")
     weights = a.num_params - 32000 * 4096 - 65 * 4096  # the token embedding is looked up, and norms are not products

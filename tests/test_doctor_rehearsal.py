@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from march_search import Architecture
 from march_search.commands.studies import named_study
 from march_search.config.data_config import SENTINELS
+from march_search.config.deepspeed_check import check_deepspeed
 from march_search.config.shipped import shipped_folder
 from march_search.cost.devices import parse_device
 from march_search.data.store import Store
@@ -18,7 +20,9 @@ from march_search.doctor import rehearsal
 from march_search.doctor.bench import Bench
 from march_search.doctor.probe import _tokens
 from march_search.doctor.rehearsal import spread, time_per_token
+from march_search.errors import UsageError
 from march_search.planning import candidates
+from march_search.planning.candidates import Candidates
 from march_search.trial.settings import read_settings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -76,6 +80,22 @@ def test_made_up_text_fits_the_vocabulary(tmp_path: Path, size: int) -> None:
     assert store.special.eos < size
 
 
+def test_a_small_noise_density_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(STUDY.replace("4096\nsequence", "4096\nnoise_density = 1e-5\nsequence"))
+    config, _ = named_study(str(tmp_path / "small.toml"), tmp_path).load()
+    assert Store.open(rehearsal.store(Bench(tmp_path, 60.0), config.data)).index["data"]["vocab_size"] == 4096
+
+
+def test_a_vocabulary_that_is_too_small_for_made_up_text_is_refused(tmp_path: Path) -> None:
+    study = STUDY.replace("vocab_size = 4096", 'tokenizer = "tokenizer.json"\nvocab_size = 300')
+    (tmp_path / "small.toml").write_text(study)
+    config, _ = named_study(str(tmp_path / "small.toml"), tmp_path).load()
+    with pytest.raises(
+        UsageError, match=r"^\[data\] vocab_size is 300, and the made-up text of a rehearsal needs 384:"
+    ):
+        rehearsal.rehearse(Bench(tmp_path, 1.0), config, Candidates(None, ()))
+
+
 def test_a_ladder_is_refused(tmp_path: Path) -> None:
     ladder = shipped_folder("studies") / "cpu" / "ladder.toml"
     (tmp_path / "small.toml").write_text(ladder.read_text())
@@ -99,8 +119,14 @@ def test_a_trial_of_a_shape_with_ones_own_block_has_its_file(tmp_path: Path, mon
 
     monkeypatch.setattr(Bench, "run", started)
     monkeypatch.setattr(rehearsal, "store", lambda *_: tmp_path)
+    keys = {"train_batch_size": config.batch.sequences, "gradient_accumulation_steps": "auto"}
+    keys |= {"scheduler": {"params": {"total_num_steps": config.training.steps}}, "steps_per_print": 7}
+    config = replace(config, training=replace(config.training, deepspeed=keys))
+    check_deepspeed(config.training, config.batch)
     with pytest.raises(Started):
         rehearsal._trained(Bench(tmp_path, 1.0), config, shape, parse_device("A5000"), 1000.0)
+    check_deepspeed(trials[0].training, trials[0].batch)
+    assert trials[0].training.deepspeed == {"steps_per_print": 7}
     assert trials[0].architecture == shape.name
     assert (tmp_path / "any" / trials[0].block.module).resolve() == (EXAMPLES / "moe.py").resolve()
 

@@ -192,7 +192,8 @@ def test_a_study_is_created_without_training(tmp_path: Path) -> None:
     status = json_of(run_command("study", "status", "my-study", "--format", "json", *root))
     assert (status["trials_ended"], status["trials_total"], status["states"]) == (0, 2, {"waiting": 2})
     again = run_command("study", "create", str(tmp_path / "runs/my-study"), *root)
-    assert "my-study was created already: run march-search study worker my-study." in one_line_error(again)
+    worker = f"run march-search study worker my-study --root {tmp_path}/runs."
+    assert f"my-study was created already: {worker}" in one_line_error(again)
     ended = run_command("study", "worker", "my-study", *root)
     assert ended.returncode == 0, ended.stderr
     assert "my-study: 2 complete, 0 pruned, 0 failed, 0 left" in ended.stderr

@@ -1,6 +1,7 @@
 """Following a direction: the nearest member of a feasible set, compared with a search over all members."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_fields_are_exact_and_others_have_the_first_value_of_the_space() -> None
     assert (gated.feed_forward_proj, gated.cross_attention, gated.position) == ("gated-gelu", "output", "rotary")
     shared = follow(SPACE, AIMS, {"cross_attention": "layer-shared"}).architecture
     assert (shared.feed_forward_proj, shared.cross_attention) == ("relu", "layer-shared")
+
+
+def test_fields_are_written_as_in_a_space_file() -> None:
+    axes = {"rotary_base": (10000.0, 500000.0), "attention_window": (64, None), "logit_softcap": (30.0, None)}
+    space = replace(SPACE, axes=SPACE.axes | axes)
+    fields = {"rotary_base": 500000, "attention_window": "none", "logit_softcap": "none", "vocab_size": "2K"}
+    space = replace(space, axes=space.axes | {"vocab_size": (1024, 2000)})
+    arm = follow(space, AIMS, fields).architecture
+    assert (arm.rotary_base, arm.attention_window, arm.logit_softcap, arm.vocab_size) == (500000.0, None, None, 2000)
 
 
 def test_what_cannot_be_kept_is_named_with_its_value() -> None:
@@ -79,6 +89,10 @@ def test_equal_octaves_on_either_side_are_equally_far() -> None:
         ({}, {"positoin": "rotary"}, 'unknown field "positoin". Did you mean "position"?'),
         ({}, {"position": "relative"}, "has no position = relative, only rotary: add it to the space"),
         ({}, {"num_layers": True}, "has no num_layers = True"),
+        ({}, {"position": ["rotary"]}, "has no position = ['rotary'], only rotary"),
+        ({}, {"rotary_base": 10001}, "has no rotary_base = 10001, only 10000.0: add it"),
+        ({"position": 1}, {}, 'the direction "position" is text, not a number: use fields such as d_model.'),
+        ({"2 * position": 1}, {}, 'the direction "2 * position" calculates with a value that is not a number.'),
     ],
 )
 def test_a_direction_or_field_that_is_not_one_is_refused(

@@ -21,6 +21,8 @@ from march_search.cost.setup import Setup
 from march_search.errors import ArchitectureError, ConfigError, EmptySetError, UsageError
 from march_search.space.axes import AXES
 from march_search.space.budget import Budget
+from march_search.space.conditions import parse_conditions, solve_where
+from march_search.space.feasible_set import FeasibleSet
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.rules import Rule
 
@@ -242,7 +244,13 @@ def test_an_axis_may_mix_numbers_and_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [T5_BASE, T5_LARGE, Architecture(d_model=800, num_heads=12, d_ff=2500, feed_forward_proj="gated-silu")]
+    "target",
+    [
+        T5_BASE,
+        T5_LARGE,
+        Architecture(d_model=800, num_heads=12, d_ff=2500, feed_forward_proj="gated-silu"),
+        Architecture(share_layers="all"),
+    ],
 )
 def test_the_nearest_members_have_the_smallest_distances(target: Architecture) -> None:
     found = solve(SearchSpace.load("t5-220m"))
@@ -274,6 +282,37 @@ def test_the_pareto_set_equals_that_of_comparing_all_pairs(by: tuple[str, ...]) 
     front = found.pareto(by, setup)
     assert set(front) == {a for a, is_beaten in zip(found, beaten, strict=True) if not is_beaten}
     assert 1 < len(front) < len(found)
+
+
+def test_a_set_of_several_chunks_is_ordered_by_text_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = SearchSpace.load("cpu-demo")
+    varied = {"feed_forward_proj": ("relu", "gated-gelu"), "structure": ("encoder-decoder", "decoder-only")}
+    found = solve(replace(space, axes=space.axes | varied | {"tie_word_embeddings": (True, False)}))
+    by = ("feed_forward_proj", "tie_word_embeddings", "-flops")
+    whole = [list(found.top(0, key)) for key in ("feed_forward_proj", "-structure")], list(found.pareto(by))
+    assert [a.feed_forward_proj for a in whole[0][0]] == sorted(a.feed_forward_proj for a in found)
+    monkeypatch.setattr("march_search.space.feasible_set.CHUNK", len(found) // 7)
+    parts = [list(found.top(0, key)) for key in ("feed_forward_proj", "-structure")], list(found.pareto(by))
+    assert parts == whole
+
+
+def test_rules_that_no_member_meets_are_refused_with_the_ranges_of_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    space, setup = SearchSpace.load("cpu-demo"), Setup(sequence_length=32)
+    measured = parse_conditions(["params < depth", "flops < 0"])[1]
+
+    def refusal() -> str:
+        with pytest.raises(EmptySetError) as raised:
+            solve_where(space, (), measured, setup)
+        return str(raised.value)
+
+    whole, decoded, decode = refusal(), [], FeasibleSet.decode
+    assert re.search(r"meets params < depth and flops < 0: depth is between \d+ and \d+, flops is between", whole)
+    size = len(solve(space)) // 3
+    for module in ("feasible_set", "conditions"):
+        monkeypatch.setattr(f"march_search.space.{module}.CHUNK", size)
+    monkeypatch.setattr(FeasibleSet, "decode", lambda self, n: (decoded.append(len(n)), decode(self, n))[1])
+    assert refusal() == whole
+    assert max(decoded) == size
 
 
 def test_a_pareto_set_needs_known_objectives() -> None:

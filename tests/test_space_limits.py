@@ -19,7 +19,7 @@ from march_search.cost.memory import memory_bytes
 from march_search.cost.setup import Setup
 from march_search.cost.speed import flops_per_token, hours
 from march_search.errors import BudgetError, ConfigError, EmptySetError
-from march_search.space import feasible_set
+from march_search.space import solver
 from march_search.space.budget import Budget
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.limits import KINDS, Limit
@@ -334,7 +334,7 @@ def test_rules_without_any_grid_point_are_blamed_themselves() -> None:
 
 
 def test_a_set_of_too_many_intervals_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feasible_set, "MOST_INTERVALS", 100)
+    monkeypatch.setattr(solver, "MOST_INTERVALS", 100)
     space = SearchSpace.from_table(decoder_table(kv_cache_bytes_per_token="1MB"))
     with pytest.raises(ConfigError, match=r"more than 100 intervals of d_ff\. Add a parameter budget, or use fewer"):
         solve(space)

@@ -17,7 +17,7 @@ from helpers.ladders import LADDER, LOSSES, PARAMETERS, SPACE, train_size, write
 from helpers.studies import stop_trial
 
 from march_search.architecture.architecture import Architecture
-from march_search.commands.studies import named_study
+from march_search.commands.studies import NamedStudy, named_study
 from march_search.commands.study_ladder import run_ladder
 from march_search.config.shipped import shipped_folder
 from march_search.errors import ConfigError
@@ -149,6 +149,34 @@ def test_a_size_whose_status_cannot_be_read_hides_no_other(tmp_path: Path, comma
     assert ended.returncode == 4
     assert ended.stdout == "made-2M: not started\n"
     assert [line.split(": ")[2] for line in ended.stderr.splitlines()] == ["the study has no trials yet"] * 2
+    by_folder = command("study", "status", str(tmp_path / "made"))
+    assert (by_folder.stdout, by_folder.stderr) == (ended.stdout, ended.stderr)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_an_unknown_size_is_refused_before_anything_is_written(
+    more: tuple[str, ...], file: Path, command: Command, tmp_path: Path
+) -> None:
+    ended = command("study", "run", str(file), "--up-to", "4Z", *more, "--root", str(tmp_path / "runs"))
+    assert ended.returncode == 2
+    assert "--up-to 4Z: the ladder has no such size. Known: 30K, 60K." in one_line_error(ended)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_ladder_named_by_its_folder_trains_beside_it(file: Path, tmp_path: Path) -> None:
+    study, folders = named_study(str(file), tmp_path / "shared"), []
+    options = Namespace(root=tmp_path / "runs", up_to=None, extend=False, dry_run=False, create=False)
+
+    def run_one(of_size: NamedStudy, _: Namespace) -> int:
+        folders.append(of_size.folder.path)
+        return 0
+
+    loaded = study.loaded()
+    loaded = loaded._replace(
+        config=replace(loaded.config, search=replace(loaded.config.search, learning_rates=(1e-3,)))
+    )
+    assert run_ladder(study, loaded, options, run_one, lambda *_: ({}, None)) == 0
+    assert folders == [tmp_path / "shared" / "steps-30K", tmp_path / "shared" / "steps-60K"]
 
 
 def test_a_started_ladder_gets_no_smaller_size(file: Path, command: Command, tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def test_a_file_of_another_kind_does_not_hide_the_results_of_a_ladder(file: Path
         ("keep = [1, 0.6, 0.6]", "keep = [0.9, 0.6, 0.6]", "keep must start with 1, never rise and end above 0"),
         ("keep = [1, 0.6, 0.6]", "keep = [1, 0.5, 0.6]", "keep must start with 1, never rise and end above 0"),
         ("keep = [1, 0.6, 0.6]", "keep = [1, 0.5, 0]", "keep must start with 1, never rise and end above 0"),
+        ("keep = [1, 0.6, 0.6]", "keep = [1, nan, 0.6]", "[ladder]: keep must be a finite number, not nan."),
         ("keep =", "max_risk = 0\nkeep =", "max_risk must be a probability between 0 and 1, not 0."),
         ("keep =", "assumed_accuracy = 0.5\nkeep =", "assumed_accuracy must be above 0.5 and below 1, not 0.5."),
         ("keep = [1, 0.6, 0.6]", "assumed_accuracy = 0.8", "assumed_accuracy has no effect without keep"),

@@ -155,6 +155,11 @@ def test_a_password_appears_nowhere(
     assert canary not in (tmp_path / "direct" / "study.json").read_text()
 
 
+def test_a_proxy_needs_a_port_that_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "storage-proxy", "env:BEHIND", "--port", "70000"]) == 2
+    assert capsys.readouterr().err == "march-search: --port 70000: use a number from 1 to 65535.\n"
+
+
 def test_a_proxy_serves_postgresql_alone(
     tmp_path: Path, postgres: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

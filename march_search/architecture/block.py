@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from march_search.architecture.naming import MOST_BLOCK_CHARACTERS
 from march_search.errors import ArchitectureError, ConfigError, shown
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ class Block:
                 )
             if not isinstance(values, tuple) or not values or len(set(map(_text, values))) < len(values):
                 raise ConfigError(f"the block {self.name}: {name} must be a tuple of different values.")
+        longest = {name: max(values, key=lambda value: len(_text(value))) for name, values in self.fields.items()}
+        number = len(block_text("", longest)) - 1
+        if number > MOST_BLOCK_CHARACTERS:
+            raise ConfigError(
+                f"the block {self.name}: its fields take {number} characters in names, and the limit is "
+                f"{MOST_BLOCK_CHARACTERS}: use shorter names."
+            )
 
     def combinations(self, axes: Mapping[str, tuple[FieldValue, ...]]) -> list[str]:
         """Return the text of every combination of values; the last field changes fastest."""
@@ -171,11 +179,6 @@ def register_block(block: Block) -> None:
     if old and new and old.module != new.module and old.sha256 != new.sha256:
         raise ConfigError(f"{new.module}: a block named {block.name} is known from {old.module}: rename one of them.")
     _BLOCKS[block.name] = block
-
-
-def known_block(name: str) -> Block | None:
-    """Return the registered block with this name; None if there is none."""
-    return _BLOCKS.get(name)
 
 
 def find_block(name: str) -> Block:
@@ -265,7 +268,11 @@ def canonical(text: str) -> str:
 def _text(value: FieldValue) -> str:
     """Return the value of a field as text, from which `_value` reads the same value and type."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    if _value(text, text) != value or type(_value(text, text)) is not type(value):
+    try:
+        read = _value(text, text)
+    except ArchitectureError:
+        read = None
+    if read != value or type(read) is not type(value):
         raise ConfigError(
             f"the value {shown(value)} of a block's field must be true, false, a whole or decimal number of at least "
             "0, or a word of letters, digits and underscores."

@@ -7,6 +7,7 @@ excludes embedding look-ups, norms, biases, softmax, activation functions, resid
 pass costs twice the forward pass (Kaplan et al. 2020, section 2.1).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from march_search.architecture.block import layer_counts
@@ -68,15 +69,15 @@ def _encoder(a: Any, length: int, reduced: int) -> Any:
     The middle layer still attends to all keys.
     """
     total, before = 0, True
-    for run in layer_groups(a, a.num_layers):
-        if not run.second_half:
-            total = total + run.applied * _layer(a, run, length, length, False)
+    for group in layer_groups(a, a.num_layers):
+        if not group.second_half:
+            total = total + group.applied * _layer(a, group, length, length, False)
             continue
         first = 1 if before else 0
         total = (
             total
-            + first * _layer(a, run, reduced, length, False)
-            + (run.applied - first) * _layer(a, run, reduced, reduced, False)
+            + first * _layer(a, group, reduced, length, False)
+            + (group.applied - first) * _layer(a, group, reduced, reduced, False)
         )
         before = False
     return total + _moves(a, a.num_layers, length, reduced)
@@ -84,19 +85,25 @@ def _encoder(a: Any, length: int, reduced: int) -> Any:
 
 def _decoder(a: Any, num_layers: int, input_length: int, reduced: int, length: int) -> Any:
     """Return the operations of a decoder with `length` positions over an encoder with `reduced` output positions."""
-    total, before = _moves(a, num_layers, length, length), True
-    for run in layer_groups(a, num_layers):
-        total = total + run.applied * _layer(a, run, length, length, True)
-        if not input_length:
-            continue
-        own_layer = a.cross_attention != "output"
-        full = run.applied if own_layer and not run.second_half else 0
-        if own_layer and run.second_half and before:
-            full, before = 1, False
-        total = (
-            total + full * _cross(a, run, length, input_length) + (run.applied - full) * _cross(a, run, length, reduced)
-        )
+    total, groups = _moves(a, num_layers, length, length), layer_groups(a, num_layers)
+    for group, full in zip(groups, full_reads(a, groups), strict=True):
+        total = total + group.applied * _layer(a, group, length, length, True)
+        if input_length:
+            total = total + full * _cross(a, group, length, input_length)
+            total = total + (group.applied - full) * _cross(a, group, length, reduced)
     return total
+
+
+def full_reads(a: Any, groups: Sequence[LayerGroup]) -> list[int]:
+    """Return for each group of decoder layers how many of them read an encoder layer with all its positions.
+
+    With cross-attention by layer, decoder layer i reads the keys and values of encoder layer i. Those of the middle
+    layer still have all positions, because only its queries are pooled. The encoder's output is always reduced.
+    """
+    if a.cross_attention == "output":
+        return [0] * len(groups)
+    middle = next((index for index, group in enumerate(groups) if group.second_half), None)
+    return [1 if index == middle else 0 if group.second_half else group.applied for index, group in enumerate(groups)]
 
 
 def seen_keys(keys: int, window: int | None, is_causal: bool) -> int:
@@ -104,26 +111,26 @@ def seen_keys(keys: int, window: int | None, is_causal: bool) -> int:
     return keys if window is None else min(keys, window if is_causal else 2 * window - 1)
 
 
-def _layer(a: Any, run: LayerGroup, queries: int, keys: int, is_causal: bool) -> Any:
+def _layer(a: Any, group: LayerGroup, queries: int, keys: int, is_causal: bool) -> Any:
     """Return the operations of self-attention and feed-forward in one layer."""
-    attention = 4 * run.width * (run.inner * queries + run.key_value_inner * keys)
-    scores = 4 * queries * seen_keys(keys, run.window, is_causal) * run.inner
-    return attention + scores + queries * feed_forward_flops(a, run)
+    attention = 4 * group.width * (group.inner * queries + group.key_value_inner * keys)
+    scores = 4 * queries * seen_keys(keys, group.window, is_causal) * group.inner
+    return attention + scores + queries * feed_forward_flops(a, group)
 
 
-def feed_forward_flops(a: Any, run: LayerGroup) -> Any:
+def feed_forward_flops(a: Any, group: LayerGroup) -> Any:
     """Return the operations of one feed-forward layer at one position."""
     if a.block is not None:
-        return layer_counts(a.block, run.width, a.d_ff).flops
+        return layer_counts(a.block, group.width, a.d_ff).flops
     matrices = 3 if a.feed_forward_proj.startswith("gated-") else 2
-    return 2 * matrices * run.width * a.d_ff
+    return 2 * matrices * group.width * a.d_ff
 
 
-def _cross(a: Any, run: LayerGroup, queries: int, keys: int) -> Any:
+def _cross(a: Any, group: LayerGroup, queries: int, keys: int) -> Any:
     """Return the operations of cross-attention in one layer."""
-    source = {"output": a.d_model, "layer": run.key_value_inner, "layer-shared": 0}[a.cross_attention]
-    weights = source * run.key_value_inner
-    return 4 * queries * run.width * run.inner + 4 * keys * weights + 4 * queries * keys * run.inner
+    source = {"output": a.d_model, "layer": group.key_value_inner, "layer-shared": 0}[a.cross_attention]
+    weights = source * group.key_value_inner
+    return 4 * queries * group.width * group.inner + 4 * keys * weights + 4 * queries * keys * group.inner
 
 
 def _moves(a: Any, num_layers: int, length: int, reduced: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from march_search.architecture.huggingface_decoders import FAMILIES, config_from_decoder, fields_from_decoder
 from march_search.architecture.parameters import RELATIVE_BUCKETS
-from march_search.errors import ArchitectureError, nearest
+from march_search.errors import ArchitectureError, nearest, shown
 
 MAX_DISTANCE = 128
 """Distance from which on all relative positions share T5's last bucket."""
@@ -44,6 +44,14 @@ form that is used here in both."""
 T5_TYPES = ("t5", "mt5")
 """Values of `model_type` that are read as a T5."""
 
+KINDS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(("model_type", "feed_forward_proj", "hidden_act", "activation_function"), (str, "text")),
+    **dict.fromkeys(("rope_parameters", "rope_scaling"), (Mapping, "an object of keys")),
+    **dict.fromkeys(("num_hidden_layers", "max_window_layers", "n_embd"), (int, "a whole number")),
+    "layer_types": (list, "a list"),
+}
+"""Type of each key that is looked up or calculated with, and its name. The architecture checks the other values."""
+
 FREE = (*SIZES, "norm_epsilon", "num_decoder_layers", "max_length", "feed_forward_proj", "tie_word_embeddings")
 """Fields that may have any value in T5. `max_length` has no effect without learned positions."""
 
@@ -58,6 +66,9 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
         ArchitectureError: If the file cannot be read, or a key has a value that no architecture here can express.
     """
     source, table = ("config", config) if isinstance(config, Mapping) else (str(config), _read(Path(config)))
+    for key, (required, words) in KINDS.items():
+        if table.get(key) is not None and not isinstance(table[key], required):
+            raise ArchitectureError(f"{source}: {key} must be {words}, not {shown(table[key])}.")
     kind = table.get("model_type", "t5")
     if kind in FAMILIES:
         return fields_from_decoder(kind, table, source)
@@ -82,18 +93,7 @@ def fields_from_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]
 
 
 def config_from_fields(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of an architecture: of a T5, or of a decoder-only family.
-
-    Raises:
-        ArchitectureError: If transformers cannot express a field. The message names the first one.
-    """
-    if fields["structure"] == "decoder-only":
-        return config_from_decoder(name, fields, defaults)
-    return t5_config(name, fields, defaults)
-
-
-def t5_config(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config.json of `T5ForConditionalGeneration` for an architecture.
+    """Return the config.json of an architecture: of `T5ForConditionalGeneration`, or of a decoder-only family.
 
     Args:
         name: Name of the architecture, for the error message.
@@ -101,8 +101,10 @@ def t5_config(name: str, fields: Mapping[str, Any], defaults: Mapping[str, Any])
         defaults: Default of every field.
 
     Raises:
-        ArchitectureError: If T5 cannot express a field. The message names the first one.
+        ArchitectureError: If transformers cannot express a field. The message names the first one.
     """
+    if fields["structure"] == "decoder-only":
+        return config_from_decoder(name, fields, defaults)
     for field, default in defaults.items():
         if field not in FREE and fields[field] != default:
             raise ArchitectureError(

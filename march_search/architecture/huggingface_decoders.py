@@ -288,7 +288,7 @@ def _window(family: Family, table: Mapping[str, Any], num_layers: int, source: s
         return {"attention_window": table.get("sliding_window", WINDOW)}
     if not table.get("use_sliding_window", False) or table.get("sliding_window", WINDOW) is None:
         return {}
-    first = table.get("max_window_layers", 28)
+    first = 28 if table.get("max_window_layers") is None else table["max_window_layers"]
     local = [layer >= first for layer in range(num_layers)]
     if table.get("layer_types") is not None:
         local = [kind == "sliding_attention" for kind in table["layer_types"]]
@@ -296,10 +296,12 @@ def _window(family: Family, table: Mapping[str, Any], num_layers: int, source: s
         return {}
     pattern = next((n for n in (0, *range(2, num_layers + 1)) if local == _local(n, num_layers)), None)
     if pattern is None:
-        key = "layer_types" if table.get("layer_types") is not None else "max_window_layers"
+        key, value = "max_window_layers", first
+        if table.get("layer_types") is not None:
+            key, value = "layer_types", table["layer_types"]
         raise ArchitectureError(
-            f"{source}: {key} is {table.get(key, first)!r}, but only a window in all layers, or in all but every n-th, "
-            "can be expressed."
+            f"{source}: {key} is {value!r}, but only a window in all layers, or in all but every n-th, can be "
+            "expressed."
         )
     return {"attention_window": table.get("sliding_window", WINDOW), "global_every": pattern}
 

@@ -57,8 +57,12 @@ NUMBERS: dict[str, tuple[str, type]] = {
 }
 """Letters that set a field to the number after them."""
 
+MOST_BLOCK_CHARACTERS = 100
+"""Largest number of characters of the fields of a user's block in a name."""
+
 _SHAPE = re.compile(
-    r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})((?:-[A-Za-z0-9.]{1,30}|-[a-z][a-z0-9_]{0,30}\+[A-Za-z0-9_.=+]{0,100})*)",
+    r"L(\d{1,9})(?:\+(\d{1,9}))?-D(\d{1,9})-H(\d{1,9})x(\d{1,9})-F(\d{1,9})"
+    rf"((?:-[A-Za-z0-9.]{{1,30}}|-[a-z][a-z0-9_]{{0,30}}\+[A-Za-z0-9_.=+]{{0,{MOST_BLOCK_CHARACTERS}}})*)",
     re.ASCII,
 )
 

@@ -76,15 +76,15 @@ def layer_groups(a: Any, num_layers: int) -> list[LayerGroup]:
     share = num_layers if a.share_layers == "all" else a.share_layers
     widths = layer_widths(a, num_layers)
     varying = a.bottleneck in ("shrinking", "growing")
-    runs: dict[tuple[int, int, int | None], list[int]] = {}
+    counts: dict[tuple[int, int, int | None], list[int]] = {}
     for layer in range(num_layers):
         key = _third(layer, num_layers), layer if varying else 0, layer_window(a, layer)
-        count = runs.setdefault(key, [0, 0])
+        count = counts.setdefault(key, [0, 0])
         count[0] += 1
         count[1] += layer % share == 0
     return [
         LayerGroup(applied, sets, third > 0, widths[layer], *_heads(a, third), window)
-        for (third, layer, window), (applied, sets) in runs.items()
+        for (third, layer, window), (applied, sets) in counts.items()
     ]
 
 
@@ -153,63 +153,65 @@ def stacks(a: Any) -> list[tuple[str, int]]:
 def stack_groups(a: Any, stack: str, num_layers: int, is_active: bool = False) -> dict[str, Any]:
     """Return the parameters of one stack by group; `is_active` as in `param_groups`."""
     cross = stack == "decoder" and a.structure != "decoder-only"
-    runs = layer_groups(a, num_layers)
-    groups = {f"{stack}.attention": sum(r.sets * _attention(a, r, 2 * r.width * r.key_value_inner) for r in runs)}
+    layers = layer_groups(a, num_layers)
+    own = sum(layer.sets * _attention(a, layer, 2 * layer.width * layer.key_value_inner) for layer in layers)
+    groups = {f"{stack}.attention": own}
     if cross:
-        groups[f"{stack}.cross_attention"] = sum(r.sets * _attention(a, r, *_cross_keys_values(a, r)) for r in runs)
-    groups[f"{stack}.feed_forward"] = feed_forward(a, runs, is_active)
+        read = sum(layer.sets * _attention(a, layer, *_cross_keys_values(a, layer)) for layer in layers)
+        groups[f"{stack}.cross_attention"] = read
+    groups[f"{stack}.feed_forward"] = feed_forward(a, layers, is_active)
     per_norm = 2 if a.norm == "layer" else 1
-    groups[f"{stack}.norm"] = per_norm * (sum(r.sets * (2 + cross) * r.width for r in runs) + a.d_model)
+    groups[f"{stack}.norm"] = per_norm * (sum(layer.sets * (2 + cross) * layer.width for layer in layers) + a.d_model)
     if a.bottleneck != "none":
         groups[f"{stack}.projection"] = sum((w != v) * (w * v) for w, v in projections(a, num_layers))
     if a.position == "relative":
-        groups[f"{stack}.position_bias"] = RELATIVE_BUCKETS * most_heads(runs)
+        groups[f"{stack}.position_bias"] = RELATIVE_BUCKETS * most_heads(layers)
     return groups
 
 
-def feed_forward(a: Any, runs: list[LayerGroup], is_active: bool = False) -> Any:
+def feed_forward(a: Any, groups: list[LayerGroup], is_active: bool = False) -> Any:
     """Return the parameters of these feed-forward layers; `is_active` as in `param_groups`."""
     if a.block is None:
-        constant, slope = feed_forward_line(a, runs)
+        constant, slope = feed_forward_line(a, groups)
         return constant + slope * a.d_ff
-    counts = [(r.sets, block.layer_counts(a.block, r.width, a.d_ff)) for r in runs]
+    counts = [(group.sets, block.layer_counts(a.block, group.width, a.d_ff)) for group in groups]
     return sum(sets * (own.active if is_active else own.params) for sets, own in counts)
 
 
-def feed_forward_line(a: Any, runs: list[LayerGroup]) -> tuple[Any, Any]:
+def feed_forward_line(a: Any, groups: list[LayerGroup]) -> tuple[Any, Any]:
     """Return the constant and the slope in `d_ff` of the parameters of these feed-forward layers, without a block."""
     matrices, biased = 3 if a.feed_forward_proj.startswith("gated-") else 2, a.bias == "all"
-    slope = sum(r.sets * (matrices * r.width + biased * (matrices - 1)) for r in runs)
-    return biased * sum(r.sets * r.width for r in runs), slope
+    slope = sum(group.sets * (matrices * group.width + biased * (matrices - 1)) for group in groups)
+    return biased * sum(group.sets * group.width for group in groups), slope
 
 
-def most_heads(runs: list[LayerGroup]) -> Any:
+def most_heads(groups: list[LayerGroup]) -> Any:
     """Return the largest number of heads in any layer, which is the width of the stack's position bias table."""
-    heads = runs[0].heads
-    for run in runs[1:]:
-        heads = np.maximum(heads, run.heads) if isinstance(run.heads, np.ndarray) else max(heads, run.heads)
+    heads = groups[0].heads
+    for group in groups[1:]:
+        heads = np.maximum(heads, group.heads) if isinstance(group.heads, np.ndarray) else max(heads, group.heads)
     return heads
 
 
-def _attention(a: Any, run: LayerGroup, keys_values: Any, has_own: bool = True) -> Any:
+def _attention(a: Any, group: LayerGroup, keys_values: Any, has_own: bool = True) -> Any:
     """Return the parameters of one attention with matrices of `keys_values` parameters, if it `has_own` ones."""
-    inner, key_value_inner = run.inner, run.key_value_inner
-    total = 2 * run.width * inner + keys_values
+    inner, key_value_inner = group.inner, group.key_value_inner
+    total = 2 * group.width * inner + keys_values
     if a.noop_key == "learned":
         total = total + key_value_inner
     if a.qk_norm != "none":
-        total = total + (2 * run.d_kv if a.qk_norm == "head" else inner + key_value_inner)
+        total = total + (2 * group.d_kv if a.qk_norm == "head" else inner + key_value_inner)
     if a.bias != "none":
-        total = total + inner + 2 * key_value_inner * has_own + run.width * (a.bias == "all")
+        total = total + inner + 2 * key_value_inner * has_own + group.width * (a.bias == "all")
     return total
 
 
-def _cross_keys_values(a: Any, run: LayerGroup) -> tuple[Any, bool]:
+def _cross_keys_values(a: Any, group: LayerGroup) -> tuple[Any, bool]:
     """Return the parameters of the key and value matrices in cross-attention, and whether there are any."""
     if a.cross_attention == "output":
-        return 2 * a.d_model * run.key_value_inner, True
+        return 2 * a.d_model * group.key_value_inner, True
     if a.cross_attention == "layer":
-        return 2 * run.key_value_inner * run.key_value_inner, True
+        return 2 * group.key_value_inner * group.key_value_inner, True
     return 0, False
 
 

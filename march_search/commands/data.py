@@ -60,9 +60,10 @@ def run_prepare(options: argparse.Namespace) -> int:
     from march_search.data.rows import skipped
     from march_search.files.atomic import make_folder
 
-    config, base = named_study(options.study, options.root).load()
+    study = named_study(options.study, options.root)
+    config, base = study.load()
     repaired = _report_repaired if options.repair else None
-    store = prepared_store(config, make_folder(options.root), base, options.workers, repaired)
+    store = prepared_store(config, make_folder(study.folder.path.parent), base, options.workers, repaired)
     notes = [f"{skipped(store.index['skipped'])}."] if "skipped" in store.index else []
     print_counts(options.format, store, [f"{repeats(config, store)}.", *notes])
     return 0
@@ -93,7 +94,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         study.folder.load_block()
         store, space = Store.open(study.folder.store), restored_candidates(study.folder.path).found.space
     else:
-        store = Store.open(find_store(config.data, options.root, base, tokens=config.training.tokens))
+        store = Store.open(find_store(config.data, study.folder.path.parent, base, tokens=config.training.tokens))
         space = candidates.load_space(config, base)
     losses = reference_nats(store, config.data)
     if options.format == "json":

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from march_search.architecture.architecture import Architecture
 from march_search.commands.options import add_examples, add_study
 from march_search.errors import ArchitectureError, UsageError
-from march_search.files.atomic import one_line, replacing_folder
+from march_search.files.atomic import discard_folder, one_line, replacing_folder
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -151,11 +152,16 @@ def _export_model(study: "StudyRecord", text: str, output: Path, model_format: _
 
     trial = find_trial(study, text)
     model_format.check(trial.architecture)  # before anything is read or written
+    existing = UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
+    if os.path.lexists(output):
+        raise existing
     tensors = weights.load(trial.folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(output) as partial:
         if partial is None:
-            raise UsageError(f"{output} already exists: remove it, or choose another folder with -o.")
+            raise existing
+        discard_folder(partial)  # an export that was stopped may have left files of another format
+        partial.mkdir()
         model_format.save(trial, tensors, partial, save_tokenizer(trial.store, partial, trial.architecture.structure))
     print(f"{output}: trial {trial.number}, {trial.architecture.name}, {trial.state}", file=sys.stderr)
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))

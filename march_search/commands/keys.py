@@ -36,9 +36,8 @@ def run(options: argparse.Namespace) -> int:
     found = [key for key in every if not asked or asked in (key.table, key.path)]
     found = found or [key for key in every if key.name == asked]
     if not found:
-        known = [name for name in (*TABLES, *(key.path for key in every)) if name]
-        close = nearest(asked, known) if "." in asked else nearest(asked, [*TABLES, *(key.name for key in every)])
-        raise UsageError(f'no table or key of a study file is called "{asked}". {close}')
+        known = {*TABLES, *(key.path if "." in asked else key.name for key in every)} - {""}
+        raise UsageError(f'no table or key of a study file is called "{asked}". {nearest(asked, known)}')
     if options.format == "table":
         _print_paragraphs(found)
         return 0

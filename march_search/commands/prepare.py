@@ -20,7 +20,7 @@ def prepared_store(
     workers: int | None = None,
     repaired: Callable[[list[str]], None] | None = None,
 ) -> "Store":
-    """Return the token store of a study whose file is in `folder`; prepare it if needed (see `preparation.prepare`)."""
+    """Return the token store of a study whose file is in `folder`; prepare it if needed (see `data.prepare`)."""
     from march_search.data.prepare import prepare
     from march_search.data.store import Store
 

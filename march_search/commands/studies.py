@@ -233,7 +233,7 @@ def named_study(text: str, root: Path) -> NamedStudy:
         return NamedStudy(StudyFolder(path.resolve()), _shipped_file(path.resolve().name), from_file=False)
     if any((root / text / name).is_file() for name in RECORDS) or _shipped_file(text):
         return NamedStudy(StudyFolder.of(root, text), _shipped_file(text), from_file=False)
-    known = [*shipped, *(found.parent.name for found in root.glob("*/study.json"))]
+    known = [*shipped, *(found.parent.name for record in RECORDS for found in root.glob(f"*/{record}"))]
     hint = f"{nearest(text, known)} " if difflib.get_close_matches(text, known, n=1) else ""
     raise UsageError(
         f'unknown study "{text}": it is neither shipped nor started in {root}. {hint}'

@@ -15,6 +15,7 @@ from march_search.commands.options import (
     add_format,
     add_root,
     refuse_without_effect,
+    root_option,
 )
 from march_search.commands.output import print_pairs, print_plan, report_summary
 
@@ -147,7 +148,7 @@ def _run_one(study: "NamedStudy", options: argparse.Namespace) -> int:
         because = f"on {study.name}, which was started with a plan: add --dry-run to print another estimate"
         refuse_without_effect(options, ("device", "rate"), because)
     if not options.dry_run:
-        check_writable(options.root)
+        check_writable(folder.path.parent)
         check_writable(folder.path)
     try:
         corpus = corpora.check(config.data, base)
@@ -236,7 +237,8 @@ def _asked(options: argparse.Namespace) -> "NamedStudy":
     options.study, overrides = words[0], tuple(words[1:])
     study = replace(named_study(options.study, options.root), overrides=overrides)
     if study.file is None and options.create:
-        raise UsageError(f"{study.name} was created already: run march-search study worker {study.name}.")
+        root = root_option(study.folder.path.parent)
+        raise UsageError(f"{study.name} was created already: run march-search study worker {study.name}{root}.")
     if study.file is None and overrides:
         raise UsageError(f"{overrides[0]} has no effect on the folder of {study.name}: name its TOML file instead.")
     return study

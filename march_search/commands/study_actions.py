@@ -42,7 +42,6 @@ def add_actions(actions: Verbs) -> None:
             add_format(parser, holds="one row per trial; json also the workers and the totals")
         if name == "show":
             add_format(parser, holds="the settings, evaluations and outcome of the trial")
-        if name == "show":
             parser.add_argument("trial", metavar="TRIAL", type=int, help="trial number, from 0")
         if name == "retry":
             parser.add_argument(
@@ -92,6 +91,7 @@ def run_status(options: argparse.Namespace) -> int:
 
     named = named_study(options.study, options.root)
     if studies := named.ladder_studies():
+        options.root = named.folder.path.parent  # the argument may be a folder elsewhere
         return ladder_status(named.name, studies, options, run_status)
     folder, config, study = _open(options)
     trials = study.get_trials(deepcopy=False)

@@ -35,7 +35,12 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_actions(actions: Verbs, run: Callable[[argparse.Namespace], int]) -> None:
-    """Add the action to `march-search study`; `run` is that of `study run`, which stops early with `create`."""
+    """Add the action to `march-search study`.
+
+    Args:
+        actions: The actions of `march-search study`.
+        run: The function of `study run`; with `options.create` it returns before training.
+    """
     creating = add_action(
         actions,
         "create",

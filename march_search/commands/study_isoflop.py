@@ -38,13 +38,13 @@ def run_isoflop(
         return _plan(study, loaded, points, options, priced)
     keep_isoflop(study.folder.path, loaded.config, points, study.overrides)
     wanted = budgets[: budgets.index(options.up_to) + 1] if options.up_to else budgets
-    root, failed = options.root, 0
+    root, failed = study.folder.path.parent, 0
     for point in sorted(points, key=lambda point: not point.is_first):
         if point.budget not in wanted and not point.is_first:
             continue
         if options.create and not point.is_first:
             rest = f"the others follow when it is complete: {again(study, root)}"
-            print(f"{study.name}: created its smallest size; {rest}.", file=sys.stderr)
+            print(f"{study.name}: created the size at which learning rates are tried; {rest}.", file=sys.stderr)
             return 0
         rate = None if point.is_first else _carried(study.folder.path, root, loaded)
         code = run_one(study_of_size(study, point.study, root, rate), options)
@@ -141,7 +141,7 @@ def _plan_budget(
     alerts: dict[str, None] = {}
     for point in points:
         carried = rates[len(rates) // 2] if len(rates) > 1 and not point.is_first else None
-        own, base, _ = study_of_size(study, point.study, options.root, carried).loaded()
+        own, base, _ = study_of_size(study, point.study, study.folder.path.parent, carried).loaded()
         plan, device = priced(options, own, candidates.choose(own, base))
         plans.append(plan)
         alerts |= dict.fromkeys(warnings(own, plan, device, text_tokens(own.data, base)))

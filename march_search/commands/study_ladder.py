@@ -43,11 +43,12 @@ def run_ladder(
 
     refuse_without_effect(options, ("extend",), "on a ladder: add a budget to its file and run it again")
     sizes = ladder_sizes(loaded.config, loaded.base, study.name, study.overrides)
+    last = _last(sizes, options.up_to)  # before anything is written
     if options.dry_run:
         return _plan(study, loaded, sizes, options, priced)
     chosen = started_choices(study.folder.path, loaded.config, sizes)
     keep_ladder(study.folder.path, loaded.config, sizes, chosen, study.overrides)
-    root, last, failed = options.root, _last(sizes, options.up_to), 0
+    root, failed = study.folder.path.parent, 0
     for number, size in enumerate(sizes[: last + 1]):
         known = ladder_record(study.name, loaded.config, sizes, chosen)
         rate = _carried(known, root, loaded) if number else None
@@ -181,13 +182,13 @@ def _plan(
         Column(key="name", heading="name", short="name", left=True),
         Column(key="params", heading="parameters", short="params", show=count),
     )
-    plans = []
+    plans, root = [], study.folder.path.parent
     started, risks = started_choices(study.folder.path, config, sizes), _planned(config.ladder)
     known = ladder_record(study.name, config, sizes, started)
     for number, size in enumerate(sizes):
         carried = rates[len(rates) // 2] if size is not sizes[0] and len(rates) > 1 else None
-        decided = started.get(size.size) or (_choice(known, number, options.root, config.ladder) if number else None)
-        own, base, _ = study_of_size(study, size, options.root, carried, decided).loaded()
+        decided = started.get(size.size) or (_choice(known, number, root, config.ladder) if number else None)
+        own, base, _ = study_of_size(study, size, root, carried, decided).loaded()
         chosen = candidates.choose(own, base)
         plan, device = priced(options, own, chosen)
         time = "" if plan["seconds"] is None else f", {duration(plan['seconds'])}"

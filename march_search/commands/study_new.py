@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ def run_new(options: argparse.Namespace) -> int:
     from march_search.config.counts import parse_parameters
     from march_search.cost.devices import parse_device
     from march_search.errors import UsageError
+    from march_search.files.atomic import write_output
     from march_search.planning import beginning, candidates, defaults, plan_cost, price
     from march_search.planning.measured_cpu import UNCERTAINTY, measured_cpu
     from march_search.storage.study_folder import StudyFolder
@@ -64,11 +66,13 @@ def run_new(options: argparse.Namespace) -> int:
     )
     config = beginning.draft(wish, num_bytes)
     measured: MeasuredCpu | None = None
-    if is_cpu:
+    if device is None or is_cpu:
         measured = measured_cpu(config, candidates.choose(config, path.parent).architectures)
         if measured is None:
             raise UsageError("this machine's CPU could not be measured; see march-search doctor --only devices.")
-    one = measured.device if measured else price.device_of(config, options.device.split("x", 1)[-1])
+        one = measured.device
+    else:
+        one = price.device_of(config, device.name)
 
     def most(sized: "StudyConfig", plan: dict[str, Any]) -> float:
         if measured is not None:
@@ -82,14 +86,14 @@ def run_new(options: argparse.Namespace) -> int:
             f"{found[0].partition(':')[0]}: use a smaller --budget than {options.budget}, or a larger --device."
         )
     basis = f"{measured.device.basis}, {si(measured.tokens_per_second)} tokens/s together" if measured else str(one)
-    _write(path, _text(config, wish, num_bytes, basis, most(config, plan)))
+    write_output(path, _text(config, wish, num_bytes, basis, most(config, plan)))
     print(
         f"Wrote {path}: {plural(config.search.trials, 'shape')} of {options.budget} parameters, "
         f"{si(config.training.tokens)} tokens per trial "
         f"({config.training.tokens / parse_parameters(options.budget):.2g} per parameter), "
         f"at most {duration(most(config, plan))} by {basis}."
     )
-    named = f" --device {str(one).split('x')[-1]}" if measured is None else ""
+    named = f" --device {shlex.quote(one.name)}" if measured is None else ""
     print(f"\nNext:\n  march-search study run {path} --dry-run{named}\n  march-search study run {path}")
     print(f"  march-search rank {path.stem}")
     return 0
@@ -107,13 +111,6 @@ def _check_target(path: Path) -> None:
         raise UsageError(f"{path}: the folder {path.parent} does not exist: create it.")
 
 
-def _write(path: Path, text: str) -> None:
-    """Write the study's file."""
-    from march_search.files.atomic import write_output
-
-    write_output(path, text)
-
-
 def _from(corpus: str, folder: Path) -> str:
     """Return a corpus as the study in `folder` has to name it: paths are given relative to the current folder."""
     here = Path(corpus).expanduser()
@@ -124,8 +121,6 @@ def _from(corpus: str, folder: Path) -> str:
 
 def _text(config: "StudyConfig", wish: Any, num_bytes: int | None, basis: str, most: float) -> str:
     """Return the study as TOML, every key with a comment."""
-    import json
-
     from march_search.planning import beginning
     from march_search.units import duration, size
 
@@ -144,10 +139,10 @@ def _text(config: "StudyConfig", wish: Any, num_bytes: int | None, basis: str, m
     lines = f"""\
 # Planned for at most {duration(most)}: {basis}.
 # All keys and their defaults: march-search keys
-question = {json.dumps(f"Which shape of {wish.budget} parameters has the lowest loss on {wish.corpus}?")}
+question = {_quoted(f"Which shape of {wish.budget} parameters has the lowest loss on {wish.corpus}?")}
 space = "auto"                   # ranges of depth, width, heads and d_ff around the budget
-budget = {json.dumps(wish.budget)}                  # parameters of every shape
-tolerance = {json.dumps(config.tolerance)}                 # allowed difference from the budget
+budget = {_quoted(wish.budget)}                  # parameters of every shape
+tolerance = {_quoted(str(config.tolerance))}                 # allowed difference from the budget
 
 [search]
 strategy = "design"              # shapes that are as different as possible
@@ -165,7 +160,7 @@ confidence = 0.95                # further seeds, until the leader is separated 
 max_seeds = {config.confirm.max_seeds}                    # most seeds per shape
 
 [data]
-corpus = {json.dumps(data.corpus)}   # {text} of text
+corpus = {_quoted(data.corpus)}   # {text} of text
 vocab_size = {data.vocab_size}                 # trained on the corpus; the space takes it from here
 sequence_length = {data.sequence_length}             # tokens per example; {lengths}
 noise_density = {data.noise_density}              # part of an example that the model has to restore
@@ -178,16 +173,23 @@ global_batch_tokens = {training.global_batch_tokens:_}        # tokens per optim
 learning_rate = {training.learning_rate:g}            # usual for this size; [search] learning_rates tries several
 schedule = "linear"              # falls to 0 at the end
 warmup_tokens = {training.warmup_tokens:_}           # rises from 0 over {beginning.WARMUP_STEPS} steps
-precision = {json.dumps(training.precision)}               # {hardware}
+precision = {_quoted(training.precision)}               # {hardware}
 evaluations = {training.evaluations}                  # per trial
 checkpoints = {training.checkpoints}                  # per trial; an interrupted trial resumes from the last
 
 [devices]
-kind = {json.dumps(config.devices.kind)}  # cpu, or cuda for GPUs
+kind = {_quoted(config.devices.kind)}  # cpu, or cuda for GPUs
 ranks = 1                        # processes per trial
 parallel_trials = {config.devices.parallel_trials}              # {cores}
 """
     return "\n".join(_aligned(line) for line in lines.splitlines()) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as TOML writes it. TOML refuses the pairs of escapes by which JSON writes an emoji."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _aligned(line: str) -> str:

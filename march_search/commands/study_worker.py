@@ -91,6 +91,8 @@ def run_proxy(options: argparse.Namespace) -> int:
     from march_search.processes import Signals
     from march_search.storage import study_storage
 
+    if not 1 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: use a number from 1 to 65535.")
     url = resolve_storage(options.storage) or ""
     if not options.storage.startswith("env:"):
         raise UsageError("storage-proxy reads its URL from an environment variable, to keep it private: use env:NAME.")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from march_search.config.search_config import ADAPTIVE, OBJECTIVES, ConfirmConfig, PrunerConfig, SearchConfig
     from march_search.config.study_config import BlockConfig, StudyConfig, TrialConfig
     from march_search.config.tracking_config import TrackingConfig
-    from march_search.config.training_config import TrainingConfig, spread
+    from march_search.config.training_config import TrainingConfig
 
 __all__ = [
     "ADAPTIVE",
@@ -27,7 +27,6 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "TrialConfig",
-    "spread",
 ]
 
 _HOMES = {
@@ -44,7 +43,6 @@ _HOMES = {
     "TrackingConfig": "tracking_config",
     "TrainingConfig": "training_config",
     "TrialConfig": "study_config",
-    "spread": "training_config",
 }
 """Module of each exported name."""
 

@@ -11,7 +11,8 @@ SHOWN = 4
 def in_current_keys(settings: Mapping[str, Any], is_started: bool = False) -> dict[str, Any]:
     """Return a study's settings with the keys of today: `race` of `[search]` became `[confirm]` without a limit.
 
-    A study that was started before `[confirm]` existed ends with its search unless it had a `race`.
+    A study that was started before `[confirm]` existed gets `max_seeds = 1`, so that it ends with its search, unless it
+    had a `race`.
     """
     search, confirm = settings.get("search"), settings.get("confirm")
     race = search.get("race") if isinstance(search, dict) else None

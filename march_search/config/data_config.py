@@ -11,6 +11,9 @@ from march_search.errors import ConfigError
 SENTINELS = 100
 """Number of sentinels, `<extra_id_0>` to `<extra_id_99>`, each for one corrupted span. Their ids are consecutive."""
 
+LEAST_VOCABULARY = 384
+"""Smallest vocabulary of a trained tokenizer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -88,8 +91,11 @@ class DataConfig:
             yield (
                 "[data]: tokenizer_corpus and split_digits apply only to a trained tokenizer: remove them or tokenizer."
             )
-        if self.tokenizer is None and self.vocab_size < 384:
-            yield f"[data]: vocab_size must be at least 384 (256 bytes, 102 special tokens), not {self.vocab_size}."
+        if self.tokenizer is None and self.vocab_size < LEAST_VOCABULARY:
+            yield (
+                f"[data]: vocab_size must be at least {LEAST_VOCABULARY} (256 bytes, 102 special tokens), not "
+                f"{self.vocab_size}."
+            )
         if not 0 < self.validation_fraction < 0.5:
             yield f"[data]: validation_fraction must be in (0, 0.5), not {self.validation_fraction}."
         if self.validation_sequences < 2:

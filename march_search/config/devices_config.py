@@ -32,7 +32,8 @@ class DevicesConfig:
     `name slots=8` per host, with at least `ranks / nodes` slots. Each host must be reachable by ssh without a password;
     `user@name` logs in as that user."""
     port: int | None = None
-    """Port on the first machine at which launched ranks connect; None picks a free port. Unused by `own`."""
+    """Port on the first machine at which launched ranks connect, from 1 to 65535; None picks a free port. Unused by
+    `own`."""
     threads: int | None = None
     """CPU threads per rank, at least 1; None divides the machine's cores evenly between ranks and parallel trials."""
     parallel_trials: int = 1
@@ -65,6 +66,8 @@ class DevicesConfig:
                 f'[devices]: launcher = "{self.launcher}" gives all devices to one trial: parallel_trials must be 1, '
                 f"not {self.parallel_trials}."
             )
+        if self.port is not None and not 1 <= self.port <= 65535:
+            yield f"[devices]: port must be from 1 to 65535, not {self.port}."
         if self.hang_seconds < 0:
             yield f"[devices]: hang_seconds must not be negative, got {self.hang_seconds}; set 0 to disable."
 

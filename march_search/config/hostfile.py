@@ -14,7 +14,9 @@ _HOST = re.compile(r"(?:[\w.-]+@)?([\w.-]+|[\da-f]*:[\da-f]*:[\da-f:.]*)", re.AS
 
 
 def addresses(devices: DevicesConfig) -> list[str]:
-    """Return the addresses of the hosts of a trial, in order; empty if DeepSpeed's launcher does not start the ranks.
+    """Return the addresses of all hosts in the file, in order; a trial uses the first `nodes`.
+
+    Empty if DeepSpeed's launcher does not start the ranks.
 
     The host file has one line `name slots=8` per host. `user@name` is reached as that user, at the address `name`.
 

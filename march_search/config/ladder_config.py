@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from march_search.config.counts import parse_operations, parse_parameters
 from march_search.config.halving import SizeHalving
-from march_search.config.loader import NumberText, refuse
+from march_search.config.loader import NumberText, not_finite, refuse
 from march_search.errors import BudgetError, shown
 
 _SIZE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}")
@@ -112,6 +112,7 @@ class LadderConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings."""
+        refuse(not_finite(self, "ladder"))
         refuse(self._faults())
 
     @property

@@ -22,7 +22,8 @@ def cache_bytes_per_token(a: Any, setup: Setup) -> Any:
     """Return the bytes of the key/value cache of one sequence divided by its `sequence_length` tokens.
 
     A layer keeps a key and a value of width J per token; a layer with a window only those of its last positions.
-    An encoder-decoder also keeps those of cross-attention, for the positions that its encoder has left.
+    An encoder-decoder also keeps those of cross-attention, for the positions that the encoder, or with cross-attention
+    by layer the encoder layer of the same number, has.
     """
     return setup.scalar_bytes * _cached_scalars(a, setup) / setup.sequence_length
 
@@ -79,11 +80,12 @@ def _cached_scalars(a: Any, setup: Setup) -> Any:
     """Return the keys and values of one sequence."""
     length = setup.sequence_length
     _, num_layers = parameters.stacks(a)[-1]
-    source = 0 if a.structure == "decoder-only" else flops.reduced_length(length, a.length_reduction)
+    reduced = 0 if a.structure == "decoder-only" else flops.reduced_length(length, a.length_reduction)
+    groups = parameters.layer_groups(a, num_layers)
     total: Any = 0
-    for group in parameters.layer_groups(a, num_layers):
-        kept = flops.seen_keys(length, group.window, is_causal=True) + source
-        total = total + group.applied * 2 * kept * group.key_value_inner
+    for group, full in zip(groups, flops.full_reads(a, groups), strict=True):
+        kept = group.applied * (flops.seen_keys(length, group.window, is_causal=True) + reduced)
+        total = total + 2 * (kept + full * (length - reduced)) * group.key_value_inner
     return total
 
 

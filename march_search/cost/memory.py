@@ -11,7 +11,7 @@ from march_search.architecture.block import layer_counts
 from march_search.architecture.parameters import LayerGroup
 from march_search.config.deepspeed_config import BUCKET_ELEMENTS
 from march_search.cost.setup import Setup
-from march_search.cost.speed import positions, scores_per_token
+from march_search.cost.speed import Layers, positions, scores_per_token, stack_layers
 
 USABLE = 0.9
 """Fraction of a device's memory that a trial may fill; contexts, workspaces and fragmentation take the rest."""
@@ -132,41 +132,39 @@ def document_bytes(a: Any, setup: Setup) -> Any:
 def _stack_bytes(a: Any, setup: Setup, stack: str, num_layers: int) -> Any:
     """Return the bytes that autograd keeps in one stack for one example."""
     (source, reduced, target), width = positions(a, setup), setup.scalar_bytes
-    encoder = stack == "encoder"
-    length, memory_length = (source, 0) if encoder else (target, reduced)
-    layers = [
-        (run, _layer_bytes(a, run, reduced if encoder and run.second_half else length, memory_length, width))
-        for run in parameters.layer_groups(a, num_layers)
-    ]
+    first, last = (source, reduced) if stack == "encoder" else (target, target)
+    kept = [(layer, _layer_bytes(a, layer, width)) for layer in stack_layers(a, setup, stack, num_layers)]
     if setup.checkpointing:
         largest: Any = 0
         total: Any = 0
-        for run, size in layers:
-            total = total + run.applied * run.width * length * width
+        for (group, *_), size in kept:
+            total = total + group.applied * group.width * first * width
             largest = np.maximum(largest, size)
         total = total + largest
     else:
-        total = sum(run.applied * size for run, size in layers)
-    return total + 3 * a.d_model * (reduced if encoder else length) * width
+        total = sum(layer.group.applied * size for layer, size in kept)
+    return total + 3 * a.d_model * last * width
 
 
-def _layer_bytes(a: Any, run: LayerGroup, length: int, memory_length: int, width: int) -> Any:
-    """Return the bytes that a layer with `length` positions keeps; `memory_length` counts encoder output positions."""
-    queries_keys, again = run.inner + run.key_value_inner, (a.position == "rotary") + (a.qk_norm != "none")
-    scalars = length * (4 * run.width + (2 + again) * queries_keys + _feed_forward_scalars(a, run))
-    normalisers = length * run.heads
-    if memory_length:
+def _layer_bytes(a: Any, layers: Layers, width: int) -> Any:
+    """Return the bytes that each of these layers keeps for one example."""
+    group, length, memory = layers.group, layers.length, layers.memory
+    queries_keys, again = group.inner + group.key_value_inner, (a.position == "rotary") + (a.qk_norm != "none")
+    scalars = length * (4 * group.width + (2 + again) * queries_keys + _feed_forward_scalars(a, group))
+    scalars = scalars + (layers.keys - length) * (2 * group.width + (2 + again) * group.key_value_inner)
+    normalisers = length * group.heads
+    if memory:
         own = a.cross_attention != "layer-shared"
-        scalars = scalars + length * (2 * run.width + 2 * run.inner) + memory_length * 2 * run.key_value_inner * own
-        scalars = scalars + (length * run.inner + memory_length * run.key_value_inner) * (a.qk_norm != "none")
+        scalars = scalars + length * (2 * group.width + 2 * group.inner) + memory * 2 * group.key_value_inner * own
+        scalars = scalars + (length * group.inner + memory * group.key_value_inner) * (a.qk_norm != "none")
         normalisers = 2 * normalisers
     return scalars * width + normalisers * 4
 
 
-def _feed_forward_scalars(a: Any, run: LayerGroup) -> Any:
+def _feed_forward_scalars(a: Any, group: LayerGroup) -> Any:
     """Return the scalars kept around the activation function; the backward pass of ReLU needs only its output."""
     if a.block is not None:
-        return layer_counts(a.block, run.width, a.d_ff).scalars
+        return layer_counts(a.block, group.width, a.d_ff).scalars
     if a.feed_forward_proj.startswith("gated-"):
         return 4 * a.d_ff
     return (1 if a.feed_forward_proj == "relu" else 2) * a.d_ff

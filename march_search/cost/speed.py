@@ -65,27 +65,43 @@ def positions(a: Any, setup: Setup) -> Positions:
     return Positions(lengths.input, flops.reduced_length(lengths.input, a.length_reduction), lengths.target)
 
 
-class _Layers(NamedTuple):
+class Layers(NamedTuple):
     """Equal layers of a stack, with their positions in one example."""
 
     group: LayerGroup
     length: int
     """Positions of the layer."""
+    keys: int
+    """Positions that self-attention reads: more than `length` in the layer that shortens the encoder."""
     memory: int
-    """Positions of the encoder's output that cross-attention reads; 0 in an encoder and without one."""
+    """Positions of the encoder that cross-attention reads; 0 in an encoder and without one."""
     is_causal: bool
     """Whether the layers belong to a decoder."""
 
 
-def _layers(a: Any, setup: Setup) -> Iterator[_Layers]:
-    """Yield the layers of all stacks in groups of equal ones."""
+def stack_layers(a: Any, setup: Setup, stack: str, num_layers: int) -> Iterator[Layers]:
+    """Yield the layers of one stack in groups of equal ones with equal positions."""
     source, reduced, target = positions(a, setup)
+    groups, is_shortened = parameters.layer_groups(a, num_layers), reduced < source
+    full_reads = flops.full_reads(a, groups) if is_shortened else [0] * len(groups)
+    middle = next((index for index, group in enumerate(groups) if group.second_half), None)
+    for index, (group, full) in enumerate(zip(groups, full_reads, strict=True)):
+        if stack == "decoder":
+            parts = [(full, target, target, source), (group.applied - full, target, target, reduced)]
+        elif group.second_half and is_shortened:
+            first = int(index == middle)
+            parts = [(first, reduced, source, 0), (group.applied - first, reduced, reduced, 0)]
+        else:
+            parts = [(group.applied, source, source, 0)]
+        for applied, length, keys, memory in parts:
+            if applied:
+                yield Layers(group._replace(applied=applied), length, keys, memory, stack == "decoder")
+
+
+def _layers(a: Any, setup: Setup) -> Iterator[Layers]:
+    """Yield the layers of all stacks in groups of equal ones."""
     for stack, num_layers in parameters.stacks(a):
-        for group in parameters.layer_groups(a, num_layers):
-            if stack == "encoder":
-                yield _Layers(group, reduced if group.second_half else source, 0, False)
-            else:
-                yield _Layers(group, target, reduced, True)
+        yield from stack_layers(a, setup, stack, num_layers)
 
 
 def scores_per_token(a: Any, setup: Setup, with_bias: bool = False) -> Any:
@@ -96,8 +112,8 @@ def scores_per_token(a: Any, setup: Setup, with_bias: bool = False) -> Any:
     if with_bias and a.position != "relative":
         return 0.0
     total: Any = 0
-    for group, length, memory, _ in _layers(a, setup):
-        total = total + group.applied * group.heads * length * (length + (0 if with_bias else memory))
+    for group, length, keys, memory, _ in _layers(a, setup):
+        total = total + group.applied * group.heads * length * (keys + (0 if with_bias else memory))
     return total / setup.sequence_length
 
 
@@ -108,13 +124,13 @@ def attention_flops(a: Any, setup: Setup, is_fused: bool) -> Any:
     instead of 6 (Dao et al. 2022).
     """
     total: Any = 0
-    for group, length, memory, is_causal in _layers(a, setup):
-        own = seen_keys(length, group.window, is_causal, is_fused)
+    for group, length, keys, memory, is_causal in _layers(a, setup):
+        own = computed_keys(keys, group.window, is_causal, is_fused)
         total = total + group.applied * group.inner * length * (own + memory)
     return total * (14 if is_fused else 12) / setup.sequence_length
 
 
-def seen_keys(length: int, window: int | None, is_causal: bool, is_fused: bool) -> float:
+def computed_keys(length: int, window: int | None, is_causal: bool, is_fused: bool) -> float:
     """Return the keys per query whose scores are computed: with fused attention the mean number of those it sees."""
     most = flops.seen_keys(length, window, is_causal)
     if not is_fused:
@@ -137,7 +153,7 @@ def moved_bytes(a: Any, setup: Setup) -> Any:
     """
     rotary, is_gated = a.position == "rotary", a.feed_forward_proj.startswith("gated-")
     total: Any = 0
-    for group, length, memory, _ in _layers(a, setup):
+    for group, length, _, memory, _ in _layers(a, setup):
         width, inner, key_value_inner = group.width, group.inner, group.key_value_inner
         queries_keys = (4 + 7 * rotary + 7 * (a.qk_norm != "none")) * (inner + key_value_inner)
         fed = (8 if is_gated else 4) * a.d_ff

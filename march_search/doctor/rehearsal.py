@@ -4,11 +4,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from march_search.architecture.architecture import Architecture
 from march_search.config import DataConfig, DevicesConfig, StudyConfig, TrialConfig
+from march_search.config.data_config import LEAST_VOCABULARY
 from march_search.cost import speed
 from march_search.cost.devices import Device, parse_device
 from march_search.cost.memory import memory_bytes
@@ -27,6 +29,15 @@ STEPS, WARM_UP = 6, 2
 
 STEP_SECONDS = 1.5
 """Planned duration of a step, which sets its number of sequences."""
+
+
+BATCH_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "scheduler",
+)
+"""DeepSpeed keys that follow from the tokens, the batch and the warm-up, which a rehearsed trial changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +64,14 @@ def rehearse(bench: Bench, config: StudyConfig, chosen: Candidates) -> Rehearsal
     optimizer's step is scaled to the study's batch.
 
     Raises:
-        UsageError: If the study needs GPUs and there are none.
+        UsageError: If the study needs GPUs and there are none, or its vocabulary is too small for made-up text.
         TrialError: If a trial failed or exceeded the time limit of `bench`.
     """
+    if config.data.vocab_size < LEAST_VOCABULARY:
+        raise UsageError(
+            f"[data] vocab_size is {config.data.vocab_size}, and the made-up text of a rehearsal needs "
+            f"{LEAST_VOCABULARY}: use march-search study run STUDY --dry-run, which predicts the speed."
+        )
     device = _device(bench, config)
     setup = study_setup(config, device)
     shapes = stand_ins(config, chosen)
@@ -123,6 +139,7 @@ def _trained(bench: Bench, config: StudyConfig, a: Architecture, device: Device,
         evaluate_at=(),
         checkpoints=0,
         keep_weights=False,
+        deepspeed={key: value for key, value in config.training.deepspeed.items() if key not in BATCH_KEYS},
     )
     folder = bench.folder / f"rehearsal-{a.name}"
     folder.mkdir()
@@ -158,6 +175,7 @@ def time_per_token(line: dict[str, Any], tokens: int, whole: int) -> float:
 
 def store(bench: Bench, data: DataConfig) -> Path:
     """Return a token store of made-up text for the study's vocabulary and sequence length; it is written once."""
-    work = f"tokens-{data.vocab_size}-{data.sequence_length}-{data.noise_density}-{data.mean_span_length}"
+    density = f"{Decimal(str(data.noise_density)):f}"  # without an exponent, whose sign would be a separator
+    work = f"tokens-{data.vocab_size}-{data.sequence_length}-{density}-{data.mean_span_length}"
     written = read_json(bench.folder / work / "found.json") or bench.work(work)
     return Path(written["store"])

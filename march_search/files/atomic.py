@@ -216,7 +216,7 @@ def replacing_folder(folder: Path) -> Iterator[Path | None]:
     """Yield a temporary folder that is renamed to `folder` at the end, or None if `folder` already exists.
 
     The temporary folder is next to `folder` and keeps its files if the writer is stopped or fails, so the next writer
-    finds them. Use `discard` to remove it.
+    finds them. Use `discard_folder` to remove it.
     """
     if folder.is_dir():
         yield None

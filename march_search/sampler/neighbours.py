@@ -1,8 +1,8 @@
 """Find the untried member of a feasible set that is nearest to a sampler's proposal.
 
-`FeasibleSet.nearest` compares every member. This module compares whole intervals of adjacent `d_ff` values:
-the nearest member of an interval is at the wanted `d_ff` or at one of its ends. A search of 8 million members takes a
-tenth of a second.
+`FeasibleSet.nearest` compares every member. This module compares whole intervals of adjacent `d_ff` values: the
+distance of an interval is that of the wanted `d_ff`, or of the end nearest to it; if the axis lacks that value, the
+member chosen may be off by one step. A search of 8 million members takes a tenth of a second.
 """
 
 from collections.abc import Collection, Mapping

@@ -8,7 +8,7 @@ from march_search.cost.measures import COLUMN_NAMES, PRICES
 from march_search.cost.setup import Setup
 from march_search.errors import EmptySetError
 from march_search.space.axes import rule_names
-from march_search.space.feasible_set import Selection
+from march_search.space.feasible_set import CHUNK, Selection
 from march_search.space.infeasible import solve_or_explain
 from march_search.space.members import MEASURES
 from march_search.space.rules import Rule
@@ -42,12 +42,14 @@ def solve_where(space: SearchSpace, rules: Sequence[Rule], measured: Sequence[Ru
         return found
     kept = found.where(measured, setup)
     if not len(kept):
-        members = found.members()
         names = sorted({name for rule in measured for name in rule.names & {*MEASURES}})
-        ranges = []
-        for name in names:
-            values = members.measure(name, setup)
-            ranges.append(f"{name} is between {values.min():.6g} and {values.max():.6g}")
+        ends: dict[str, list[float]] = {name: [] for name in names}
+        for start in range(0, len(found), CHUNK):
+            members = found.decode(found.numbers(start, start + CHUNK))
+            for name in names:
+                values = members.measure(name, setup)
+                ends[name] += [values.min(), values.max()]
+        ranges = [f"{name} is between {min(ends[name]):.6g} and {max(ends[name]):.6g}" for name in names]
         texts = " and ".join(rule.text for rule in measured)
         raise EmptySetError(
             f"None of the {len(found):,} architectures in the space {space.name} with {space.condition} meets {texts}: "

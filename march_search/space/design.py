@@ -9,9 +9,6 @@ from march_search.errors import ConfigError, nearest
 from march_search.space.axes import AXES
 from march_search.space.members import Members
 
-POOL = 20_000
-"""Number of candidates for a design; a larger set is sampled uniformly first."""
-
 
 def spread_members(members: Members, n: int, by: Sequence[str], strata: Sequence[str]) -> NDArray[np.int64]:
     """Return the indices of `n` members spread over the axes `by`; every prefix of the result is a design.
@@ -45,12 +42,12 @@ def _coordinates(members: Members, axes: Sequence[str]) -> NDArray[np.float64]:
     columns = []
     for axis in axes:
         values = members.axis(axis)
-        if values.dtype.kind in "iuf" and values.dtype != bool:
+        if values.dtype.kind in "iuf":
             logs = np.log2(np.maximum(values.astype(np.float64), 1e-3))
             columns.append((logs - logs.min()) / (np.ptp(logs) or 1.0))
         else:
             columns += [0.5 * (values == value) for value in np.unique(values)]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(members.d_ff), 1))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(members), 1))
 
 
 def _spread(points: NDArray[np.float64], n: int, strata: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from march_search.architecture.architecture import DEFAULTS, Architecture
 from march_search.errors import ConfigError, EmptySetError, nearest, shown
-from march_search.space.axes import AXES, rule_values
+from march_search.space.axes import AXES, axis_values, rule_values
 from march_search.space.feasible_set import FeasibleSet
 from march_search.space.limits import KINDS
 from march_search.space.members import Members, Numbers
@@ -50,17 +50,30 @@ class Direction:
         try:
             rule = Rule.parse(whole, DEFAULTS)
         except ConfigError as error:
-            fault = str(error).replace(f"the rule {shown(whole)}", f"the direction {shown(text)}")
-            raise ConfigError(fault) from None
+            raise _about_direction(error, whole, text) from None
         if not rule.names or any(sign in text for sign in "=<>"):
             raise ConfigError(f'"{text}" is not a direction: use an expression of fields such as d_model / num_layers.')
         return cls(rule, text, aim)
 
     def octaves(self, shape: Any) -> Any:
-        """Return log2(value / aim) for a shape, whose numbers may be arrays; infinite if the value is not positive."""
-        value = np.asarray(self.rule.left(rule_values(vars(shape))), float)
+        """Return log2(value / aim) for a shape, whose numbers may be arrays; infinite if the value is not positive.
+
+        Raises:
+            ConfigError: If the expression is text, or uses text as a number.
+        """
+        try:
+            value = np.asarray(self.rule.left(rule_values(vars(shape))))
+        except ConfigError as error:
+            raise _about_direction(error, self.rule.text, self.text) from None
+        if value.dtype.kind not in "biuf":
+            raise ConfigError(f"the direction {shown(self.text)} is text, not a number: use fields such as d_model.")
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(value > 0, np.log2(value / self.aim), np.inf)
+
+
+def _about_direction(error: ConfigError, rule: str, text: str) -> ConfigError:
+    """Return the error about the rule of a direction as one about the direction."""
+    return ConfigError(str(error).replace(f"the rule {shown(rule)}", f"the direction {shown(text)}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +103,21 @@ def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[
             "differ by size: remove it from [budget]."
         )
     wanted = [Direction.parse(text, aim) for text, aim in directions.items()]
-    for field, value in fields.items():
+    for field in fields:
         if field not in AXES:
             raise ConfigError(f'unknown field "{field}". {nearest(field, AXES)}')
+    exact = {field: _as_axis_value(field, value) for field, value in fields.items()}
+    for field, value in exact.items():
         if not any(value == known and type(value) is type(known) for known in space.axes[field]):
-            known = ", ".join(map(str, space.axes[field][:8]))
-            raise ConfigError(f"the space {space.name} has no {field} = {value}, only {known}: add it to the space.")
-    fixed = {axis: space.axes[axis][0] for axis in AXES if axis not in SHAPE} | dict(fields)
+            known = ", ".join("none" if known is None else str(known) for known in space.axes[field][:8])
+            raise ConfigError(
+                f"the space {space.name} has no {field} = {fields[field]}, only {known}: add it to the space."
+            )
+    fixed = {axis: space.axes[axis][0] for axis in AXES if axis not in SHAPE} | exact
     found = solve(replace(space, axes=space.axes | {axis: (value,) for axis, value in fixed.items()}))
     if not len(found):
-        exact = ", ".join(f"{field} = {value}" for field, value in fields.items())
-        raise EmptySetError(f"no architecture with {exact or 'these rules'} has {found.condition}: widen the space.")
+        words = ", ".join(f"{field} = {value}" for field, value in fields.items())
+        raise EmptySetError(f"no architecture with {words or 'these rules'} has {found.condition}: widen the space.")
     chosen = nearest_member(found, wanted)
     missed = []
     for direction in wanted:
@@ -108,6 +125,12 @@ def follow(space: SearchSpace, directions: Mapping[str, float], fields: Mapping[
         if abs(octaves) > KEPT:
             missed.append(f"{direction.text} is {direction.aim * 2**octaves:.3g}, not {direction.aim:g}")
     return FollowedArm(architecture=chosen, missed=tuple(missed))
+
+
+def _as_axis_value(field: str, value: Any) -> Any:
+    """Return the value of a field as a space file reads it, such as 500000.0 for 500000; unchanged if it refuses it."""
+    values = axis_values(field, [value], [])
+    return values[0] if values else value
 
 
 def nearest_member(found: FeasibleSet, directions: Sequence[Direction]) -> Architecture:

@@ -219,7 +219,7 @@ class Picked(Selection):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FeasibleSet(Selection):
-    """All feasible architectures, in the order of the axes in `space.AXES`; the last axis, `d_ff`, changes fastest.
+    """All feasible architectures, in the order of the axes in `axes.AXES`; the last axis, `d_ff`, changes fastest.
 
     The set stores one row per interval of `d_ff` values, not the architectures themselves.
     """

@@ -158,7 +158,7 @@ class Mesh:
 
 
 class BlockForm(NamedTuple):
-    """How the counts of one layer with one's own block depend on `d_ff`, over all its values and at every width."""
+    """How the counts of one layer with a user's block depend on `d_ff`, over all its values and at every width."""
 
     params_is_line: bool
     """Whether the parameters rise linearly."""
@@ -218,12 +218,12 @@ class Family:
 
     def _rise(self, shape: SimpleNamespace, num_layers: int, budget: Budget) -> tuple[Any, int]:
         """Return the slope in `d_ff` of the feed-forward parameters of a stack, and a `d_ff` at which it holds."""
-        runs = parameters.layer_groups(shape, num_layers)
+        groups = parameters.layer_groups(shape, num_layers)
         if shape.block is None:
-            return parameters.feed_forward_line(shape, runs)[1], 1
+            return parameters.feed_forward_line(shape, groups)[1], 1
         first, second = self.d_ff[:2].tolist()
         low, high = (
-            parameters.feed_forward(SimpleNamespace(**(vars(shape) | {"d_ff": d_ff})), runs, budget.count == "active")
+            parameters.feed_forward(SimpleNamespace(**(vars(shape) | {"d_ff": d_ff})), groups, budget.count == "active")
             for d_ff in (first, second)
         )
         return (high - low) // (second - first), first
@@ -263,15 +263,15 @@ class Family:
         """Yield the (n,) parameter counts at each value of `d_ff`, for a block whose formula is not linear."""
         is_active = budget.count == "active"
         rest: Any = sum(parameters.embedding_groups(shape).values()) if budget.count != "non-embedding" else 0
-        runs = [parameters.layer_groups(shape, num_layers) for _, num_layers in parameters.stacks(shape)]
+        layers = [parameters.layer_groups(shape, num_layers) for _, num_layers in parameters.stacks(shape)]
         shape.d_ff = int(self.d_ff[0])
-        for (stack, num_layers), own in zip(parameters.stacks(shape), runs, strict=True):
+        for (stack, num_layers), own in zip(parameters.stacks(shape), layers, strict=True):
             groups = parameters.stack_groups(shape, stack, num_layers, is_active)
             rest = rest + sum(groups.values()) - parameters.feed_forward(shape, own, is_active)
         rest = self.flat(rest)
         for d_ff in self.d_ff.tolist():
             shape.d_ff = d_ff
-            yield rest + self.flat(sum(parameters.feed_forward(shape, own, is_active) for own in runs))
+            yield rest + self.flat(sum(parameters.feed_forward(shape, own, is_active) for own in layers))
 
     def release(self) -> None:
         """Drop the arrays that only the search needs."""

@@ -2,8 +2,8 @@
 
 FLOPs are met within the tolerance, or at most if the number starts with `<=`. Hours, bytes and cache are at most. The
 measure of every kind never falls as `d_ff` rises, so the widths that meet a budget at one grid point are one interval,
-whose ends `Limit.inside` finds: the budget is inverted, and no architecture is left out. Only one's own block may have
-a formula that falls; `grid.py` then checks every width.
+whose ends `Limit.inside` finds: the budget is inverted, and no architecture is left out. Only the formula of
+a user's block may fall; `grid.py` then checks every width.
 """
 
 from collections.abc import Callable, Mapping, Sequence

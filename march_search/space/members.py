@@ -1,7 +1,7 @@
 """Calculate axes, costs and distances of many members of a feasible set without building each `Architecture`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,7 +93,10 @@ class Members:
             known = (*MEASURES, *AXES, *self.block_fields)
             raise UsageError(f'cannot order architectures by "{name}". {nearest(name, known)}')
         values = self.axis(name)
-        return values if values.dtype.kind in "iuf" else np.unique(values, return_inverse=True)[1]
+        if values.dtype.kind in "iuf":
+            return values
+        whole_set = replace(self, combination=np.arange(len(self.combinations)))  # so that ranks of parts agree
+        return np.searchsorted(np.unique(whole_set.axis(name)), values)
 
     def difference(self) -> NDArray[Any]:
         """Return the (n,) differences from the parameter budget, else from the first budget of another kind."""
@@ -158,9 +161,11 @@ class Members:
                 total += values.astype(str) != str(target or 0)
             elif axis == "logit_softcap":
                 total += values != (target or 0)
+            elif isinstance(target, str):  # NumPy turns a list of numbers and text into text
+                total += values.astype(str) != target
             elif values.dtype.kind == "i" and not isinstance(target, bool):
                 total += (np.log2(np.maximum(values, 1)) - np.log2(target or 1)) ** 2
-            else:  # NumPy turns a list of numbers and text into text
+            else:
                 total += values != (str(target) if values.dtype.kind == "U" else target)
         return np.sqrt(total)
 

@@ -80,7 +80,9 @@ class SearchSpace:
         return replace(self, budget=budget)
 
     def with_limits(self, tolerance: str | None = None, **values: Any) -> "SearchSpace":
-        """Return a copy with budgets of other kinds than parameters added or replaced; those of one kind replace it.
+        """Return a copy with budgets of other kinds than parameters added.
+
+        A new budget replaces the one of the same kind.
 
         Args:
             tolerance: Tolerance of FLOPs; None keeps that of the parameter budget, else 1.5%.

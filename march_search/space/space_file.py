@@ -104,17 +104,17 @@ def parse_space(table: dict[str, Any], source: str) -> dict[str, Any]:
         except ConfigError as error:
             faults += error.faults
     axes = _axes(parsed.axes, block, faults)
-    rules, budget, limit = [], None, parsed.budget
+    rules, budget, amounts = [], None, parsed.budget
     for text in parsed.rules:
         try:
             rules.append(Rule.parse(text, rule_names(block)))
         except ConfigError as error:
             faults += error.faults
     try:
-        budget = limit.budget() if limit else None
+        budget = amounts.budget() if amounts else None
     except BudgetError as error:
         faults.append(str(error))
-    limits, trial = limit.others(faults) if limit else ((), {})
+    limits, trial = amounts.others(faults) if amounts else ((), {})
     if faults:
         raise ConfigError.of_file(source, faults)
     return {
