@@ -441,7 +441,7 @@ def test_prices_on_the_cpu_of_a_space_file_are_those_of_this_machine(tmp_path: P
     text = (shipped_folder("spaces") / "cpu-demo.toml").read_text()
     assert text.count("[budget]\n") == 1
     (tmp_path / "own.toml").write_text(
-        text.replace("[budget]\n", '[budget]\nbytes_per_device = "1GB"\ndevice = "cpu"\n')
+        text.replace("[budget]\n", '[budget]\nbytes_per_device = "1GB"\ndevice = "cpu"\nprecision = "fp32"\n')
     )
     words = ("solve", "--space", str(tmp_path / "own.toml"), "--top", "1", "--format", "json")
     [row] = json_of(command(*words))["architectures"]
