@@ -212,4 +212,4 @@ def _basis(sides: Sequence[SizeLosses], assumed: float | None) -> str:
 
 def _chance(risk: float) -> str:
     """Return a risk in percent; no estimate is certain."""
-    return "less than 1%" if risk < 0.01 else whole_percent(risk)
+    return "less than 1%" if risk < 0.01 else "more than 99%" if risk > 0.99 else whole_percent(risk)
