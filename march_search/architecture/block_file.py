@@ -6,7 +6,6 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,6 +98,8 @@ def _path_of(module: str) -> Path:
 
 def _points(module: str) -> Iterable[Any]:
     """Return the entry points with this name."""
+    from importlib.metadata import entry_points  # here, because it takes as long to load as a tenth of numpy
+
     return entry_points(group=GROUP, name=module)
 
 
