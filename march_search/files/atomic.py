@@ -198,7 +198,7 @@ def expanded(name: str) -> Path:
     """Return a path with `~` and `~user` replaced by the home folder.
 
     Raises:
-        DataError: If there is no such user, or the user has no home folder.
+        DataError: If the user does not exist or has no home folder.
     """
     try:
         return Path(name).expanduser()

@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def _total(self) -> int:
-        """Number of trials that a sampler chooses in all; 0 if there is no sampler."""
+        """Number of trials that the sampler chooses in all; 0 without a sampler."""
         return self._job.propose.total if self._job.propose else 0
 
     def _grows(self, trials: list[FrozenTrial]) -> bool:
