@@ -67,7 +67,7 @@ class MeasuredCpu:
     def plan(self, config: StudyConfig, chosen: Candidates, rate: float | None = None) -> dict[str, Any]:
         """Return the predicted cost of a study, as `price.priced_plan`, with the least and the most seconds.
 
-        The seconds of each phase include the starts of its trials. The range is None if the confirmation is not limited.
+        The seconds of each phase include the starts of its trials. The range is None if the confirmation has no limit.
         """
         plan = price.priced_plan(config, chosen, self.device, rate)
         least, _, most = self.seconds(config, plan)

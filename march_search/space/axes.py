@@ -60,7 +60,7 @@ def rule_names(block: Block | None) -> dict[str, Any]:
 def rule_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of all fields as a rule sees them, those of a block included, where none of them is None.
 
-    `num_decoder_layers` is the number of layers of the only or second stack, and `num_key_value_heads` that of all heads.
+    `num_decoder_layers` is the number of layers of the only or second stack, `num_key_value_heads` that of all heads.
     Without a bottleneck, `d_bottleneck` equals `d_model`. A missing window and a missing bound of the logits are 0.
     """
     instead = {
